@@ -20,6 +20,9 @@ from pipeline.sources.parquet.columns import is_below
 MAX_BATCH_BYTES = 128 << 20
 _USUAL_RATIO = 100
 """Text compresses three to ten times; what is smaller than a hundredth repeats itself."""
+_PREFIXES = "DELTA_BYTE_ARRAY"
+_FEW_PREFIXED = 16
+"""Rows of columns with such values that are read at once: each may have all stored bytes."""
 _NUMBER_BYTES = 8
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
 
@@ -45,8 +48,11 @@ class _Group:
     index: int
     num_rows: int
     stored_bytes: float
-    """Unpacked; a row, and all rows together, hold no more but by references to a dictionary."""
+    """Unpacked; a row, and all rows together, hold no more but by references to a dictionary, or by
+    prefixes that values share with those before them."""
     packed_bytes: int
+    prefixed_bytes: float
+    """Of a row at most, in columns that store such prefixes once."""
     row_bytes: float
     """Of a row, the lists of numbers: in the mean."""
     dictionaries: Sequence[tuple[_Leaf, pq.ColumnChunkMetaData]]
@@ -78,10 +84,13 @@ def rows_within(
         return num_rows
     row_groups = [_group(parquet.metadata, index, leaves) for index in groups]
     rows = num_rows
+    is_usual = all(g.stored_bytes <= _USUAL_RATIO * g.packed_bytes for g in row_groups)
     if _stored_at_once(row_groups, num_rows) > MAX_BATCH_BYTES:
-        is_usual = all(g.stored_bytes <= _USUAL_RATIO * g.packed_bytes for g in row_groups)
         rows = min(num_rows, few_rows if is_usual else 1)
     most = min(num_rows, sum(group.num_rows for group in row_groups))
+    prefixed = max(group.prefixed_bytes for group in row_groups)
+    if most * prefixed > MAX_BATCH_BYTES:
+        rows = min(rows, max(_FEW_PREFIXED if is_usual else 1, int(MAX_BATCH_BYTES / prefixed)))
     longest = max(_longest(open_as_dictionaries, group, most) for group in row_groups)
     row_bytes = longest + max(group.row_bytes for group in row_groups)
     if min(rows, most) * row_bytes > MAX_BATCH_BYTES:
@@ -113,7 +122,7 @@ def _varying(parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[_Leaf]
 def _group(metadata: pq.FileMetaData, index: int, leaves: Sequence[_Leaf]) -> _Group:
     group = metadata.row_group(index)
     num_rows = max(1, group.num_rows)
-    stored, packed, row_bytes, most_values = 0.0, 0, 0.0, 1.0
+    stored, packed, prefixed, row_bytes, most_values = 0.0, 0, 0.0, 0.0, 1.0
     dictionaries: list[tuple[_Leaf, pq.ColumnChunkMetaData]] = []
     for leaf in leaves:
         chunk = group.column(leaf.index)
@@ -122,12 +131,14 @@ def _group(metadata: pq.FileMetaData, index: int, leaves: Sequence[_Leaf]) -> _G
         if not leaf.is_bytes:
             size = max(size, float(_NUMBER_BYTES * chunk.num_values))
             row_bytes += _NUMBER_BYTES * values
+        if leaf.is_bytes and _PREFIXES in chunk.encodings:
+            prefixed += values * size
         if leaf.varies:
             stored, packed = stored + size, packed + chunk.total_compressed_size
         if leaf.is_bytes and not leaf.stays and _has_dictionary(chunk):
             dictionaries.append((leaf, chunk))
             most_values = max(most_values, values)
-    return _Group(index, num_rows, stored, packed, row_bytes, dictionaries, most_values)
+    return _Group(index, num_rows, stored, packed, prefixed, row_bytes, dictionaries, most_values)
 
 
 def _has_dictionary(chunk: pq.ColumnChunkMetaData) -> bool:

@@ -106,6 +106,18 @@ def test_rows_of_more_than_2_gib_come_in_pieces_and_none_is_lost(tmp_path: Path,
     assert peak < 5 * extents.MAX_SLICE_BYTES
 
 
+@pytest.mark.slow
+def test_values_that_share_prefixes_do_not_fill_memory(tmp_path: Path):
+    texts = repeated("x" * 20 * MIB, 60).dictionary_decode()
+    pq.write_table(pa.table({"image": [b"x"] * 60, "t": texts}), tmp_path / "a.parquet",
+                   compression="zstd", use_dictionary=["image"],
+                   column_encoding={"t": "DELTA_BYTE_ARRAY"})  # fmt: skip
+    del texts
+    errors, _, peak, _ = read_apart(tmp_path, 64, pass_through=["t"])
+    assert errors == {"too_large": 60}
+    assert peak < 6 * MAX_BATCH_BYTES
+
+
 def test_a_huge_row_group_is_streamed(tmp_path: Path):
     image = np.random.default_rng(0).bytes(100_000)
     images = pa.array([image]).take(pa.array([0] * 1000))
@@ -189,6 +201,10 @@ def test_fewer_rows_are_read_where_they_may_be_large(monkeypatch: pytest.MonkeyP
     assert rows_of(pa.table({"t": neighbours}), 64, use_dictionary=False, **plain) == 1
     noise = [np.random.default_rng(row).bytes(half // 4) for row in range(9)]
     assert rows_of(pa.table({"t": [*noise, *[b"d"] * 100]}), 64, use_dictionary=False) == 7
+    prefixes = {"use_dictionary": False, "column_encoding": {"t": "DELTA_BYTE_ARRAY"}}
+    assert rows_of(pa.table({"t": ["x" * half] * 100}), 64, compression="zstd", **prefixes) == 1
+    assert rows_of(pa.table({"t": [noise[0]] * 100}), 64, **prefixes) == 16
+    assert rows_of(pa.table({"t": ["x" * 100] * 100}), 64, **prefixes) == 64
 
 
 @examples(60)
