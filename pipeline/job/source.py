@@ -124,9 +124,9 @@ class Source(Section):
     audio_extensions: tuple[Extension, ...] = ENCODED["audio"].extensions
     """With `input: audio`: the clip of a key is its member with the first of these that it has."""
     casts: dict[str, str] = Field(default_factory=dict)
-    """Declared types of pass-through columns, by their published names (`taken_at: timestamp[us]`);
-    without, the shards say them, and of csv all are text. A value that does not fit costs its
-    row, and so does a text that does not spell one exactly."""
+    """Declared types of pass-through columns, by their published names (`taken_at: timestamp[us,
+    tz=UTC]`, `price: decimal128(18, 2)`); without, the shards say them, and of csv all are text. A
+    value that does not fit costs its row, and so does a text that does not spell one exactly."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
     """An encoded image, or clip of sound, of more bytes is quarantined as `too_large` without being
     decoded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import decimal
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -144,6 +145,12 @@ CASTS: Sequence[tuple[str, str, Any]] = [
     ("date32", "31.01.2026", None),
     ("timestamp[us]", "2026-01-31 09:00", MOMENT.replace(tzinfo=None)),
     ("timestamp[us]", "1700000000", None),
+    ("timestamp[us, tz=UTC]", "2026-01-31T09:00:00Z", MOMENT),
+    ("timestamp[ms, tz=Europe/Berlin]", "2026-01-31T10:00:00+01:00", MOMENT),
+    ("timestamp[us,tz=+01:00]", "2026-01-31T09:00:00", None),
+    ("decimal128(38, 18)", "0.123456789012345678", decimal.Decimal("0.123456789012345678")),
+    ("decimal128(20,2)", "0.123", None),
+    ("decimal128(4, 2)", "123.4", None),
 ]
 
 
@@ -153,6 +160,8 @@ def test_a_declared_cast_gives_the_value_that_is_spelt_or_costs_the_row(
     form: str, dtype: str, text: str, value: Any, tmp_path: Path
 ):
     lines = {"csv": f't,v\na,"{text}"\n', "jsonl": json.dumps({"t": "a", "v": text})}
+    if "decimal" in dtype:
+        lines["jsonl"] = f'{{"t": "a", "v": {text}}}'
     (tmp_path / f"a.{form}").write_text(lines[form])
     rows = read(tmp_path, form, ["v"], casts={"v": dtype})
     assert rows.column("as_written_v").to_pylist() == [value]

@@ -7,6 +7,8 @@ Arrow functions that real columns pass, and must come back with the same type.
 from __future__ import annotations
 
 import io
+import re
+import zoneinfo
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -118,18 +120,36 @@ def type_trouble(dtype: pa.DataType) -> str:
     return "" if kept == dtype else f"Parquet keeps it as {kept}"
 
 
+_ZONED = re.compile(r"timestamp\[(s|ms|us|ns), ?tz=([^\]]+)\]")
+_OFFSET = re.compile(r"[+-]\d\d:\d\d")
+_DECIMAL = re.compile(r"decimal(32|64|128|256)\((\d+), ?(-?\d+)\)")
+
+
+def _with_parameters(alias: str) -> pa.DataType | None:
+    """Return a type whose name Arrow writes but does not read; None for any other one."""
+    if zoned := _ZONED.fullmatch(alias):
+        if not _OFFSET.fullmatch(zoned[2]):
+            zoneinfo.ZoneInfo(zoned[2])  # raises if there is none
+        return pa.timestamp(zoned[1], tz=zoned[2])
+    if number := _DECIMAL.fullmatch(alias):
+        make = getattr(pa, f"decimal{number[1]}")
+        return make(int(number[2]), int(number[3]))
+    return None
+
+
 def parse_type(column: str, alias: str) -> pa.DataType:
-    """Read a type's name as Arrow spells it, for instance `int64` or `timestamp[us]`.
+    """Read a type's name as Arrow spells it, as `timestamp[us, tz=UTC]`.
 
     Raises:
         JobError: Arrow has no such type, or it cannot be published.
     """
     where = f"source.casts.{column} = {alias!r}"
     try:
-        dtype = pa.type_for_alias(alias)
-    except ValueError:
+        dtype = _with_parameters(alias) or pa.type_for_alias(alias)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
         raise JobError(
-            f"{where}: no Arrow type; write int64, double, string, date32, timestamp[us], ..."
+            f"{where}: no Arrow type; write int64, double, string, date32, timestamp[us], "
+            "timestamp[us, tz=UTC], decimal128(38, 9), ..."
         ) from None
     if trouble := type_trouble(dtype):
         raise JobError(f"{where}: {trouble}; declare another type")

@@ -93,6 +93,14 @@ def test_a_folder_names_a_column_before_its_lines(tmp_path: Path):
             "a list of numbers that is not passed through",
         ),
         ({"pass_through": ("t",), "casts": {"t": "int63"}}, "source.casts.t = 'int63'"),
+        (
+            {"pass_through": ("t",), "casts": {"t": "timestamp[us, tz=Mars]"}},
+            "tz=Mars.': no Arrow type; write .*timestamp.us, tz=UTC.",
+        ),
+        (
+            {"pass_through": ("t",), "casts": {"t": "decimal128(99, 2)"}},
+            "decimal128.99, 2.': no Arrow type",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(fields: dict[str, Any], words: str, tmp_path: Path):
