@@ -115,7 +115,8 @@ class Source(Section):
     Left out, the id is `<shard path>#<row>`."""
     pass_through: TextsByName = ()
     """Columns copied beside the predictions, also those that the shards' folders name
-    (`year=2026/`; text, unless `casts` says otherwise): a list, or a mapping from published names
+    (`year=2026/`; text, unless `casts` says otherwise; the folder's value comes before a column of
+    that name in the shard, for features, too): a list, or a mapping from published names
     to columns, as in `{true_label: label}`. A value of more than 16 MiB is quarantined with its
     row, as `too_large`. Webdataset: extensions of members whose content becomes a column: `cls` a
     whole number (int64), any other text."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import of_part
+from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import (
     ENCODED,
     columns_of_part,
@@ -111,6 +112,18 @@ def columns_of(source: Source) -> InputReader:
     """Return the reader of the columns that hold a job's input."""
     input_name, names = source.input_columns
     return _READERS[input_name](source, names)
+
+
+def folder_columns(source: Source, path: str) -> dict[str, str | None]:
+    """Return the features and pass-through columns that the names of a shard's folders say.
+
+    Columns of the same names in the shard are not read, as Spark, DuckDB and Arrow's data sets do
+    it. Texts, images, URIs and ids are never those of a folder.
+    """
+    inside = {source.id_column}
+    for part in source.parts.values():
+        inside |= set() if part.features else {*part.input_columns.names}
+    return {name: value for name, value in hive_values(path).items() if name not in inside}
 
 
 def fields_of_parts(source: Source, fields_of: Callable[[Source], pa.Schema]) -> pa.Schema:

@@ -238,6 +238,27 @@ def test_a_column_is_published_under_the_name_that_the_job_gives_it(form: str, t
     assert form == "webdataset" or rows.column("on").to_pylist() == [5]
 
 
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv"])
+def test_the_value_of_a_folder_comes_before_a_column_of_its_name(form: str, tmp_path: Path):
+    for year in (2025, 2026):
+        folder = tmp_path / f"year={year}"
+        folder.mkdir()
+        if form == "parquet":
+            inside: Any = 1999 if year == 2025 else "none"
+            pq.write_table(pa.table({"n": [1], "year": [inside]}), folder / "a.parquet")
+        else:
+            data = {"jsonl": '{"n": 1, "year": 1999}', "csv": "n,year\n1,1999\n"}[form]
+            (folder / f"a.{form}").write_text(data)
+    source = Source(uri=str(tmp_path), format=form, features=("n", "year"), pass_through=("year",))
+    rows = pa.concat_tables(read(source, list_inputs(source, max_extent_rows=4)))
+    assert rows.column("year").to_pylist() == ["2025", "2026"]
+    assert rows.column("features").to_pylist() == [[1, 2025], [1, 2026]]
+    changes = {"features": ("n",), "id_column": "year", "pass_through": ()}
+    source = source.model_copy(update=changes)
+    [rows, *_] = read(source, list_inputs(source, max_extent_rows=4))
+    assert rows.column(ROW_ID)[0].as_py() == "1999", "an id is never that of a folder"
+
+
 @pytest.mark.parametrize("name", ["label", "error", "image", "score"])
 def test_a_name_that_the_output_makes_is_refused_with_the_line_that_cures_it(
     name: str, tmp_path: Path

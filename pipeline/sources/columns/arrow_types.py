@@ -60,6 +60,28 @@ def _field(field: pa.Field) -> pa.Field:
     return field if is_extension else field.with_type(published_type(field.type))
 
 
+def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Return the published type that holds what columns of two types do; None if there is none.
+
+    As Arrow unifies types, and texts of all kinds are one. Values that the type does not hold, as a
+    double large whole numbers, are those of casts that fail. Decimals are no doubles: that cast
+    would round them.
+    """
+    one, other = published_type(one), published_type(other)
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    one, other = plain_type(one), plain_type(other)
+    if any(map(pa.types.is_decimal, (one, other))) and any(map(pa.types.is_floating, (one, other))):
+        return None
+    schemas = [pa.schema([("column", dtype)]) for dtype in (one, other)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
+
+
 def plain_type(dtype: pa.DataType) -> pa.DataType:
     """Return the type of the values of a dictionary; other types stay."""
     return dtype.value_type if pa.types.is_dictionary(dtype) else dtype

@@ -25,6 +25,7 @@ from pipeline.sources.columns.arrow_types import (
     plain_type,
     published_type,
     type_trouble,
+    unified,
 )
 
 PASSED = "_passed_"
@@ -34,7 +35,11 @@ Problems = dict[int, str]
 
 
 def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
-    """Return the declared types of the pass-through columns, from a shard that fits the job.
+    """Return the declared types of the pass-through columns.
+
+    Args:
+        schema: Their types in the shards; those that it lacks are in the names of folders.
+        path: Of a shard, for messages.
 
     Raises:
         JobError: A column cannot be published.
@@ -55,7 +60,7 @@ def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
 
 
 def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
-    """Return which pass-through column differs in type from the first shard's, or ''."""
+    """Return which pass-through column has a type that is not unified with others', or ''."""
     for field in declared:
         column = source.passed[field.name]
         index = schema.get_field_index(column)
@@ -64,7 +69,7 @@ def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
         shard_type = schema.field(index).type
         if trouble := _cast_trouble(shard_type, field.type):
             return f"column {column!r} is {shard_type}: {trouble}"
-        if field.name not in source.casts and published_type(shard_type) != field.type:
+        if field.name not in source.casts and unified(field.type, shard_type) != field.type:
             return (
                 f"column {column!r} is {shard_type}, other shards have {field.type}; "
                 f"declare one with source.casts"

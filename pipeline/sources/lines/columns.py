@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES, WIDTHS
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.sources.columns.pass_through import PASSED
-from pipeline.sources.input_columns import fields_of_part
+from pipeline.sources.input_columns import fields_of_part, folder_columns
 from pipeline.sources.rows import Reader
 
 KINDS = b"kinds"
@@ -39,16 +38,16 @@ class Column:
 def columns_for(reader: Reader, path: str) -> dict[str, Column]:
     """Return the columns that a job needs of the lines of a shard: name in tables -> column.
 
-    A pass-through column that the shard's folders name has the folder's value, not those of lines.
+    Those that the shard's folders name are not read.
     """
-    source, hive = reader.source, hive_values(path)
+    source, folders = reader.source, folder_columns(reader.source, path)
     passed = {source.passed[field.name]: field.type for field in reader.pass_through}
     columns: dict[str, Column] = {}
     for part, section in source.parts.items():
         if section.features:
             fields = fields_of_part(part, source, reader.fields)
             for column in _features(section.features, fields, passed):
-                if column.name not in hive:
+                if column.name not in folders:
                     columns.setdefault(column.name, column)
         else:
             columns |= {name: Column(name, "text") for name in section.input_columns.names}
@@ -56,7 +55,7 @@ def columns_for(reader: Reader, path: str) -> dict[str, Column]:
         columns[source.id_column] = Column(source.id_column, "id")
     for field in reader.pass_through:
         name = source.passed[field.name]
-        if name not in hive:
+        if name not in folders:
             is_declared = field.name in source.casts
             columns[PASSED + field.name] = Column(name, "pass", field.type, is_declared)
     return columns

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.hive_paths import above_root, hive_values
+from pipeline.core.hive_paths import above_root
 from pipeline.core.printable import listed
 from pipeline.core.schema import FEATURES
 from pipeline.job.features import column_of
@@ -19,7 +19,7 @@ from pipeline.sources.columns.arrow_types import parse_type
 from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.pass_through import check_names
 from pipeline.sources.extents import Extent
-from pipeline.sources.input_columns import columns_of, fields_of_parts
+from pipeline.sources.input_columns import columns_of, fields_of_parts, folder_columns
 from pipeline.sources.lines.columns import KINDS, role_of
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
@@ -139,7 +139,7 @@ class Sample:
     def _features(self, part: Source) -> pa.Schema:
         features, columns = part.features, columns_of(part)
         self._require_one_role(part)
-        hive = hive_values(self._path)
+        hive = folder_columns(self._source, self._path)
         category_types, types = [], {}
         for entry in features:
             name, role = column_of(entry), role_of(entry)
@@ -181,7 +181,7 @@ class Sample:
     def _type(self, name: str, column: str) -> pa.DataType:
         if name in self._source.casts:
             return parse_type(name, self._source.casts[name])
-        if column in hive_values(self._path):
+        if column in folder_columns(self._source, self._path):
             return pa.string()
         return self.type_of(self._values(column, ", or declare its type with source.casts"))
 

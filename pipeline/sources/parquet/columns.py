@@ -21,7 +21,7 @@ from pipeline.sources.columns.column_path import (
     paths_of,
     with_paths,
 )
-from pipeline.sources.input_columns import columns_of
+from pipeline.sources.input_columns import columns_of, folder_columns
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,17 @@ def named_columns(source: Source) -> list[str]:
     return list(dict.fromkeys([*names, *source.passed.values()]))
 
 
-def needed_columns(source: Source, schema: pa.Schema) -> Needed:
+def schema_of(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
+    """Return the columns of a shard without those that the names of its folders say."""
+    folders = folder_columns(source, path)
+    if not folders.keys() & {*schema.names}:
+        return schema
+    return pa.schema(field for field in schema if field.name not in folders)
+
+
+def needed_columns(source: Source, schema: pa.Schema, shard_path: str) -> Needed:
     """Return the columns of a shard to read, for a job that it fits."""
+    schema = schema_of(source, schema, shard_path)
     known = with_paths(schema, named_columns(source))
     columns = columns_of(source)
     names = [
@@ -68,7 +77,7 @@ def is_below(leaf: str, columns: Collection[str]) -> bool:
 
 def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
     """Return why a shard does not fit the job, or ''."""
-    hive = hive_values(path)
+    hive, schema = hive_values(path), schema_of(source, schema, path)
     columns = columns_of(source)
     for name in named_columns(source):
         try:
@@ -89,6 +98,7 @@ def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
     for name in columns.names:
         if schema.get_field_index(name) < 0:
             continue
-        if trouble := columns.trouble(name, schema.field(name).type):
-            return f"column {name!r} is {schema.field(name).type}, {trouble}"
+        dtype = schema.field(name).type
+        if not pa.types.is_null(dtype) and (trouble := columns.trouble(name, dtype)):
+            return f"column {name!r} is {dtype}, {trouble}"
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -16,11 +16,17 @@ from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, is_dam
 from pipeline.core.errors import AccessDenied, JobError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.job.source import Source
+from pipeline.sources.columns.arrow_types import unified
 from pipeline.sources.columns.column_path import paths_of, with_paths
 from pipeline.sources.columns.pass_through import check_names, declare, type_problem
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
-from pipeline.sources.parquet.columns import is_below, named_columns, schema_problem
+from pipeline.sources.parquet.columns import (
+    is_below,
+    named_columns,
+    schema_of,
+    schema_problem,
+)
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 
@@ -188,7 +194,9 @@ def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
 def declare_columns(
     store: Store, source: Source, shards: Sequence[StoredFile], footers: Sequence[Footer]
 ) -> tuple[pa.Schema, pa.Schema]:
-    """Take the types of pass-through and input columns from the first shard that fits the job.
+    """Unify the types of pass-through columns over the shards that fit the job, in their order.
+
+    Input columns have the type of the first shard in which they are not null alone.
 
     Raises:
         JobError: No shard has the columns that the job names.
@@ -197,18 +205,36 @@ def declare_columns(
     if source.has_uris:
         policy_of(source, store.uri)  # raises before anything is started
     columns = columns_of(source)
-    first_problem = ""
     pairs = zip(shards, footers, strict=True)
-    readable = [(shard, footer.schema) for shard, footer in pairs if footer.schema is not None]
-    for shard, schema in readable:
-        problem = schema_problem(source, schema, shard.path)
-        if not problem:
-            known = with_paths(schema, named_columns(source))
-            return declare(source, known, shard.path), columns.fields(known)
-        first_problem = first_problem or f"{shard.path}: {problem}"
-    if readable:
-        raise JobError(f"source: no shard fits the job; {first_problem}")
-    return pa.schema([]), columns.fields(None)
+    readable = [(shard.path, footer.schema) for shard, footer in pairs if footer.schema is not None]
+    if not readable:
+        return pa.schema([]), columns.fields(None)
+    problems = [schema_problem(source, schema, path) for path, schema in readable]
+    fitting = [pair for pair, problem in zip(readable, problems, strict=True) if not problem]
+    if not fitting:
+        raise JobError(f"source: no shard fits the job; {readable[0][0]}: {problems[0]}")
+    names = named_columns(source)
+    seen = dict.fromkeys(schema_of(source, schema, path) for path, schema in fitting)
+    schemas = [with_paths(schema, names) for schema in seen]
+    passed = _merged(schemas, source.passed.values(), unified)
+    inputs = _merged(schemas, names, lambda one, other: other if pa.types.is_null(one) else one)
+    return declare(source, passed, fitting[0][0]), columns.fields(inputs)
+
+
+def _merged(
+    schemas: Sequence[pa.Schema],
+    names: Iterable[str],
+    merge: Callable[[pa.DataType, pa.DataType], pa.DataType | None],
+) -> pa.Schema:
+    """Return the types of columns; one that does not merge with those before it is left out."""
+    types: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for name in names:
+            if (index := schema.get_field_index(name)) >= 0:
+                dtype = schema.field(index).type
+                if types.setdefault(name, dtype) != dtype:
+                    types[name] = merge(types[name], dtype) or types[name]
+    return pa.schema([*types.items()])
 
 
 def extents_of(
@@ -221,8 +247,9 @@ def extents_of(
             shard.path, shard.size_bytes, shard.version, 0, 1, 0.0, footer.reason, footer.message
         )
         return
-    message = schema_problem(source, footer.schema, shard.path) or type_problem(
-        source, declared, with_paths(footer.schema, source.passed.values())
+    schema = schema_of(source, footer.schema, shard.path)
+    message = schema_problem(source, schema, shard.path) or type_problem(
+        source, declared, with_paths(schema, source.passed.values())
     )
     reason = Reason.BAD_SCHEMA if message else None
     first = 0

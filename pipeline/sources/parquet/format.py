@@ -133,7 +133,7 @@ def _read_batches(
 ) -> Iterator[pa.Table]:
     store = reader.store
     with open_shard(store, extent) as shard:
-        needed = needed_columns(reader.source, shard.parquet.schema_arrow)
+        needed = needed_columns(reader.source, shard.parquet.schema_arrow, extent.path)
         numbers = extent.numbers(skip)
         for groups, position in shard.groups_with(numbers):
             for batch in _batches(reader, shard, extent, groups, needed, one_by_one=one_by_one):

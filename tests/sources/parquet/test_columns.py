@@ -7,6 +7,7 @@ import gc
 import io
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,86 @@ def test_hive_folders_give_pass_through_columns(tmp_path: Path):
 
 def test_shards_that_differ_need_a_declared_cast(tmp_path: Path):
     write(tmp_path, "a.parquet", image=[PNG], n=pa.array([1], pa.int32()))
-    write(tmp_path, "b.parquet", image=[PNG], n=pa.array([2], pa.int64()))
+    write(tmp_path, "b.parquet", image=[PNG], n=["2"])
     undeclared = read(tmp_path, pass_through=("n",))
     assert undeclared["error"].to_pylist() == [None, "bad_schema"]
     assert "source.casts" in undeclared["message"].to_pylist()[1]
     declared = read(tmp_path, pass_through=("n",), casts={"n": "int64"})
     assert declared["error"].null_count == 2
     assert declared["n"].to_pylist() == [1, 2]
+
+
+TEXT_TYPES = [
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.dictionary(pa.int32(), pa.string()),
+]
+DAY = dt.datetime(2026, 1, 31)
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+@pytest.mark.parametrize(
+    ("columns", "dtype", "lost"),
+    [
+        ([pa.array([None, "7"], dtype) for dtype in TEXT_TYPES], pa.large_string(), []),
+        ([pa.nulls(2), pa.array(["7", "8"])], pa.string(), []),
+        ([pa.nulls(2), pa.array(["7"]).dictionary_encode()], None, []),
+        ([pa.array([1], pa.int32()), pa.array([2**53 + 1]), pa.array([3], pa.uint8())],
+         pa.int64(), []),
+        ([pa.array([2**53, 2**53 + 1]), pa.array([1.5, None])], pa.float64(), [2**53 + 1]),
+        ([pa.array([1.5], pa.float32()), pa.array([2], pa.int32())], pa.float64(), []),
+        ([pa.array([DAY], pa.timestamp("s")), pa.array([DAY], pa.timestamp("us"))],
+         pa.timestamp("us"), []),
+        ([pa.array([Decimal("1.25")], pa.decimal128(10, 2)),
+          pa.array([Decimal("1.2345")], pa.decimal128(12, 4))], pa.decimal128(12, 4), []),
+        ([pa.array([[1]], pa.list_(pa.int32())), pa.array([[2**40]], pa.list_(pa.int64()))],
+         pa.list_(pa.int64()), []),
+    ],
+)  # fmt: skip
+def test_columns_of_shards_are_unified_and_keep_their_values(
+    columns: list[pa.Array],
+    dtype: pa.DataType | None,
+    lost: list[Any],
+    is_reversed: bool,
+    tmp_path: Path,
+):
+    columns = columns[::-1] if is_reversed else columns
+    for name, column in enumerate(columns):
+        write(tmp_path, f"{name}.parquet", image=[PNG] * len(column), c=column)
+    rows = read(tmp_path, pass_through=("c",))
+    assert dtype is None or rows.schema.field("c").type == dtype
+    given = [value for column in columns for value in column.to_pylist()]
+    assert rows["c"].to_pylist() == [None if value in lost else value for value in given]
+    assert rows["error"].to_pylist() == ["bad_schema" if v in lost else None for v in given]
+
+
+@pytest.mark.parametrize("other", [pa.array([1.5]), pa.array(["x"])])
+def test_columns_of_shards_that_no_type_holds_stay_apart(other: pa.Array, tmp_path: Path):
+    write(tmp_path, "a.parquet", image=[PNG], c=pa.array([Decimal("1.25")]))
+    write(tmp_path, "b.parquet", image=[PNG], c=other)
+    rows = read(tmp_path, pass_through=("c",))
+    assert rows["c"].to_pylist() == [Decimal("1.25"), None]
+    assert "source.casts" in rows["message"].to_pylist()[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "column", "errors"),
+    [
+        ({"image_column": "c"}, pa.array([PNG]), ["null_input", None]),
+        ({"text_column": "c"}, pa.array(["a"]), ["null_input", None]),
+        ({"features": ("c",)}, pa.array([1.5]), ["null_input", None]),
+        ({"features": ("c",), "null_features": "zero"}, pa.array([1.5]), [None, None]),
+    ],
+)
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_a_shard_whose_input_is_null_alone_has_rows_without_input(
+    fields: dict[str, Any], column: pa.Array, errors: list[str | None], names: str, tmp_path: Path
+):
+    write(tmp_path, f"{names[0]}.parquet", c=pa.nulls(1), d=[1])
+    write(tmp_path, f"{names[1]}.parquet", c=column, d=[1])
+    rows = read(tmp_path, pass_through=("d",), **fields)
+    assert rows["error"].to_pylist() == (errors if names == "ab" else errors[::-1])
 
 
 def test_named_files_are_read_in_their_order(tmp_path: Path):
