@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.staging import StagedSlice
@@ -14,6 +15,7 @@ from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import ray_versions, require_one_version, this_machine
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.progress_channel import listening
+from pipeline.execution.stages import Preprocess, Read, Write
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import lost_nodes_blamed, ray_errors, run_tasks
 from pipeline.planning.allocation import Allocation, Hardware
@@ -59,22 +61,23 @@ def _ray_stream(parts: StreamParts, allocation: Allocation) -> Generator[StagedS
     """Read, decode, transform, predict and stage slices; yield each one when it is committed."""
     import ray
 
-    from pipeline.execution.datasource import ShardSource
-
     ray_options.limit_read_ahead(allocation.max_actors)
-    if allocation.reserves_cores:
-        ray_options.reserve_less()
+    are_long = parts.actor.predictor.spec.task.generation is not None
+    stages: list[tuple[type, list[Any], Callable[..., dict[str, Any]]]] = [
+        (Read, [parts.read, parts.units], partial(ray_options.read, num_units=len(parts.units))),
+        (Preprocess, [parts.preprocess], ray_options.preprocess),
+        (PredictorActor, [parts.actor], partial(ray_options.predict, are_long=are_long)),
+        (Write, [parts.write], ray_options.write),
+    ]
     with ray_errors(), lost_nodes_blamed(), listening(parts.actor.predictor.run_id):
-        # A row of this dataset is a slice (slices.pack): Ray cannot cut or merge slices.
-        options = ray_options.read(allocation, len(parts.reads))
-        dataset = ray.data.read_datasource(ShardSource(parts.reads), **options)
-        if parts.preprocess is not None:
-            dataset = dataset.map_batches(parts.preprocess, **ray_options.preprocess(allocation))
-        are_long = parts.actor.predictor.spec.task.generation is not None
-        pool = ray_options.predict(allocation, are_long=are_long)
-        dataset = dataset.map_batches(PredictorActor, fn_constructor_args=[parts.actor], **pool)
-        if parts.write is not None:
-            dataset = dataset.map_batches(parts.write, **ray_options.write(allocation))
+        num_units = len(parts.units)
+        dataset = ray.data.from_items(list(range(num_units)), override_num_blocks=num_units)
+        # A row of what follows is a slice (slices.pack): Ray cannot cut or merge slices.
+        for actor, arguments, options in stages:
+            if arguments[0] is not None:
+                dataset = dataset.map_batches(
+                    actor, fn_constructor_args=arguments, **options(allocation)
+                )
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in block.column("staged").to_pylist():
                 yield StagedSlice.from_json(text)

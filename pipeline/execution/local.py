@@ -36,8 +36,8 @@ def stream(
             stages = [
                 stage for stage in (parts.preprocess, actor, parts.write) if stage is not None
             ]
-            for unit in parts.reads:
-                for block in unit.read():
+            for unit in parts.units:
+                for block in parts.read(unit):
                     for stage in stages:
                         block = stage(block)
                     for text in block.column("staged").to_pylist():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.execution.versions import actor_pool, read_options, set_known, with_calls_at_once
+from pipeline.execution.versions import actor_pool, with_calls_at_once
 from pipeline.planning.allocation import TASK_CPUS, Allocation
 
 # Preempted tasks are retried, and a slice that crashes its workers is given up earlier
@@ -14,37 +14,23 @@ MAX_ACTOR_RESTARTS = 50
 MAX_TASK_RETRIES = 20
 CALLS_AT_ONCE = 2
 """Slices that an actor with a GPU has in flight: a card that waits for the next slice is idle."""
-# Ray would fuse readers and decoders of equal options into one task.
-_MAX_READ_RETRIES = MAX_TASK_RETRIES + 1
-# A row of the dataset is a slice, so whole blocks and batches of one row are the same thing;
-# with GPUs Ray requires a batch size.
-_SLICE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-_ONE_SLICE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+# A row of the dataset is a unit or a slice.
+_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 READ_AHEAD = "pipeline.read_ahead"
 READ_AHEAD_SLICES, READ_AHEAD_SLICES_PER_ACTOR = 32, 8
 """How far a stage may be ahead of the next one. Ray Data bounds what lies between stages by bytes:
 a quarter of the object store and more. Small slices are then thousands, and the driver keeps some
 40 KiB for each, whole slices below 100 KiB."""
-_RESERVED_SHARE = 0.2
-"""Of the CPUs, for tasks of any stage. By Ray Data's half, of 24 cores with a GPU 14 to 20 would
-decode instead of 23; with this 20 to 22 do."""
 
 
 def read(allocation: Allocation, num_units: int) -> dict[str, Any]:
-    """Return the options of `read_datasource`."""
-    return read_options(
-        {
-            "override_num_blocks": num_units,
-            "concurrency": allocation.num_readers,
-            "num_cpus": allocation.reader_cpus,
-            "ray_remote_args": {"max_retries": _MAX_READ_RETRIES},
-        }
-    )
+    """Return the options of the reading stage. A reader gets no unit before it can begin it."""
+    return _stage(min(allocation.num_readers, num_units), allocation.reader_cpus, 1)
 
 
 def preprocess(allocation: Allocation) -> dict[str, Any]:
     """Return the options of the decoding stage."""
-    return _tasks(allocation.num_decoders, allocation.decoder_cpus)
+    return _stage(allocation.num_decoders, allocation.decoder_cpus)
 
 
 def predict(allocation: Allocation, *, are_long: bool = False) -> dict[str, Any]:
@@ -56,7 +42,7 @@ def predict(allocation: Allocation, *, are_long: bool = False) -> dict[str, Any]
     """
     given = (CALLS_AT_ONCE if allocation.actor_gpus else 1) if are_long else None
     options = {
-        **_ONE_SLICE,
+        **_ONE,
         "compute": actor_pool(allocation.min_actors, allocation.max_actors, given),
         "num_cpus": allocation.actor_cpus,
         "num_gpus": allocation.actor_gpus or None,
@@ -68,17 +54,17 @@ def predict(allocation: Allocation, *, are_long: bool = False) -> dict[str, Any]
 
 def write(allocation: Allocation) -> dict[str, Any]:
     """Return the options of the writing stage."""
-    return _tasks(allocation.num_writers, TASK_CPUS)
+    return _stage(allocation.num_writers, TASK_CPUS)
 
 
-def _tasks(number: int, cpus: float) -> dict[str, Any]:
-    from ray.data import TaskPoolStrategy
-
+def _stage(number: int, cpus: float, given: int | None = None) -> dict[str, Any]:
     return {
-        **_SLICE_BLOCKS,
-        "compute": TaskPoolStrategy(number),
+        **_ONE,
+        "compute": actor_pool(number, number, given),
         "num_cpus": cpus,
-        "max_retries": MAX_TASK_RETRIES,
+        # As many as there are slices that end a process: each is given up by itself.
+        "max_restarts": -1,
+        "max_task_retries": MAX_TASK_RETRIES,
     }
 
 
@@ -89,10 +75,3 @@ def limit_read_ahead(num_actors: int) -> None:
     DataContext.get_current().set_config(
         READ_AHEAD, READ_AHEAD_SLICES + READ_AHEAD_SLICES_PER_ACTOR * num_actors
     )
-
-
-def reserve_less() -> None:
-    """Let Ray Data keep fewer CPUs for each stage, where decoders reserve whole ones."""
-    from ray.data import DataContext
-
-    set_known(DataContext.get_current(), {"op_resource_reservation_ratio": _RESERVED_SHARE})

@@ -1,4 +1,4 @@
-"""The stages that are Ray tasks: unpack the slices of a block, call the stage, pack again.
+"""The stages beside the model's: unpack the slices of a block, call the stage, pack again.
 
 The driver builds the dataset from here without importing torch: workers import what they run.
 """
@@ -6,9 +6,9 @@ The driver builds the dataset from here without importing torch: workers import 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -138,3 +138,44 @@ def writer_stage(writer: StagingWriter) -> Stage:
         return pa.table({"staged": pa.array(staged, pa.string())})
 
     return stage
+
+
+class StageActor:
+    """Runs a stage slice after slice, in a process that is kept.
+
+    The worker of a task is not: a node ends one that idles for a second if it has more processes
+    than CPUs, which actors alone may be. The next slice would wait for seconds, for a new process
+    and its imports.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Do the work of the stage."""
+        return self._stage(block)
+
+
+class Preprocess(StageActor):
+    """Decodes and transforms."""
+
+
+class Write(StageActor):
+    """Commits slices."""
+
+
+class Read:
+    """Reads unit after unit."""
+
+    def __init__(self, read: Callable[[Any], Iterable[pa.Table]], units: Sequence[Any]) -> None:
+        """Take what reads a unit, as `stream_parts.read_unit` does, and all units of the run."""
+        self._read, self._units = read, units
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Yield each slice of a unit as soon as it is read.
+
+        Args:
+            block: A row, whose `item` is the place of the unit among all.
+        """
+        for index in block.column("item").to_pylist():
+            yield from self._read(self._units[index])

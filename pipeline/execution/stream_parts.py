@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,63 +19,56 @@ from pipeline.sources.units import Unit
 
 
 class UnitRead(NamedTuple):
-    """How the wanted slices of a unit are read; plain enough for Ray."""
+    """What is read of a unit; plain enough for Ray."""
 
-    num_slices: int | None
-    """None: unknown before it is read."""
-    read: Callable[[], Iterable[pa.Table]]
-    """Yields a packed row a slice."""
+    unit: Unit
+    starts: frozenset[int]
+    """First rows of its wanted slices; empty if only reading counts its rows."""
+    known: Known | None
+    """Sets rows aside that need no model; None: all are computed."""
 
 
 class StreamParts(NamedTuple):
     """The stages in order; each takes a block of packed slices and returns one."""
 
-    reads: Sequence[UnitRead]
+    units: Sequence[UnitRead]
+    read: Callable[[UnitRead], Iterable[pa.Table]]
+    """Yields a packed row per slice."""
     preprocess: Stage | None
-    """In tasks of its own; None: actors preprocess, or there is nothing to preprocess."""
+    """In actors of its own; None: those of the model preprocess, or there is nothing to do."""
     actor: ActorConfig
     """Of the PredictorActors."""
     write: Stage | None
-    """In tasks of its own; None: actors write."""
+    """In actors of its own; None: those of the model write."""
 
 
-def unit_reads(
-    reader: Reader,
-    units: Mapping[Unit, Sequence[int]],
-    run_id: str,
-    row_timeout_s: float,
-    known: Known | None = None,
-) -> list[UnitRead]:
-    """Return how to read the slices that have no staged part yet, and only those.
+def unit_reads(units: Mapping[Unit, Sequence[int]], known: Known | None) -> list[UnitRead]:
+    """Return what is read: the slices that have no staged part yet, and only those.
 
     Args:
         units: Each with the first rows of its wanted slices, if known.
-        row_timeout_s: How long the reading of a row may take.
         known: Sets rows aside that need no model; None: all are computed.
     """
-    read = functools.partial(_read, reader, run_id, row_timeout_s)
     return [
-        UnitRead(
-            len(starts) or None,
-            functools.partial(read, unit, frozenset(starts), known and known.of_unit(unit.index)),
-        )
+        UnitRead(unit, frozenset(starts), known and known.of_unit(unit.index))
         for unit, starts in units.items()
     ]
 
 
-def _read(
-    reader: Reader,
-    run_id: str,
-    row_timeout_s: float,
-    unit: Unit,
-    starts: frozenset[int],
-    known: Known | None,
-) -> Iterable[pa.Table]:
-    def read(some: Unit, wanted: frozenset[int]) -> Iterable[pa.Table]:
-        return read_guarded(reader, some, wanted, attempts_of(run_id), row_timeout_s)
+def read_unit(
+    reader: Reader, run_id: str, row_timeout_s: float, wanted: UnitRead
+) -> Iterator[pa.Table]:
+    """Yield the wanted slices of a unit, packed.
+
+    Args:
+        row_timeout_s: How long the reading of a row may take.
+    """
+
+    def read(some: Unit, starts: frozenset[int]) -> Iterable[pa.Table]:
+        return read_guarded(reader, some, starts, attempts_of(run_id), row_timeout_s)
 
     with no_gpus():
-        if known is None:
-            yield from read(unit, starts)
+        if wanted.known is None:
+            yield from read(wanted.unit, wanted.starts)
         else:
-            yield from Filler(known).slices(reader, unit, starts, read)
+            yield from Filler(wanted.known).slices(reader, wanted.unit, wanted.starts, read)

@@ -28,23 +28,6 @@ OLDEST = "2.51"
 """The oldest Ray that is tested."""
 
 
-def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `read_datasource` as this Ray takes them.
-
-    Up to 2.63 options of a task go in `ray_remote_args`; later ones have an argument for each, as
-    2.59 and later have for most. One that Ray has no place for any more is left out: reading is
-    retried by Ray Data itself.
-    """
-    import ray.data
-
-    known = inspect.signature(ray.data.read_datasource).parameters
-    if "ray_remote_args" in known:
-        return dict(options)
-    plain = {key: value for key, value in options.items() if key != "ray_remote_args"}
-    remote = options.get("ray_remote_args") or {}
-    return {**plain, **{key: value for key, value in remote.items() if key in known}}
-
-
 def actor_pool(min_size: int, max_size: int, given: int | None = None) -> Any:
     """Return a pool of actors that starts with all of them, where this Ray can start it so.
 

@@ -101,11 +101,6 @@ class Allocation:
         by_group = {"decoder": self.decodes_in_actors, "writer": self.writes_in_actors}
         return frozenset(group for group, is_theirs in by_group.items() if is_theirs)
 
-    @property
-    def reserves_cores(self) -> bool:
-        """Tell whether decoders reserve what they take, and not next to nothing."""
-        return self.decoder_cpus > TASK_CPUS and not self.decodes_in_actors
-
     def for_local_disk(self, hardware: Hardware) -> Allocation:
         """Return the allocation for output on local disk: if actors have all cores, they write.
 
@@ -119,12 +114,19 @@ class Allocation:
     def for_slices(self, num_slices: int | None) -> Allocation:
         """Return the allocation for work of so many slices; None if the number is unknown.
 
-        An actor that gets none would load the model for nothing, and the others wait for it.
+        An actor that gets none would start, and load the model, for nothing.
         """
         if num_slices is None:
             return self
-        most = max(1, min(self.max_actors, num_slices))
-        return replace(self, max_actors=most, min_actors=min(self.min_actors, most))
+        num_slices = max(1, num_slices)
+        most = min(self.max_actors, num_slices)
+        return replace(
+            self,
+            max_actors=most,
+            min_actors=min(self.min_actors, most),
+            num_decoders=min(self.num_decoders, num_slices),
+            num_writers=min(self.num_writers, num_slices),
+        )
 
     @property
     def decoder_threads(self) -> int:

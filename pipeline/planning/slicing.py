@@ -1,7 +1,7 @@
 """Cut the rows of the inputs into units and slices.
 
-A unit is the grain of reading (one read task), a slice the grain of resuming (one staged part).
-Both are cut by rows, so that many small shards share a unit and a huge one becomes several.
+A unit is the grain of reading (a call of a reader), a slice that of resuming (a staged part). Both
+are cut by rows, so that many small shards share a unit and a huge one becomes several.
 """
 
 from __future__ import annotations

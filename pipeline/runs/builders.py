@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import time
 
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.staging import StagingWriter
 from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
-from pipeline.execution.stream_parts import StreamParts, unit_reads
+from pipeline.execution.stream_parts import StreamParts, read_unit, unit_reads
 from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.judging import needs_of
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
@@ -64,7 +65,8 @@ def make_stream(
     decode = preprocess_stage(in_tasks, compared, *guarding) if in_tasks else None
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     return StreamParts(
-        unit_reads(make_reader(run.job, plan), units, *guarding, settled.known),
+        unit_reads(units, settled.known),
+        partial(read_unit, make_reader(run.job, plan), *guarding),
         without_gpus(decode) if decode else None,
         ActorConfig(
             predictor,

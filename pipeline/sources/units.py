@@ -1,4 +1,4 @@
-"""Units: the extents that one read task reads, and the bounds of its slices."""
+"""Units: the extents that one call of a reader reads, and the bounds of its slices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.sources.extents import Extent, UncountedPlan
 
 @dataclass(frozen=True)
 class Unit:
-    """Extents that one read task reads, in order, cut into slices at `bounds`."""
+    """Extents that one call of a reader reads, in order, cut into slices at `bounds`."""
 
     index: int
     extents: tuple[Extent, ...]

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from machine import BENCH, ROOT, TESTS
+from machine import BENCH, ROOT
 from passages import passages
 from safetensors.torch import save_file
 from support.inputs.photos import build_images
+from support.runs.checkout import PYTHONPATH
 from support.runs.cli import command, environment
 from torchvision.models import get_model
 
@@ -44,7 +45,7 @@ PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
 """Of Daft and Spark, which hold pyarrow to an older version: `make bench` installs them there."""
 # The children import this checkout, whatever else is installed.
 CHECKOUT = {
-    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, BENCH))),
+    "PYTHONPATH": os.pathsep.join((PYTHONPATH, str(BENCH))),
     "PIPELINE_ALLOW_IMPORT": "models",
 }
 
@@ -173,15 +174,20 @@ def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
     }
 
 
-def run_job(case: Case, name: str, **sections: Any) -> dict[str, Any]:
+def run_job(
+    case: Case, name: str, more: Mapping[str, str] | None = None, /, **sections: Any
+) -> dict[str, Any]:
     """Run `pipeline run` once with sections of the job; return its report and `whole_rows_per_s`.
+
+    Args:
+        more: Variables for its environment.
 
     Raises:
         Unusable: It failed.
     """
     job = case.job(name, **sections)
     started = time.perf_counter()
-    env = {PLAIN_RAY: "1"} if name == PLAIN else {}
+    env = {**(more or {}), **({PLAIN_RAY: "1"} if name == PLAIN else {})}
     report = run_pipeline("run", job, "--quiet", **env)
     whole_s = time.perf_counter() - started
     _check_rows(name, report["rows"]["computed"], case)

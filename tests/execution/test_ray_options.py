@@ -10,24 +10,21 @@ from pipeline.planning.allocation import TASK_CPUS, Allocation
 
 def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
     allocation = Allocation(2, 3, 0.5, 0.25, 1, 5, 6, 7, decoder_cpus=0.4, reader_cpus=0.3)
-    assert ray_options.read(allocation, 9) == {
-        "override_num_blocks": 9,
-        "concurrency": 5,
-        "num_cpus": 0.3,
-        # Of equal ones Ray would make one task.
-        "ray_remote_args": {"max_retries": ray_options.MAX_TASK_RETRIES + 1},
-    }
     stages = [
+        (ray_options.read(allocation, 9), 5, 0.3),
+        (ray_options.read(allocation, 3), 3, 0.3),  # no process without a unit
         (ray_options.preprocess(allocation), 6, 0.4),
         (ray_options.write(allocation), 7, TASK_CPUS),
     ]
     for options, number, cpus in stages:
-        assert options.pop("compute").size == number
+        pool = options.pop("compute")
+        assert (pool.min_size, pool.max_size) == (number, number)
         assert options == {
-            "batch_size": None,
+            "batch_size": 1,
             "batch_format": "pyarrow",
             "num_cpus": cpus,
-            "max_retries": ray_options.MAX_TASK_RETRIES,
+            "max_restarts": -1,
+            "max_task_retries": ray_options.MAX_TASK_RETRIES,
         }
     assert ray_options.predict(allocation)["num_gpus"] == 0.25
     options = ray_options.predict(replace(allocation, actor_gpus=0.0))

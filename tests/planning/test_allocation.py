@@ -304,7 +304,11 @@ def test_there_are_no_more_actors_than_slices_and_nothing_else_changes(
     limited = usual.for_slices(slices)
     assert limited.max_actors == min(usual.max_actors, max(1, slices))
     assert 1 <= limited.min_actors == min(usual.min_actors, limited.max_actors)
-    again = replace(limited, max_actors=usual.max_actors, min_actors=usual.min_actors)
+    for name in ("num_decoders", "num_writers"):
+        assert getattr(limited, name) == min(getattr(usual, name), max(1, slices))
+    assert limited.writes_in_actors == usual.writes_in_actors
+    names = ("max_actors", "min_actors", "num_decoders", "num_writers")
+    again = replace(limited, **{name: getattr(usual, name) for name in names})
     assert again == usual == usual.for_slices(None)
 
 

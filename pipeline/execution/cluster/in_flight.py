@@ -132,7 +132,7 @@ def actors_in_trouble() -> str:
 
 def pool_trouble(actors: Sequence[Mapping[str, Any]]) -> str:
     """Return what `actors_in_trouble` says of the actors of a job, as Ray's table has them."""
-    pool = [actor for actor in actors if "MapWorker" in actor["ActorClassName"]]
+    pool = [actor for actor in actors if "PredictorActor" in actor["ActorClassName"]]
     waiting = [
         actor
         for actor in pool

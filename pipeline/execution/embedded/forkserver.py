@@ -30,7 +30,6 @@ _MODULES = (
     "pipeline.execution.predictor_actor",
     "pipeline.inference.engines.torch_engine",
     "pipeline.preprocessing.images.images",
-    "pipeline.execution.datasource",
     "pipeline.commit.staging",
 )
 """What the workers of a run import, all of them or the actors only."""

@@ -31,9 +31,11 @@ PREEMPTED = 2
 class RayNodes:
     """Starts a head and some nodes on entering; on leaving ends them, and nothing else."""
 
-    def __init__(self, num_nodes: int, *, share_folder: bool = False) -> None:
-        """Take the number of nodes that work, one CPU each."""
-        self._num_nodes, self._share = num_nodes, share_folder
+    def __init__(
+        self, num_nodes: int, *, cpus_per_node: int = 1, share_folder: bool = False
+    ) -> None:
+        """Take the number of nodes that work, and the CPUs of each."""
+        self._num_nodes, self._cpus, self._share = num_nodes, cpus_per_node, share_folder
         # Ray reads it once in a process, so all clusters of this one have the same.
         self._token = os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         self._num_started = 0
@@ -78,7 +80,7 @@ class RayNodes:
 
     def add(self) -> None:
         """Add a node that works, and wait until the head knows it."""
-        self.nodes.append(self._add(num_cpus=1))
+        self.nodes.append(self._add(num_cpus=self._cpus))
 
     def _add(self, **options: Any) -> Any:
         self._num_started += 1

@@ -75,10 +75,14 @@ class Hungry(Colours):
 
 
 class Slow(Colours):
-    """Takes five milliseconds per row, so that a run can be met while it works."""
+    """Takes five milliseconds per row, or what is asked for, so that a run can be met at work."""
+
+    def __init__(self, row_s: float = 0.005) -> None:
+        super().__init__()
+        self._row_s = row_s
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.005 * len(x))
+        time.sleep(self._row_s * len(x))
         return super().forward(x)
 
 
