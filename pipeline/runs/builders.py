@@ -42,8 +42,8 @@ which slice."""
 def make_reader(job: Job, plan: Plan) -> Reader:
     """Return what reads the units of a plan."""
     store = Store(plan.source_root, job.source.storage_options)
-    folders = job.sink.partition_columns
-    return Reader(store, job.source, plan.pass_through, plan.fields, folders)
+    folders, limit_s = job.sink.partition_columns, job.run.row_timeout_s
+    return Reader(store, job.source, plan.pass_through, plan.fields, folders, limit_s)
 
 
 def make_stream(

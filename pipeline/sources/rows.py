@@ -32,6 +32,8 @@ class Reader:
     """The columns of a row's input, with the types of the shards."""
     folders: tuple[str, ...] = ()
     """Pass-through columns whose values become folders (`sink.partition_columns`)."""
+    row_timeout_s: float = 120.0
+    """How long a row may take, the fetching of its URI among others."""
 
     @property
     def schema(self) -> pa.Schema:

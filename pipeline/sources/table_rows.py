@@ -47,14 +47,14 @@ def to_rows(
     table = without_large(table, copied, failures)
     if source.id_column:
         ids, nulls, broken = text_ids(table.column(source.id_column), ids)
-        fail(failures, nulls, Reason.NULL_INPUT, f"{source.id_column} is null")
+        fail(failures, nulls, Reason.NULL_INPUT, f"{source.id_column} is null or empty")
         for row, text in broken.items():
             message = f"{source.id_column} is not UTF-8: {text}"
             fail(failures, [row], Reason.UNIDENTIFIED, message)
     passed, problems = pass_through(reader.pass_through, source.passed, reader.folders, table, path)
     for row, message in problems.items():
         fail(failures, [row], Reason.BAD_SCHEMA, message)
-    place = Place(reader.store.uri, path, has_integers)
+    place = Place(reader.store.uri, path, has_integers, reader.row_timeout_s)
     inputs = columns_of(source).read(table, failures, place)
     url = reader.store.url(path)
     uris = pa.repeat(pa.scalar(url, pa.string()), table.num_rows)
@@ -77,20 +77,21 @@ def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:
 def text_ids(
     column: pa.ChunkedArray, fallback: pa.Array
 ) -> tuple[pa.Array, list[int], Mapping[int, str]]:
-    """Return ids as text, the fallback for a null.
+    """Return ids as text, the fallback for a null and for an empty text.
 
     Args:
         column: (N,) text, binary or numbers.
         fallback: (N,) text.
 
     Returns:
-        The ids, text (N,); the rows in which they are null; and row -> printable form of those that
+        The ids, text (N,); the rows in which there is none; and row -> printable form of those that
         are not UTF-8.
     """
     given = as_array(column)
     if pa.types.is_dictionary(given.type):
         given = given.dictionary_decode()
     values, broken = _texts(given) if is_text(given.type) else (given.cast(pa.string()), {})
+    values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
     if not values.null_count:
         return values, [], {}
     are_null = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False)).tolist()

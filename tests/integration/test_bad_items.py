@@ -134,7 +134,7 @@ def test_an_id_that_is_no_utf8_costs_its_row(tmp_path: Path):
         assert rows["message"].to_pylist() == [
             None,
             r"id is not UTF-8: caf\xe9",
-            "id is null",
+            "id is null or empty",
             None,
         ]
 

@@ -143,13 +143,13 @@ def test_object_storage_reads_like_a_local_folder(shards: Path, any_store: Store
 # ---------------------------------------------------------------------------- rows that fail
 
 
-def test_ids_that_are_numbers_become_text(tmp_path: Path):
-    ids = pa.array([7, None, 9], pa.int64())
+@pytest.mark.parametrize("ids", [pa.array([7, None, 9], pa.int64()), pa.array(["7", "", "9"])])
+def test_ids_become_text_and_one_that_names_no_row_fails_it(ids: pa.Array, tmp_path: Path):
     pq.write_table(pa.table({"image": [b"x"] * 3, "id": ids}), tmp_path / "s.parquet")
     reader, plan = plan_job(tmp_path, 10, id_column="id")
     slices, (counters,) = read(reader, plan)
     assert [row["row_id"] for row in rows(slices)] == ["7", "s.parquet#1", "9"]
-    assert [row["message"] for row in rows(slices)] == [None, "id is null", None]
+    assert [row["message"] for row in rows(slices)] == [None, "id is null or empty", None]
     assert (counters["read"]["rows_out"], counters["read"]["rows_quarantined"]) == (2, 1)
 
 

@@ -34,6 +34,8 @@ class Place:
     """Of the shard."""
     has_integers: bool = True
     """Whether the shard tells whole numbers from fractions; if not, their values do."""
+    row_timeout_s: float = 120.0
+    """How long a row may take."""
 
 
 class InputRows(NamedTuple):

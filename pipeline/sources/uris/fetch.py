@@ -18,7 +18,7 @@ import os
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 from urllib.parse import urljoin
 
@@ -193,6 +193,7 @@ class UriColumn(InputReader):
     ) -> list[bytes | None]:
         """Return the bytes behind the URIs of the rows that have not failed yet."""
         policy = policy_of(self.source, place.store_uri)
+        policy = replace(policy, timeout_s=place.row_timeout_s)
         wanted = [index for index, failure in enumerate(failures) if failure is None]
         images: list[bytes | None] = [None] * len(uris)
         results = fetch_many([uris[index] for index in wanted], policy)

@@ -84,7 +84,7 @@ def test_images_ids_and_copies_by_path(form: str, tmp_path: Path) -> None:
         ("r0", PNG, 3, None, None),
         ("r1", None, None, "null_input", "photo.bytes is null"),
         ("r2", None, 5, "null_input", "photo.bytes is null"),
-        (f"a.{form}#3", None, None, "null_input", "meta.key is null"),
+        (f"a.{form}#3", None, None, "null_input", "meta.key is null or empty"),
     ]
     assert [(row[ERROR], row[MESSAGE]) for row in rows[4:]] == (
         [("bad_schema", "meta.key: meta is no object")] if form == "jsonl" else []

@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from support.inputs.shard_columns import read_all, source_of, write_columns
 from support.servers.faultproxy import DENIED, FaultProxy, Rule
 from support.servers.httpserver import (
     PIECE,
@@ -34,6 +36,7 @@ from support.servers.ports import free_ports
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
+from pipeline.sources.inputs import list_inputs
 from pipeline.sources.uris.fetch import Fetched, FetchPolicy, Network, fetch_many
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -718,6 +721,27 @@ def test_results_keep_their_order_whatever_each_does(
     fetched = fetch_many([uri for uri, _ in want] * 3, replace(policy, threads=4))
     outcomes = [result.failure[0] if result.failure else result.data for result in fetched]
     assert outcomes == [outcome for _, outcome in want] * 3
+
+
+@pytest.mark.parametrize(("row_timeout_s", "num_requests"), [(60.0, 1), (120.0, 2)])
+def test_a_server_that_asks_for_patience_is_given_as_much_as_a_row_may_take(
+    row_timeout_s: float,
+    num_requests: int,
+    web: WebServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", naps.append)
+    web.scripts["/late"] = [answer(429, Retry_After="61"), ok(b"late")]
+    write_columns(tmp_path, at=[web.url("/late")])
+    hosts = {"private_hosts": (web.authority,), "allow_http": True}
+    source = source_of(tmp_path, uri_column="at", **hosts)
+    inputs = list_inputs(source, max_extent_rows=9)
+    [rows] = read_all(inputs, source, row_timeout_s=row_timeout_s)
+    assert rows["image"].to_pylist() == [b"late" if num_requests == 2 else None]
+    assert len(web.requests) == num_requests
+    assert (61.0 in naps) == (num_requests == 2)
 
 
 # Secrets and the policy itself
