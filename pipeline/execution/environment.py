@@ -6,11 +6,13 @@ import contextlib
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.core.cache.private_files import home_folder
 from pipeline.core.errors import JobError
+from pipeline.execution.private_names import read
 
 # glibc gives large buffers back to the kernel and faults them in again; this keeps them.
 WORKER_ENVIRONMENT = {
@@ -50,7 +52,20 @@ _ALLOCATOR = "expandable_segments:True"
 def set_embedded() -> None:
     """Set what an embedded Ray and its workers are to find, and make its token."""
     make_private_token()
+    if auth_mode(os.environ) != "disabled":
+        _ask_for_token()
     os.environ.update({**_EMBEDDED_ENVIRONMENT, **_with_defaults(WORKER_ENVIRONMENT)})
+
+
+def _ask_for_token() -> None:
+    """Let the Ray that is started here ask for a token; by itself only 2.59 and newer does."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if "ray" in sys.modules:  # it has read the environment, and looks again only if it is told to
+        look_again = read("settings")
+        if look_again is None:
+            del os.environ["RAY_AUTH_MODE"]
+        else:
+            look_again("")
 
 
 def set_remote() -> None:
@@ -87,6 +102,13 @@ def auth_mode(environment: Mapping[str, str]) -> str:
 def has_token(environment: Mapping[str, str]) -> bool:
     """Tell whether the environment brings a token for a cluster."""
     return bool(environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH"))
+
+
+def sends_token(environment: Mapping[str, str]) -> bool:
+    """Tell whether requests to a cluster carry a token, by what the environment says."""
+    mode = auth_mode(environment)
+    named = has_token(environment) and mode != "disabled"
+    return named or (mode == "token" and token_file(environment).exists())
 
 
 def token_file(environment: Mapping[str, str]) -> Path:

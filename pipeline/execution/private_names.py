@@ -20,6 +20,7 @@ READS = {
     "autoscaler limits": "ray._private.state:state.get_max_resources_from_cluster_config",
     "actors": "ray._private.state:state.actor_table(actor_id)",
     "node": "ray._private.worker:_global_node",
+    "settings": "ray._raylet:Config.initialize",
     "head client": "ray._raylet:GcsClient",
     "processors": "ray._private.utils:get_num_cpus(override_docker_cpu_warning)",
     "accelerators": "ray._private.accelerators:get_accelerator_manager_for_resource(resource_name)",

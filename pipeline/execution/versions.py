@@ -88,6 +88,11 @@ def refused_errors() -> tuple[type[Exception], ...]:
     return known_errors("AuthenticationError")
 
 
+def knows_tokens() -> bool:
+    """Tell whether this Ray can ask for a token."""
+    return bool(refused_errors())
+
+
 def known_errors(*names: str) -> tuple[type[Exception], ...]:
     """Return those of Ray's exceptions that this version has."""
     from ray import exceptions

@@ -21,12 +21,13 @@ from pipeline.execution.cluster.hardware import embedded_store_bytes
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
 from pipeline.execution.environment import (
     auth_mode,
-    has_token,
     is_open_to_others,
     refuse_autoload,
+    sends_token,
     token_file,
 )
 from pipeline.execution.submit.client import is_loopback
+from pipeline.execution.versions import knows_tokens
 from pipeline.inference.gpu_facts import absence_here, driver_version
 from pipeline.inference.runtimes import all_runtimes, runtime_versions
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
@@ -44,6 +45,7 @@ _EXTRAS = {
     "timm": "timm",
     "pull": "huggingface_hub",
     "audio": "soundfile",
+    "heif": "pillow_heif",
     "schema": "llguidance",
 }
 _LEAST_FREE_SHARE = 0.05
@@ -177,9 +179,12 @@ def look_at_access(address: str | None) -> Iterator[Finding]:
         hint = f"others on this machine may read it; write: chmod 600 {file}"
         yield Finding("ray token", "warn", f"{file}: {hint}")
     if address is None:
+        hint = "any user who reaches its ports runs code as you"
         if auth_mode(os.environ) == "disabled":
-            hint = "any user who reaches its ports runs code as you; unset it"
-            yield Finding("ray access", "warn", f"RAY_AUTH_MODE=disabled: {hint}")
+            yield Finding("ray access", "warn", f"RAY_AUTH_MODE=disabled: {hint}; unset it")
+        elif not knows_tokens():
+            older = f"Ray {_version('ray')} knows no tokens"
+            yield Finding("ray access", "warn", f"{older}: {hint}; install 2.52 or newer")
         else:
             description = "an embedded Ray: it asks for a token and has no dashboard"
             yield Finding("ray access", "ok", description)
@@ -187,10 +192,12 @@ def look_at_access(address: str | None) -> Iterator[Finding]:
     url = urlsplit(address if "://" in address else f"ray://{address}")
     host = url.hostname or ""
     is_near = host in ("auto", "local") or is_loopback(host)
-    if not has_token(os.environ) and not is_near:
+    has_tls = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
+    is_encrypted = url.scheme == "https" or (has_tls and url.scheme == "ray")
+    if not sends_token(os.environ) and not is_near:
         hint = "set RAY_AUTH_TOKEN, and start the cluster with RAY_AUTH_MODE=token"
         yield Finding("ray access", "warn", f"{address}: no token in the environment; {hint}")
-    elif url.scheme != "https" and not is_near:
+    elif not is_encrypted and not is_near:
         hint = "keep to a private network or a tunnel"
         yield Finding("ray access", "warn", f"{address}: the token travels in the clear; {hint}")
     else:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
+from ray._raylet import AuthenticationMode, Config, get_authentication_mode
 
+from pipeline.execution.caller import restore_process_state
 from pipeline.execution.environment import (
     about_home,
     make_private_token,
     refused_token,
     send_token,
+    sends_token,
+    set_embedded,
     token_file,
 )
 
@@ -56,6 +61,34 @@ def test_who_brings_a_token_or_wants_none_gets_none(
         monkeypatch.setenv(name, value)
     make_private_token()
     assert not (home / ".ray").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, "token"), ("", "token"), ("token", "token"), ("disabled", None)]
+)
+def test_an_embedded_ray_asks_for_a_token_unless_nobody_wants_one(
+    before: str | None, after: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    if before is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", before)
+    with restore_process_state():
+        set_embedded()
+        assert os.environ["RAY_AUTH_MODE"] == (after or before)
+        if after:
+            assert (
+                get_authentication_mode() == AuthenticationMode.TOKEN
+            )  # of a Ray that was imported before
+    Config.initialize("")
+
+
+def test_a_token_in_the_home_folder_is_sent_if_tokens_are_on(home: Path):
+    make_private_token()
+    assert [sends_token(env) for env in ({}, {"RAY_AUTH_MODE": "token"})] == [False, True]
+    named = {"RAY_AUTH_TOKEN": "x"}
+    assert [sends_token({**named, "RAY_AUTH_MODE": mode}) for mode in ("", "disabled")] == [
+        True,
+        False,
+    ]
 
 
 def test_a_home_that_cannot_be_written_is_left_to_ray(home: Path, monkeypatch: pytest.MonkeyPatch):
