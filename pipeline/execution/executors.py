@@ -13,6 +13,7 @@ from pipeline.execution import local, ray_options
 from pipeline.execution.caller import is_started, is_without_ray
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import ray_versions, require_one_version, this_machine
+from pipeline.execution.cluster.in_flight import Share, note_shares
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.progress_channel import listening
 from pipeline.execution.stages import Preprocess, Read, Write
@@ -73,11 +74,13 @@ def _ray_stream(parts: StreamParts, allocation: Allocation) -> Generator[StagedS
         num_units = len(parts.units)
         dataset = ray.data.from_items(list(range(num_units)), override_num_blocks=num_units)
         # A row of what follows is a slice (slices.pack): Ray cannot cut or merge slices.
-        for actor, arguments, options in stages:
+        shares = dict[str, Share]()
+        for actor, arguments, options_of in stages:
             if arguments[0] is not None:
-                dataset = dataset.map_batches(
-                    actor, fn_constructor_args=arguments, **options(allocation)
-                )
+                options = options_of(allocation)
+                shares[actor.__name__] = Share(options["num_cpus"], options.get("num_gpus") or 0.0)
+                dataset = dataset.map_batches(actor, fn_constructor_args=arguments, **options)
+        note_shares(shares)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in block.column("staged").to_pylist():
                 yield StagedSlice.from_json(text)

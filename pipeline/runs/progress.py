@@ -78,8 +78,8 @@ class TerminalProgress:
         self._phase = ""
         self._counts: Counts | None = None
         self._rate = Rate()
-        self._trouble = ""
-        """What keeps actors from their work; empty if nothing is known to."""
+        self._left = self._trouble = ""
+        """Rows that are left; what keeps actors from their work, empty if nothing is known to."""
         self._started = self._logged = monotonic()
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
@@ -119,9 +119,10 @@ class TerminalProgress:
     def rows(self, total: int | None, *, done: int) -> Iterator[None]:
         """Show the body's progress."""
         if total is None:
-            self.phase("loading the model; how many rows there are is unknown until they are read")
+            self._left = "how many rows there are is unknown until they are read"
         else:
-            self.phase(f"loading the model; {total - done:,} of {total:,} rows are left")
+            self._left = f"{total - done:,} of {total:,} rows are left"
+        self.phase(f"loading the model; {self._left}")
         with self._lock:
             self._counts, self._rate = Counts(total, done), Rate()
             self._rate.add(monotonic(), done)
@@ -147,8 +148,9 @@ class TerminalProgress:
             begun = describe_unfinished(*unfinished()) if counts is not None else ""
             if counts is None or rate is None:
                 phase = "predicting, no slice is finished yet" if begun else self._phase
-                words = "; ".join(filter(None, (phase, begun, self._trouble)))
-                return f"{words}, {so_far} so far"
+                if self._trouble:
+                    phase = f"{self._trouble}; {self._left}"
+                return f"{'; '.join(filter(None, (phase, begun)))}, {so_far} so far"
             line = describe(counts, rate, so_far, with_bar=self._stream is not None)
             return "; ".join(filter(None, (line, begun)))
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.runs.cli import run_python
 
-from pipeline.execution.cluster.in_flight import pool_trouble
+from pipeline.execution.cluster.in_flight import Share, pool_trouble
 
 RUN = """
 import sys, time
@@ -42,9 +42,21 @@ print(counts, last_progress()[1], 5 * written[0] == written[1] > 0, unfinished()
 """
 
 
-def actor(state: str, restarts: int = 0, address: str = "10.0.0.1") -> dict[str, Any]:
-    facts = {"State": state, "NumRestarts": restarts, "Address": {"IPAddress": address}}
-    return {"ActorClassName": "MapWorker(MapBatches(PredictorActor))", **facts}
+def actor(
+    state: str, restarts: int = 0, address: str = "10.0.0.1", name: str = "PredictorActor", job=1
+) -> dict[str, Any]:
+    return {
+        "State": state,
+        "NumRestarts": restarts,
+        "Address": {"IPAddress": address},
+        "ActorClassName": f"MapWorker(MapBatches({name}))",
+        "JobID": f"0{job}000000",
+        "IsDetached": False,
+    }
+
+
+WAITS = actor("PENDING_CREATION", 0, "")
+THEIRS = actor("ALIVE", 9, job=2)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +64,16 @@ def actor(state: str, restarts: int = 0, address: str = "10.0.0.1") -> dict[str,
     [
         ([], ""),
         ([actor("ALIVE"), actor("PENDING_CREATION")], ""),  # it loads the model
-        ([actor("ALIVE"), actor("PENDING_CREATION", 0, "")], "1 of 2 actors wait for cores or mem"),
+        (
+            [actor("ALIVE"), WAITS],
+            "waiting for 1 x 0.75 CPU: 0.5 of 2 CPU free, 0.75 CPU held by other jobs",
+        ),
+        (
+            [WAITS, WAITS, {**WAITS, "ActorClassName": "MapWorker(MapBatches(Read))"}, THEIRS],
+            "waiting for 2 x 0.75 CPU and 1 x 0.2 CPU: 0.5 of 2 CPU free, 1.5 CPU held by other "
+            "jobs: 02000000 (1 actors)",
+        ),
+        ([{**THEIRS, "State": "PENDING_CREATION", "Address": {"IPAddress": ""}}], ""),
         ([actor("ALIVE", 3), actor("PENDING_CREATION", 1)], "were started anew: 4 times so far"),
         ([{**actor("RESTARTING", 9, ""), "ActorClassName": "BeatCounter"}], ""),
     ],
@@ -60,9 +81,19 @@ def actor(state: str, restarts: int = 0, address: str = "10.0.0.1") -> dict[str,
 def test_actors_that_wait_or_start_again_are_told_of(
     actors: list[dict[str, Any]], trouble: str
 ) -> None:
-    message = pool_trouble(actors)
+    shares = {"PredictorActor": Share(0.75, 0.0), "Read": Share(0.2, 0.0)}
+    message = pool_trouble(actors, "01000000", shares, {"CPU": 2.0}, {"CPU": 0.5})
     assert trouble in message
     assert bool(trouble) == bool(message)
+
+
+def test_gpus_that_actors_wait_for_are_told_of() -> None:
+    shares, has = {"PredictorActor": Share(4.0, 1.0)}, {"CPU": 16.0, "GPU": 1.0}
+    message = pool_trouble([WAITS, THEIRS], "01000000", shares, has, {"CPU": 8.0})
+    assert message == (
+        "waiting for 1 x 4 CPU and 1 GPU: 8 of 16 CPU, 0 of 1 GPU free, 8 CPU and 1 GPU held by "
+        "other jobs: 02000000 (1 actors)"
+    )
 
 
 @pytest.mark.ray

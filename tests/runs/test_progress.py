@@ -63,8 +63,8 @@ def test_committed_slices_move_the_progress() -> None:
     progress = TerminalProgress()
     with progress.rows(1000, done=0):
         assert progress.line().startswith("loading the model; 1,000 of 1,000 rows")
-        progress._trouble = "2 of 2 actors wait"
-        assert "are left; 2 of 2 actors wait, " in progress.line()
+        progress._trouble = "waiting for 2 x 0.75 CPU"  # so none loads a model
+        assert progress.line().startswith("waiting for 2 x 0.75 CPU; 1,000 of 1,000 rows are left,")
         progress._look()
         note_unfinished(3, 1200)
         words = "predicting, no slice is finished yet; 3 rows and 1,200 tokens of slices under way"

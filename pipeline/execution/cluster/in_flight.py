@@ -10,9 +10,10 @@ import sys
 import threading
 import traceback
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
@@ -30,12 +31,31 @@ _ACTORS = {
     "pending": "num_pending_actors",
     "restarting": "num_restarting_actors",
 }
-_MAX_ACTORS = 200
+_MAX_ACTORS, _MAX_JOBS = 200, 3
+_NOISE = 0.01
+"""Amounts of resources below it are none: the sum of what tasks hold for an instant."""
+
+
+class Share(NamedTuple):
+    """What an actor reserves."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        gpus = f"{self.gpus:g} GPU" if self.gpus else ""
+        return " and ".join(filter(None, (f"{self.cpus:g} CPU", gpus)))
 
 
 @dataclass
 class _Executing:
     executor: weakref.ref[Any] | None = None
+    shares: Mapping[str, Share] = field(default_factory=dict)
+
+
+def note_shares(shares: Mapping[str, Share]) -> None:
+    """Note what an actor of each stage reserves, by its class."""
+    current().part(_Executing).shares = shares
 
 
 class ExecutorSeen:
@@ -102,11 +122,9 @@ def _describe(operator: Any) -> str:
 
 
 def actors() -> list[str]:
-    """Describe the actors that have not ended, by what Ray's head knows; may wait for the head."""
-    actor_table = read("actors")
-    if actor_table is None:
-        return []
-    alive = [a for a in actor_table(None).values() if a["State"] != "DEAD"]
+    """Describe this run's actors that have not ended, by what Ray's head knows; may wait for it."""
+    job_id, table = _actors()
+    alive = [a for a in table if a["State"] != "DEAD" and a["JobID"] == job_id]
     lines = [
         clean_message(
             f"actor {a['ActorClassName']} {a['ActorID'][:8]}: {a['State']}, pid {a['Pid']} on "
@@ -122,31 +140,76 @@ def actors_in_trouble() -> str:
 
     May wait for Ray's head.
     """
+    job_id, table = _actors()
+    if not table:
+        return ""
+    import ray
+
+    has, free = ray.cluster_resources(), ray.available_resources()
+    return pool_trouble(table, job_id, current().part(_Executing).shares, has, free)
+
+
+def _actors() -> tuple[str, list[Mapping[str, Any]]]:
+    """Return this run's job, and the actors of all jobs as Ray's table has them."""
     ray = connected_ray()
     actor_table = None if ray is None else read("actors")  # asking would start one
     if ray is None or actor_table is None:
-        return ""
-    job_id = ray.get_runtime_context().get_job_id()
-    return pool_trouble([actor for actor in actor_table(None).values() if actor["JobID"] == job_id])
+        return "", []
+    return ray.get_runtime_context().get_job_id(), list(actor_table(None).values())
 
 
-def pool_trouble(actors: Sequence[Mapping[str, Any]]) -> str:
-    """Return what `actors_in_trouble` says of the actors of a job, as Ray's table has them."""
-    pool = [actor for actor in actors if "PredictorActor" in actor["ActorClassName"]]
-    waiting = [
-        actor
-        for actor in pool
+def pool_trouble(
+    actors: Sequence[Mapping[str, Any]],
+    job_id: str,
+    shares: Mapping[str, Share],
+    has: Mapping[str, float],
+    free: Mapping[str, float],
+) -> str:
+    """Return what `actors_in_trouble` says of the actors of a job.
+
+    Args:
+        actors: Those of all jobs, as Ray's table has them.
+        job_id: The job.
+        shares: What an actor of each stage reserves, by its class.
+        has: The resources of the cluster, by Ray's names.
+        free: Those that nobody holds.
+    """
+    ours = [actor for actor in actors if actor["JobID"] == job_id]
+    pool = [(actor, name) for actor in ours if (name := _stage_of(actor)) in shares]
+    waiting = Counter(
+        shares[name]
+        for actor, name in pool
         if actor["State"] not in ("ALIVE", "DEAD") and not actor["Address"]["IPAddress"]
-    ]
-    num_restarts = sum(int(actor["NumRestarts"]) for actor in pool)
+    )
+    num_restarts = sum(int(actor["NumRestarts"]) for actor, _ in pool)
     problems = []
     if waiting:
-        problems.append(f"{len(waiting)} of {len(pool)} actors wait for cores or memory")
+        needed = " and ".join(f"{number} x {share}" for share, number in waiting.items())
+        names = ("CPU", "GPU")[: 1 + any(share.gpus for share in waiting)]
+        left = ", ".join(f"{free.get(name, 0):g} of {has.get(name, 0):g} {name}" for name in names)
+        ours_alive = [shares[name] for actor, name in pool if actor["State"] == "ALIVE"]
+        held = {"CPU": sum(s.cpus for s in ours_alive), "GPU": sum(s.gpus for s in ours_alive)}
+        others = {name: has.get(name, 0) - free.get(name, 0) - held[name] for name in names}
+        problems.append(f"waiting for {needed}: {left} free{_held(others, actors, job_id)}")
     if num_restarts:
         problems.append(
             f"actors' processes ended and were started anew: {num_restarts} times so far"
         )
     return "; ".join(problems)
+
+
+def _stage_of(actor: Mapping[str, Any]) -> str:
+    """Return the class of a stage, from `MapWorker(MapBatches(PredictorActor))`."""
+    return str(actor["ActorClassName"]).rpartition("(")[2].rstrip(")")
+
+
+def _held(amounts: Mapping[str, float], actors: Sequence[Mapping[str, Any]], job_id: str) -> str:
+    """Say what other jobs hold, and which have actors; '' if that is nothing."""
+    amount = " and ".join(f"{n:.3g} {name}" for name, n in amounts.items() if n > _NOISE)
+    alive = [a for a in actors if a["State"] == "ALIVE" and not a["IsDetached"]]
+    others = Counter(a["JobID"] for a in alive if a["JobID"] != job_id)
+    jobs = ", ".join(f"{job} ({n} actors)" for job, n in others.most_common(_MAX_JOBS))
+    return amount and f", {amount} held by other jobs{jobs and f': {jobs}'}"
 
 
 def stacks() -> Iterator[str]:

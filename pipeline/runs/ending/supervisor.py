@@ -115,7 +115,8 @@ class _Watchdog(threading.Thread):
 
     def _report_stall(self) -> None:
         stall_s, (_, what) = self._run.job.run.stall_s, last_progress()
-        message = f"no progress for {stall_s:g} s (run.stall_s), the last step was: {what}"
+        what = within(_DUMP_S / 3, in_flight.actors_in_trouble) or f"the last step was: {what}"
+        message = f"no progress for {stall_s:g} s (run.stall_s), {what}"
         within(_DUMP_S, lambda: _dump(self._run, message))
         interrupt(InfraError(message))
 
