@@ -154,8 +154,9 @@ class Run(Section):
     """Which predictions are carried over from earlier versions of this partition and from earlier
     partitions of the output, if the model and everything else that decides them is the same.
     `inputs`: those of shards (or loose files) whose path, size and version are unchanged; these are
-    not read. `content`: also those of other rows whose input has the same bytes. Row ids, URIs and
-    pass-through columns are always those of the new input."""
+    not read. `content`: also those of other rows whose input has the same bytes, in versions that
+    were published with it; to change to it alone is no reason to publish, so the first new version
+    finds none. Row ids, URIs and pass-through columns are always those of the new input."""
     reuse_max_age_days: Annotated[float, Field(gt=0)] = 30.0
     """Predictions that are older are computed again."""
     price_per_node_hour: Prices | None = None

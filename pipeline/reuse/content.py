@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.commit.published.version_rows import PartReader, Version
 from pipeline.core.arrays import Numbers, as_array
+from pipeline.core.cache.eviction import let_go
 from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.row_digests import HASH_BYTES
 from pipeline.core.schema import INPUT_HASH
@@ -55,8 +56,11 @@ class ContentIndex:
         if not self._opened:
             facts = [self.version.token, [part.sha256 for part in self.version.manifest.parts]]
             key = f"hashes-{hashlib.sha256(repr(facts).encode()).hexdigest()}"
-            folder = cached_folder(key, partial(_write_index, self.version))
-            self._opened = tuple(np.load(folder / f"{n}.npy", mmap_mode="r") for n in _FILES)
+            try:
+                folder = cached_folder(key, partial(_write_index, self.version))
+                self._opened = tuple(np.load(folder / f"{n}.npy", mmap_mode="r") for n in _FILES)
+            finally:
+                let_go(key)  # what is mapped stays, also of a file that is removed
         ordinals = _look_up(self._opened, *_halves(hashes))
         within = np.searchsorted(self._left_out[:, 0], ordinals, "right") - 1
         ends = np.append(self._left_out[:, 1], 0)  # at -1: before all of them

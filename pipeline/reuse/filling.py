@@ -142,7 +142,7 @@ class Filler:
     def _columns(self, version: Version, *, is_whole: bool) -> pa.Schema:
         left_out = {*failure_columns([]), *(() if is_whole else self.known.source_columns)}
         fields = [field for field in self.known.schema if field.name not in left_out]
-        takes_hash = is_whole and self.known.hashes and version.has_hashes
+        takes_hash = self.known.hashes and version.has_hashes
         return pa.schema([*fields, *([INPUT_HASH_FIELD] if takes_hash else [])])
 
     def _give_up(self, number: int, error: Exception, num_rows: int, counters: Counters) -> None:
@@ -205,8 +205,12 @@ class Filler:
             if predictions is None:
                 continue
             places = asked[hit]
+            if predictions.column(INPUT_HASH).to_pylist() != hashes.take(places).to_pylist():
+                why = InfraError(f"{index.version.name}: the index of its hashes is damaged")
+                self._give_up(number, why, len(hit), counters)
+                continue
             columns = rows.select([*known.source_columns]).take(pa.array(places))
-            for name in predictions.column_names:
+            for name in predictions.drop_columns(INPUT_HASH).column_names:
                 columns = columns.append_column(name, predictions.column(name))
             aside.add(at[places], columns, index.version.source)
             is_left[hit] = False

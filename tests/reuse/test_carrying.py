@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.shard_table import read_shard_table
 from pipeline.core.arrays import Numbers
 from pipeline.core.aside import NOT_READ
+from pipeline.core.cache.private_files import cache_folder
 from pipeline.core.errors import GateRefused
 from pipeline.core.schema import ROW_ID
 from pipeline.core.versions import environment_versions
@@ -42,6 +44,7 @@ from pipeline.reuse.checking import choose_checked
 from pipeline.reuse.filling import _read_rows
 from pipeline.runs.builders import make_reader
 from pipeline.runs.preparing.prepare import prepare
+from pipeline.storage.store import Store
 
 Act = Callable[[EarlierPartition], object]
 
@@ -257,6 +260,28 @@ def test_where_no_part_can_be_read_all_rows_are_computed_in_pieces_and_counted(
     else:
         assert carried["lookup_failed_rows"] == 120
     assert_as_all_computed(partition, tmp_path)
+
+
+def test_a_row_that_is_found_by_its_content_has_the_hash_that_was_looked_for(tmp_path: Path):
+    partition = nightly(tmp_path, reuse="content")
+    partition.run()
+    touch(partition)
+    nights = [partition.at(Store(str(tmp_path / f"night-{n}"))) for n in range(2)]
+    for night in nights:
+        shutil.copytree(partition.out.uri, night.out.uri)
+    nights[0].run()
+    assert carried_rows(nights[0])
+    (index,) = cache_folder().glob("hashes-*/ordinals.npy")
+    np.save(index, np.load(index)[::-1])  # and the cache was found whole before
+    nights[1].run()
+    assert carried_rows(nights[1]) == 0
+    assert nights[1].record is not None
+    [advice] = nights[1].record.figures.advice
+    assert advice.startswith(f"{NOT_READ}: {partition.layout.name} version 1: the index of its has")
+    assert_as_all_computed(nights[1], tmp_path)
+    files = (Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd"))
+    open_files = [str(path.resolve()) for path in files]
+    assert not [name for name in open_files if "hashes-" in name], "nothing is held"
 
 
 def test_a_shard_that_is_as_it_was_long_ago_is_as_old_as_then(tmp_path: Path):

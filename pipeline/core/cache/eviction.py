@@ -1,6 +1,6 @@
 """Remove old artefacts from the node cache, and know which ones are in use.
 
-A process holds a shared lock on the file of each key that it uses until it ends, however it ends.
+A process holds a shared lock on the file of each key that it uses until it lets it go, or ends.
 It takes it before it looks for the artefact, and what is removed is locked alone, so that nothing
 goes between being found and being read. An artefact's folder has the time of its last use.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -21,6 +22,7 @@ from pipeline.core.cache.private_files import (
     CLAIMS,
     PROFILES,
     USERS,
+    WAIT_S,
     cache_folder,
     first_of,
     locked,
@@ -49,9 +51,22 @@ def use(key: str) -> None:
     Raises:
         InfraError: The cache folder is not this user's own.
     """
-    path = first_of([cache_folder() / USERS]) / f"{key}.lock"
+    path = _file_of(key)
     if path not in _used:
-        _used[path] = locked(path, fcntl.LOCK_SH)
+        # One that removes it may be suspended: then it is gone, and is made again.
+        with contextlib.suppress(BlockingIOError):
+            _used[path] = locked(path, fcntl.LOCK_SH, WAIT_S)
+
+
+def let_go(key: str) -> None:
+    """Note that this process needs no file of the artefact of a key any more."""
+    descriptor = _used.pop(_file_of(key), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _file_of(key: str) -> Path:
+    return first_of([cache_folder() / USERS]) / f"{key}.lock"
 
 
 def evict_for(num_bytes: int = 0) -> list[str]:

@@ -86,19 +86,19 @@ def tensors_digest(module: torch.nn.Module) -> str:
 def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
     """Return the folder of an artefact, which `write` fills if there is none yet, or a damaged one.
 
-    It stays until this process ends, and for `UNUSED_S` afterwards.
+    It stays until this process lets it go or ends, and for `UNUSED_S` afterwards.
 
     Raises:
         InfraError: The cache folder is not this user's own.
     """
     folder = cache_folder() / key
     use(key)
+    if _is_there(folder):
+        return folder
     with one_at_a_time(key):
+        if _is_there(folder):
+            return folder
         if folder.exists():
-            if folder in _checked or _is_whole(folder):
-                _checked.add(folder)
-                os.utime(folder)
-                return folder
             log.warning("%s is damaged: it is made again", folder)
         unfinished, damaged = (folder.with_name(f".{uuid.uuid4().hex}") for _ in range(2))
         unfinished.mkdir(mode=0o700)
@@ -115,6 +115,15 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
     if num_bytes_of(folder) >= _LARGE_BYTES:
         evict_for()
     return folder
+
+
+def _is_there(folder: Path) -> bool:
+    """Tell whether there is an artefact that can be used; if so, it was used now."""
+    if not folder.exists() or not (folder in _checked or _is_whole(folder)):
+        return False
+    _checked.add(folder)
+    os.utime(folder)
+    return True
 
 
 def _is_whole(folder: Path) -> bool:
@@ -155,7 +164,7 @@ def claim_once_per_node(name: str) -> bool:
     with _claiming:
         if path not in _claims:
             try:
-                _claims[path] = locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _claims[path] = locked(path, fcntl.LOCK_EX)
             except BlockingIOError:
                 return False
             os.utime(path)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.core.errors import InfraError
 
+log = logging.getLogger(__name__)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+WAIT_S = 120.0
+"""How long a process waits at most for another one that makes the same artefact."""
 
 
 @contextlib.contextmanager
@@ -104,6 +109,8 @@ def home_folder() -> Path:
 def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
     """Let one process a node at a time make something: the others then find it.
 
+    A process that has waited for `WAIT_S` goes on all the same: the other may be suspended.
+
     Args:
         name: Of what is made.
         waits: Whether to wait for a process that is at it.
@@ -112,31 +119,52 @@ def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
         BlockingIOError: A process is at it, and this one does not wait.
     """
     path = cache_folder() / f"{name}.lock"
-    descriptor = locked(path, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    descriptor = None
+    try:
+        descriptor = locked(path, fcntl.LOCK_EX, WAIT_S if waits else 0.0)
+    except BlockingIOError:
+        if not waits:
+            raise
+        log.warning("%s: a process has held it for %.0f s; this one goes on", path, WAIT_S)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # a process that waits for it checks that it is still there
-        os.close(descriptor)
+        if descriptor is not None:
+            path.unlink(missing_ok=True)  # who waits for it checks that it is still there
+            os.close(descriptor)
 
 
-def locked(path: Path, operation: int) -> int:
+def locked(path: Path, operation: int, wait_s: float = 0.0) -> int:
     """Return a descriptor of a file, which is made if it is not there, with a lock on it.
 
     Args:
         path: The file.
         operation: Operation of `flock`.
+        wait_s: How long to wait for a process with a lock that excludes this one.
 
     Raises:
-        BlockingIOError: A process has a lock that excludes this one, which does not wait.
+        BlockingIOError: A process still has one.
     """
+    until = time.monotonic() + wait_s
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(descriptor, operation)
+            _lock(descriptor, operation, until)
             if os.fstat(descriptor).st_nlink:
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)  # it was removed meanwhile
+
+
+def _lock(descriptor: int, operation: int, until: float) -> None:
+    pause_s = 0.005
+    while True:
+        try:
+            return fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.1)

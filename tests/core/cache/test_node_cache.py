@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.core.cache import eviction, private_files
 from pipeline.core.cache.node_cache import (
     cached_folder,
     claim_once_per_node,
@@ -44,6 +47,26 @@ def test_what_could_not_be_written_whole_is_not_kept(
         names = {path.name for path in folder.iterdir()}
         assert names - {"checksums.json"} == {"config", "weights"}
     assert calls == ["half", "whole"]
+
+
+def test_a_process_that_is_suspended_with_a_lock_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for module in (private_files, eviction):
+        monkeypatch.setattr(module, "WAIT_S", 0.0)
+    users = private_files.first_of([cache_folder() / private_files.USERS])
+    paths = cache_folder() / "a-model.lock", users / "a-model.lock"
+    held = [private_files.locked(path, fcntl.LOCK_EX) for path in paths]
+    calls: list[Path] = []
+    for _ in range(2):
+        folder = cached_folder("a-model", calls.append)
+        assert folder == cache_folder() / "a-model"
+        assert folder.exists()
+    assert len(calls) == len(caplog.messages) == 1, "what is there needs no lock"
+    assert caplog.messages[0].startswith(f"{paths[0]}: a process has held it")
+    for descriptor in held:
+        os.close(descriptor)
 
 
 def test_a_process_makes_a_damaged_artefact_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
