@@ -16,6 +16,7 @@ from pipeline.core.registry import INPUTS, get, usable
 from pipeline.operations.first_steps.first_rows import Ambiguous, names_of
 from pipeline.preprocessing.input_facts import Columns, Cost
 from pipeline.sources.columns.arrow_types import is_number, is_text
+from pipeline.sources.csv.rows import number_options
 
 Fields = dict[str, tuple[Any, str]]
 """Field of `source` -> its value, and why."""
@@ -120,7 +121,8 @@ def _content(values: pa.ChunkedArray) -> str:
     if 2 * sum(map(bool, map(_LIKE_NUMBER.fullmatch, texts))) < max(len(texts), 1):
         return "text"
     odd = next((text for text in texts if not _NUMBER.fullmatch(text)), texts[0])
-    return f'text among numbers, "{odd:.40}"'
+    cure = number_options(texts)
+    return f'text among numbers, "{odd:.40}"' + (f"; {cure}" if cure else "")
 
 
 def _require_one_vector(
@@ -138,7 +140,9 @@ def _require_one_vector(
     fits = num_features in (None, size)
     if len(names) == 1 and fits and not is_number(rows.schema.field(names[0]).type):
         return
-    choose = "" if fits else f" (these are {size}: choose)"
+    choose = "" if fits else f" (these are {size}: choose {num_features})"
+    if num_features and size < num_features:
+        choose = f" (these are {size} of {num_features})"
     left = [name for name in rows.column_names if name not in proposed]
     doubts = f"; left out here: {names_of(described(rows, left))}" if left else ""
     raise JobError(

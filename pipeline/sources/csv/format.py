@@ -16,11 +16,12 @@ from pipeline.job.extensions import options_of
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number
-from pipeline.sources.csv.records import NOT_UTF8, Records, read_records
+from pipeline.sources.csv.records import NOT_UTF8, Records
 from pipeline.sources.csv.rows import (
     CsvOptions,
     csv_shard,
     max_record_bytes,
+    number_options,
     read_named,
     record_trouble,
 )
@@ -43,26 +44,35 @@ _DELIMITERS = ";\t|,"
 class _CsvSample(Sample):
     """Records of texts."""
 
+    def __init__(self, plain: Callable[[str], str], *sampled: Any) -> None:
+        super().__init__(*sampled)
+        self._plain = plain
+
     def column(self, values: Sequence[Any]) -> pa.Array:
         """Return the type that all values spell, which proposes a column as a feature.
 
         A number with zeros before it, or a whole one beyond int64, is text.
         """
-        given = [value for value in values if value is not None]
+        plain = [None if value is None else self._plain(value) for value in values]
+        given = [value for value in plain if value is not None]
         if not given:
             return pa.array(values)
         texts = pa.array(values, pa.string())
         for dtype, spelling in _SPELLINGS:
             if all(map(spelling.fullmatch, given)):
                 try:
-                    return texts.cast(dtype)
+                    return pa.array(plain, pa.string()).cast(dtype)
                 except pa.ArrowInvalid:
                     break
         return texts
 
     def width_of(self, value: Any) -> int | str:
-        is_number = _BOOL.fullmatch(value) or _FRACTION.fullmatch(value)
-        return 0 if is_number or number_of(value) is not None else f"{value!r:.80}"
+        plain = self._plain(value)
+        is_number = _BOOL.fullmatch(plain) or _FRACTION.fullmatch(plain)
+        if is_number or number_of(plain) is not None:
+            return 0
+        cure = number_options([value])
+        return f"{value!r:.80}" + (f" (with {cure} a number)" if cure else "")
 
 
 class Csv(LineFormat):
@@ -91,18 +101,27 @@ class Csv(LineFormat):
                     pairs = zip(names, fields, strict=True)
                     yield {name: None if text in nulls else text for name, text in pairs}, num_bytes
 
-        return _CsvSample(source, *first_objects(store, shards, read))
+        return _CsvSample(options.plain, source, *first_objects(store, shards, read))
 
     def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
         options = options_of(CsvOptions, source.options)
-        if options.delimiter is None:
-            _require_delimiter(_header(store, shard, source, options))
+        header = _header(store, shard, source, options)
+        doubt = _doubt(header) if options.columns is None else ""
+        if options.delimiter is None and not doubt:
+            _require_delimiter(header)
         first = super().first_rows(store, shard, source)
+        if not len(first.rows) and f"expected {len(header)} as there are" in first.trouble:
+            cure = doubt or "if line 1 is no header: --set source.options.skip_rows=1"
+            first = first._replace(trouble=f"{first.trouble} ({cure})")
         if NOT_UTF8 in first.trouble:
-            cure = "`iconv -f latin1 -t utf-8` makes UTF-8 of Latin-1"
+            cure = "Latin-1 is read with --set source.options.encoding=latin-1"
             first = first._replace(trouble=f"{first.trouble} ({cure})")
         if first.trouble == NO_ROWS and not options.columns:
             return first._replace(trouble=f"{NO_ROWS} but a header")
+        if doubt:
+            return first._replace(doubt=doubt)
+        if [*header] in ([*row.values()] for row in first.rows.to_pylist()):
+            return first._replace(doubt="its header is there again among the rows: take it out")
         numbers = [field.name for field in first.rows.schema if is_number(field.type)]
         if options.columns or not numbers or not all(map(_FRACTION.fullmatch, numbers)):
             return first
@@ -124,11 +143,25 @@ def _header(store: Store, shard: StoredFile, source: Source, options: CsvOptions
     """Return the fields of the first record; none if it cannot be read."""
     extent = Extent(shard.path, shard.size_bytes, shard.version, 0, 0, 0.0)
     with open_sequential(store, extent) as handle:
-        dialect = options.dialect(shard.path)
-        for records in read_records(handle, max_record_bytes(source), dialect):
+        for records in options.records(handle, shard.path, max_record_bytes(source)):
             first = records.fields[0]
             return () if isinstance(first, str) else first
     return ()
+
+
+def _doubt(header: Sequence[str]) -> str:
+    """Return why the first record may be no header, and what to do; ''."""
+    shown, cure = clean_message(", ".join(header), 80), "--set source.options.skip_rows=1"
+    if header and header[0].lower().startswith("sep="):
+        delimiter = json.dumps(header[0][4:])
+        more = f" --set 'source.options.delimiter={delimiter}'" if header[0][4:] else ""
+        return f"its first line ({shown}) names the delimiter: {cure}{more}"
+    if len([*filter(None, header)]) == 1 < len(header):
+        return f"its first line ({shown}) looks like a title: {cure}"
+    if header[1:] and all(name.startswith(" ") for name in header[1:]):
+        read = "pandas.read_csv(path, skipinitialspace=True).to_parquet(...)"
+        return f"its header ({shown}) has blanks behind the delimiter: {read} takes them out"
+    return ""
 
 
 def _require_delimiter(header: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -55,20 +55,30 @@ def unreadable(why: str, number: int = 1) -> Records:
     return Records([why], np.zeros(1, np.int64), np.array([number], np.int64), broken=why)
 
 
-def read_records(handle: BinaryIO, max_bytes: int, dialect: Mapping[str, Any]) -> Iterator[Records]:
+def read_records(
+    handle: BinaryIO,
+    max_bytes: int,
+    dialect: Mapping[str, Any],
+    *,
+    encoding: str = "utf-8",
+    skip_rows: int = 0,
+) -> Iterator[Records]:
     """Yield the records of a shard in order; what comes at once depends on the shard alone.
 
     Args:
         handle: The file, at its beginning; must be seekable.
         max_bytes: A record with more is not held in memory.
         dialect: Arguments of `csv.reader`.
+        encoding: UTF-8, or one in which a byte is a character, and ASCII is as ever.
+        skip_rows: Lines before the first record.
     """
     csv.field_size_limit(sys.maxsize)  # the process has one, and jobs differ: records are limited
     marks = "".join(dialect[name] or "" for name in ("quotechar", "escapechar"))
     blocks = read_blocks(handle, max_bytes, "CSV", with_blank=True, marks=marks)
-    lines = _Lines(blocks, max_bytes)
+    lines = _Lines(blocks, max_bytes, encoding, skip_rows)
     batch = _Batch(lines)
-    reader, before = csv.reader(chain.from_iterable(lines), **dialect), 0
+    kept = islice(chain.from_iterable(lines), skip_rows, None)
+    reader, before = csv.reader(kept, **dialect), skip_rows
     num_blocks = 0
     while True:
         fields: Record
@@ -100,12 +110,14 @@ class _TooLargeError(Exception):
 class _Lines:
     """The lines of a shard, block by block, as `csv` asks for them."""
 
-    def __init__(self, blocks: Iterator[Block], max_bytes: int) -> None:
-        self._blocks, self._max_bytes = blocks, max_bytes
+    def __init__(
+        self, blocks: Iterator[Block], max_bytes: int, encoding: str, num_skipped: int
+    ) -> None:
+        self._blocks, self._max_bytes, self.encoding = blocks, max_bytes, encoding
         self.num_blocks = 0
         self.num_lines = 0
         """Lines that were handed out."""
-        self.end = 0
+        self.end = num_skipped
         """Lines that belong to whole records."""
         self.sizes = np.zeros(0, np.int64)
         """Bytes of the lines from `first` on, as far as they were handed out."""
@@ -133,9 +145,9 @@ class _Lines:
             raise _TooLargeError
         data = block.data[block.starts[0] : block.ends[-1]]
         try:
-            text = data.decode("utf-8")
+            text = data.decode(self.encoding)
         except UnicodeDecodeError:
-            text = data.decode("utf-8", "surrogateescape")
+            text = data.decode(self.encoding, "surrogateescape")
             self.has_bad_bytes = True
         return StringIO(text, newline="\n")  # a carriage return ends no line
 
@@ -157,7 +169,7 @@ class _Batch:
         """Add a record, and the number of lines up to its end."""
         if fields:
             if self._lines.has_bad_bytes and not _is_utf8(fields):
-                fields = NOT_UTF8
+                fields = f"is not {self._lines.encoding.upper()}"
             self._fields.append(fields)
             self._begins.append(self._lines.end)
             self._ends.append(end)

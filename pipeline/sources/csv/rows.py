@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, BinaryIO
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +16,7 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.printable import listed
 from pipeline.job.section import Section
 from pipeline.job.source import Source
+from pipeline.sources.columns.arrow_types import is_number
 from pipeline.sources.columns.base import STAGE, Failures, fail
 from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.csv.records import Record, Records, read_records, unreadable
@@ -23,6 +26,11 @@ from pipeline.sources.lines.rows import Shard, max_line_bytes
 from pipeline.sources.rows import Reader
 
 Character = Annotated[str, Field(max_length=1, pattern=r"^[^\r\n]$")]
+_SIGNS: Sequence[Mapping[str, str]] = (
+    *({}, {"decimal": ","}, {"thousands": ","}, {"decimal": ",", "thousands": "."}),
+    *({"thousands": " "}, {"decimal": ",", "thousands": " "}),
+)
+"""How others write numbers: options, those of most files first."""
 _ESCAPED = 2
 """CSV may write a quote as two."""
 
@@ -42,15 +50,46 @@ class CsvOptions(Section):
     columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The names of the columns, in order, of shards without a header; left out, the first record of
     each shard has them."""
+    decimal: Literal[".", ","] = "."
+    """What is before the fraction of a number: of features, and of columns with `casts` to numbers.
+    A number that is written otherwise costs its row."""
+    thousands: Literal[",", ".", " ", "'"] | None = None
+    """What may be between groups of three digits of such a number."""
+    encoding: Literal[
+        "utf-8", "latin-1", "cp1250", "cp1251", "cp1252", "iso8859-2", "iso8859-15"
+    ] = "utf-8"
+    """Of other ones convert the shards: `iconv -f utf-16 -t utf-8`."""
+    skip_rows: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Lines at the beginning of each shard that are no records, such as a title or `sep=;`."""
 
     @model_validator(mode="after")
     def _differ(self) -> CsvOptions:
         given = [self.delimiter or ",", self.quote, self.escape]
         if len({character for character in given if character}) < sum(map(bool, given)):
             raise ValueError("delimiter, quote and escape must differ")
+        if self.thousands == self.decimal:
+            raise ValueError("decimal and thousands must differ")
         if self.columns and len(set(self.columns)) < len(self.columns):
             raise ValueError("columns: name each column once")
         return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether numbers are written as Python writes them."""
+        return self.decimal == "." and self.thousands is None
+
+    def plain(self, text: str) -> str:
+        """Return a number as Python writes it; any other text in quotes, so that it is none."""
+        if self.is_plain:
+            return text
+        if not _number_in(self.decimal, self.thousands).fullmatch(text):
+            return f"'{text}'"
+        return text.replace(self.thousands or " ", "").replace(self.decimal, ".")
+
+    def records(self, handle: BinaryIO, path: str, max_bytes: int) -> Iterator[Records]:
+        """Yield the records of a shard; see `read_records`."""
+        dialect, lines = self.dialect(path), self.skip_rows
+        return read_records(handle, max_bytes, dialect, encoding=self.encoding, skip_rows=lines)
 
     def dialect(self, path: str) -> dict[str, Any]:
         """Return the arguments of `csv.reader` for a shard."""
@@ -62,6 +101,28 @@ class CsvOptions(Section):
             "escapechar": self.escape,
             "strict": True,
         }
+
+
+@functools.cache
+def _number_in(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    """Return what numbers look like with these signs, and what else a feature may be."""
+    point, group = re.escape(decimal), re.escape(thousands or "")
+    whole = f"[0-9]{{1,3}}(?:{group}[0-9]{{3}})+|[0-9]+"
+    number = f"(?:(?:{whole})(?:{point}[0-9]*)?|{point}[0-9]+)(?:e[+-]?[0-9]+)?"
+    return re.compile(f"[+-]?(?:{number}|inf|nan)|true|false", re.IGNORECASE)
+
+
+def number_options(texts: Sequence[str]) -> str:
+    """Return how options of CSV make numbers of all texts; '' if they are so anyway, or never.
+
+    Of `1,234` both ways are named: only who wrote it knows.
+    """
+    fitting = [
+        " ".join(f"--set 'source.options.{name}=\"{sign}\"'" for name, sign in signs.items())
+        for signs in _SIGNS
+        if all(map(_number_in(signs.get("decimal", "."), signs.get("thousands")).fullmatch, texts))
+    ]
+    return " or ".join(fitting[:2]) if all(fitting) else ""
 
 
 def csv_shard(reader: Reader, extent: Extent, options: CsvOptions) -> Shard[Records]:
@@ -86,6 +147,10 @@ def csv_shard(reader: Reader, extent: Extent, options: CsvOptions) -> Shard[Reco
         for key, column in columns.items():
             at = lines.names.index(column.name)
             texts = [None if row is None or row[at] in nulls else row[at] for row in rows]
+            if not options.is_plain and (
+                column.role == "number" or (column.dtype and is_number(column.dtype))
+            ):
+                texts = [None if text is None else options.plain(text) for text in texts]
             made[key], problems = _column(pa.array(texts, pa.large_string()), column)
             for row, message in problems.items():
                 fail(failures, [row], Reason.BAD_SCHEMA, message)
@@ -111,7 +176,7 @@ def read_named(
 ) -> Iterator[Records]:
     """Yield the records of a shard, without the header, which gives them their names."""
     names: Sequence[str] | None = options.columns
-    for records in read_records(handle, max_bytes, options.dialect(path)):
+    for records in options.records(handle, path, max_bytes):
         if names is None and not records.broken:
             header = records.fields[0]
             if isinstance(header, str):

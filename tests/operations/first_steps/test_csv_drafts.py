@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from pipeline.commands.app import app
 from pipeline.core.errors import JobError
+from pipeline.job.reading.loader import parse_overrides
 from pipeline.operations.first_steps.draft import draft_job
 from pipeline.operations.jobs import load_job
 from pipeline.runs.context import RunContext, RunOptions
@@ -132,8 +133,8 @@ def test_only_what_counts_from_the_first_row_on_is_a_row_number(tmp_path: Path, 
     counted = b"n,age,visits,spent\n" + b"".join(b"%d,3,4,5\n" % row for row in range(1, 9))
     for data, names in (
         (counted, "age,visits,spent"),
-        (counted.replace(b"8,3", b"9,3"), "n,age,visits,spent (these are 4: choose)"),
-        (b"a,index\n1,2\n", "a (these are 1: choose); left out here: index (int64)"),
+        (counted.replace(b"8,3", b"9,3"), "n,age,visits,spent (these are 4: choose 3)"),
+        (b"a,index\n1,2\n", "a (these are 1 of 3); left out here: index (int64)"),
     ):
         with pytest.raises(JobError, match=f"--features {re.escape(names)}"):
             drafted(tmp_path, data, models / "churn.onnx")
@@ -145,6 +146,52 @@ def test_names_with_commas_and_blanks_come_back_from_the_command(tmp_path: Path,
     assert features_of(caught.value) == ["a,b", " c", 'd "e"']
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("age;visits;spent\n1;2;16536,83\n2;3;1,5\n", "16536,83"),
+        ("age;visits;spent\n1;2;16.536,83\n2;3;1,5\n", "16.536,83"),
+        ("age;visits;spent\n1;2;1 536\n2;3;-7\n", "1 536"),
+        ("age;visits;spent\n1;2;1,234.5\n", "1,234.5"),
+        ("sep=;\nage;visits;spent\n1;2;3\n", "(sep=;) names the delimiter"),
+        ("Customers 2026;;\nage;visits;spent\n1;2;3\n", "(Customers 2026, ,) looks like a title"),
+        ("Customers\nage;visits;spent\n1;2;3\n", "line 2 has 3 fields, expected 1"),
+        ("# of a report\nage;visits;spent\n1;2;3\n", "line 2 has 3 fields, expected 1"),
+    ],
+)
+def test_how_else_a_file_may_be_written_is_told_with_the_options_that_read_it(
+    data: str, told: str, tmp_path: Path, models: Path
+):
+    options: dict[str, Any] = {} if data.startswith("sep") else {"delimiter": ";"}
+    with pytest.raises(JobError) as caught:
+        drafted(tmp_path, data.encode(), models / "churn.onnx", options=options)
+    assert told in str(caught.value)
+    cures = re.findall(r"--set ('[^']+'|[^ ')]+)", str(caught.value).partition(told)[2])
+    given = parse_overrides([shlex.split(cure)[0] for cure in cures])
+    assert given
+    options |= {name.removeprefix("source.options."): value for name, value in given.items()}
+    draft = drafted(
+        tmp_path, data.encode(), models / "churn.onnx", features=HEADER.split(","), options=options
+    )
+    assert "left out" not in " ".join(draft.notes)
+    with pytest.raises(JobError, match=r"--features age,visits,spent$"):
+        drafted(tmp_path, data.encode(), models / "churn.onnx", options=options)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (rows(*NUMBERS, header=HEADER) + b"\nage,visits,spent\n", "header is there again among"),
+        (b"age, visits, spent\n1, 2, 3\n", r"blanks behind the delimiter: pandas\.read_csv"),
+        (b"age,visits,spent\n1,2,12 %\n", r'spent \(text among numbers, "12 %"\)'),
+        (b"age,visits,spent,notes\n1,2,3,\n", r"age,visits,spent; left out here: notes \(null\)"),
+    ],
+)  # fmt: skip
+def test_what_no_option_reads_is_told_too(data: bytes, words: str, tmp_path: Path, models: Path):
+    with pytest.raises(JobError, match=words):
+        drafted(tmp_path, data, models / "churn.onnx")
+
+
 def test_features_are_given_once(tmp_path: Path, models: Path):
     with pytest.raises(JobError, match=r"source.features is given twice"):
         draft_job("in.csv", "m.onnx", "out", {"source.features": ["age"]}, features=["age"])
@@ -154,11 +201,10 @@ def test_features_are_given_once(tmp_path: Path, models: Path):
     ("data", "given", "words"),
     [
         (rows("00#", "30", "4.5", '"1,100.50"', header=f"customer,{HEADER}"), {},
-         r'takes 3 numbers .* age,visits .* left out .*, spent \(text .*"1,100.50"\)'),
-        (rows("00#", "30", "4", '"4,5"', header=f"customer,{HEADER}"), {}, r'\(text .*"4,5"\)'),
+         r'takes 3 numbers .* age,visits .* left out .*, spent \(text .*"1,100.50"; --set '),
+        (rows("#", "4", '"4,5"', header=HEADER), {}, r'\(text .*"4,5"; --set '),
         (rows("30", "4", "12 %", header=HEADER), {}, r'spent \(text .*"12 %"\)'),
-        (rows(*NUMBERS, "7", header=f"{HEADER},more"), {}, r"age,visits,spent,more \(these are 4"),
-        (rows(*NUMBERS, header=HEADER) + b"\nage,visits,spent\n", {}, r'age \(text .*"age"\)'),
+        (rows(*NUMBERS, "7", header=f"{HEADER},more"), {}, r"more \(these are 4: choose 3\)"),
         (rows(*NUMBERS), {}, r"its header \(30, 2, 4.5\) looks like a row: .*options.columns="),
         (rows("00#", *NUMBERS), {}, "looks like a row"),
         (rows(*NUMBERS, header="age;visits;spent", sep=";"), {},
@@ -190,7 +236,7 @@ def test_texts_say_which_column_is_taken_and_what_else_there_is(tmp_path: Path, 
     with pytest.raises(JobError, match="looks like delimiter"):
         drafted(tmp_path, rows("00#", "soup", header="id;body", sep=";"), models / "encoder")
     latin = rows("00#", "caf\u00e9", header="id,body").decode().encode("latin-1")
-    with pytest.raises(JobError, match=r"20 of its first 20 .* not UTF-8 \(`iconv -f latin1"):
+    with pytest.raises(JobError, match=r"20 of its first 20 .* not UTF-8 \(Latin-1 is .* --set s"):
         drafted(tmp_path, latin, models / "encoder")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from itertools import chain
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.selection import examples
 
-from pipeline.sources.csv.records import Records, read_records
+from pipeline.sources.csv.records import Records
 from pipeline.sources.csv.rows import CsvOptions
 from pipeline.sources.lines import blocks
 
@@ -23,8 +24,7 @@ FIELDS = st.lists(
 
 
 def records(data: bytes, options: CsvOptions | None = None, limit: int = LIMIT) -> list[Records]:
-    dialect = (options or CsvOptions()).dialect("a.csv")
-    return list(read_records(io.BytesIO(data), limit, dialect))
+    return list((options or CsvOptions()).records(io.BytesIO(data), "a.csv", limit))
 
 
 def fields(data: bytes, options: CsvOptions | None = None, limit: int = LIMIT) -> list[object]:
@@ -83,6 +83,37 @@ def test_the_job_says_how_fields_are_written(
     options: CsvOptions, data: bytes, wanted: list[list[str]]
 ):
     assert fields(data, options) == wanted
+
+
+SINGLE_BYTE = [*get_args(CsvOptions.model_fields["encoding"].annotation)]
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("encoding", SINGLE_BYTE)
+def test_other_encodings_are_read_as_python_decodes_them(encoding: str):
+    text = "".join(chr(code) for code in range(161, 0x500))
+    text = text.encode(encoding, "ignore").decode(encoding).replace(",", "")
+    data = f't,n\n"{text}\n",1\n{text[:9]},2\n'.encode(encoding)
+    assert len(text) > 60
+    assert fields(data, CsvOptions(encoding=encoding)) == [
+        ["t", "n"], [f"{text}\n", "1"], [text[:9], "2"]
+    ]  # fmt: skip
+    if encoding not in ("utf-8", "latin-1", "iso8859-2", "iso8859-15", "cp1251"):
+        assert fields(b"a\x81\nb\n", CsvOptions(encoding=encoding)) == [
+            f"is not {encoding.upper()}", ["b"]
+        ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("num_lines", [0, 1, 2, 7, 40])
+def test_lines_that_are_skipped_are_no_records_and_are_counted(num_lines: int):
+    title, rest = b'a "title\n' * num_lines, b'\nh,i\n1,"2\n3"\n\n4,5\n'
+    skipped = records(title + rest, CsvOptions(skip_rows=num_lines))
+    plain = records(rest)
+    for name in ("fields", "sizes", "numbers"):
+        ours, theirs = ([v for r in some for v in getattr(r, name)] for some in (skipped, plain))
+        assert ours == ([v + num_lines for v in theirs] if name == "numbers" else theirs), name
+    assert records(title, CsvOptions(skip_rows=num_lines + 3)) == []
 
 
 def test_a_record_that_is_refused_ends_with_its_line():

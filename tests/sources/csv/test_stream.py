@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas
 import pyarrow as pa
 import pytest
 from support.inputs.encoded import base_image, png
@@ -15,7 +18,9 @@ from support.inputs.jsonl_shards import read_all, zstd
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, ROW_ID, TEXT, TEXT_PAIR
 from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
+from pipeline.sources.csv.format import FORMAT
 from pipeline.sources.csv.rows import CsvOptions
+from pipeline.storage.store import Store
 
 CODECS: dict[str, Any] = {".csv": bytes, ".csv.gz": gzip.compress, ".csv.zst": zstd}
 WORDS: dict[str, Any] = {"text_column": "t"}
@@ -114,6 +119,8 @@ def test_shards_without_a_header_and_with_tabs(tmp_path: Path):
         ({"delimiter": '"'}, "delimiter, quote and escape must differ"),
         ({"escape": '"'}, "delimiter, quote and escape must differ"),
         ({"columns": ["a", "a"]}, "name each column once"),
+        ({"decimal": ",", "thousands": ","}, "decimal and thousands must differ"),
+        ({"encoding": "utf-16"}, r"options\.encoding: Input should be 'utf-8', 'latin-1'"),
         ({"nulls": ""}, r"options\.nulls: Input should be a valid"),
         ({"separator": ";"}, r"options\.separator: unknown key, did you mean delimiter\?"),
     ],
@@ -155,6 +162,64 @@ def test_features_are_numbers_categories_and_dates(tmp_path: Path):
     assert column(rows, ERROR) == [None, None, "bad_schema", "bad_schema"]
     assert column(rows, MESSAGE)[2] == "age is '2e400', which double does not hold"
     assert "age cannot be double" in column(rows, MESSAGE)[3]
+
+
+NUMBERS = {
+    (",", "."): ["16536,83", "1.234.567,5", "12.345", "-7", ",5", "1e3", "0,1"],
+    (",", " "): ["16 536,83", "12 345", "-1 234,0"],
+    (",", None): ["16536,83", "-,5"],
+    (".", ","): ["16,536.83", "1,234,567", "12.345"],
+    (".", "'"): ["16'536.83", "12"],
+}
+
+
+@pytest.mark.parametrize(("decimal", "thousands"), NUMBERS)
+def test_numbers_are_read_as_pandas_reads_them_and_texts_stay(
+    decimal: str, thousands: str | None, tmp_path: Path
+):
+    texts = NUMBERS[decimal, thousands]
+    data = "\n".join(["a title", "t;n", *(f"{text};{text}" for text in texts), "x;1_0", "x;"])
+    options = {"delimiter": ";", "skip_rows": 1, "decimal": decimal, "thousands": thousands}
+    (tmp_path / "a.csv").write_text(data, encoding="cp1252")
+    source = source_of(
+        tmp_path, text_column=None, features=("n",),
+        pass_through={"as_written": "t", "cast": "n"},
+        casts={"cast": "double"}, options={**options, "encoding": "cp1252"}, null_features="nan",
+    )  # fmt: skip
+    rows = read_all(source)
+    signs = {"decimal": decimal, "thousands": thousands}
+    whole = "\n".join(["t;n", *(f"{text};{text}" for text in texts)])
+    expected = pandas.read_csv(io.StringIO(whole), sep=";", dtype={"t": str}, **signs).n
+    assert column(rows, ERROR) == [*[None] * len(texts), "bad_schema", None]
+    assert column(rows, "cast")[: len(texts)] == [*expected]
+    assert [value for [value] in column(rows, FEATURES)[: len(texts)]] == [*np.float32(expected)]
+    assert column(rows, "as_written")[: len(texts)] == texts
+    store = Store(str(tmp_path))
+    shard = store.stat("a.csv")
+    assert shard is not None
+    assert FORMAT.first_rows(store, shard, source).rows.column("n").type == pa.string(), "1_0"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"decimal": ","}, "1.5"),
+        ({"decimal": ",", "thousands": "."}, "1.23"),
+        ({"thousands": ","}, "1,23"),
+        ({"thousands": ","}, "12,,345"),
+        ({"decimal": ","}, "1,2,3"),
+    ],
+)
+def test_a_number_that_is_written_otherwise_costs_its_row(
+    options: dict[str, Any], text: str, tmp_path: Path
+):
+    data = f"n;t\n1;x\n{text};x\n".encode()
+    source = write(
+        tmp_path, data, text_column=None, features=("n",), options={"delimiter": ";", **options}
+    )
+    rows = read_all(source)
+    assert column(rows, ERROR) == [None, "bad_schema"]
+    assert f"'{text}'" in column(rows, MESSAGE)[1]
 
 
 @pytest.mark.parametrize("null_features", ["quarantine", "zero"])
