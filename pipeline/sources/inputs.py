@@ -16,7 +16,7 @@ from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.first_bytes import require_file_type
 from pipeline.sources.globs import compiled, is_glob, reaches_below, split_glob
-from pipeline.sources.lake_tables import LakeTable, refuse_tables, table_of
+from pipeline.sources.lake_tables import refuse_tables, table_of
 from pipeline.sources.source_format import format_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.single_file import read_lines
@@ -124,7 +124,7 @@ class _Choice:
     def __init__(self, suffixes: tuple[str, ...], pattern: str, *, follow_links: bool) -> None:
         self.follow_links = follow_links
         self.tally = SkipCounter()
-        self.tables: set[LakeTable] = set()
+        self.tables: set[tuple[str, str]] = set()
         """Those that lie at or below the root, whether the glob matches their files or not."""
         self._suffixes, self._pattern = suffixes, pattern
         self._matches = compiled(pattern).match if pattern else None

@@ -315,20 +315,18 @@ def _is_storage_trouble(error: BaseException) -> bool:
     return module.partition(".")[0] in _LIBRARIES
 
 
-def _as_list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else [value]
-
-
 def secret_values(options: Mapping[str, Any]) -> list[str]:
     """Collect the strings among storage options, but for those that help and are no secrets.
 
     Of numbers only those with the name of a secret.
     """
     secrets: list[str] = []
-    items = ((n, v) for n, given in options.items() for v in _as_list(given))
-    for name, value in items:
-        if isinstance(value, int) and re.search(_SENSITIVE, name.lower()):
-            secrets += secret_values({name: str(value)})
+    for name, value in options.items():
+        if isinstance(value, list | tuple):
+            for item in value:
+                secrets += secret_values({name: item})
+        elif isinstance(value, int) and re.search(_SENSITIVE, name.lower()):
+            secrets.append(str(value))
         elif isinstance(value, Mapping):
             secrets += secret_values(value)
         elif name == "connection_string" and isinstance(value, str):

@@ -54,7 +54,6 @@ from pipeline.preprocessing.images.image_formats import (
     WHITE_IS_ZERO,
     Undecodable,
     read_tiff,
-    without_texts,
 )
 
 RGB = 3
@@ -101,8 +100,6 @@ def decode_sized(data: bytes, limits: DecodeLimits, shrink: Shrink | None = None
     except Undecodable:
         raise
     except Exception as error:
-        if bare := without_texts(error, format_name, data):
-            return decode_sized(bare, limits, shrink)
         raise explain(error, format_name, data) from error
 
 

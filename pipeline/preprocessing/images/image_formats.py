@@ -12,6 +12,7 @@ import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -135,6 +136,9 @@ def prepare_decoder(format_name: str) -> None:
 @functools.cache
 def _load_decoder(format_name: str) -> str:
     """Load a decoder on its first use; return what is missing, or ''."""
+    if format_name == "PNG":  # a text beside the pixels may be as long as all of them together
+        texts: Any = importlib.import_module("PIL.PngImagePlugin")
+        texts.MAX_TEXT_CHUNK = texts.MAX_TEXT_MEMORY
     if format_name == "HEIF":
         try:
             plugin = importlib.import_module("pillow_heif")
@@ -245,29 +249,6 @@ def _numbers(data: bytes, at: int, dtype: str, count: int) -> Numbers:
             Reason.TRUNCATED, f"TIFF of {len(data)} bytes: its directory refers to {at} and beyond"
         )
     return np.frombuffer(data, dtype, count, at).astype(np.uint64)
-
-
-def without_texts(error: Exception, format_name: str, png: bytes) -> bytes:
-    """Return a PNG without texts beside its pixels, if Pillow has a lower limit for them than ours.
-
-    Plain ones of UTF-8 stay: XMP, which may turn the image, is such a text.
-
-    Returns:
-        The rest, or b"" if the error is not of texts.
-    """
-    if format_name != "PNG" or not isinstance(error, ValueError):
-        return b""
-    kept, at = [png[:8]], 8
-    while at < len(png):
-        end = at + 12 + int.from_bytes(png[at : at + 4])
-        body = png[at + 8 : end - 4]
-        is_packed = body.partition(b"\0")[2][:1] == b"\1"
-        chunk_type = png[at + 4 : at + 8]
-        if chunk_type not in (b"tEXt", b"zTXt") and not (chunk_type == b"iTXt" and is_packed):
-            kept.append(png[at:end])
-        at = end
-    rest = b"".join(kept)
-    return rest if len(rest) < len(png) else b""
 
 
 def check_tiff(data: bytes, max_px: int) -> None:

@@ -19,7 +19,7 @@ from pipeline.preprocessing.images.image_checks import (
     identified,
     orientation_of,
 )
-from pipeline.preprocessing.images.image_formats import Undecodable, without_texts
+from pipeline.preprocessing.images.image_formats import Undecodable
 
 _QUALITIES = (75, 50, 25, 10)
 _FLIPS = {1: Image.Transpose.FLIP_TOP_BOTTOM, 2: Image.Transpose.FLIP_LEFT_RIGHT}
@@ -53,8 +53,6 @@ def make_thumbnail(data: bytes, limits: DecodeLimits, side_px: int, max_bytes: i
     except Undecodable:
         raise
     except Exception as error:
-        if bare := without_texts(error, format_name, data):
-            return make_thumbnail(bare, limits, side_px, max_bytes)
         raise explain(error, format_name, data) from error
 
 

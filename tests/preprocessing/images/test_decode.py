@@ -90,20 +90,12 @@ def test_every_odd_file_has_the_pixels_of_pillow(name: str, data: bytes) -> None
     assert np.abs(difference).mean() < 12
 
 
-@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"tEXt"])
-def test_texts_beside_the_pixels_of_a_png_have_no_limit_of_their_own(name: bytes):
+@pytest.mark.parametrize("head", [b"zTXta\0\0", b"iTXta\0\1\0\0\0"])
+def test_a_text_beside_the_pixels_of_a_png_may_be_long(head: bytes):
     plain = encode(base_image(SEED), "PNG")
-    packed = packed_zeros(80_000_000)
-    text = {
-        b"zTXt": b"a\0\0" + packed,
-        b"iTXt": b"a\0\1\0\0\0" + packed,
-        b"tEXt": b"a\0" + b"x" * 2**20,
-    }
-    texts = chunk(name, text[name]) * (65 if name == b"tEXt" else 1)
-    data = plain[:33] + texts + plain[33:]
-    limits = replace(LIMITS, max_image_bytes=100 * 2**20)
-    assert torch.equal(decode_image(data, limits), decode_image(plain, limits))
-    made, wanted = (make_thumbnail(d, limits, side_px=40, max_bytes=4000) for d in (data, plain))
+    data = plain[:33] + chunk(head[:4], head[4:] + packed_zeros(8_000_000)) + plain[33:]
+    assert torch.equal(decode_image(data, LIMITS), decode_image(plain, LIMITS))
+    made, wanted = (make_thumbnail(d, LIMITS, side_px=40, max_bytes=4000) for d in (data, plain))
     assert made == wanted
 
 

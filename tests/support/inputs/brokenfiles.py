@@ -78,6 +78,7 @@ def _pngs(image: Image.Image) -> dict[Reason, Files]:
         "three_bits.png": header(depth=3) + body,
         "no_header.png": body,
         "no_data.png": header() + end,
+        "text_bomb.png": header() + chunk(b"zTXt", bomb) + body,
         "profile_bomb.png": header() + chunk(b"iCCP", bomb) + body,
         "wrong_sum.png": whole(packed[:-4] + bytes(4)),
         "filter_9.png": whole(zlib.compress(b"\x09" + raw[1:])),
