@@ -162,7 +162,11 @@ EveryOption = Annotated[
 ]
 OnlyOption = Annotated[
     str | None,
-    typer.Option("--only", metavar="[missing|stale|failed|refused]", help="Only such dates."),
+    typer.Option(
+        "--only",
+        metavar="[missing|stale|failed|refused]",
+        help="Only such dates; several with commas.",
+    ),
 ]
 NewestFirstOption = Annotated[
     bool, typer.Option("--newest-first", help="Begin with the last date.")

@@ -97,7 +97,7 @@ def verify(
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Prove a published partition: checksums, sums of rows, ids.
+    """Prove what is published: checksums, sums of rows, ids.
 
     Rows of the input are predicted or in the quarantine, each once.
     """
@@ -118,6 +118,9 @@ def rollback(
 def gc(
     job: options.JobFile,
     date: options.DateOption = None,
+    all_partitions: Annotated[
+        bool, typer.Option("--all", help="Of all partitions of the output.")
+    ] = False,
     overrides: options.SetOption = None,
     grace_s: Annotated[float, typer.Option(help="Keep staging younger than this.")] = 86400.0,
     as_json: options.JsonOption = False,

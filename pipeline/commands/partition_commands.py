@@ -18,8 +18,9 @@ ClusterOption = Annotated[
 
 def status(
     sink: Annotated[
-        str, typer.Argument(metavar="URI|JOB|ID", help="The sink's root, a job file, or an id.")
-    ],
+        str | None,
+        typer.Argument(metavar="URI|JOB|ID", help="The sink's root, a job file, or an id."),
+    ] = None,
     partition: options.PartitionOption = None,
     from_: options.FromOption = None,
     to: options.ToOption = None,
@@ -49,6 +50,10 @@ def status(
         jobs = status_of_submitted(sink, address, date)
         show({"jobs": jobs}, as_json=as_json)
         return
+    if sink is None:
+        raise JobError(
+            "status: give an output's URI, a job file, or --address for a cluster's jobs"
+        )
     from pipeline.operations.partitions import status as look
 
     if prometheus and as_json:

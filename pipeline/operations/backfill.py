@@ -46,6 +46,20 @@ _OUTCOMES = {3: "refused", 4: "busy", 5: "conflict", 6: "stopped", 8: "no_input"
 _LOOK_S = 2.0
 
 
+def states_of(only: str | None) -> frozenset[str] | None:
+    """Return the states that are meant by keys of `ONLY` with commas between; None: all.
+
+    Raises:
+        JobError: There is no such key.
+    """
+    if only is None:
+        return None
+    keys = [key.strip() for key in only.split(",")]
+    if not {*keys} <= ONLY.keys():
+        raise JobError(f"only {only}: write one of {', '.join(ONLY)}, or several with commas")
+    return frozenset(state for key in keys for state in ONLY[key])
+
+
 @dataclass(frozen=True)
 class DateRun:
     """What became of a date."""
@@ -128,8 +142,9 @@ def backfill(
         from_: The first date, or hour.
         to: The last one; None: now in UTC.
         every: It has a partition for each `day`, or for each `hour`.
-        only: Only dates that are `missing`, `stale`, `failed` or `refused`; None: all, of which
-            those that are published already cost next to nothing.
+        only: Only dates that are `missing`, `stale`, `failed` or `refused`, or several of these as
+            in `refused,stale`; None: all, of which those that are published already cost next to
+            nothing.
         newest_first: Begin with the last date.
         dry_run: Only say what would be done.
         overrides: As of `run`, and so are the others.
@@ -144,11 +159,10 @@ def backfill(
     """
     if isinstance(job, Job):
         raise JobError("the job is loaded: give its file or mapping, for ${date} is in it")
-    if only is not None and only not in ONLY:
-        raise JobError(f"only {only}: write one of {', '.join(ONLY)}")
+    states = states_of(only)
     days = read_dates(from_, to, every)
     options = run_options(address, allow_import, accept, job=job, owns_process=owns_process)
-    dates = Dates(job, overrides, options, only, dry_run)
+    dates = Dates(job, overrides, options, states, dry_run)
     # Dates must not replace each other: the next one, and the same hour of a day.
     some = [*days[:2], *days[24:25]]
     if len({dates.of(day).sink.partition for day in some}) < len(some):
@@ -165,8 +179,8 @@ class Dates:
     job: JobLike
     overrides: Overrides
     options: RunOptions
-    only: str | None = None
-    """A key of `ONLY`."""
+    only: frozenset[str] | None = None
+    """States of `status`; None: whatever they are."""
     is_dry: bool = False
 
     def of(self, day: dt.date) -> Job:
@@ -196,7 +210,7 @@ class Dates:
                 raise PartitionBusy(
                     f"partition {seen.partition}: {seen.why or 'a run works on it'}"
                 )
-            if self.only is not None and seen.state not in ONLY[self.only]:
+            if self.only is not None and seen.state not in self.only:
                 return DateRun(name, "left_out")
             if self.is_dry:
                 return DateRun(name, seen.a_run_would or seen.state)

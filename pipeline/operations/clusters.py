@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.errors import PipelineError
 from pipeline.execution.submit.attempts import find_attempts, find_newest
 from pipeline.execution.submit.client import connect_job_api, refusals_as_ours
 from pipeline.execution.submit.job import (
@@ -28,7 +28,7 @@ from pipeline.execution.submit.log_follower import Follower, JobOutput
 from pipeline.execution.submit.submission import Submission
 from pipeline.gates.results import parse_accepted
 from pipeline.job.reading.loader import read_job
-from pipeline.operations.backfill import ONLY
+from pipeline.operations.backfill import states_of
 from pipeline.operations.jobs import load_job, run_options, warn_of_local_code
 from pipeline.runs.partitions.survey import survey_job
 
@@ -63,8 +63,7 @@ def submit(
         PipelineError: The job ended without the document that it was asked for.
     """
     parse_accepted(asked.accept)
-    if asked.only is not None and asked.only not in ONLY:
-        raise JobError(f"only {asked.only}: write one of {', '.join(ONLY)}")
+    states_of(asked.only)
     job = read_job(asked.job_path, date=asked.days[0], overrides=asked.overrides, is_elsewhere=True)
     if asked.code is None:
         warn_of_local_code(job, asked.job_path)
@@ -175,8 +174,10 @@ def logs(
         output.end()
 
 
-def status_of_submitted(target: str, address: str, date: str | None = None) -> list[dict[str, Any]]:
-    """Say how the submissions of a job are, newest first."""
+def status_of_submitted(
+    target: str | None, address: str, date: str | None = None
+) -> list[dict[str, Any]]:
+    """Say how the submissions of a job are, or of all jobs, newest first."""
     attempts = find_attempts(connect_job_api(address), target, date)
     return [attempt.to_dict() for attempt in reversed(attempts)]
 

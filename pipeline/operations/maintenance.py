@@ -14,11 +14,13 @@ from pipeline.commit.manifest import log_numbers
 from pipeline.commit.published.garbage import collect_garbage, unneeded_models
 from pipeline.commit.published.rollback import rollback as restore
 from pipeline.commit.tables.delta import table_of
+from pipeline.core.errors import PartitionBusy
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job
 from pipeline.operations.partitions import depends_on_date
 from pipeline.report.showing.printed import printed
+from pipeline.runs.partitions.survey import is_partition
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,12 @@ def rollback(
 
 @printed
 def gc(
-    job: JobLike, *, grace_s: float = 86400.0, date: Date = None, overrides: Overrides = ()
+    job: JobLike,
+    *,
+    grace_s: float = 86400.0,
+    date: Date = None,
+    all_partitions: bool = False,
+    overrides: Overrides = (),
 ) -> dict[str, Any]:
     """Delete staged slices of the job's partition that no unfinished run can need any more.
 
@@ -77,22 +84,38 @@ def gc(
         job: A job, the path of a job file, or its sections as a mapping.
         grace_s: What is younger than this stays.
         date: The value of `${date}`; None: today in UTC.
+        all_partitions: Of all partitions of its output; those that a run holds are left out.
         overrides: Fields that are set over those of the job.
 
     Raises:
         PartitionBusy: A run holds the partition.
     """
     loaded = load_job(job, date=date, overrides=overrides, needs_model=False)
-    if date is None and depends_on_date(job, overrides):
-        log.info("%s: gc looks at this partition only; --date names another", loaded.sink.partition)
-    with _held(loaded) as (store, layout, *_):
-        garbage = collect_garbage(store, layout, grace_s=grace_s)
-        models = unneeded_models(store, grace_s)
-        store.delete([file.path for file in models])
+    store, names = Store(loaded.sink.uri, loaded.sink.storage_options), [loaded.sink.partition]
+    if all_partitions:
+        folders = filter(is_partition, store.list_folders("_control"))
+        names = [Layout.named(name).partition for name in folders]
+    elif date is None and depends_on_date(job, overrides):
+        log.info("%s: gc looks at this partition only; --date names another, --all all", names[0])
+    num_files = num_bytes = 0
+    for name in names:
+        sink = loaded.sink.model_copy(update={"partition": name})
+        try:
+            with _held(loaded.model_copy(update={"sink": sink})) as (_, layout, *_):
+                garbage = collect_garbage(store, layout, grace_s=grace_s)
+        except PartitionBusy as error:
+            if not all_partitions:
+                raise
+            log.warning("%s: left out: %s", name, error)
+            continue
+        num_files += garbage.num_files
+        num_bytes += garbage.num_bytes
+    models = unneeded_models(store, grace_s)
+    store.delete([file.path for file in models])
     return {
-        "partition": layout.name,
-        "deleted_files": garbage.num_files + len(models),
-        "deleted_bytes": garbage.num_bytes + sum(file.size_bytes for file in models),
+        **({"partitions": len(names)} if all_partitions else {"partition": layout.name}),
+        "deleted_files": num_files + len(models),
+        "deleted_bytes": num_bytes + sum(file.size_bytes for file in models),
     }
 
 

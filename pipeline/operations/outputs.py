@@ -49,15 +49,15 @@ def inspect(
 def verify(
     uri: str, *, partition: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Prove a published partition: checksums, rows in = predictions + quarantine, ids.
+    """Prove what is published: checksums, rows in = predictions + quarantine, ids.
 
     Args:
         uri: The sink's root, or a partition's folder.
-        partition: Which partition; None takes the only one there is.
+        partition: Which partition; None takes all there are.
         storage_options: fsspec options.
 
     Raises:
-        JobError: It is not published, or there are several partitions and none is named.
+        JobError: It is not published.
         PipelineError: A check failed: something was lost, doubled or changed.
     """
     return verify_output(uri, partition, dict(storage_options or {}))

@@ -115,6 +115,8 @@ def test_a_run_that_was_killed_is_one_that_failed(tmp_path: Path):
     dates = {"from_": DAYS[0], "to": DAYS[0], "dry_run": True, "allow_import": ALLOWED}
     outcomes = {only: pipeline.backfill(job, only=only, **dates).dates[0].outcome for only in ONLY}
     assert outcomes == dict.fromkeys(ONLY, "left_out") | {"failed": "publish the first version"}
+    [several] = pipeline.backfill(job, only="refused,failed", **dates).dates
+    assert several.outcome == outcomes["failed"]
 
 
 def test_hours_are_dates_of_their_own(tmp_path: Path):
@@ -149,8 +151,10 @@ def test_what_would_make_no_sense_is_refused_before_anything_is_done(tmp_path: P
     loaded = pipeline.load_job(job, date=DAYS[0])
     with pytest.raises(JobError, match="the job is loaded: give its file or mapping"):
         pipeline.backfill(loaded, from_=DAYS[0])
-    with pytest.raises(JobError, match="only late: write one of missing, stale, failed, refused"):
-        pipeline.backfill(job, from_=DAYS[0], only="late")
+    with pytest.raises(
+        JobError, match="only stale,late: write one of missing, stale, failed, refused"
+    ):
+        pipeline.backfill(job, from_=DAYS[0], only="stale,late")
     with pytest.raises(JobError, match="--from is after --to"):
         pipeline.backfill(job, from_=DAYS[1], to=DAYS[0])
     with pytest.raises(JobError, match=r"the same for several dates: write \$\{date\} in it"):

@@ -184,6 +184,11 @@ def test_a_limit_is_a_percentage(output: Store, limit: str):
     assert "write a percentage from 0 to 100" in str(done.exception)
 
 
+def test_a_partition_may_be_named_right_below_the_root(output: Store):
+    below, folder = output.url(f"{DAYS[1]}@1"), output.url(f"predictions/{DAYS[1]}@1")
+    assert pipeline.diff(below, folder).differing_pct == 0.0
+
+
 def test_a_partition_that_is_not_published_is_named(output: Store):
     with pytest.raises(JobError):
         pipeline.diff(f"{output.url('')}/predictions/{DAYS[1]}@7")

@@ -17,8 +17,8 @@ def locate(
 ) -> tuple[Store, Layout | None]:
     """Find the output that a URI points into, and the partition if it names one.
 
-    Accepts the sink's root, also if it is called `predictions`, and a partition's folder under
-    `predictions/`.
+    Accepts the sink's root, also if it is called `predictions`, a partition's folder under
+    `predictions/`, and the partition's name right below the root.
 
     Raises:
         JobError: It is no path or URI.
@@ -32,6 +32,11 @@ def locate(
     is_root = separator and not tail and store.list_folders("_control")
     if separator and not is_root and (not tail or (tail.startswith("/") and "/" not in tail[1:])):
         return Store(head, storage_options or {}), Layout(tail[1:] or None)
+    root, _, name = trimmed.rpartition("/")
+    if "=" in name and not store.list_folders("_control"):
+        output = Store(root or ".", storage_options or {})
+        if name in output.list_folders("_control"):
+            return output, Layout(name)
     return store, None
 
 

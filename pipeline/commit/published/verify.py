@@ -52,38 +52,46 @@ _TRIES = 3
 def verify_output(
     uri: str, partition: str | None, storage_options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Prove the current version of a partition.
+    """Prove the current version of a partition, or of each.
 
     Args:
         uri: The sink's root, or a partition's folder.
-        partition: Which partition; None takes the only one there is.
+        partition: Which partition; None takes all there are.
 
     Returns:
-        Partition, version, status `ok` and every check.
+        Partition, version, status `ok` and every check; of several only the number of checks.
 
     Raises:
-        JobError: It is not published, or there are several partitions and none is named.
+        JobError: Nothing is published there.
         PipelineError: A check failed: something was lost, doubled or changed.
     """
     store, uri_layout = locate(uri, storage_options)
-    layouts = choose_partition(store, uri_layout, partition)
-    if len(layouts) > 1:
-        names = ", ".join(layout.name for layout in layouts[:5])
-        raise JobError(f"{store.url('')}: {len(layouts)} partitions; name one of them: {names}")
-    layout = layouts[0]
-    manifest, checks = _check_current(store, layout)
-    failed = [check for check in checks if check.status == "fail"]
-    if failed:
-        also = f"; also failed: {', '.join(check.name for check in failed[1:])}"
-        raise PipelineError(
-            f"verify failed: {len(failed)} of {len(checks)} checks: {failed[0].name}: "
-            f"{failed[0].message}{also if len(failed) > 1 else ''}"
+    documents, problems = list[dict[str, Any]](), list[str]()
+    for layout in choose_partition(store, uri_layout, partition):
+        manifest, checks = _check_current(store, layout)
+        if failed := [check for check in checks if check.status == "fail"]:
+            also = f"; also failed: {', '.join(check.name for check in failed[1:])}"
+            problems.append(
+                f"{len(failed)} of {len(checks)} checks: {failed[0].name}: {failed[0].message}"
+                f"{also if len(failed) > 1 else ''}"
+            )
+        documents.append(
+            {
+                "partition": layout.name,
+                "version": manifest.number,
+                "status": "fail" if failed else "ok",
+                "checks": [asdict(check) for check in checks],
+            }
         )
+    if problems:
+        names = [document["partition"] for document in documents if document["status"] == "fail"]
+        others = f"; failed partitions: {', '.join(names)}" if len(documents) > 1 else ""
+        raise PipelineError(f"verify failed: {problems[0]}{others}")
+    if len(documents) == 1:
+        return documents[0]
     return {
-        "partition": layout.name,
-        "version": manifest.number,
         "status": "ok",
-        "checks": [asdict(check) for check in checks],
+        "partitions": [{**one, "checks": len(one["checks"])} for one in documents],
     }
 
 

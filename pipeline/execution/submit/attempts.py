@@ -88,28 +88,29 @@ def attempts_at(client: Any, key: str) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: attempt.number)
 
 
-def find_attempts(client: Any, target: str, date: str | None = None) -> list[Attempt]:
+def find_attempts(client: Any, target: str | None, date: str | None = None) -> list[Attempt]:
     """Return the submissions that someone means, oldest first.
 
     Args:
-        target: The id of a job, or the path of a job file.
-        date: Of a job file: only submissions for it, as they were given.
+        target: The id of a job, or the path of a job file; None: all jobs.
+        date: Unless it is an id: only submissions for it, as they were given.
 
     Raises:
         JobError: There is none, or the job file cannot be read.
     """
-    attempts, is_id = _all_attempts(client), _ID.fullmatch(target)
+    attempts, is_id = _all_attempts(client), target is not None and _ID.fullmatch(target)
     if is_id:
         chosen = [attempt for attempt in attempts if attempt.job_id == target]
     else:
-        wanted = {**identify(target), **({"date": date} if date else {})}
+        wanted = {**(identify(target) if target else {}), **({"date": date} if date else {})}
         chosen = [
             attempt
             for attempt in attempts
             if wanted.items() <= (attempt.details.metadata or {}).items()
         ]
     if not chosen:
-        what = f"job {target}" if is_id else f"job of {target}" + (f" for {date}" if date else "")
+        what = f"job {target}" if is_id else f"job of {target}" if target else "job"
+        what += f" for {date}" if date and not is_id else ""
         raise JobError(f"{client.where}: no {what} was submitted there")
     return sorted(chosen, key=lambda attempt: attempt.details.start_time or 0)
 

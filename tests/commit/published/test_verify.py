@@ -313,10 +313,22 @@ def test_what_is_not_published_is_the_users_error(store: Store):
     publish_rows(store)
     with pytest.raises(JobError, match="date=2020-01-01 is not published"):
         verify(store, "date=2020-01-01")
-    publish_rows(store, "date=2026-11-25")
-    with pytest.raises(JobError, match=f"2 partitions; name one of them: {DAY}"):
-        verify(store)
-    assert verify(store, "date=2026-11-25")["parts"] == "pass"
+
+
+def test_without_a_name_all_partitions_are_proved(store: Store):
+    days = [DAY, "date=2026-11-25", "date=2026-11-26"]
+    for day in days:
+        manifest = publish_rows(store, day)
+    document = verify_output(store.uri, None, {})
+    assert document["status"] == "ok"
+    assert [(one["partition"], one["status"]) for one in document["partitions"]] == [
+        (day, "ok") for day in days
+    ]
+    store.delete([manifest.parts[0].path])
+    with pytest.raises(PipelineError, match=f"checks: parts: .*failed partitions: {days[2]}$"):
+        verify_output(store.uri, None, {})
+    assert verify(store, days[1])["parts"] == "pass"
+    assert verify_output(f"{store.uri}/{DAY}", None, {})["partition"] == DAY
 
 
 def publish_wrong(store: Store, wrong: str) -> None:

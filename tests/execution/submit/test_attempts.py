@@ -128,6 +128,9 @@ def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_n
             client.add(f"{name}-{date}-12345678-a1", "SUCCEEDED", 60 / number, **known)
     assert find_newest(client, teams["a"]).job_id == "a-2026-11-25-12345678-a1"
     assert find_newest(client, teams["b"], "2026-11-24").job_id == "b-2026-11-24-12345678-a1"
+    assert len(find_attempts(client, None)) == 4
+    of_date = find_attempts(client, None, "2026-11-25")
+    assert [attempt.job_id[0] for attempt in of_date] == ["a", "b"]
     client.add("a-x-12345678-a1", "RUNNING", 600, **identify(teams["a"]))
     assert find_newest(client, teams["a"]).job_id == "a-x-12345678-a1"
     assert find_newest(client, teams["b"]).job_id == "b-2026-11-25-12345678-a1"
@@ -136,6 +139,8 @@ def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_n
         find_newest(client, teams["a"])
     with pytest.raises(JobError, match=r"no job of .* for 2026-11-26 was submitted"):
         find_attempts(client, teams["b"], "2026-11-26")
+    with pytest.raises(JobError, match="no job for 2026-11-26 was submitted"):
+        find_attempts(client, None, "2026-11-26")
     with pytest.raises(JobError, match="no job none-x-12345678-a1 was submitted"):
         find_newest(client, "none-x-12345678-a1")
     with pytest.raises(JobError, match="cannot read the job file"):

@@ -135,6 +135,19 @@ def test_a_command_that_changes_no_version_changes_no_state(tmp_path: Path):
     assert states(store)[DAYS[0]] == "complete"
 
 
+def test_gc_of_all_partitions_leaves_out_one_that_is_held(tmp_path: Path):
+    store = Store(str(tmp_path))
+    job = {**JOB, "sink": {"uri": store.uri, "partition": DAYS[0]}}
+    for day in DAYS[:3]:
+        run(store, day)
+        store.put(f"{Layout(day).staging('f')}/left.parquet", b"")
+    with hold_lease(store, Layout(DAYS[1]), "another", 1e6):
+        done = pipeline.gc(job, all_partitions=True, grace_s=-1.0)
+    assert done["partitions"] == 3
+    left = [day for day in DAYS[:3] if store.list_files(Layout(day).staging("f"))]
+    assert left == [DAYS[1]]
+
+
 @pytest.mark.parametrize(
     ("partition", "first", "last", "is_in"),
     [
