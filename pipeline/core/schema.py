@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -206,6 +207,18 @@ def feature_fields(
     return pa.schema(
         [*vector, *(pa.field(TEXT_FEATURE + name, pa.large_string()) for name in texts)]
     )
+
+
+def widths_of(fields: pa.Schema) -> tuple[int, ...]:
+    """Return the lengths of the features that are lists, 0 for numbers; () if all are numbers."""
+    return tuple(noted_of_features(fields, WIDTHS))
+
+
+def noted_of_features(fields: pa.Schema, key: bytes) -> list[Any]:
+    """Return a JSON list in the metadata of the field `FEATURES`; [] if there is none."""
+    metadata = fields.field(FEATURES).metadata if FEATURES in fields.names else None
+    noted: list[Any] = json.loads((metadata or {}).get(key, "[]"))
+    return noted
 
 
 def is_feature(column: str) -> bool:

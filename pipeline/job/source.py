@@ -85,10 +85,11 @@ class Source(Section):
     allow_http: bool = False
     """Fetch over http too, which is neither encrypted nor protected from changes."""
     features: tuple[FeatureEntry, ...] = ()
-    """Numeric columns and fixed-size lists of numbers that are the model's input
-    instead of an image, joined in this order to one float32 vector a row; nothing is decoded. True
-    is 1 and false 0. An entry is a name, or a mapping for categories, dates and nulls. Columns may
-    be in the names of the shards' folders (`year=2026/`)."""
+    """Numeric columns and lists of numbers that are the model's input instead of an image, joined
+    in this order to one float32 vector a row; nothing is decoded. A row whose list has another
+    length than the first one is quarantined as `bad_schema`. True is 1 and false 0. An entry is a
+    name, or a mapping for categories, dates and nulls. Columns may be in the names of the shards'
+    folders (`year=2026/`)."""
     text_column: str | None = None
     """The column of texts that are the model's input instead of an image. A null is quarantined as
     `null_input`, text that is not UTF-8 as `decode_error`; an empty text is a text."""

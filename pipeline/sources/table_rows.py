@@ -14,7 +14,8 @@ from pipeline.sources.columns.arrow_types import is_text
 from pipeline.sources.columns.base import Failures, Place, fail
 from pipeline.sources.columns.pass_through import PASSED, not_utf8, pass_through
 from pipeline.sources.columns.value_sizes import with_compact_dictionaries, without_large
-from pipeline.sources.input_columns import columns_of
+from pipeline.sources.features.vectors import with_fixed_lists
+from pipeline.sources.input_columns import columns_of, fields_of_part
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.sources.uris.policy import published_uri
 
@@ -55,6 +56,10 @@ def to_rows(
     for row, message in problems.items():
         fail(failures, [row], Reason.BAD_SCHEMA, message)
     place = Place(reader.store.uri, path, has_integers, reader.row_timeout_s)
+    for part, section in source.parts.items():
+        if section.features:
+            fields = fields_of_part(part, source, reader.fields)
+            table = with_fixed_lists(section, fields, table, failures)
     inputs = columns_of(source).read(table, failures, place)
     url = reader.store.url(path)
     uris = pa.repeat(pa.scalar(url, pa.string()), table.num_rows)

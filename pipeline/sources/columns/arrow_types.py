@@ -106,6 +106,15 @@ def is_binary(dtype: pa.DataType) -> bool:
     )
 
 
+def is_list(dtype: pa.DataType) -> bool:
+    """Tell whether a type holds lists, of one length or of any."""
+    return bool(
+        pa.types.is_list(dtype)
+        or pa.types.is_large_list(dtype)
+        or pa.types.is_fixed_size_list(dtype)
+    )
+
+
 def is_number(dtype: pa.DataType) -> bool:
     """Tell whether a type holds numbers, or true and false."""
     return bool(

@@ -19,7 +19,7 @@ from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES, IMAGE_FIELDS, TEXT_FEATURE, WIDTHS, feature_fields
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
-from pipeline.sources.columns.arrow_types import is_number, is_text, plain_type
+from pipeline.sources.columns.arrow_types import is_list, is_number, is_text, plain_type
 from pipeline.sources.columns.base import Failures, InputReader, InputRows, Place, fail
 from pipeline.sources.columns.texts import checked_texts
 from pipeline.sources.features.categories import category_trouble
@@ -29,6 +29,7 @@ from pipeline.sources.features.vectors import (
     count_features,
     feature_rows,
     features_to_arrow,
+    is_number_entry,
     list_widths,
     number_of,
     number_type,
@@ -37,14 +38,14 @@ from pipeline.sources.features.vectors import (
 
 _NUMBERS = (
     "expected numbers: text and categories become features as {{column: {0}, categories: [...]}}; "
-    "several numbers are a fixed-size list"
+    "several numbers are a list of them"
 )
 _DATES = "expected numbers: dates and times become features as {{column: {0}, read_as: days}}"
 
 
 @dataclass(frozen=True)
 class FeatureColumns(InputReader):
-    """Numeric columns and fixed-size lists of numbers; others with what becomes of them."""
+    """Numeric columns and lists of numbers of one length; others with what becomes of them."""
 
     names: tuple[str, ...]
     source: Source
@@ -57,10 +58,7 @@ class FeatureColumns(InputReader):
 
     def folder_trouble(self, name: str, value: str | None) -> str:
         for entry in self._entries[name]:
-            is_number = isinstance(entry, str) or not (
-                entry.is_category or entry.part or entry.is_text
-            )
-            if is_number and value is not None and number_of(value) is None:
+            if is_number_entry(entry) and value is not None and number_of(value) is None:
                 how = f"{{column: {name}, categories: [...]}} makes categories of it"
                 return f"is {value!r} in the names of the folders, expected a number; {how}"
         return ""
@@ -171,8 +169,8 @@ def _trouble(entry: FeatureEntry, dtype: pa.DataType) -> str:
         return time_trouble(dtype, entry.part)
     if pa.types.is_temporal(dtype):
         return _DATES.format(name)
-    is_list = pa.types.is_fixed_size_list(dtype)
-    return "" if is_number(dtype.value_type if is_list else dtype) else _NUMBERS.format(name)
+    item_type = dtype.value_type if is_list(dtype) else dtype
+    return "" if is_number(item_type) else _NUMBERS.format(name)
 
 
 def _fail_features(

@@ -13,11 +13,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
+from pipeline.core.failures import Reason
 from pipeline.core.hive_paths import hive_values
+from pipeline.core.schema import widths_of
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
+from pipeline.sources.columns.arrow_types import is_list
+from pipeline.sources.columns.base import Failures, fail
 from pipeline.sources.features.categories import find_categories
 from pipeline.sources.features.exactness import FeatureRows, Piece, Values, is_whole_decimal, judged
 from pipeline.sources.features.times import read_times
@@ -120,6 +125,64 @@ def _joined_at_once(source: Source, table: pa.Table, vector_type: pa.DataType) -
     except pa.ArrowTypeError:  # there are nulls
         return None
     return np.asarray(tensor.to_numpy())
+
+
+def with_fixed_lists(
+    source: Source, fields: pa.Schema, table: pa.Table, failures: Failures
+) -> pa.Table:
+    """Return a table whose features are numbers, or lists of the lengths that were planned.
+
+    Args:
+        source: Names the columns.
+        fields: The columns of the input, which say the lengths.
+        table: N rows of a shard.
+        failures: (N,): grows by the rows that have another number of numbers.
+    """
+    widths = widths_of(fields)
+    if not widths and not any(dtype.num_fields for dtype in table.schema.types):
+        return table
+    for entry, width in zip(source.features, widths or (0,) * len(source.features), strict=True):
+        name = column_of(entry)
+        if not is_number_entry(entry) or (index := table.schema.get_field_index(name)) < 0:
+            continue
+        dtype = table.schema.field(index).type
+        if is_list(dtype) and width:
+            made, lengths = _fixed(as_array(table.column(index)), width)
+            for row, length in lengths.items():
+                message = f"{name} has {length} numbers, expected {width}"
+                fail(failures, [row], Reason.BAD_SCHEMA, message)
+        elif is_list(dtype) or width:
+            made = pa.nulls(len(table), pa.list_(pa.float64(), width) if width else pa.float64())
+            if not pa.types.is_null(dtype):
+                message = f"{name} is {dtype}, in other shards {width or 'no list of'} numbers"
+                fail(failures, range(len(table)), Reason.BAD_SCHEMA, message)
+        else:
+            continue
+        table = table.set_column(index, name, made)
+    return table
+
+
+def is_number_entry(entry: FeatureEntry) -> bool:
+    """Tell whether a feature is a number, or several."""
+    return isinstance(entry, str) or not (entry.is_category or entry.part or entry.is_text)
+
+
+def _fixed(column: pa.Array, width: int) -> tuple[pa.Array, dict[int, int]]:
+    """Return lists of one length, null where they have another one, and row -> that length."""
+    if pa.types.is_fixed_size_list(column.type):
+        if column.type.list_size == width:
+            return column, {}
+        column = column.cast(pa.list_(column.type.value_type))
+    lengths = pc.list_value_length(column)
+    is_there = pc.fill_null(pc.equal(lengths, width), False)
+    mask = is_there.to_numpy(zero_copy_only=False)
+    items = column.filter(is_there).flatten()
+    if not mask.all():
+        places = (np.cumsum(mask) - 1)[:, None] * width + np.arange(width)
+        items = items.take(pa.array(places.reshape(-1), mask=np.repeat(~mask, width)))
+    wrong = np.flatnonzero(pc.fill_null(lengths, width).to_numpy() != width).tolist()
+    made = pa.FixedSizeListArray.from_arrays(items, width)
+    return made, {row: lengths[row].as_py() for row in wrong}
 
 
 _MAX_DIGITS = 76

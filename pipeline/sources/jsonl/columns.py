@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -39,11 +38,6 @@ def plain_type(column: Column) -> pa.DataType:
         if pa.types.is_floating(dtype):
             return pa.float64()
     return pa.large_string()
-
-
-def from_plain(column: Column, values: pa.Array) -> tuple[pa.Array, Problems]:
-    """Return values of the type `plain_type` as the rows have them, and row -> message."""
-    return _fixed(values, column) if column.width else (values, {})
 
 
 def from_values(column: Column, values: Values) -> tuple[pa.Array, Problems]:
@@ -102,10 +96,7 @@ _TEXTS: Mapping[Role, tuple[Callable[[Any], Any], str]] = {
 def _as_number(values: Values, column: Column) -> tuple[pa.Array, Problems]:
     convert, expected = (_floats, "a list of numbers") if column.width else (_float, _NUMBER)
     good, problems = _converted(values, column, convert, expected)
-    if not column.width:
-        return pa.array(good, pa.float64()), problems
-    made, length_problems = _fixed(pa.array(good, pa.list_(pa.float64())), column)
-    return made, {**length_problems, **problems}
+    return pa.array(good, plain_type(column)), problems
 
 
 _NUMBER = "a number of 64 bits"
@@ -123,21 +114,6 @@ def _floats(value: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (bool, int, float)) and math.isfinite(value)
-
-
-def _fixed(column: pa.Array, of: Column) -> tuple[pa.Array, Problems]:
-    """Return lists of one length; a list of another length is null."""
-    lengths = pc.fill_null(pc.list_value_length(column), of.width).to_numpy()
-    wrong = np.flatnonzero(lengths != of.width).tolist()
-    problems = {row: f"{of.name} has {lengths[row]} numbers, expected {of.width}" for row in wrong}
-    is_there = column.is_valid().to_numpy(zero_copy_only=False) & (lengths == of.width)
-    flat = column.filter(pa.array(is_there)).flatten()
-    numbers = np.full((len(column), of.width), np.nan)
-    nulls = np.ones((len(column), of.width), np.bool_)
-    numbers[is_there] = flat.to_numpy(zero_copy_only=False).reshape(-1, of.width)
-    nulls[is_there] = flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, of.width)
-    made = pa.array(numbers.reshape(-1), pa.float64(), mask=nulls.reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(made, of.width), problems
 
 
 def _as_passed(values: Values, column: Column) -> tuple[pa.Array, Problems]:

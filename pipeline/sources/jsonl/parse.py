@@ -25,7 +25,6 @@ from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.pass_through import Problems, exact_max
 from pipeline.sources.jsonl.columns import (
     Number,
-    from_plain,
     from_values,
     needs_literals,
     plain_type,
@@ -64,7 +63,8 @@ class Parser:
         failures: Failures = [None] * len(block)
         table = self._parse_at_once(block)
         if table is not None:
-            made = [from_plain(c, as_array(table.column(c.name))) for c in self._columns.values()]
+            columns = (as_array(table.column(c.name)) for c in self._columns.values())
+            made = [(column, Problems()) for column in columns]
         else:
             objects = [self._parse_line(block, row, failures) for row in range(len(block))]
             exact = functools.cache(lambda row: parse_line(block.line(row), _EXACT_DECODER))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.core.schema import FEATURES, WIDTHS
+from pipeline.core.schema import noted_of_features, widths_of
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.sources.columns.pass_through import PASSED
 from pipeline.sources.input_columns import fields_of_part, folder_columns
@@ -66,7 +65,7 @@ def _features(
 ) -> Iterator[Column]:
     """Yield the columns of the features, in order; one may be there several times."""
     widths = widths_of(fields) or (0,) * len(features)
-    category_types = _metadata(fields, KINDS) or (None,) * len(features)
+    category_types = noted_of_features(fields, KINDS) or (None,) * len(features)
     for entry, width, category_type in zip(features, widths, category_types, strict=True):
         name, role = column_of(entry), role_of(entry)
         if role == "category":
@@ -87,15 +86,3 @@ def role_of(entry: FeatureEntry) -> Role:
         return "category"
     is_text = isinstance(entry, FeatureColumn) and (entry.part or entry.is_text)
     return "text" if is_text else "number"
-
-
-def widths_of(fields: pa.Schema) -> tuple[int, ...]:
-    """Return the lengths of the features that are lists, 0 for numbers; () if all are numbers."""
-    return tuple(_metadata(fields, WIDTHS))
-
-
-def _metadata(fields: pa.Schema, key: bytes) -> Sequence[Any]:
-    if FEATURES not in fields.names:
-        return ()
-    text = (fields.field(FEATURES).metadata or {}).get(key)
-    return json.loads(text) if text else ()

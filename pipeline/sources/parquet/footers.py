@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.core.arrays import as_array
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, is_damage, with_retries
 from pipeline.core.errors import AccessDenied, JobError, PipelineError
 from pipeline.core.failures import Reason
+from pipeline.job.features import column_of
 from pipeline.job.source import Source
-from pipeline.sources.columns.arrow_types import unified
-from pipeline.sources.columns.column_path import paths_of, with_paths
+from pipeline.sources.columns.arrow_types import is_list, unified
+from pipeline.sources.columns.column_path import (
+    NoColumnError,
+    extract,
+    find,
+    paths_of,
+    with_paths,
+)
 from pipeline.sources.columns.pass_through import check_names, declare, type_problem
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
@@ -33,6 +43,7 @@ from pipeline.storage.store import Store, StoredFile
 _FOOTER_THREADS = 16
 _INT96_UNIT = "us"
 _LARGEST = 2**62
+_SAMPLE_SHARDS, _SAMPLE_BATCHES, _SAMPLE_ROWS = 16, 32, 32
 _BUFFER_BYTES, _BATCH_ROWS = 1 << 20, 65_536
 
 
@@ -218,7 +229,60 @@ def declare_columns(
     schemas = [with_paths(schema, names) for schema in seen]
     passed = _merged(schemas, source.passed.values(), unified)
     inputs = _merged(schemas, names, lambda one, other: other if pa.types.is_null(one) else one)
+    inputs = _with_lengths(store, source, inputs, fitting)
     return declare(source, passed, fitting[0][0]), columns.fields(inputs)
+
+
+def _with_lengths(
+    store: Store, source: Source, types: pa.Schema, shards: Sequence[tuple[str, pa.Schema]]
+) -> pa.Schema:
+    """Return types in which lists of features have the length of the first one in the shards.
+
+    Args:
+        types: Of the input columns.
+        shards: Path and columns of those that fit the job.
+
+    Raises:
+        JobError: None of the first rows has one.
+    """
+    features = {column_of(entry) for part in source.parts.values() for entry in part.features}
+    for index, field in enumerate(types):
+        is_fixed = pa.types.is_fixed_size_list(field.type)
+        if field.name not in features or is_fixed or not is_list(field.type):
+            continue
+        sample = shards[:_SAMPLE_SHARDS]
+        lengths = (_first_length(store, path, schema, field.name) for path, schema in sample)
+        length = next(filter(None, lengths), 0)
+        if not length:
+            raise JobError(
+                f"source: column {field.name!r} has no numbers in the first rows of "
+                f"{sample[0][0]}; a feature is a number, or a list of numbers of one length"
+            )
+        types = types.set(index, field.with_type(pa.list_(field.type.value_type, length)))
+    return types
+
+
+def _first_length(store: Store, path: str, schema: pa.Schema, name: str) -> int:
+    """Return the length of the first list with items in the first rows of a shard; 0: none."""
+    try:
+        column_path = find(name, schema)
+        with store.open(path) as handle, arrow_errors():
+            batches = open_parquet(handle).iter_batches(
+                batch_size=_SAMPLE_ROWS,
+                columns=[column_path.column if column_path.has_items else name],
+                use_threads=False,
+            )
+            for batch in itertools.islice(batches, _SAMPLE_BATCHES):
+                column = extract(as_array(batch.column(column_path.column)), column_path.steps)
+                lengths = pc.list_value_length(column)
+                if len(lengths := lengths.filter(pc.greater(lengths, 0))):
+                    return int(lengths[0].as_py())
+    except NoColumnError:
+        return 0
+    except (pa.ArrowException, OSError) as error:
+        if not is_unreadable(error):
+            raise
+    return 0
 
 
 def _merged(
@@ -226,7 +290,7 @@ def _merged(
     names: Iterable[str],
     merge: Callable[[pa.DataType, pa.DataType], pa.DataType | None],
 ) -> pa.Schema:
-    """Return the types of columns; one that does not merge with those before it is left out."""
+    """Return the types of columns; a type that does not merge with those before it is left out."""
     types: dict[str, pa.DataType] = {}
     for schema in schemas:
         for name in names:

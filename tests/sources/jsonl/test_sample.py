@@ -11,10 +11,9 @@ from support.inputs.jsonl_shards import CODECS, lines, read_all, source_of
 
 from pipeline.commit.plan_store import _schema_from_text
 from pipeline.core.errors import JobError
-from pipeline.core.schema import ERROR, FEATURES, MESSAGE, feature_fields, text_fields
+from pipeline.core.schema import ERROR, FEATURES, MESSAGE, feature_fields, text_fields, widths_of
 from pipeline.planning.plan import schema_to_text
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.lines.columns import widths_of
 from pipeline.sources.lines.sample import SAMPLE_ROWS, type_of
 
 

@@ -165,6 +165,48 @@ def test_columns_of_shards_that_no_type_holds_stay_apart(other: pa.Array, tmp_pa
     assert "source.casts" in rows["message"].to_pylist()[1]
 
 
+LIST_TYPES = [
+    pa.list_(pa.float64()),
+    pa.large_list(pa.float32()),
+    pa.list_(pa.int64()),
+    pa.list_(pa.float64(), 2),
+]
+
+
+@pytest.mark.parametrize("dtype", LIST_TYPES)
+def test_lists_of_one_length_are_features(dtype: pa.DataType, tmp_path: Path):
+    others = [[7, 8], [], [1, 2, 3], [None, 4]]
+    write(tmp_path, "a.parquet", v=pa.array([None, [1, 2], [3, 4]], dtype), n=[5, 6, 7])
+    write(tmp_path, "b.parquet", v=pa.array(others, pa.list_(pa.float64())), n=[8] * 4)
+    write(tmp_path, "c.parquet", v=pa.nulls(1), n=[9])
+    write(tmp_path, "d.parquet", v=[1.5], n=[9])
+    rows = read(tmp_path, features=("n", "v"), pass_through=("n",))
+    assert rows["error"].to_pylist() == [
+        *("null_input", None, None),
+        *(None, "bad_schema", "bad_schema", "null_input"),
+        *("null_input", "bad_schema"),
+    ]
+    vectors = [v for v in rows["features"].to_pylist() if any(v)]
+    assert vectors == [[6, 1, 2], [7, 3, 4], [8, 7, 8]]
+    assert rows["message"][4].as_py() == "v has 0 numbers, expected 2"
+    assert "v is double, in other shards 2 numbers" in rows["message"][8].as_py()
+
+
+def test_lists_inside_structs_are_features_and_those_that_are_passed_through_stay(tmp_path: Path):
+    lists = pa.array([[1.0], [2.0, 3.0]])
+    write(tmp_path, s=pa.StructArray.from_arrays([lists], ["v"]))
+    rows = read(tmp_path, features=("s.v",), pass_through={"v": "s.v"})
+    assert rows["features"].to_pylist()[0] == [1]
+    assert rows["v"].type == pa.list_(pa.float64())
+    assert rows["v"].to_pylist() == [[1], [2, 3]]
+
+
+def test_a_feature_whose_first_lists_are_empty_is_refused(tmp_path: Path):
+    write(tmp_path, v=pa.array([[], None], pa.list_(pa.float64())))
+    with pytest.raises(JobError, match=r"'v' has no numbers in the first rows of a\.parquet"):
+        listed(tmp_path, features=("v",))
+
+
 @pytest.mark.parametrize(
     ("fields", "column", "errors"),
     [
