@@ -103,13 +103,11 @@ def gc(
         try:
             with _held(loaded.model_copy(update={"sink": sink})) as (_, layout, *_):
                 garbage = collect_garbage(store, layout, grace_s=grace_s)
+                num_files, num_bytes = num_files + garbage.num_files, num_bytes + garbage.num_bytes
         except PartitionBusy as error:
             if not all_partitions:
                 raise
             log.warning("%s: left out: %s", name, error)
-            continue
-        num_files += garbage.num_files
-        num_bytes += garbage.num_bytes
     models = unneeded_models(store, grace_s)
     store.delete([file.path for file in models])
     return {

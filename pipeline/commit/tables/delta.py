@@ -105,10 +105,8 @@ class Delta:
             if table is not None and _number_of(layout, table) >= manifest.number:
                 if self._is_late(layout, table, manifest.number) or removes.keys() == adds.keys():
                     return
-                log.warning(
-                    "%s: names other files of %s than version %d has; they are put right",
-                    *(table_url(store), layout.name, manifest.number),
-                )
+                where = f"the Delta table {table_url(store)}: {layout.name}"
+                log.warning("%s has other files than those published; put right now", where)
             failpoint("before_table")
             try:
                 _commit_once(store, layout, manifest, table, adds, removes)
@@ -145,12 +143,11 @@ class Delta:
         table = open_table(self._store)
         named = set() if table is None else {*_removes(layout, table)}
         parts, hint = {*_adds(layout, manifest)}, "run the job again, with sink.table: delta"
-        lost = [f"{FOLDER}/{path} is not in the Delta table" for path in sorted(parts - named)]
-        strange = [
-            f"the Delta table has {FOLDER}/{path}, no part of version {manifest.number}"
-            for path in sorted(named - parts)
-        ]
-        return [f"{problem}; {hint}" for problem in lost + strange]
+        problems = {path: "is not in the Delta table" for path in sorted(parts - named)}
+        problems |= {
+            path: "is in the Delta table and not published" for path in sorted(named - parts)
+        }
+        return [f"{FOLDER}/{path} {problem}; {hint}" for path, problem in problems.items()]
 
 
 def table_of(sink: Sink, store: Store) -> Delta | None:
