@@ -77,7 +77,7 @@ def test_a_fault_at_any_step_of_a_run_with_carried_rows_changes_nothing_in_the_e
     step: Callable[[Store], object] = partial(publish, night)
     if point.name == "mid_gc":
         step(store)
-        store.put(LAYOUT.ctimes("of another plan", "late"), b"{}")
+        store.put(f"{LAYOUT.staging('of another plan')}/notes.json", b"{}")
         step = collect
     is_done = place.act(fault, point, step) or point.is_committed
 

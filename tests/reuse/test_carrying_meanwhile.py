@@ -78,7 +78,7 @@ def test_of_a_source_that_is_replaced_while_it_is_read_rows_are_taken_over_or_co
         "collected": lambda: [collect_garbage(out, Layout(p), grace_s=3600.0)
                               for p in (YESTERDAY, TODAY)],
     }  # fmt: skip
-    before = r"create _control/date=2026-11-25/plan/" if how.endswith("before") else LOOKS
+    before = r"put _control/date=2026-11-25/plan/" if how.endswith("before") else LOOKS
     event = Event(before, acts[how.removesuffix(" before")])
     night = photos.at(WatchedStore(out.uri, watch=event.watch))
     night.run()

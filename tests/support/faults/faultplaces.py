@@ -45,7 +45,7 @@ _PREDICTION = r"predictions/[^/]+/part-"  # an object's URL has no `=`
 _FAILURE = r"quarantine/[^/]+/part-"
 POINTS = (
     Point("leased", CREATE, r"/lease/\d+\.json"),
-    Point("planned", CREATE, r"/plan/"),
+    Point("planned", PUT, r"/plan/"),
     Point("mid_put:3", PUT, r"/staging/\w+/000000-000000000-"),
     Point("slice_put:2", PUT, r"/staging/\w+/000000-\d+-\d+z-"),
     Point("tiled", PUT, r"/compacted-[\w-]+/predictions/"),
