@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -64,7 +65,9 @@ class StagedSlice:
     causes: list[dict[str, Any]] = field(default_factory=list)
     """JSON form of the most frequent `causes.Cause`."""
     num_carried: int = 0
-    """Rows whose results are taken over from earlier versions."""
+    """Rows whose predictions are taken over from earlier versions."""
+    num_kept: int = 0
+    """Rows that failed in the version that is retried, and stay so."""
     sources: list[str] = field(default_factory=list)
     """Tokens of these versions, shortened."""
     computed_labels: dict[str, int] = field(default_factory=dict)
@@ -196,6 +199,7 @@ class StagingWriter:
         is_taken = is_taken_over(computed, aside)
         if not is_taken.any() and aside.column(SOURCE).null_count == aside.num_rows:
             return {}
+        is_good = np.asarray(aside.column(ERROR).is_null())
         labels, numbers = self._measure(computed)
         known, recomputed = checked_pairs(computed, aside)
         checked = Checked(0, [])
@@ -203,7 +207,8 @@ class StagingWriter:
             others = aside.filter(pa.array(is_taken)).slice(0, _OTHERS).select(known.column_names)
             checked = self.check(known, recomputed, others)
         return {
-            "num_carried": int(is_taken.sum()),
+            "num_carried": int((is_taken & is_good).sum()),
+            "num_kept": int((is_taken & ~is_good).sum()),
             "sources": sorted(aside.column(SOURCE).drop_null().unique().to_pylist()),
             "computed_labels": labels,
             "computed_numbers": numbers,

@@ -49,7 +49,8 @@ class Rows(Section):
     """Taken over, finished, from an earlier run."""
     carried: int | None = None
     """Not computed: their predictions are those of an earlier version; null if nothing could be
-    carried over. `total` is computed + resumed + carried."""
+    carried over. `total` is computed + resumed + carried, and the rows that a retry keeps in the
+    quarantine: `duplicate_ids` and `not_asked` of its section."""
     left: int | None = None
     """Not computed yet when the run ended; null if unknown."""
 

@@ -80,7 +80,11 @@ def kept_failures(reuse: Reuse, retry: Retry, plan: Plan) -> pa.Table | None:
     if division is None or not tables:
         return None
     rows = pa.concat_tables(tables)
-    kept = pc.invert(pc.is_in(rows.column("reason"), pa.array(sorted(retry.reasons))))
+    go_again = sorted(retry.reasons)
+    if len(division.known) < len(reuse.earlier[0].shards):
+        # The rows that have their ids may be gone with a shard; those that are not fail again.
+        go_again.append(Reason.DUPLICATE_ID.value)
+    kept = pc.invert(pc.is_in(rows.column("reason"), pa.array(go_again)))
     rows = rows.filter(pc.and_(kept, rows.column(ROW).is_valid()))
     root, places = Store(plan.source_root), dict[tuple[str, int], tuple[int, int]]()
     wanted = set(zip(rows.column(SHARD).to_pylist(), rows.column(ROW).to_pylist(), strict=True))

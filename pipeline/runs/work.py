@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.commit.manifest import Manifest
+from pipeline.commit.parts.row_ids import sum_of_parts
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.printable import num_of
 from pipeline.models.spec import ModelSpec
@@ -17,6 +18,7 @@ from pipeline.planning.plan import Plan
 from pipeline.preprocessing.input_facts import cost_of
 from pipeline.process.shared_notes import note
 from pipeline.report.recording.carried_rows import carried_section
+from pipeline.report.recording.recorder import RunRecorder
 from pipeline.reuse.failures import Quarantined, read_quarantined
 from pipeline.reuse.finding import Retry, Reuse, find_reuse
 from pipeline.reuse.known import Known
@@ -52,16 +54,32 @@ class Work:
         """Tell whether no row is retried."""
         return self.quarantined is not None and not self.quarantined.num_asked
 
-    def changes_nothing(self, reasons: Mapping[str, int]) -> bool:
-        """Tell whether all rows of a retry failed again just as before.
+    def fingerprint_of(self, plan: Plan) -> tuple[str, dict[str, Any]]:
+        """Return the fingerprint that is published, and its parts.
+
+        Of rows of two codes it is that of the old one, so that the next run computes all by one.
+        """
+        if self.base is None or not self.reuse.has_mixed_code:
+            return plan.fingerprint, plan.fingerprint_parts
+        inputs = plan.fingerprint_parts["inputs"]
+        return self.base.fingerprint, {**self.base.fingerprint_parts, "inputs": inputs}
+
+    def changes_nothing(self, record: RunRecorder, hash_failed: Callable[[], str]) -> bool:
+        """Tell whether just the rows of a retry failed again that failed before.
 
         Args:
-            reasons: Why how many rows fail now.
+            record: What became of all rows.
+            hash_failed: Returns the sum of the hashes of the ids of those that fail now.
         """
-        if self.quarantined is None or self.base is None:
+        base, plan = self.base, self.plan
+        if self.quarantined is None or base is None:
             return False
-        is_same = self.base.fingerprint == self.plan.fingerprint or self.reuse.has_mixed_code
-        return is_same and dict(reasons) == dict(self.quarantined.reasons)
+        then, now = base.fingerprint_parts.get("inputs"), plan.fingerprint_parts.get("inputs")
+        is_same = base.fingerprint == plan.fingerprint
+        is_same |= self.reuse.has_mixed_code and then == now
+        is_same &= (base.num_rows, base.num_predicted) == (record.num_done, record.num_predicted)
+        is_same &= dict(record.reasons) == dict(self.quarantined.reasons)
+        return is_same and hash_failed() == sum_of_parts(base.quarantine_parts)
 
 
 def divide(
@@ -121,6 +139,15 @@ def _note_retry(run: RunContext, base: Manifest, quarantined: Quarantined) -> No
         duplicate_ids=quarantined.num_duplicates,
         not_asked=quarantined.num_not_asked,
     )
+
+
+def note_retried(run: RunContext, work: Work) -> None:
+    """Note how many rows of a retry are predicted now, and how many failed again."""
+    if work.quarantined is not None and work.base is not None:
+        predicted = run.record.num_predicted - work.base.num_predicted
+        kept = work.quarantined.num_not_asked + work.quarantined.num_duplicates
+        failed = max(0, run.record.num_quarantined - kept)
+        run.record.retried(recovered=max(0, predicted), failed_again=failed)
 
 
 def settle(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from support.faults.watched_store import Event, WatchedStore
-from support.runs.carried_runs import assert_as, make_partition, run_whole
+from support.runs.carried_runs import assert_as, change, make_partition, run_whole
 from support.runs.cli import photos_job
-from support.runs.earlier_partitions import LAYOUT
+from support.runs.earlier_partitions import LAYOUT, break_off
 from support.runs.night_inputs import image
 
 from pipeline.commit.lease import hold_lease
@@ -87,6 +87,78 @@ def test_what_cannot_be_retried_is_refused(tmp_path: Path):
     with hold_lease(partition.out, LAYOUT, "other", 60.0), pytest.raises(PartitionBusy):
         partition.retry()
     assert partition.current().number == 1
+
+
+def test_a_retry_keeps_what_it_recovered_although_as_many_rows_fail_as_before(tmp_path: Path):
+    partition = make_partition(tmp_path, "tars")
+    broken = Path(partition.inputs) / "s1.tar"
+    whole = broken.read_bytes()
+    for num_read in (2, 8):
+        break_off(broken, whole, num_read)
+        (partition.run if num_read == 2 else partition.retry)()
+    assert partition.status == "published"
+    assert_as(partition, run_whole(partition, tmp_path))
+    assert partition.current().num_predicted == 38
+    assert partition.retry() == "nothing_to_do"
+
+
+def test_a_retry_in_which_another_row_fails_than_before_is_published(tmp_path: Path):
+    partition = make_partition(tmp_path, "images")
+    partition.broken = {"003.jpg"}
+    keys = partition.run().keys["folder"]
+    partition.out.delete([file.path for file in partition.out.list_files(keys)])
+    partition.broken = {"005.jpg"}
+    assert partition.retry() == "published"
+    assert len(partition.computed) == 40, "without its keys nothing is carried over"
+    assert_as(partition, run_whole(partition, tmp_path))
+    assert partition.retry() == "nothing_to_do"
+
+
+def test_a_retry_after_an_upgrade_publishes_the_rows_of_new_files_although_one_fails_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    partition = make_partition(tmp_path, "images", has_weights=True)
+    partition.broken = {"003.jpg"}
+    partition.run()
+    monkeypatch.setitem(SEMANTICS, "decode", SEMANTICS["decode"] + 1)  # type: ignore[arg-type]
+    change(partition, "900.jpg", "901.jpg")
+    assert partition.retry() == "published"
+    assert partition.content() == run_whole(partition, tmp_path).content()
+    assert partition.retry() == "nothing_to_do"
+    assert partition.computed == ["003.jpg"]
+    change(partition, "901.jpg", first=2000)
+    assert partition.retry() == "published"
+    assert partition.content() == run_whole(partition, tmp_path).content()
+
+
+def test_a_row_whose_twin_is_gone_is_predicted(tmp_path: Path):
+    partition = make_partition(tmp_path, "ids", contents=30, has_weights=True)
+    partition.broken = {"id-25"}
+    partition.run()
+    assert partition.retry() == "nothing_to_do"
+    assert partition.computed == ["id-25"]
+    (Path(partition.inputs) / "s0.parquet").unlink()
+    assert partition.retry() == "published"
+    assert_as(partition, run_whole(partition, tmp_path))
+    assert list(partition.failed()) == ["id-25"]
+
+
+def test_rows_that_stay_failed_are_counted_once(tmp_path: Path):
+    """As quarantined, not as carried, and gates take them off what was computed once."""
+    partition = make_partition(tmp_path, "uris")
+    gone = [Path(partition.inputs) / "photos" / f"{row}.jpg" for row in range(4)]
+    for path in gone:
+        path.unlink()
+    partition.broken = {f"s2.parquet#{row}" for row in range(3)}
+    partition.run()
+    for row, path in enumerate(gone):
+        path.write_bytes(image(row))
+    assert partition.retry("missing") == "published"
+    rows, current = partition.report()["rows"], partition.current()
+    assert (rows["computed"], rows["carried"], rows["quarantined"]) == (4, 33, 3)
+    assert (current.num_predicted, current.carried["rows"]) == (37, 33)
+    (constant,) = [gate for gate in current.gates if gate["name"] == "constant"]
+    assert constant["message"] == "4 computed predictions; not judged below 100"
 
 
 def test_of_a_retry_that_is_killed_its_parent_counts_what_the_retry_has_staged(

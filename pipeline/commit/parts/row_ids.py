@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,12 @@ import pyarrow as pa
 
 from pipeline.commit.manifest import Part
 from pipeline.commit.parts.part_reader import read_columns
-from pipeline.core.arrays import Numbers
 from pipeline.core.schema import ERROR, LABEL, ROW_ID
 from pipeline.core.slices import SliceKey
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, StoredFile
 
 LabelledDuplicates = Mapping[SliceKey, tuple[tuple[int, str | None], ...]]
-"""Slice -> rows whose id an earlier row has, with their labels: see `find_repeated`."""
+"""Slice -> rows whose id an earlier row has, with their labels: see `find_duplicates`."""
 _HASH_MASK = (1 << 64) - 1
 
 
@@ -40,7 +38,7 @@ def sum_hashes(hashes: Sequence[int]) -> str:
 
 def sum_of_parts(parts: Iterable[Part]) -> str:
     """Add the hashes of all rows of parts that know theirs."""
-    return sum_hashes([int(part.row_id_hash, 16) for part in parts])
+    return sum_hashes([int(part.row_id_hash or "0", 16) for part in parts])
 
 
 def read_hashes(store: Store, path: str) -> npt.NDArray[np.uint64]:
@@ -48,72 +46,51 @@ def read_hashes(store: Store, path: str) -> npt.NDArray[np.uint64]:
     return hash_ids(read_columns(store, path, [ROW_ID]).column(ROW_ID))
 
 
-@dataclass(frozen=True)
-class OtherRows:
-    """Predictions beside staged rows, whose ids count too: C of them."""
+def hash_failed(
+    store: Store,
+    slices: Sequence[tuple[SliceKey, StoredFile]],
+    duplicates: LabelledDuplicates,
+    run_tasks: Callable[..., list[int]],
+) -> str:
+    """Add the hashes of the ids of the staged rows that failed, or whose id an earlier row has."""
+    rows = [[row for row, _ in duplicates.get(key, ())] for key, _ in slices]
+    calls = [(store, file.path, some) for (_, file), some in zip(slices, rows, strict=True)]
+    return sum_hashes(run_tasks(_hash_failed, calls))
 
-    hashes: npt.NDArray[np.uint64]
-    """(C,): of their ids."""
-    ranks: Numbers
-    """(C,): how many rows of the input come before each; -1 before all staged rows."""
-    read: Callable[[Numbers], Sequence[str]]
-    """Reads the ids of some of them."""
-    rank_of: Callable[[Numbers], Numbers]
-    """Returns the ranks of staged rows, which are counted over all slices."""
+
+def _hash_failed(store: Store, path: str, duplicates: Sequence[int]) -> int:
+    rows = read_columns(store, path, [ROW_ID, ERROR])
+    has_failed = np.array(rows.column(ERROR).is_valid())
+    has_failed[list(duplicates)] = True
+    return sum(hash_ids(rows.column(ROW_ID).filter(pa.array(has_failed))).tolist())
 
 
 def find_duplicates(
     store: Store, slices: Sequence[tuple[SliceKey, str]], hashes: Sequence[npt.NDArray[np.uint64]]
 ) -> LabelledDuplicates:
-    """Find the staged rows whose id an earlier row has; see `find_repeated`."""
-    none = np.zeros(0, np.int64)
-    others = OtherRows(none.astype(np.uint64), none, lambda _: (), lambda rows: rows)
-    return find_repeated(store, slices, hashes, others)[0]
-
-
-def find_repeated(
-    store: Store,
-    slices: Sequence[tuple[SliceKey, str]],
-    hashes: Sequence[npt.NDArray[np.uint64]],
-    others: OtherRows,
-) -> tuple[LabelledDuplicates, Numbers]:
-    """Find the rows whose id an earlier row has; the first in input order keeps its prediction.
+    """Find the staged rows whose id an earlier row has; the first in input order is predicted.
 
     Returns:
         For each slice that has some: the row (counted within the slice) and its label (empty
-        if the task gives none); None if the row had failed already. And, ascending, which of the
-        other rows have an id of an earlier row.
+        if the task gives none); None if the row had failed already.
 
     Hashes (8 bytes per row) tell which slices to look into; only there the ids themselves count.
     """
-    values, counts = np.unique(np.concatenate([others.hashes, *hashes]), return_counts=True)
+    values, counts = np.unique(
+        np.concatenate([np.zeros(0, np.uint64), *hashes]), return_counts=True
+    )
     suspects = values[counts > 1]
-    candidates = list[tuple[int, str, SliceKey | None, int, str | None]]()
-    chosen = np.flatnonzero(np.isin(others.hashes, suspects))
-    known = zip(others.ranks[chosen].tolist(), others.read(chosen), chosen.tolist(), strict=True)
-    candidates += [(rank, value, None, row, "") for rank, value, row in known]
-    first = 0
+    seen: set[str] = set()
+    duplicates: defaultdict[SliceKey, list[tuple[int, str | None]]] = defaultdict(list)
     for (key, path), slice_hashes in zip(slices, hashes, strict=True):
         rows = np.flatnonzero(np.isin(slice_hashes, suspects))
-        ranks, first = others.rank_of(first + rows).tolist(), first + len(slice_hashes)
         if len(rows) == 0:
             continue
         table = read_columns(store, path, [ROW_ID, ERROR, LABEL]).take(pa.array(rows))
         ids, errors = table[ROW_ID].to_pylist(), table[ERROR].to_pylist()
         texts = table[LABEL].to_pylist() if LABEL in table.column_names else [""] * len(ids)
-        labels = [
-            (label or "") if e is None else None for label, e in zip(texts, errors, strict=True)
-        ]
-        candidates += zip(ranks, ids, [key] * len(ids), rows.tolist(), labels, strict=True)
-    seen: set[str] = set()
-    duplicates: defaultdict[SliceKey, list[tuple[int, str | None]]] = defaultdict(list)
-    repeated: list[int] = []
-    for _, value, slice_key, row, label in sorted(candidates, key=lambda candidate: candidate[0]):
-        if value in seen:
-            if slice_key is None:
-                repeated.append(row)
-            else:
-                duplicates[slice_key].append((row, label))
-        seen.add(value)
-    rows_of = {key: tuple(rows) for key, rows in duplicates.items()}
-    return rows_of, np.array(sorted(repeated), np.int64)
+        for row, value, error, label in zip(rows.tolist(), ids, errors, texts, strict=True):
+            if value in seen:
+                duplicates[key].append((row, (label or "") if error is None else None))
+            seen.add(value)
+    return {key: tuple(rows) for key, rows in duplicates.items()}

@@ -25,7 +25,9 @@ from pipeline.storage.skipped import Skipped
 Origin = Literal["computed", "resumed"]
 """Committed by this run, or by an earlier one."""
 _CARRIED: Literal["carried"] = "carried"
-"""Of rows of both whose results were taken over from earlier versions."""
+"""Of rows of both whose predictions were taken over from earlier versions."""
+_KEPT: Literal["kept"] = "kept"
+"""Of rows of both that failed before a retry, which was not asked for them."""
 ReadFooter = Callable[[str], StagedSlice]
 _TOP_FAILURES = 5
 _TOP_LABELS = 10
@@ -40,7 +42,7 @@ class RowAccounts:
         """What is to be done, once that is known."""
         self._published: Manifest | None = None
         self._alike: Cause | None = None
-        self._rows: Counter[Literal[Origin, "carried"]] = Counter()
+        self._rows: Counter[Literal[Origin, "carried", "kept"]] = Counter()
         self._slices: Counter[Origin] = Counter()
         self._total_rows: int | None = None
         self._total_slices: int | None = None
@@ -76,8 +78,9 @@ class RowAccounts:
 
     def add(self, origin: Origin, staged: StagedSlice) -> None:
         """Count a committed slice."""
-        self._rows[origin] += staged.num_rows - staged.num_carried
+        self._rows[origin] += staged.num_rows - staged.num_carried - staged.num_kept
         self._rows[_CARRIED] += staged.num_carried
+        self._rows[_KEPT] += staged.num_kept
         self._slices[origin] += 1
         self._count(staged)
 
@@ -200,7 +203,7 @@ class RowAccounts:
 
     @property
     def num_carried(self) -> int:
-        """Rows of them whose results were taken over from earlier versions."""
+        """Rows of them whose predictions were taken over from earlier versions."""
         return self._rows[_CARRIED]
 
     @property

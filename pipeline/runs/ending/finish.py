@@ -17,7 +17,12 @@ from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks, com
 from pipeline.commit.parts.part_reader import DamagedPart
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.parts.partition_columns import compact_by_value
-from pipeline.commit.parts.row_ids import LabelledDuplicates, find_duplicates, read_hashes
+from pipeline.commit.parts.row_ids import (
+    LabelledDuplicates,
+    find_duplicates,
+    hash_failed,
+    read_hashes,
+)
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.shard_table import About, known_shards, read_failed, write_shard_table
 from pipeline.commit.staging import discard_staged, read_footer
@@ -36,7 +41,7 @@ from pipeline.process.failpoints import failpoint
 from pipeline.reuse.finding import day_of
 from pipeline.runs.context import RunContext
 from pipeline.runs.resume import drop_damaged
-from pipeline.runs.work import Work
+from pipeline.runs.work import Work, note_retried
 from pipeline.sources.inputs import describe_no_input
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store, StoredFile
@@ -76,9 +81,10 @@ def finish(
         lease.check()
         duplicates = _account(run, slices, tasks)
         num_rows = run.record.num_planned
-        _note_retried(run, work)
+        note_retried(run, work)
         folder = run.layout.staging(plan.work)
-        if base is not None and work.changes_nothing(run.record.reasons):
+        failed = partial(hash_failed, run.store, slices, duplicates, tasks)
+        if base is not None and work.changes_nothing(run.record, failed):
             discard_staged(run.store, folder)
             return base
         results = _judge(run, plan, num_rows, base)
@@ -135,14 +141,6 @@ def _account(run: RunContext, slices: Slices, tasks: RunTasks) -> LabelledDuplic
     duplicates = find_duplicates(run.store, paths, hashes)
     run.record.duplicates(Counter(label for rows in duplicates.values() for _, label in rows))
     return duplicates
-
-
-def _note_retried(run: RunContext, work: Work) -> None:
-    if work.quarantined is not None and work.base is not None:
-        predicted = run.record.num_predicted - work.base.num_predicted
-        kept = work.quarantined.num_not_asked + work.quarantined.num_duplicates
-        failed = max(0, run.record.num_quarantined - kept)
-        run.record.retried(recovered=max(0, predicted), failed_again=failed)
 
 
 def _compact(
@@ -314,15 +312,13 @@ def _manifest(
     results: Sequence[GateResult],
 ) -> Manifest:
     """Return the manifest of a new version; its token is drawn here."""
-    of_inputs: Plan | Manifest = plan
-    if work.reuse.has_mixed_code and work.base is not None:
-        of_inputs = work.base  # so that the next run computes all rows by one code
+    fingerprint, parts = work.fingerprint_of(plan)
     columns, schema = run.job.sink.partition_columns, plan.prediction_schema()
     return Manifest(
         number=number,
         kind="publish",
         partition=run.layout.name,
-        fingerprint=of_inputs.fingerprint,
+        fingerprint=fingerprint,
         plan=plan.work,
         run_id=run.record.run_id,
         token=uuid.uuid4().hex,
@@ -341,7 +337,7 @@ def _manifest(
         skipped=run.record.skipped.to_dict(),
         versions={**package_versions(), **environment_versions()},
         devices=dict(run.record.figures.devices),
-        fingerprint_parts=of_inputs.fingerprint_parts,
+        fingerprint_parts=parts,
         ctimes_sha256=plan.ctimes_sha256,
         carried=run.record.carried_facts,
         source=run.job.source.as_published(),

@@ -267,3 +267,9 @@ def damage(path: Path) -> bytes:
     data = path.read_bytes()
     write_same_time(path, bytes(len(data)))
     return data
+
+
+def break_off(path: Path, whole: bytes, num_rows: int) -> None:
+    """Make a tar of rows of two members each unreadable behind some rows, as by a bad block."""
+    begin = num_rows * 2 * 2 * 512
+    write_same_time(path, whole[:begin] + b"\xff" * (len(whole) - begin))
