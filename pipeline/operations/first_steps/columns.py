@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import JobError
-from pipeline.core.printable import listed
+from pipeline.core.printable import listed, num_of
 from pipeline.core.registry import INPUTS, get, usable
 from pipeline.operations.first_steps.first_rows import Ambiguous, names_of
 from pipeline.preprocessing.input_facts import Columns, Cost
@@ -140,9 +140,7 @@ def _require_one_vector(
     fits = num_features in (None, size)
     if len(names) == 1 and fits and not is_number(rows.schema.field(names[0]).type):
         return
-    choose = "" if fits else f" (these are {size}: choose {num_features})"
-    if num_features and size < num_features:
-        choose = f" (these are {size} of {num_features})"
+    choose = "" if fits else f" ({num_of(size, 'number')}, not {num_features})"
     left = [name for name in rows.column_names if name not in proposed]
     doubts = f"; left out here: {names_of(described(rows, left))}" if left else ""
     raise JobError(

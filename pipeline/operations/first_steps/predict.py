@@ -86,16 +86,12 @@ def _require_path(input: object) -> None:
     Raises:
         JobError: Says how to write them.
     """
-    if isinstance(input, str | os.PathLike):
-        return
-    how = "write them as JSON lines or Parquet"
-    if hasattr(input, "to_parquet"):
-        how = 'df.to_parquet("rows.parquet")'
-    elif isinstance(input, list | tuple):
-        how = 'pandas.DataFrame({"text": texts}).to_parquet("rows.parquet")'
-    raise JobError(
-        f"input is a {type(input).__name__}, rows are read from files: {how}, then give the path"
-    )
+    if not isinstance(input, str | os.PathLike):
+        frame = "df" if hasattr(input, "to_parquet") else 'pandas.DataFrame({"text": texts})'
+        raise JobError(
+            f"input is a {type(input).__name__}, rows are read from files: "
+            f'{frame}.to_parquet("rows.parquet"), then give the path'
+        )
 
 
 def _write(store: Store, text: str) -> None:

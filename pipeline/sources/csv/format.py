@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -44,9 +45,9 @@ _DELIMITERS = ";\t|,"
 class _CsvSample(Sample):
     """Records of texts."""
 
-    def __init__(self, plain: Callable[[str], str], *sampled: Any) -> None:
-        super().__init__(*sampled)
-        self._plain = plain
+    @cached_property
+    def _plain(self) -> Callable[[str], str]:
+        return options_of(CsvOptions, self._source.options).plain
 
     def column(self, values: Sequence[Any]) -> pa.Array:
         """Return the type that all values spell, which proposes a column as a feature.
@@ -101,7 +102,7 @@ class Csv(LineFormat):
                     pairs = zip(names, fields, strict=True)
                     yield {name: None if text in nulls else text for name, text in pairs}, num_bytes
 
-        return _CsvSample(options.plain, source, *first_objects(store, shards, read))
+        return _CsvSample(source, *first_objects(store, shards, read))
 
     def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
         options = options_of(CsvOptions, source.options)
@@ -153,9 +154,8 @@ def _doubt(header: Sequence[str]) -> str:
     """Return why the first record may be no header, and what to do; ''."""
     shown, cure = clean_message(", ".join(header), 80), "--set source.options.skip_rows=1"
     if header and header[0].lower().startswith("sep="):
-        delimiter = json.dumps(header[0][4:])
-        more = f" --set 'source.options.delimiter={delimiter}'" if header[0][4:] else ""
-        return f"its first line ({shown}) names the delimiter: {cure}{more}"
+        delimiter = f"--set 'source.options.delimiter={json.dumps(header[0][4:] or ',')}'"
+        return f"its first line ({shown}) names the delimiter: {cure} {delimiter}"
     if len([*filter(None, header)]) == 1 < len(header):
         return f"its first line ({shown}) looks like a title: {cure}"
     if header[1:] and all(name.startswith(" ") for name in header[1:]):

@@ -133,8 +133,8 @@ def test_only_what_counts_from_the_first_row_on_is_a_row_number(tmp_path: Path, 
     counted = b"n,age,visits,spent\n" + b"".join(b"%d,3,4,5\n" % row for row in range(1, 9))
     for data, names in (
         (counted, "age,visits,spent"),
-        (counted.replace(b"8,3", b"9,3"), "n,age,visits,spent (these are 4: choose 3)"),
-        (b"a,index\n1,2\n", "a (these are 1 of 3); left out here: index (int64)"),
+        (counted.replace(b"8,3", b"9,3"), "n,age,visits,spent (4 numbers, not 3)"),
+        (b"a,index\n1,2\n", "a (1 number, not 3); left out here: index (int64)"),
     ):
         with pytest.raises(JobError, match=f"--features {re.escape(names)}"):
             drafted(tmp_path, data, models / "churn.onnx")
@@ -204,7 +204,7 @@ def test_features_are_given_once(tmp_path: Path, models: Path):
          r'takes 3 numbers .* age,visits .* left out .*, spent \(text .*"1,100.50"; --set '),
         (rows("#", "4", '"4,5"', header=HEADER), {}, r'\(text .*"4,5"; --set '),
         (rows("30", "4", "12 %", header=HEADER), {}, r'spent \(text .*"12 %"\)'),
-        (rows(*NUMBERS, "7", header=f"{HEADER},more"), {}, r"more \(these are 4: choose 3\)"),
+        (rows(*NUMBERS, "7", header=f"{HEADER},more"), {}, r"more \(4 numbers, not 3\)"),
         (rows(*NUMBERS), {}, r"its header \(30, 2, 4.5\) looks like a row: .*options.columns="),
         (rows("00#", *NUMBERS), {}, "looks like a row"),
         (rows(*NUMBERS, header="age;visits;spent", sep=";"), {},
