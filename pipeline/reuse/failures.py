@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.part_reader import read_columns
+from pipeline.core.arrays import Numbers, as_array
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import ERROR, ERROR_STAGE, ROW, SHARD
@@ -86,30 +88,49 @@ def kept_failures(reuse: Reuse, retry: Retry, plan: Plan) -> pa.Table | None:
         go_again.append(Reason.DUPLICATE_ID.value)
     kept = pc.invert(pc.is_in(rows.column("reason"), pa.array(go_again)))
     rows = rows.filter(pc.and_(kept, rows.column(ROW).is_valid()))
-    root, places = Store(plan.source_root), dict[tuple[str, int], tuple[int, int]]()
-    wanted = set(zip(rows.column(SHARD).to_pylist(), rows.column(ROW).to_pylist(), strict=True))
-    shards = {shard for shard, _ in wanted}
+    failed = {shard.uri: shard.failed for _, shard in division.known.values()}
+    of_shard, root = _by_shard(rows, failed), Store(plan.source_root)
+    places = [np.zeros((0, 3), np.int64)]
     for unit in plan.units:
         first = 0
         for extent in unit.extents:
-            if extent.path in division.known and (uri := root.url(extent.path)) in shards:
-                failed = division.known[extent.path][1].failed
-                low, high = extent.first_row, extent.first_row + extent.num_rows
-                for row in failed:
-                    if unit.cut is not None or low <= row < high:
-                        at = row if unit.cut is not None else first + row - low
-                        places[uri, row] = unit.index, at
+            if extent.path in division.known and (uri := root.url(extent.path)) in of_shard:
+                at, numbers = of_shard[uri]
+                begin = 0 if unit.cut is not None else extent.first_row
+                if unit.cut is None:
+                    inside = slice(*np.searchsorted(numbers, (begin, begin + extent.num_rows)))
+                    at, numbers = at[inside], numbers[inside]
+                in_unit = first + numbers - begin
+                places.append(np.column_stack((np.full(len(at), unit.index), in_unit, at)))
             first += extent.num_rows
-    names = zip(rows.column(SHARD).to_pylist(), rows.column(ROW).to_pylist(), strict=True)
-    locations = np.array([places.get(name, (-1, -1)) for name in names], np.int64).reshape(-1, 2)
-    is_here = locations[:, 0] >= 0
-    rows, locations = rows.filter(pa.array(is_here)), locations[is_here]
-    if not rows.num_rows:
+    placed = np.concatenate(places)
+    if not len(placed):
         return None
-    columns = {"unit": pa.array(locations[:, 0]), "row": pa.array(locations[:, 1])}
+    rows = rows.take(pa.array(placed[:, 2]))
+    columns = {"unit": pa.array(placed[:, 0]), "row": pa.array(placed[:, 1])}
     for field in plan.staged_schema():
         name = _NAMES.get(field.name, field.name)
         is_there = name in rows.column_names
         values = rows.column(name) if is_there else pa.nulls(rows.num_rows, field.type)
         columns[field.name] = values
     return pa.table(columns)
+
+
+def _by_shard(
+    rows: pa.Table, failed: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[Numbers, Numbers]]:
+    """Return, by URI, where the failed rows of a shard are in a table, and their numbers there.
+
+    Args:
+        failed: URI -> numbers of the rows that count; ascending, as those that are returned.
+    """
+    shards = as_array(rows.column(SHARD)).dictionary_encode()
+    codes, numbers = np.asarray(shards.indices), np.asarray(rows.column(ROW))
+    order = np.lexsort((numbers, codes))
+    bounds = np.searchsorted(codes[order], np.arange(len(shards.dictionary) + 1))
+    by_shard = {}
+    for uri, inside in zip(shards.dictionary.to_pylist(), pairwise(bounds), strict=True):
+        at = order[slice(*inside)]
+        at = at[np.isin(numbers[at], failed.get(uri, ()))]
+        by_shard[uri] = at, numbers[at]
+    return by_shard

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -38,7 +38,7 @@ class Known:
     counts: Mapping[int, int] = field(default_factory=dict)
     """As `known_counts`."""
     failures: pa.Table | None = None
-    """Rows that failed, and stay so: as staged, with `unit` and `row` in the unit."""
+    """Rows that failed, and stay so: as staged, with `unit`, which ascends, and `row` in it."""
     usual_rows: int = 1
     """The most rows that a slice of computed ones has."""
     most_rows: int = 1
@@ -55,18 +55,25 @@ class Known:
     def of_unit(self, unit: int) -> Known:
         """Return what is known of one unit."""
         runs, checked = _of_unit(self.runs, unit), _of_unit(self.checked, unit)
-        failures = self.failures
-        if failures is not None:
-            failures = failures.filter(pa.array(np.asarray(failures.column("unit")) == unit))
-            failures = failures if failures.num_rows else None
         counts = {unit: self.counts[unit]} if unit in self.counts else {}
+        failures = self._failures_of([unit])
         return replace(self, runs=runs, checked=checked, counts=counts, failures=failures)
 
     def of_units(self, units: Iterable[Unit]) -> Known:
         """Return what is known of some units, without what looks rows up."""
         numbers = np.array([unit.index for unit in units], np.int64)
         runs, checked = (rows[np.isin(rows[:, 0], numbers)] for rows in (self.runs, self.checked))
-        return replace(self, runs=runs, checked=checked, indices=())
+        failures = self._failures_of(numbers.tolist())
+        return replace(self, runs=runs, checked=checked, failures=failures, indices=())
+
+    def _failures_of(self, units: Sequence[int]) -> pa.Table | None:
+        """Return a copy of the rows of some units, so that no others travel with them."""
+        if self.failures is None:
+            return None
+        of_rows = np.asarray(self.failures.column("unit"))
+        rows = [np.arange(*np.searchsorted(of_rows, (unit, unit + 1))) for unit in units]
+        failures = self.failures.take(pa.array(np.concatenate(rows)))
+        return failures if failures.num_rows else None
 
     def places(self, key: SliceKey) -> tuple[Numbers, Numbers]:
         """Return version and ordinal of the rows of a slice, (N,) both; UNKNOWN where none is."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.plan_examples import planned, shard_extents
@@ -15,6 +17,7 @@ from pipeline.core.failures import Reason
 from pipeline.planning.plan import Plan
 from pipeline.planning.slicing import SliceSizes
 from pipeline.reuse.dividing import divide, known_counts, known_runs, known_slices
+from pipeline.reuse.known import Known
 from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
@@ -124,3 +127,19 @@ def test_slices_of_a_shard_that_only_reading_counts_fill_what_is_not_staged(
     assert sorted([*left, *done], key=lambda key: key.start) == every
     known = KnownShard("u", extent.size_bytes, extent.exact_version, num_rows, 0)
     assert known_counts([empty], {extent.path: (0, known)}) == {0: num_rows}
+
+
+def test_a_task_gets_the_failed_rows_of_its_own_units_alone():
+    units = [Unit(index, (), ()) for index in range(400)]
+    rows = pa.table({"unit": np.repeat(np.arange(400), 50), "row": np.tile(np.arange(50), 400)})
+    failures = rows.append_column("message", pa.array(["it cannot be decoded"] * len(rows)))
+    known = Known((), pa.schema([]), (), (), failures=failures)
+    for of_task, expected in (
+        (known.of_unit(7), [7]),
+        (known.of_units([units[7], units[9]]), [7, 9]),
+    ):
+        assert of_task.failures is not None
+        assert of_task.failures.column("unit").to_pylist() == [
+            u for u in expected for _ in range(50)
+        ]
+        assert len(pickle.dumps(of_task)) < 20_000 < len(pickle.dumps(known))
