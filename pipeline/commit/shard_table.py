@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,7 @@ class NoKeys(Exception):
     """Nothing can be taken over from a version; the text says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class KnownShard:
     """A shard as a version knows it."""
 
@@ -253,6 +254,8 @@ def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardT
         raise NoKeys(f"{name}: the table of its shards is of other parts")
     columns = {column: table.column(column).to_pylist() for column in _SCHEMA.names}
     columns["failed"] = [tuple(rows) for rows in columns["failed"]]
+    for column in ("uri", "version"):  # mostly the same in several versions
+        columns[column] = [*map(sys.intern, columns[column])]
     shards = [KnownShard(*values) for values in zip(*columns.values(), strict=True)]
     return ShardTable(About(**known_fields(About, facts)), shards)
 
