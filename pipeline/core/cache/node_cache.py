@@ -99,7 +99,8 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
         if _is_there(folder):
             return folder
         if folder.exists():
-            log.warning("%s is damaged: it is made again", folder)
+            if (folder / _CHECKSUMS).exists():  # no version before had them
+                log.warning("%s is damaged: it is made again", folder)
         unfinished, damaged = (folder.with_name(f".{uuid.uuid4().hex}") for _ in range(2))
         unfinished.mkdir(mode=0o700)
         try:
