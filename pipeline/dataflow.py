@@ -130,6 +130,7 @@ def _predict(
         return staged
     fail_fast_on_certain_refusal(run, plan)
     settled = replace(settled, allocation=settled.allocation.for_slices(num_left(units)))
+    run.record.divided(settled.allocation)
     parts = make_stream(run, settled, units)
     slices, shown = executor.stream(parts, settled.allocation), None
     with (
@@ -139,6 +140,7 @@ def _predict(
     ):
         for committed in slices:
             run.record.computed(committed)
+            run.record.looks(executor.look)
             progress.advance(committed.num_rows, committed.num_quarantined)
             if shown is None and (shown := run.record.scores):
                 progress.phase(shown)

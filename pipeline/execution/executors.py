@@ -12,13 +12,19 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.execution import local, ray_options
 from pipeline.execution.caller import is_started, is_without_ray
 from pipeline.execution.cluster.connect import connect
-from pipeline.execution.cluster.hardware import ray_versions, require_one_version, this_machine
+from pipeline.execution.cluster.hardware import (
+    hardware_of,
+    ray_versions,
+    require_one_version,
+    this_machine,
+)
 from pipeline.execution.cluster.in_flight import Share, note_shares
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.progress_channel import listening
 from pipeline.execution.stages import Preprocess, Read, Write
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import lost_nodes_blamed, ray_errors, run_tasks
+from pipeline.execution.versions import connected_ray
 from pipeline.planning.allocation import Allocation, Hardware
 
 
@@ -33,6 +39,8 @@ class Executor(NamedTuple):
     stream: Callable[[StreamParts, Allocation], Generator[StagedSlice, None, None]]
     """Computes slices, and yields each one when it is committed."""
     run_tasks: RunTasks
+    look: Callable[[], Hardware]
+    """Tells what hardware there is now."""
 
 
 @contextlib.contextmanager
@@ -48,14 +56,14 @@ def start_executor(address: str | None, say: Callable[[str], None]) -> Iterator[
         InfraError: As `connect`; or nodes of the cluster run several versions of Ray.
     """
     if is_without_ray() and address is None:
-        yield Executor(this_machine(), 0.0, False, local.stream, local.run_tasks)
+        yield Executor(this_machine(), 0.0, False, local.stream, local.run_tasks, this_machine)
         return
     if not is_started():
         say("starting Ray" if address is None else f"connecting to Ray at {address}")
     with connect(address) as connection:
         if connection.on_cluster:
             require_one_version(ray_versions())
-        yield Executor(*connection, _ray_stream, run_tasks)
+        yield Executor(*connection, _ray_stream, run_tasks, partial(hardware_of, connected_ray()))
 
 
 def _ray_stream(parts: StreamParts, allocation: Allocation) -> Generator[StagedSlice, None, None]:

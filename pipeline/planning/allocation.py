@@ -54,6 +54,11 @@ class Hardware:
         return self.num_nodes == 1 and self.cpus <= (sum(self.node_cpus) or self.cpus)
 
     @property
+    def all_nodes(self) -> int:
+        """Return how many nodes run, those without CPUs included."""
+        return self.num_nodes + self.num_without_cpus
+
+    @property
     def gpu_name(self) -> str | None:
         """Return the names of all kinds of GPUs; None if they are unknown."""
         return ", ".join(self.gpu_names) or None

@@ -91,9 +91,9 @@ class SkippedFiles(Section):
 
 
 class Hardware(Section):
-    """What the cluster had."""
+    """What the cluster had in the mean, while the run went on."""
 
-    nodes: int | None = None
+    nodes: int | float | None = None
     cpus: float | None = None
     gpus: float | None = None
     gpu_name: str | None = None

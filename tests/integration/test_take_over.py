@@ -152,7 +152,8 @@ def test_a_run_computes_what_is_damaged_in_what_it_takes_over(tmp_path: Path):
     build_images(tmp_path / "in", 12, seed=1, num_bad=0)
     source = {"uri": str(tmp_path / "in"), "format": "images"}
     out, run = str(tmp_path / "out"), {"slice_rows": 4}
-    job = write_job(tmp_path / "job.yaml", source, out, run=run)
+    resources = {"max_actors": 2, "num_cpus": 0.5}
+    job = write_job(tmp_path / "job.yaml", source, out, run=run, resources=resources)
     arguments = ("run", job, "--date", "2026-11-24", "--json")
     assert pipeline(*arguments, env={FAILPOINT: "judged"}).code
     part = next((tmp_path / "out/_control").rglob("staging/*/000000-*.parquet"))
@@ -164,6 +165,8 @@ def test_a_run_computes_what_is_damaged_in_what_it_takes_over(tmp_path: Path):
     assert done.stderr.count(f"{part}: is damaged") == 1
     rows = done.json["rows"]
     assert (rows["predicted"], rows["computed"], rows["resumed"]) == (12, 4, 8)
+    slots = {stage["stage"]: stage["slots"] for stage in done.json["stages"]}
+    assert (slots["predict"], slots["decode"]) == (1, 1), "one actor for one slice, not two"
 
 
 @pytest.mark.parametrize("reason", [Reason.NON_FINITE, Reason.NATIVE_CRASH, Reason.OUT_OF_MEMORY])

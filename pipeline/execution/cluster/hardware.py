@@ -19,6 +19,7 @@ from pipeline.execution.private_names import read
 from pipeline.execution.tasks import TaskLost, are_done, give_up, value_if_kept
 from pipeline.execution.versions import connected_ray
 from pipeline.planning.allocation import Hardware
+from pipeline.process.memory import node_bytes
 
 _ACCELERATOR_TYPE = "accelerator_type:"
 _ASK_S = 60.0
@@ -36,7 +37,7 @@ def embedded_store_bytes() -> int:
     """Return the size of the object store that an embedded Ray gets."""
     import psutil
 
-    memory = psutil.virtual_memory().total
+    memory = node_bytes()
     shared = psutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else memory  # noqa: S108
     wanted = min(_STORE_SHARE * memory, 0.9 * shared, _STORE_MAX_BYTES)
     return int(max(_STORE_MIN_BYTES, wanted))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ from pipeline.report.sections import Hardware as HardwareSection
 from pipeline.report.speed.limits import Load
 
 Phase = Literal["listing", "starting", "predicting", "publishing"]
+_LOOK_S = 10.0
 _DRIVER_SLOTS = {"list": 1.0, "publish": 1.0}
 
 
@@ -128,6 +130,17 @@ class RunRecorder(RowAccounts):
     ) -> None:
         """Note the hardware, and how it is divided."""
         self.placement = Placement(hardware, allocation, ray_start_s, on_cluster)
+
+    def divided(self, allocation: Allocation) -> None:
+        """Note how the hardware is divided for the slices that are left."""
+        if self.placement is not None:
+            self.placement = replace(self.placement, allocation=allocation)
+
+    def looks(self, at_hardware: Callable[[], Hardware]) -> None:
+        """Note now and then what hardware a cluster has: nodes come and go."""
+        placement, elapsed_s = self.placement, self.elapsed_s
+        if placement and placement.on_cluster and elapsed_s - placement.looked_s >= _LOOK_S:
+            self.placement = placement.looked(at_hardware(), elapsed_s)
 
     @property
     def node_labels(self) -> Sequence[frozenset[str]]:
@@ -247,6 +260,7 @@ class RunRecorder(RowAccounts):
     ) -> Report:
         """Return everything known, as the report."""
         placement, finished_at = self.placement, dt.datetime.now(dt.UTC)
+        wall_s = self.elapsed_s
         stated = Report(
             run_id=self.run_id,
             partition=self.partition,
@@ -256,7 +270,7 @@ class RunRecorder(RowAccounts):
             error=error,
             started_at=self.started_at.isoformat(timespec="seconds"),
             finished_at=finished_at.isoformat(timespec="seconds"),
-            wall_s=self.elapsed_s,
+            wall_s=wall_s,
             streaming_wall_s=self.streaming_wall_s,
             price_per_node_hour=price_per_node_hour,
             rows=self._rows_with_carried(),
@@ -265,7 +279,7 @@ class RunRecorder(RowAccounts):
             top_failures=[FailedRows(**cause.to_dict()) for cause in self.top_failures()],
             unreadable_shards=self.num_unreadable_shards,
             skipped=SkippedFiles(**(self.skipped.to_dict() if self.plan else {})),
-            hardware=placement.hardware_section() if placement else HardwareSection(),
+            hardware=placement.hardware_section(wall_s) if placement else HardwareSection(),
             model=self._model.but(
                 scores=self.scores,
                 devices=dict(self.figures.devices),
@@ -282,8 +296,8 @@ class RunRecorder(RowAccounts):
         )
         measured = Load(
             figures=self._figures,
-            slots=_DRIVER_SLOTS | (placement.slots(self._prepared) if placement else {}),
-            startup=placement.startup_wall_s(self._figures) if placement else {},
+            slots=_DRIVER_SLOTS | (placement.slots(self._prepared, wall_s) if placement else {}),
+            startup=placement.startup_wall_s(self._figures, wall_s) if placement else {},
             in_actors=placement.allocation.in_actors if placement else frozenset(),
             prepared=self._prepared,
         )
