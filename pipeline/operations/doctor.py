@@ -23,7 +23,14 @@ from pipeline.job.reading.loader import Overrides
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
-from pipeline.operations.machine_checks import Finding, FindingStatus, guarded, look_at_machine
+from pipeline.operations.machine_checks import (
+    IDLE_GPU,
+    Finding,
+    FindingStatus,
+    guarded,
+    look_at_machine,
+)
+from pipeline.planning.allocation import Hardware
 from pipeline.planning.plan import Plan
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware, check_runtime
@@ -70,7 +77,8 @@ def doctor(
 
 def _examine(job: Job | None, options: RunOptions, *, tries: bool) -> tuple[dict[str, Any], int]:
     address = options.address
-    wants_gpu = job is not None and address is None and bool(job.resources.num_gpus)
+    is_here = job is not None and address is None
+    wants_gpu = bool(job.resources.num_gpus) if job is not None and is_here else None
     checks = [*look_at_machine(address, wants_gpu=wants_gpu)]
     if address is not None:
         checks.append(guarded("cluster", lambda: log_in(address)))
@@ -81,7 +89,7 @@ def _examine(job: Job | None, options: RunOptions, *, tries: bool) -> tuple[dict
     is_in = any(check.check == "cluster" and check.status == "ok" for check in checks)
     # Not its job API, nor one that Ray finds.
     if is_in and address is not None and "://" not in address and address not in LOCAL:
-        checks.append(guarded("nodes", lambda: _nodes(address)))
+        checks += _nodes(address, job)
     statuses = [check.status for check in checks]
     worst: FindingStatus = "fail" if "fail" in statuses else "warn" if "warn" in statuses else "ok"
     shown = [{k: v for k, v in asdict(check).items() if k != "exit_code"} for check in checks]
@@ -154,14 +162,31 @@ def _of_plan(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]
         yield _one_row(run.job, planned)
 
 
-def _nodes(address: str) -> str:
-    """Ask the nodes of a cluster for their Ray."""
-    with connect(address):
-        versions = ray_versions()
-    if not versions:
-        raise InfraError(f"Ray at {address}: no node that computes has answered")
-    require_one_version(versions)
-    return f"{len(versions)} nodes, Ray {versions[0][1]}"
+def _nodes(address: str, job: Job | None) -> Iterator[Finding]:
+    """Ask the nodes of a cluster for their Ray, and look for GPUs that the job leaves idle."""
+    seen: list[Hardware] = []
+
+    def look() -> str:
+        with connect(address) as connection:
+            seen.append(connection.hardware)
+            versions = ray_versions()
+        if not versions:
+            raise InfraError(f"Ray at {address}: no node that computes has answered")
+        require_one_version(versions)
+        without = connection.hardware.num_without_cpus
+        idle = f" and {without} without CPUs" if without else ""
+        return f"{len(versions)} that compute{idle}, Ray {versions[0][1]}"
+
+    yield guarded("nodes", look)
+    if seen and job is not None:
+        yield from idle_gpus(seen[0], job)
+
+
+def idle_gpus(hardware: Hardware, job: Job) -> Iterator[Finding]:
+    """Warn of GPUs of a cluster if the job uses none."""
+    if hardware.gpus and not job.resources.num_gpus:
+        names = hardware.gpu_name or "of an unknown kind"
+        yield Finding("cluster's gpus", "warn", f"{hardware.gpus:g} ({names}): {IDLE_GPU}")
 
 
 def _golden(run: RunContext, plan: Plan, model: ModelSpec) -> str:

@@ -125,8 +125,8 @@ def run_options(
     """
     if address is not None and "://" in address:
         raise JobError(
-            f"--address {address}: write HOST:PORT of the cluster's head (its port is 6379 by "
-            "default); http:// is for `pipeline submit`"
+            f"--address (or RAY_ADDRESS) {address}: write HOST:PORT of the cluster's head (its "
+            "port is 6379 by default); http:// is for `pipeline submit`"
         )
     if isinstance(accept, Mapping):
         accept = [f"{gate}={reason}" for gate, reason in accept.items()]

@@ -30,6 +30,7 @@ from pipeline.execution.submit.client import is_loopback
 from pipeline.execution.versions import knows_tokens
 from pipeline.inference.gpu_facts import absence_here, driver_version
 from pipeline.inference.runtimes import all_runtimes, runtime_versions
+from pipeline.process.memory import node_bytes
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
 
 FindingStatus = Literal["ok", "warn", "fail"]
@@ -64,12 +65,15 @@ class Finding:
     exit_code: int = 0
 
 
-def look_at_machine(address: str | None, *, wants_gpu: bool = False) -> Iterator[Finding]:
+IDLE_GPU = "the job uses no GPU; to use one per actor: --set resources.num_gpus=1"
+
+
+def look_at_machine(address: str | None, *, wants_gpu: bool | None = None) -> Iterator[Finding]:
     """Look at packages, hardware, memory, disk, the environment, and who may reach Ray.
 
     Args:
         address: The Ray cluster, or its job API; None for an embedded Ray.
-        wants_gpu: The job asks for a GPU of this machine.
+        wants_gpu: The job asks for a GPU of this machine; None: no job runs here.
     """
     yield _packages()
     yield _extras()
@@ -130,9 +134,10 @@ def _extras() -> Finding:
 def _memory() -> Iterator[Finding]:
     import psutil
 
-    memory = psutil.virtual_memory()
-    description = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB are free"
-    tight = memory.available < 2 * _GIB
+    total = node_bytes()  # of the container, if this is one
+    available = min(psutil.virtual_memory().available, total)
+    description = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB are free"
+    tight = available < 2 * _GIB
     hint = "; Ray and each actor take half a GiB and the model: free some, or run fewer actors"
     yield Finding("memory", "warn" if tight else "ok", description + (hint if tight else ""))
     shared = Path("/dev/shm")  # noqa: S108  # Ray's, not ours
@@ -204,13 +209,16 @@ def look_at_access(address: str | None) -> Iterator[Finding]:
         yield Finding("ray access", "ok", address)
 
 
-def _gpus(*, is_wanted: bool) -> Finding:
+def _gpus(*, is_wanted: bool | None) -> Finding:
     """Look for the GPUs of this machine, of which a job may want one."""
     import torch
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        return Finding("gpu", "ok", f"{', '.join(names)}; driver {driver_version() or 'unknown'}")
+        description = f"{', '.join(names)}; driver {driver_version() or 'unknown'}"
+        if is_wanted is False:
+            return Finding("gpu", "warn", f"{description}: {IDLE_GPU}")
+        return Finding("gpu", "ok", description)
     description = f"torch {torch.__version__} sees none"
     if is_wanted or (torch.version.cuda and driver_version()):
         return Finding("gpu", "warn", f"{description}: {absence_here()}")

@@ -13,8 +13,10 @@ import pytest
 import torch
 from support.runs.cli import photos_job, pipeline
 
-from pipeline.operations.doctor import doctor
+from pipeline.operations.doctor import doctor, idle_gpus
+from pipeline.operations.jobs import load_job
 from pipeline.operations.machine_checks import look_at_access, look_at_machine
+from pipeline.planning.allocation import Hardware
 
 pytestmark = pytest.mark.no_ray
 
@@ -93,6 +95,15 @@ def test_who_may_reach_ray_is_told_and_the_token_is_not(
     assert (finding.check, finding.status, finding.exit_code) == ("ray access", status, 0)
     assert words in finding.found
     assert "t0ken" not in str(finding)
+
+
+@pytest.mark.parametrize(("num_gpus", "warnings"), [(0, 1), (1, 0)])
+def test_gpus_that_a_job_leaves_idle_are_told(num_gpus: int, warnings: int, tmp_path: Path) -> None:
+    job = load_job(photos_job(tmp_path, 1, resources={"num_gpus": num_gpus}), date="2026-11-24")
+    seen = [*idle_gpus(Hardware(2, 16.0, 2.0, ("L4",)), job)]
+    assert len(seen) == warnings
+    assert all("2 (L4): the job uses no GPU" in finding.found for finding in seen)
+    assert [*idle_gpus(Hardware(2, 16.0, 0.0), job)] == []
 
 
 @pytest.mark.parametrize("scheme", ["", "http://"])

@@ -117,7 +117,10 @@ def shown_address(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         is_head = "://" not in address
         what = "that is the address of a cluster's head, for `pipeline run`" if is_head else "wrong"
-        raise JobError(f"--address {address}: {what}; write that of its job API, http://HOST:8265")
+        raise JobError(
+            f"--address (or RAY_ADDRESS) {address}: {what}; write that of its job API, "
+            "http://HOST:8265"
+        )
     return f"{parts.scheme}://{parts.hostname}{port}"
 
 
