@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, TypeVar
@@ -140,7 +140,7 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
     limit = max(_TASKS_PER_CPU, int(_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
     results: dict[int, T] = {}
     pending: dict[Any, int] = {}
-    with ray_errors():
+    with ray_errors(), _ended_with(pending):
         for index, arguments in enumerate(calls):
             pending[remote.remote(function, arguments)] = index
             if len(pending) >= limit or index == len(calls) - 1:
@@ -150,6 +150,18 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
                     results[pending.pop(reference)] = ray.get(reference)
                     note_progress(f"{function.__name__}: {len(results)} of {len(calls)} tasks")
     return [results[index] for index in range(len(calls))]
+
+
+@contextlib.contextmanager
+def _ended_with(pending: Mapping[Any, int]) -> Iterator[None]:
+    """End the tasks that are pending when the body fails: nobody waits for them any more."""
+    try:
+        yield
+    except BaseException:
+        for reference in pending:
+            with contextlib.suppress(Exception):  # Ray itself may be gone
+                give_up(reference)
+        raise
 
 
 class TaskLost(Exception):

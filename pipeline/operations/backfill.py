@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from pipeline.core.errors import InfraError, JobError, PartitionBusy, PipelineEr
 from pipeline.dataflow import run_job
 from pipeline.execution.caller import share_ray
 from pipeline.job.job import Job
-from pipeline.job.reading.dates import date_text
+from pipeline.job.reading.dates import date_text, seconds_until
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, read_dates, run_options
 from pipeline.operations.partitions import same_partition
@@ -244,7 +245,14 @@ def do_all(dates: Dates, order: Sequence[dt.date], progress: Progress) -> list[D
 
 
 def _await_one(dates: Dates, busy: Sequence[dt.date], progress: Progress) -> list[dt.date]:
-    """Return those of the dates whose other run has ended, when one has; none after a stop."""
+    """Return those of the dates whose other run has ended, when one has.
+
+    None after a stop, or when that took as long as a run of one of them may take.
+    """
+    deadlines = (dates.of(day).run.deadline for day in busy)
+    now = dt.datetime.now(dt.UTC)
+    most_s = min((seconds_until(text, now) for text in deadlines if text), default=math.inf)
+    until = time.monotonic() + most_s
     sinks = [dates.of(day).sink for day in busy]
     store = Store(sinks[0].uri, sinks[0].storage_options)
     names = {Layout(sink.partition).name: day for sink, day in zip(sinks, busy, strict=True)}
@@ -252,7 +260,7 @@ def _await_one(dates: Dates, busy: Sequence[dt.date], progress: Progress) -> lis
     progress.phase(f"waiting for the other run of {date_text(busy[0])}{more}")
     with new_life():
         try:
-            while True:
+            while time.monotonic() < until:
                 seen = survey(store, [*names])
                 if ready := [
                     names[status.partition] for status in seen if status.state != "running"
@@ -261,3 +269,4 @@ def _await_one(dates: Dates, busy: Sequence[dt.date], progress: Progress) -> lis
                 time.sleep(_LOOK_S)
         except KeyboardInterrupt:
             return []
+    return []

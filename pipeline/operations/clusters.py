@@ -165,7 +165,7 @@ def logs(
     output = JobOutput(write)
     try:
         if follow:
-            wait_for_driver(client, job_id, START_TIMEOUT_S, stops=False)
+            wait_for_driver(client, job_id, None, stops=False)
             Follower(client, job_id).pass_on(output.add)
         else:
             with refusals_as_ours(f"job {job_id}: its log cannot be read"):

@@ -78,6 +78,18 @@ class EndsTheOther(Silent):
             self.other.close()
 
 
+def test_a_busy_date_is_waited_for_as_long_as_a_run_may_take(tmp_path: Path):
+    job = job_over(tmp_path)
+    build_images(tmp_path / "in" / DAYS[1], 4, seed=3, num_bad=0)
+    store, layout = Store(str(tmp_path / "out")), Layout(f"date={DAYS[1]}")
+    with hold_lease(store, layout, "another", 1e6):
+        done = pipeline.backfill(
+            job, from_=DAYS[1], to=DAYS[1], overrides={"run.deadline": "1s"}, allow_import=ALLOWED
+        )
+    assert [date_run.outcome for date_run in done.dates] == ["busy"]
+    assert done.exit_code == 4
+
+
 @pytest.mark.parametrize("only", [None, "missing"])
 def test_a_date_that_is_busy_is_looked_at_again_once_the_other_run_has_ended(
     only: str | None, tmp_path: Path

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _CLUSTER_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30", SUBMITTED: "1"}
 _SUBMITTER = "submitter"
 """In a job's metadata: which submission started it."""
+_START_TIMEOUT = "start_timeout_s"
+"""How long it lets the job be pending."""
 START_TIMEOUT_S = 120.0
 """A driver starts within seconds on a head that has room for it."""
 _NOTICE_AFTER_S = 10.0
@@ -84,7 +86,7 @@ def submit_job(
         follower = Follower(client, job_id)
         try:
             if is_new:
-                is_new = _send(client, job_id, asked, package, submitter)
+                is_new = _send(client, job_id, asked, package, submitter, start_timeout_s)
             how = "submitted to" if is_new else "was submitted before to"
             log.info("job %s: %s %s", job_id, how, client.where)
             details = wait_for_driver(client, job_id, start_timeout_s, stops=True)
@@ -112,7 +114,7 @@ def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> Clust
         InfraError: The cluster does not answer, or could not run the job to its end.
     """
     try:
-        wait_for_driver(client, job_id, START_TIMEOUT_S, stops=False)
+        wait_for_driver(client, job_id, None, stops=False)
         return ClusterJob(job_id, exit_code_of(Follower(client, job_id).pass_on(write), job_id))
     except KeyboardInterrupt:
         log.info(_GOES_ON, job_id, job_id)
@@ -142,9 +144,17 @@ def _choose(
     return f"{key}-a{last.number + 1}", True
 
 
-def _send(client: Any, job_id: str, asked: Submission, package: Package, submitter: str) -> bool:
+def _send(
+    client: Any,
+    job_id: str,
+    asked: Submission,
+    package: Package,
+    submitter: str,
+    start_timeout_s: float = START_TIMEOUT_S,
+) -> bool:
     """Submit a job; return False if another submission did so at the same moment."""
     metadata = {**identify(asked.job_path), "date": asked.dates, _SUBMITTER: submitter}
+    metadata[_START_TIMEOUT] = f"{start_timeout_s:g}"
     try:
         with refusals_as_ours(f"job {job_id}: cannot be submitted"):
             client.submit_job(
@@ -176,11 +186,11 @@ def _submitter_of(client: Any, job_id: str) -> str | None:
     return str((details.metadata or {}).get(_SUBMITTER))
 
 
-def wait_for_driver(client: Any, job_id: str, timeout_s: float, *, stops: bool) -> Any:
+def wait_for_driver(client: Any, job_id: str, timeout_s: float | None, *, stops: bool) -> Any:
     """Wait until a job has a driver, or has ended; return Ray's details of it.
 
     Args:
-        timeout_s: How long it may take.
+        timeout_s: How long it may take; None: as long as its submission said.
         stops: A job that takes longer is told to stop, so that it does not begin later.
 
     Raises:
@@ -192,6 +202,8 @@ def wait_for_driver(client: Any, job_id: str, timeout_s: float, *, stops: bool) 
             details = client.get_job_info(job_id)
         if details.status.value != "PENDING":
             return details
+        if timeout_s is None:
+            timeout_s = float((details.metadata or {}).get(_START_TIMEOUT, START_TIMEOUT_S))
         why, waited_s = one_line(details.message or "it has no driver"), time.monotonic() - began
         if waited_s > timeout_s:
             if stops:

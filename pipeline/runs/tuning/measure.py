@@ -39,6 +39,7 @@ from pipeline.preprocessing.model_input import (
     num_rows,
     take_rows,
 )
+from pipeline.process.memory import node_bytes
 from pipeline.runs.tuning.selection import best_batch
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.workload import (
@@ -134,9 +135,7 @@ def _with_best_batch(
     call_bytes: int,
 ) -> Trial:
     """Return what was tried with the best of several batches, and the rates of all of them."""
-    import psutil
-
-    most_bytes = MEMORY_SHARE * psutil.virtual_memory().total
+    most_bytes = MEMORY_SHARE * node_bytes()
     size, counts_tokens = _size(config.limits_of_batch), bool(config.batch_tokens)
     rates = {size: trial.rows_per_s}
     for limits in batches.others:

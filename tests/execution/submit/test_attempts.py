@@ -20,7 +20,7 @@ from pipeline.execution.submit.attempts import (
     key_of,
 )
 from pipeline.execution.submit.code import Package
-from pipeline.execution.submit.job import _choose, _send
+from pipeline.execution.submit.job import _choose, _send, wait_for_driver
 from pipeline.execution.submit.submission import Submission, identify
 
 
@@ -74,7 +74,7 @@ class ListedJobs:
 
     def add(self, job_id: str, status: str, started_s_ago: float = 0.0, **metadata: str) -> None:
         details = attempt(status, started_s_ago).details
-        details.submission_id, details.metadata = job_id, metadata
+        details.submission_id, details.metadata, details.message = job_id, metadata, ""
         details.status.is_terminal = lambda: status not in ("PENDING", "RUNNING")
         self.jobs = sorted([*self.jobs, details], key=lambda job: str(job.submission_id))
 
@@ -145,6 +145,13 @@ def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_n
         find_newest(client, "none-x-12345678-a1")
     with pytest.raises(JobError, match="cannot read the job file"):
         find_newest(client, "typo.yaml")
+
+
+def test_who_follows_a_pending_job_waits_as_long_as_its_submission_said():
+    client, job_id = ListedJobs(), "a-b-12345678-a1"
+    client.add(job_id, "PENDING", start_timeout_s="-1")
+    with pytest.raises(InfraError, match="pending for -1 s, no driver starts"):
+        wait_for_driver(client, job_id, None, stops=False)
 
 
 def test_of_two_submissions_of_one_id_the_job_belongs_to_that_which_started_it(
