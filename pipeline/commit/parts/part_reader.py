@@ -83,10 +83,11 @@ def open_part(
 
 def _read_footer(handle: Any, size_bytes: int, checksum: int | None) -> pq.FileMetaData:
     tail, wanted = b"", _TAIL_BYTES
-    while len(tail) < min(wanted, size_bytes):
-        handle.seek(max(0, size_bytes - wanted))
-        tail = handle.read()
-        wanted = _footer_bytes(tail)
+    for _ in range(2):  # once more for a long one
+        if len(tail) < min(wanted, size_bytes):
+            handle.seek(max(0, size_bytes - wanted))
+            tail = handle.read()
+            wanted = _footer_bytes(tail)
     footer = tail[-wanted:]
     if checksum is not None and zlib.crc32(footer) != checksum:
         raise pa.ArrowInvalid("its footer has another checksum")
