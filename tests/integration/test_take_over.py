@@ -89,10 +89,13 @@ def stage(
     return staged
 
 
-def test_slices_over_which_the_model_failed_go_again_whichever_attempt_wins(tmp_path: Path):
+@pytest.mark.parametrize("reason", [Reason.MODEL_ERROR, Reason.UNREADABLE_SHARD])
+def test_slices_over_which_the_model_or_the_disk_failed_go_again_whichever_attempt_wins(
+    reason: Reason, tmp_path: Path
+):
     partition = make_partition(tmp_path, "images")
-    stage(partition, failed={1, 3})
-    stage(partition, failed={1})  # another attempt at each
+    stage(partition, failed={1, 3}, reason=reason)
+    stage(partition, failed={1}, reason=reason)  # another attempt at each
     run, plan = planned(partition)
     staged = take_over(run, plan)
     num_slices = NUM_ROWS // SLICE_ROWS
