@@ -36,7 +36,7 @@ from pipeline.planning.plan import Plan
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.store import Store, StoredFile
 
-FORMAT = 2
+FORMAT = 3
 SHARDS, PLACES = "shards.parquet", "places.parquet"
 PLACES_PER_GROUP = 65_536
 _ABOUT = b"pipeline.about"
@@ -51,6 +51,7 @@ _SCHEMA = pa.schema(
         pa.field("first", pa.int64(), nullable=False),
         pa.field("failed", pa.list_(pa.int64()), nullable=False),
         pa.field("computed_day", pa.int32(), nullable=False),
+        pa.field("breaks_off", pa.bool_(), nullable=False),
     ]
 )
 _ENCODING = {
@@ -81,6 +82,8 @@ class KnownShard:
     """Numbers in the shard, ascending, of its rows without a prediction."""
     computed_day: int = 0
     """Days from 1970 to when the oldest of its predictions was computed."""
+    breaks_off: bool = False
+    """Its last row stands for a rest that could not be read. Only a retry takes its rows over."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,7 @@ def known_shards(
 ) -> list[KnownShard]:
     """Say of each shard of a version which predictions are of its rows, in input order.
 
-    Left out are shards of which not all rows are known: those that stand as one row, and those
-    whose last row stands for an unreadable rest.
+    Left out are shards that stand as one row.
 
     Args:
         plan: Of all rows of the version.
@@ -149,12 +151,21 @@ def known_shards(
         uri, extent = root.url(path), extents[path]
         lost = failed.get(uri, ())
         ends_unread = uncounted and (num_rows - 1, Reason.UNREADABLE_SHARD.value) in lost
-        if path not in is_left_out and not ends_unread:
+        if path not in is_left_out:
             numbers = tuple(sorted(row for row, _ in lost if row is not None))
             day = min(today, days.get(uri, today))
             version = extent.exact_version
             shards.append(
-                KnownShard(uri, extent.size_bytes, version, num_rows, first, numbers, day)
+                KnownShard(
+                    uri,
+                    extent.size_bytes,
+                    version,
+                    num_rows,
+                    first,
+                    numbers,
+                    day,
+                    breaks_off=ends_unread,
+                )
             )
         first += num_rows - len(lost)
     return shards
@@ -252,7 +263,8 @@ def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardT
         raise NoKeys(f"{name}: the table of its shards was written by a newer version")
     if facts["num_rows"] != sum(part.num_rows for part in manifest.parts):
         raise NoKeys(f"{name}: the table of its shards is of other parts")
-    columns = {column: table.column(column).to_pylist() for column in _SCHEMA.names}
+    names = [name for name in _SCHEMA.names if name in table.column_names]  # in that order
+    columns = {name: table.column(name).to_pylist() for name in names}
     columns["failed"] = [tuple(rows) for rows in columns["failed"]]
     for column in ("uri", "version"):  # mostly the same in several versions
         columns[column] = [*map(sys.intern, columns[column])]

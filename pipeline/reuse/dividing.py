@@ -93,6 +93,9 @@ def divide(
             shards.append(ShardRows(uri, state, 0, counted))
             continue
         known[path] = match
+        if match[1].breaks_off:  # what can be read of it now is computed
+            shards.append(ShardRows(uri, "changed", 0, counted))
+            continue
         failed = len(match[1].failed)
         shards.append(ShardRows(uri, "unchanged", match[1].num_rows - failed, failed))
     uris = {shard.uri for shard in shards}
@@ -120,12 +123,20 @@ def known_runs(units: Sequence[Unit], known: KnownPaths) -> Numbers:
     return joined
 
 
-def known_counts(units: Sequence[Unit], known: KnownPaths) -> dict[int, int]:
-    """Return index -> rows of the uncounted units whose rows a version has counted."""
+def known_counts(
+    units: Sequence[Unit], known: KnownPaths, *, break_off: bool = False
+) -> dict[int, int]:
+    """Return index -> rows of the uncounted units whose rows a version has counted.
+
+    Args:
+        break_off: Of those alone whose last row stood for a rest; otherwise of all others.
+    """
     return {
         unit.index: known[unit.extents[0].path][1].num_rows
         for unit in units
-        if unit.cut is not None and unit.extents[0].path in known
+        if unit.cut is not None
+        and unit.extents[0].path in known
+        and known[unit.extents[0].path][1].breaks_off == break_off
     }
 
 
@@ -139,7 +150,10 @@ def slice_rows(row_bytes: float) -> int:
 
 
 def _is_same(extent: Extent, num_rows: int | None, known: KnownShard) -> bool:
-    if (extent.size_bytes, extent.exact_version) != (known.size_bytes, known.version):
+    same = extent.exact_version == known.version
+    # Of one that broke off only what cannot be read now is taken over.
+    same |= known.breaks_off and known.version.startswith(f"{extent.version}/")
+    if not same or extent.size_bytes != known.size_bytes:
         return False
     return num_rows in (None, known.num_rows)
 

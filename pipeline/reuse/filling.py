@@ -89,11 +89,42 @@ class Filler:
         if is_unknown or (unit.cut is not None and count is None):
             for block in read(unit, starts):
                 for key, counters, rows, _ in unpack(block):
-                    aside = _Aside(key.num_rows)
-                    yield self._packed(key, counters, aside, np.arange(key.num_rows), rows)
+                    yield from self._read_anew(reader, unit, key, counters, rows)
             return
         for key in known_slices(unit, starts, count, known.most_rows):
             yield from self._slice(reader, unit, key, read)
+
+    def _read_anew(
+        self, reader: Reader, unit: Unit, key: SliceKey, counters: Counters, rows: pa.Table
+    ) -> Iterator[pa.Table]:
+        """Yield a slice all of whose rows were read.
+
+        If its shard breaks off earlier than it did, the rows that are not reached any more follow
+        as they are known: the last row of the slice then stands for what is behind them.
+        """
+        end = self.known.broken_off.get(unit.index, 0)
+        failure = next(iter(failures_of(rows.slice(max(0, rows.num_rows - 1)))), None)
+        if (
+            failure is None
+            or failure.reason != Reason.UNREADABLE_SHARD
+            or not (key.is_last and key.end < end)
+        ):
+            yield self._packed(key, counters, _Aside(key.num_rows), np.arange(key.num_rows), rows)
+            return
+        reached, last = key.end - 1, rows.slice(rows.num_rows - 1)
+        if reached > key.start:
+            key, rows = replace(key, end=reached, is_last=False), rows.slice(0, rows.num_rows - 1)
+            yield self._packed(key, counters, _Aside(key.num_rows), np.arange(key.num_rows), rows)
+        for start in range(reached, end, self.known.most_rows):
+            until = min(end, start + self.known.most_rows)
+            tail = SliceKey(unit.index, start, until, is_last=until == end)
+            aside = self.fill(tail, counters := {})
+            at = np.flatnonzero(aside.missing)
+            tables = [reader.schema.empty_table()]
+            if numbers := (start + at[start + at < end - 1]).tolist():
+                tables.append(failed_rows(reader, unit.extents[0].choose(numbers), 0, failure))
+            tables += [last] if tail.is_last else []
+            yield self._packed(tail, counters, aside, at, pa.concat_tables(tables))
 
     def _slice(self, reader: Reader, unit: Unit, key: SliceKey, read: Read) -> Iterator[pa.Table]:
         counters: Counters = {}

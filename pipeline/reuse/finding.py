@@ -20,6 +20,7 @@ from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.published.version_rows import Version
 from pipeline.commit.shard_table import KnownShard, NoKeys, ShardTable, read_shard_table
 from pipeline.core.errors import PipelineError
+from pipeline.core.failures import Reason
 from pipeline.core.printable import num_of
 from pipeline.core.versions import changed_versions, environment_versions
 from pipeline.job.job import Job
@@ -143,6 +144,7 @@ class Reuse:
             runs=runs,
             checked=checked,
             counts=known_counts(plan.units, self.division.known),
+            broken_off=known_counts(plan.units, self.division.known, break_off=True),
             failures=self.retry and kept_failures(self, self.retry, plan),
             most_rows=slice_rows(self.row_bytes),
             indices=tuple(
@@ -278,8 +280,12 @@ def _usable(
         else:
             # A day to come is of a clock that was wrong, and would never be too old.
             shards = tuple(
-                shard for shard in table.shards if retry or oldest <= shard.computed_day <= today
+                shard
+                for shard in table.shards
+                if retry or (oldest <= shard.computed_day <= today and not shard.breaks_off)
             )
+            if retry and Reason.UNREADABLE_SHARD not in retry.reasons:
+                shards = tuple(replace(shard, breaks_off=False) for shard in shards)
             days = [shard.computed_day for shard in shards]
             facts = (table.about.has_places, has_hashes, f"{min(days)}-{max(days)}" if days else "")
             version = Version(store, where.partition, manifest.number, manifest.token, *facts)

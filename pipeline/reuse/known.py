@@ -37,6 +37,8 @@ class Known:
     """int64 (S, 2): unit and row of known rows that are computed all the same; ascending."""
     counts: Mapping[int, int] = field(default_factory=dict)
     """As `known_counts`."""
+    broken_off: Mapping[int, int] = field(default_factory=dict)
+    """The same of units that broke off: only what is not reached any more is taken over."""
     failures: pa.Table | None = None
     """Rows that failed, and stay so: as staged, with `unit`, which ascends, and `row` in it."""
     usual_rows: int = 1

@@ -259,7 +259,8 @@ class Nights:
 
     def shards(self) -> dict[Facts, KnownShard]:
         table = read_shard_table(self.job.out, self.job.layout, self.job.current())
-        return {(shard.uri, shard.size_bytes, shard.version): shard for shard in table.shards}
+        shards = [shard for shard in table.shards if not shard.breaks_off]  # a retry's alone
+        return {(shard.uri, shard.size_bytes, shard.version): shard for shard in shards}
 
     def shard_of(self, row_id: str) -> str:
         return Store(str(self.inputs.folder)).url(re.split("[#/]", row_id)[0])

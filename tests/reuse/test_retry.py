@@ -102,6 +102,28 @@ def test_a_retry_keeps_what_it_recovered_although_as_many_rows_fail_as_before(tm
     assert partition.retry() == "nothing_to_do"
 
 
+def test_of_a_tar_that_breaks_off_earlier_than_it_did_no_prediction_is_lost(tmp_path: Path):
+    partition = make_partition(tmp_path, "tars", has_weights=True)
+    tar = Path(partition.inputs) / "s1.tar"
+    whole = tar.read_bytes()
+    partition.broken = {"image 0031"}
+    break_off(tar, whole, 8)
+    partition.run()
+    before = partition.content()
+    for num_read in (2, 0, 6):
+        break_off(tar, whole, num_read)
+        assert partition.retry() == "nothing_to_do"
+        assert partition.content() == before
+    partition.broken = set()
+    break_off(tar, whole, 2)
+    assert partition.retry() == "published"
+    assert partition.current().num_predicted == 38
+    assert list(partition.failed().values()) == ["unreadable_shard"]
+    break_off(tar, whole, 10)
+    assert partition.retry() == "published"
+    assert_as(partition, run_whole(partition, tmp_path))
+
+
 def test_a_retry_in_which_another_row_fails_than_before_is_published(tmp_path: Path):
     partition = make_partition(tmp_path, "images")
     partition.broken = {"003.jpg"}
