@@ -106,8 +106,9 @@ class Reuse:
 
     @property
     def oldest_day(self) -> int:
-        """When the oldest prediction was computed that may be taken over."""
-        return min(shard.computed_day for source in self.earlier for shard in source.shards)
+        """When the oldest prediction was computed that may be taken over; 0 if nothing says it."""
+        days = (shard.computed_day for source in self.earlier for shard in source.shards)
+        return min(days, default=0)
 
     @property
     def has_mixed_code(self) -> bool:

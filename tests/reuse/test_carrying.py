@@ -30,6 +30,7 @@ from support.runs.carried_runs import (
 )
 from support.runs.earlier_partitions import EarlierPartition, read_with
 from support.runs.night_inputs import FORMATS, image
+from support.runs.published import Rows, make_plan
 from support.runs.selection import quick_cases
 
 from pipeline.commit.published.garbage import collect_garbage
@@ -42,6 +43,7 @@ from pipeline.core.schema import ROW_ID
 from pipeline.core.versions import environment_versions
 from pipeline.reuse.checking import choose_checked
 from pipeline.reuse.filling import _read_rows
+from pipeline.reuse.finding import Reuse
 from pipeline.runs.builders import make_reader
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.storage.store import Store
@@ -356,3 +358,7 @@ def test_of_a_known_shard_that_breaks_off_all_rows_behind_fail_under_ids_of_thei
         assert table.column("error").to_pylist() == errors
         ids = table.column(ROW_ID).to_pylist()[len(before) :]
         assert ids == [f"{path.name}#{row}" for row in behind]
+
+
+def test_rows_of_a_straggler_that_found_them_are_too_old_where_nothing_is_carried():
+    assert Reuse(make_plan(Rows())).oldest_day == 0
