@@ -48,6 +48,7 @@ def actor(
     return {
         "State": state,
         "NumRestarts": restarts,
+        "Pid": 4711,
         "Address": {"IPAddress": address},
         "ActorClassName": f"MapWorker(MapBatches({name}))",
         "JobID": f"0{job}000000",
@@ -55,7 +56,7 @@ def actor(
     }
 
 
-WAITS = actor("PENDING_CREATION", 0, "")
+WAITS = {**actor("PENDING_CREATION"), "Pid": 0}  # a node was thought of, which had no room
 THEIRS = actor("ALIVE", 9, job=2)
 
 
@@ -74,6 +75,7 @@ THEIRS = actor("ALIVE", 9, job=2)
             "jobs: 02000000 (1 actors)",
         ),
         ([{**THEIRS, "State": "PENDING_CREATION", "Address": {"IPAddress": ""}}], ""),
+        ([actor("PENDING_CREATION", 0, "")], "waiting for 1 x 0.75 CPU: "),
         ([actor("ALIVE", 3), actor("PENDING_CREATION", 1)], "were started anew: 4 times so far"),
         ([{**actor("RESTARTING", 9, ""), "ActorClassName": "BeatCounter"}], ""),
     ],

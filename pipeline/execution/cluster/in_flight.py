@@ -179,7 +179,8 @@ def pool_trouble(
     waiting = Counter(
         shares[name]
         for actor, name in pool
-        if actor["State"] not in ("ALIVE", "DEAD") and not actor["Address"]["IPAddress"]
+        if actor["State"] not in ("ALIVE", "DEAD")
+        and not (actor["Pid"] and actor["Address"]["IPAddress"])
     )
     num_restarts = sum(int(actor["NumRestarts"]) for actor, _ in pool)
     problems = []
