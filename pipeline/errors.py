@@ -1,6 +1,7 @@
 """The errors of all functions and commands, each with its exit code."""
 
 from pipeline.core.errors import (
+    AccessDenied,
     GateRefused,
     InfraError,
     InputMissing,
@@ -14,6 +15,7 @@ from pipeline.core.errors import (
 )
 
 __all__ = [
+    "AccessDenied",
     "GateRefused",
     "InfraError",
     "InputMissing",

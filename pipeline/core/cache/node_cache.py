@@ -98,9 +98,8 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
     with one_at_a_time(key):
         if _is_there(folder):
             return folder
-        if folder.exists():
-            if (folder / _CHECKSUMS).exists():  # no version before had them
-                log.warning("%s is damaged: it is made again", folder)
+        if (folder / _CHECKSUMS).exists():  # no version before had them
+            log.warning("%s is damaged: it is made again", folder)
         unfinished, damaged = (folder.with_name(f".{uuid.uuid4().hex}") for _ in range(2))
         unfinished.mkdir(mode=0o700)
         try:

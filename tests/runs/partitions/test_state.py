@@ -40,7 +40,7 @@ def looked_at(
 @pytest.mark.parametrize(
     ("fields", "state", "why"),
     [
-        ({"phase": "listing", "rows_per_s": 9.5}, "running", "listing at 50% 10 rows/s on far"),
+        ({"phase": "listing", "rows_per_s": 9.5}, "running", "listing at 50% 9.5 rows/s on far"),
         ({"has_ended": True}, "interrupted", "at 50%, its process is gone"),
         ({"heard_s": 61}, "interrupted", "at 50%, its process is gone"),
         ({"heard_s": 59}, "running", "at 50% on far"),
