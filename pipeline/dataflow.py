@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline.commit.lease import Lease
-from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.manifest import Manifest, current_or_unknown
 from pipeline.commit.parts.part_reader import DamagedPart
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged
@@ -64,8 +64,8 @@ def run_job(job: Job, options: RunOptions, progress: Progress) -> Report:
 
 def _execute(run: RunContext, progress: Progress) -> RunStatus:
     job, store, layout, is_retry = run.job, run.store, run.layout, run.options.retried is not None
-    current = current_manifest(store, layout)
-    if is_retry and current is None:
+    current = current_or_unknown(store, layout)
+    if is_retry and not (current and current.is_known):
         raise JobError(f"partition {layout.name}: nothing is published, so use `pipeline run`")
     progress.phase(f"listing {job.source.uri}")
     plan, model = prepare(run)

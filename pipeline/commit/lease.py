@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import Layout
-from pipeline.core.documents import known_fields
+from pipeline.core.documents import known_fields, sealed, unsealed
 from pipeline.core.errors import PartitionBusy, PipelineError, Stopped
 from pipeline.core.printable import clean_message
 from pipeline.process.failpoints import failpoint
@@ -198,7 +198,7 @@ def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell
         _require_dead(store, layout, epoch, before)
     process = asdict(ProcessId.current())
     owner = Owner(**process, run_id=run_id, ttl_s=ttl_s, token=uuid.uuid4().hex)
-    data = json.dumps(asdict(owner)).encode()
+    data = sealed(asdict(owner))
     if store.create_once(layout.lease(epoch + 1), data, owner.token) is CreateOutcome.OTHER:
         raise PartitionBusy(
             f"partition {layout.name}: another run took the lease at the same moment; "
@@ -228,17 +228,28 @@ def release_lost(store: Store, layout: Layout, run_id: str, error: PipelineError
         error: How it ended.
     """
     epoch = latest_epoch(store, layout)
-    if epoch and (owner := _owner(store, layout, epoch)).run_id == run_id:
-        heartbeat = read_heartbeat(store, layout, epoch)
+    if not epoch:
+        return
+    heartbeat = read_heartbeat(store, layout, epoch)
+    if (owner := _owner(store, layout, epoch, heartbeat)).run_id == run_id:
         Lease(store, layout, epoch, owner, lambda: asdict(heartbeat)).release(error)
 
 
-def _owner(store: Store, layout: Layout, epoch: int) -> Owner:
-    return Owner(**known_fields(Owner, json.loads(store.read_bytes(layout.lease(epoch)))))
+def _owner(store: Store, layout: Layout, epoch: int, heartbeat: Heartbeat) -> Owner:
+    """Return who holds an epoch; if its lease is damaged, by its heartbeat."""
+    path = layout.lease(epoch)
+    try:
+        return Owner(**known_fields(Owner, unsealed(store.read_bytes(path))))
+    except (ValueError, TypeError, RecursionError) as error:
+        log.warning(
+            "%s: is damaged, so its heartbeat says who holds it: %s", store.url(path), error
+        )
+    run_id = heartbeat.run_id or "unknown"
+    return Owner(**asdict(heartbeat.process), run_id=run_id, ttl_s=heartbeat.ttl_s, token="")
 
 
 def _require_dead(store: Store, layout: Layout, epoch: int, heartbeat: Heartbeat) -> None:
-    owner = _owner(store, layout, epoch)
+    owner = _owner(store, layout, epoch, heartbeat)
     if heartbeat.released or owner.has_ended():
         return
     beat = store.stat(layout.heartbeat(epoch)) or store.stat(layout.lease(epoch))

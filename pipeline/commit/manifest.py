@@ -6,7 +6,9 @@ reader that goes by the manifest sees one whole version, never two and never a p
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +18,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout
-from pipeline.core.documents import known_fields
+from pipeline.core.documents import known_fields, sealed, unsealed
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.printable import clean_message
 from pipeline.storage.store import Store
 
+log = logging.getLogger(__name__)
 MANIFEST_VERSION = 1
 _NAMES_SHOWN = 5
 _THREADS = 16
@@ -49,7 +52,7 @@ class Manifest:
 
     number: int
     kind: str
-    """`publish`, or `rollback` of an earlier version."""
+    """`publish`, `rollback` of an earlier version, or `unknown`: its log entry is damaged."""
     partition: str
     fingerprint: str
     run_id: str
@@ -104,13 +107,18 @@ class Manifest:
         return self.plan or self.fingerprint
 
     @property
+    def is_known(self) -> bool:
+        """Tell whether its log entry could be read; otherwise it has a number alone."""
+        return self.kind != "unknown"
+
+    @property
     def all_parts(self) -> tuple[Part, ...]:
         """Parts of the predictions and of the quarantine."""
         return self.parts + self.quarantine_parts
 
     def to_json(self) -> bytes:
         """Return the form that the log holds."""
-        return json.dumps(asdict(self), indent=1).encode()
+        return sealed(asdict(self))
 
     def is_of(self, fingerprint: str, partition_columns: Sequence[str]) -> bool:
         """Tell whether this is what a run would publish."""
@@ -127,7 +135,7 @@ class Manifest:
             JobError: A newer version of the pipeline wrote it.
         """
         try:
-            document = json.loads(data)
+            document = unsealed(data)
             if document["version"] > MANIFEST_VERSION:
                 raise JobError(f"{where}: written by a newer version; upgrade this one")
             for name in ("parts", "quarantine_parts"):
@@ -162,6 +170,40 @@ def current_manifest(store: Store, layout: Layout) -> Manifest | None:
     return read_manifest(store, layout, numbers[-1]) if numbers else None
 
 
+def read_or_unknown(store: Store, layout: Layout, number: int) -> Manifest:
+    """Read one log entry; a damaged one gives, with a warning, a manifest that names nothing."""
+    try:
+        return read_manifest(store, layout, number)
+    except NotAManifest as error:
+        log.warning("%s; what that version consists of is unknown", error)
+    return Manifest(
+        number, "unknown", layout.name, "", "", "", "", 0, 0, 0, 0, "", (), (), model={}
+    )  # fmt: skip
+
+
+def current_or_unknown(store: Store, layout: Layout) -> Manifest | None:
+    """Return what is published now, or None, for whoever can do without what is damaged."""
+    numbers = log_numbers(store, layout)
+    return read_or_unknown(store, layout, numbers[-1]) if numbers else None
+
+
+def restore_entry(store: Store, layout: Layout) -> None:
+    """Write the newest log entry again from its copy, if it is damaged and the copy is not.
+
+    The caller holds the lease.
+    """
+    for number in log_numbers(store, layout)[-1:]:
+        path = layout.log_entry(number)
+        try:
+            Manifest.from_json(store.read_bytes(path), path)
+        except NotAManifest:
+            with contextlib.suppress(NotAManifest, FileNotFoundError):
+                copy = store.read_bytes(layout.current)
+                if Manifest.from_json(copy, layout.current).number == number:
+                    log.warning("%s: is damaged; its copy is put in its place", store.url(path))
+                    store.put(path, copy)
+
+
 def kept_manifests(
     store: Store, layout: Layout, kept: Collection[int], current: int
 ) -> list[Manifest]:
@@ -172,7 +214,7 @@ def kept_manifests(
         current: That of the current version; 0: nothing is published.
     """
     numbers = log_numbers(store, layout)
-    return [read_manifest(store, layout, n) for n in numbers if n in kept or n >= current]
+    return [read_or_unknown(store, layout, n) for n in numbers if n in kept or n >= current]
 
 
 def list_partitions(store: Store) -> list[Layout]:

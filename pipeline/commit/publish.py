@@ -17,10 +17,12 @@ from pipeline.commit.layout import Layout, part_target, renumber
 from pipeline.commit.manifest import (
     Manifest,
     Part,
-    current_manifest,
+    current_or_unknown,
     kept_manifests,
     log_numbers,
     read_manifest,
+    read_or_unknown,
+    restore_entry,
 )
 from pipeline.commit.shard_table import unneeded_keys
 from pipeline.commit.tables.delta import Delta
@@ -214,7 +216,7 @@ def _replaced_parts(
     targets = {path: part_target(path) or 0 for path in strays}  # no earlier version has them
     for entry in reversed(log_numbers(store, layout) if strays else []):
         if entry < number and any(target <= entry for target in targets.values()):
-            for part in read_manifest(store, layout, entry).all_parts:
+            for part in read_or_unknown(store, layout, entry).all_parts:
                 if targets.pop(part.path, None) is not None:
                     owners[part.path] = entry
     return owners
@@ -258,6 +260,8 @@ def repair(
 ) -> Manifest | None:
     """Finish what a crashed run left after its commit; return the current manifest.
 
+    Of one that is damaged, and has no copy, nothing is known: its parts stay as they are.
+
     Args:
         layout: The partition; the caller holds its lease.
         keep_versions: The job's sink.keep_versions.
@@ -265,9 +269,10 @@ def repair(
         is_last: Nothing will be published after this, which would tidy up what a run left that
             crashed before its commit.
     """
-    manifest = current_manifest(store, layout)
-    if manifest is None:
-        return None
+    restore_entry(store, layout)
+    manifest = current_or_unknown(store, layout)
+    if manifest is None or not manifest.is_known:
+        return manifest
     present = _published_files(store, layout) if is_last else []
     if any((part_target(file.path) or 0) > manifest.number for file in present):
         manifest = _republish_as_next(store, layout, manifest)

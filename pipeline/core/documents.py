@@ -1,13 +1,43 @@
 """Read our own stored documents: unknown fields are ignored, so that documents can grow.
 
-A document's version is raised only if a field changes its meaning or goes.
+A document's version is raised only if a field changes its meaning or goes. What decides what is
+published is sealed: it holds a digest of itself, so that a damaged one is never believed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
+
+_SEAL = "sha256"
+
+
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """Return a document as JSON, with a digest of itself."""
+    return json.dumps({**document, _SEAL: _digest(document)}, indent=1).encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Undo `sealed`; a document without a digest, as older versions wrote them, is taken as it is.
+
+    Raises:
+        ValueError, TypeError: It is damaged, or no document.
+        RecursionError: It is nested too deeply.
+    """
+    document = json.loads(data)
+    if not isinstance(document, dict):
+        raise TypeError(f"expected an object, not {type(document).__name__}")
+    seal = document.pop(_SEAL, None)
+    if seal is not None and seal != _digest(document):
+        raise ValueError("its digest is of other content")
+    return document
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
 
 
 def known_fields(document_type: type, document: Mapping[str, Any]) -> dict[str, Any]:

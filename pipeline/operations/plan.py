@@ -12,7 +12,7 @@ from shlex import quote
 from typing import Any
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, current_manifest, require_one_key
+from pipeline.commit.manifest import Manifest, current_or_unknown, require_one_key
 from pipeline.commit.plan_store import named
 from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
@@ -97,7 +97,7 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
         require_one_key(store, layout)
     plan, model = prepare(run)
     with options_named("sink.storage_options"):
-        current = current_manifest(store, layout)
+        current = current_or_unknown(store, layout)
     is_done = is_published(current, plan, job.sink.partition_columns)
     reuse = Reuse(plan)
     if not is_done:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.commit.layout import Layout, earlier_names
-from pipeline.commit.manifest import Manifest, current_manifest, read_manifest
+from pipeline.commit.manifest import Manifest, current_or_unknown, read_or_unknown
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.published.version_rows import Version
 from pipeline.commit.shard_table import KnownShard, NoKeys, ShardTable, read_shard_table
@@ -319,20 +319,23 @@ def _candidates(
     Versions that a rollback has taken back are left out.
     """
     taken_back: set[int] = set()
-    if base is not None:
+    if base is not None and base.is_known:
         yield layout, base
         held = history_numbers(store, layout)
         for number in range(base.number, min(held, default=base.number) - 1, -1):
             if number in taken_back:
                 continue
-            manifest = base if number == base.number else read_manifest(store, layout, number)
+            is_base = number == base.number
+            manifest = base if is_base else read_or_unknown(store, layout, number)
+            if not manifest.is_known:
+                break  # it may have taken back those before it
             if manifest.restored_from is not None:
                 taken_back |= set(range(manifest.restored_from + 1, number))
-            if number != base.number and number in held:
+            if not is_base and number in held:
                 yield layout, manifest
     for name in earlier_names(layout.name, store.list_folders("_control"))[:_MOST_LOOKED_AT]:
         earlier = Layout(name)
-        if (current := current_manifest(store, earlier)) is not None:
+        if (current := current_or_unknown(store, earlier)) and current.is_known:
             yield earlier, current
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ from deadly import wait_until
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import ask_to_stop, hold_lease, read_heartbeat, release_lost
+from pipeline.core.documents import sealed, unsealed
 from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
 from pipeline.process.interrupts import stoppable_body
 from pipeline.process.life import new_life
@@ -95,8 +95,8 @@ def test_a_heartbeat_of_any_other_form_says_nothing_and_stops_nobody(data: bytes
     with hold_lease(store, LAYOUT, "run-1", LONG_S):
         pass
     store.put(LAYOUT.heartbeat(1), data)
-    owner = json.loads(store.read_bytes(LAYOUT.lease(1)))
-    store.put(LAYOUT.lease(1), json.dumps({**owner, "pid_started": 1.0}).encode())
+    owner = unsealed(store.read_bytes(LAYOUT.lease(1)))
+    store.put(LAYOUT.lease(1), sealed({**owner, "pid_started": 1.0}))
     with hold_lease(store, LAYOUT, "run-2", LONG_S) as lease:
         assert lease.epoch == 2
 

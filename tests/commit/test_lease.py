@@ -22,6 +22,7 @@ import pytest
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease, release_lost
+from pipeline.core.documents import unsealed
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import GateRefused, InfraError, PartitionBusy
 from pipeline.process import failpoints
@@ -99,6 +100,16 @@ def test_a_second_run_is_told_who_holds_the_partition(any_store: Store):
     assert acquire(any_store) == lease.epoch + 1
 
 
+def test_a_damaged_lease_is_held_by_whom_its_heartbeat_names_and_nobody_else(disk: Store):
+    with hold_lease(disk, LAYOUT, "run-1", LONG_S) as lease:
+        entry = disk.read_bytes(LAYOUT.lease(1))
+        for damaged in (b"", b"[]", entry.replace(b'"pid": ', b'"pid": 1')):
+            disk.put(LAYOUT.lease(1), damaged)
+            with pytest.raises(PartitionBusy, match=f"run run-1 on .*pid {os.getpid()}"):
+                acquire(disk)
+    assert acquire(disk) == lease.epoch + 1
+
+
 def test_files_beside_the_leases_are_none(disk: Store):
     disk.put(f"{LAYOUT.leases}/old.json", b"{}")
     assert acquire(disk) == 1
@@ -113,7 +124,7 @@ def test_the_files_of_a_lease_say_who_holds_it_until_it_is_released(disk: Store)
 
     with hold_lease(disk, LAYOUT, "run-1", LONG_S) as lease:
         owner = read(LAYOUT.lease(1))
-        assert owner == asdict(lease.owner)
+        assert unsealed(disk.read_bytes(LAYOUT.lease(1))) == asdict(lease.owner)
         assert (owner["run_id"], owner["host"]) == ("run-1", socket.gethostname())
         assert (owner["pid"], owner["ttl_s"]) == (os.getpid(), LONG_S)
         beat = read(LAYOUT.heartbeat(1))

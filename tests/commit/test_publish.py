@@ -24,6 +24,7 @@ from support.runs.published_rows import read_predictions
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import (
     Manifest,
+    NotAManifest,
     current_manifest,
     list_partitions,
     log_numbers,
@@ -106,6 +107,35 @@ def test_the_marker_and_the_list_of_an_earlier_layout_are_put_right(usual_store:
     usual_store.put(LAYOUT.success, first.to_json())
     assert repair(usual_store, LAYOUT, 2) == first
     assert_whole(usual_store, first)
+
+
+def damage_entry(store: Store, number: int) -> None:
+    path = LAYOUT.log_entry(number)
+    store.put(path, store.read_bytes(path).replace(b'"num_rows": ', b'"num_rows": 1', 1))
+
+
+def test_a_damaged_log_entry_is_written_again_from_its_copy(usual_store: Store):
+    first = publish_rows(usual_store, rows=Rows(1))
+    before = snapshot(usual_store, "")
+    damage_entry(usual_store, 1)
+    assert repair(usual_store, LAYOUT, 2) == first
+    assert snapshot(usual_store, "") == before
+
+
+def test_of_a_damaged_log_entry_without_a_copy_all_stays_until_the_next_version(usual_store: Store):
+    for edition in (1, 2):
+        publish_rows(usual_store, rows=Rows(edition))
+    for number in (1, 2):
+        damage_entry(usual_store, number)
+    usual_store.delete([LAYOUT.current])
+    before = snapshot(usual_store, "")
+    base = repair(usual_store, LAYOUT, 2)
+    assert base is not None
+    assert (base.number, base.is_known, snapshot(usual_store, "")) == (2, False, before)
+    collect_garbage(usual_store, LAYOUT, grace_s=1e9)
+    with pytest.raises(NotAManifest, match=f"{LAYOUT.log_entry(2)}: not a manifest"):
+        current_manifest(usual_store, LAYOUT)
+    assert_whole(usual_store, publish_rows(usual_store, rows=Rows(3)))
 
 
 def test_the_same_again_publishes_nothing(usual_store: Store):

@@ -17,7 +17,7 @@ from pipeline.commit.lease import Owner
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
 from pipeline.commit.staging import StagedSlice
-from pipeline.core.documents import known_fields
+from pipeline.core.documents import known_fields, sealed, unsealed
 from pipeline.report.document import Report
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.trial import Trial
@@ -47,7 +47,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def test_a_manifest_with_added_fields_is_read(manifest: Manifest):
-    data = json.dumps(grown(json.loads(manifest.to_json()))).encode()
+    data = sealed(grown(unsealed(manifest.to_json())))
     assert Manifest.from_json(data, "here") == manifest
 
 

@@ -50,6 +50,35 @@ def test_rows_come_from_three_versions(
         assert any(done.startswith(what) for done in look_ups.done), (what, look_ups.done)
 
 
+@pytest.mark.parametrize(
+    ("partition", "number", "carried_from"),
+    [(TODAY, 1, (TODAY, 2)), (TODAY, 2, (YESTERDAY, 1)), (YESTERDAY, 1, (TODAY, 2))],
+)
+def test_of_a_version_whose_log_entry_is_damaged_nothing_is_carried(
+    partition: str,
+    number: int,
+    carried_from: tuple[str, int],
+    photos: EarlierPartition,
+    before: Path,
+    whole: EarlierPartition,
+    tmp_path: Path,
+):
+    """Nor of those before it in its partition: it may have taken them back."""
+    night = photos.at(Store(str(shutil.copytree(before, tmp_path / "out"))))
+    entry = Layout(partition).log_entry(number)
+    night.out.put(entry, night.out.read_bytes(entry)[:-9])
+    night.out.delete([Layout(partition).current])
+    night.run()
+    assert_as(night, whole)
+    first = night.current().carried["sources"][0]
+    assert (first["partition"], first["version"]) == carried_from
+    names = [
+        (source["partition"], source["version"]) for source in night.current().carried["sources"]
+    ]
+    assert (partition, number) not in names
+    assert night.current().number == 3
+
+
 @pytest.mark.parametrize("turn", range(4))
 @pytest.mark.slow
 def test_a_look_up_that_fails_computes_the_rows_whichever_it_is(

@@ -143,7 +143,7 @@ def _first_rows(parts: PublishedParts, columns: list[str]) -> list[dict[str, Any
 
 def version_facts(manifest: Manifest | None) -> dict[str, Any] | None:
     """Return which version is published, in a few facts."""
-    if manifest is None:
+    if manifest is None or not manifest.is_known:
         return None
     return {
         "version": manifest.number,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import random
 import re
@@ -23,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.cache.node_cache import tensors_digest
-from pipeline.core.errors import InfraError, JobError
+from pipeline.core.documents import sealed, unsealed
+from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.weights.weights_file import SAVE, check_suffix, check_weights
 from pipeline.storage.create_once import CreateOutcome
@@ -170,16 +170,17 @@ def pin(store: Store, path: str, module: torch.nn.Module, name: str) -> None:
 
     Raises:
         JobError: An earlier actor of the same plan had other tensors.
-        InfraError: The stored digest is damaged.
     """
     digest, token = tensors_digest(module), uuid.uuid4().hex
-    data = json.dumps({"tensors_sha256": digest, "model": name, "token": token}).encode()
+    data = sealed({"tensors_sha256": digest, "model": name, "token": token})
     if store.create_once(path, data, token) is not CreateOutcome.OTHER:
         return
     try:
-        kept = json.loads(store.read_bytes(path))["tensors_sha256"]
+        kept = unsealed(store.read_bytes(path))["tensors_sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InfraError(f"{store.url(path)}: damaged: {error}") from None
+        log.warning("%s: is damaged, so it is written anew: %s", store.url(path), error)
+        store.put(path, data)
+        return
     if kept != digest:
         raise JobError(
             f"model {name}: has other tensors than before in this very plan ({digest[:12]}, not "

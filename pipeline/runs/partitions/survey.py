@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
-from pipeline.commit.manifest import Manifest, current_manifest, require_one_key
+from pipeline.commit.manifest import Manifest, current_or_unknown, require_one_key
 from pipeline.commit.plan_store import named
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InputMissing, JobError, PipelineError
@@ -230,7 +230,7 @@ def _compared(run: RunContext, seen: PartitionStatus) -> PartitionStatus:
     store, layout = run.store, run.layout
     require_one_key(store, layout)
     plan, _ = prepare(run)
-    current = current_manifest(store, layout)
+    current = current_or_unknown(store, layout)
     if is_published(current, plan, run.job.sink.partition_columns):
         return replace(seen, state="complete", why=None, a_run_would="do nothing")
     is_asked = run.options.reuse
@@ -240,6 +240,8 @@ def _compared(run: RunContext, seen: PartitionStatus) -> PartitionStatus:
     if current is None:
         state = "missing" if seen.state in ("unpublished", "no_input") else seen.state
         return replace(seen, state=state, a_run_would=would)
+    if not current.is_known:
+        return replace(seen, a_run_would=would)
     changed = why_stale(store, layout, current, plan) or "it was published with other settings"
     if seen.state != "complete":
         return replace(seen, a_run_would=f"{would}, which is of before a change: {changed}")

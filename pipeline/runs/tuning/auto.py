@@ -8,14 +8,14 @@ the plan and adopted by every rerun, so that what is known later never changes w
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.documents import sealed, unsealed
+from pipeline.core.errors import JobError, PipelineError
 from pipeline.execution.caller import is_without_ray
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.inference.runtimes import runtime_of
@@ -90,9 +90,12 @@ def resolve_runtime(
         measures = not (has_known_rows or is_without_ray())
         chosen, profile = _choose(tuning, known, model, published, measures=measures)
         token = uuid.uuid4().hex
-        data = json.dumps({"token": token, **chosen.to_dict()}).encode()
+        data = sealed({"token": token, **chosen.to_dict()})
         if run.store.create_once(path, data, token) is CreateOutcome.OTHER:
-            chosen = _read_choice(run.store, path)
+            try:
+                chosen = _read_choice(run.store, path)
+            except FileNotFoundError:  # it is damaged
+                run.store.put(path, data)
         if chosen.reason in ("measured", "known") or profile != known:
             log.info("%s", chosen.text)
     way = chosen.way
@@ -289,9 +292,10 @@ def tune(
 
 
 def _read_choice(store: Store, path: str) -> Choice:
-    document = json.loads(store.read_bytes(path))
+    """Read a choice; raises FileNotFoundError if it is not there, or damaged."""
+    data = store.read_bytes(path)
     try:
-        document.pop("token")
-        return Choice.from_dict(document)
+        return Choice.from_dict(unsealed(data))
     except (KeyError, TypeError, ValueError) as error:
-        raise InfraError(f"{store.url(path)}: damaged: {error}") from None
+        log.warning("%s: is damaged, so it counts as not there: %s", store.url(path), error)
+        raise FileNotFoundError(path) from error

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +27,7 @@ from pipeline.commit.publish import repair
 from pipeline.commit.published import verify as verify_module
 from pipeline.commit.published.receipt import Check, verdict
 from pipeline.commit.published.verify import verify_output
+from pipeline.core.documents import sealed, unsealed
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.sources.extents import UncountedPlan
 from pipeline.storage.store import Store
@@ -113,9 +113,9 @@ def test_rows_that_only_reading_counts_are_proved_without_their_number(store: St
 
 def test_an_entry_of_another_version_of_the_package_is_whole_and_stays_as_it_is(store: Store):
     manifest = publish_rows(store)
-    document = json.loads(manifest.to_json())
+    document = unsealed(manifest.to_json())
     del document["ctimes_sha256"]
-    entry = json.dumps({**document, "of_later": 1}).encode()
+    entry = sealed({**document, "of_later": 1})
     for path in (LAYOUT.log_entry(1), LAYOUT.current):
         store.put(path, entry)
     assert "fail" not in verify(store).values()

@@ -16,7 +16,7 @@ from support.runs.cli import pipeline, write_job
 from torch import nn
 
 from pipeline.core.cache.node_cache import tensors_digest
-from pipeline.core.errors import InfraError, JobError
+from pipeline.core.errors import JobError
 from pipeline.inference.devices.device import load_runner
 from pipeline.models.spec import PredictorConfig, load_module, load_pinned
 from pipeline.models.weights.weights import pin, seeded
@@ -96,11 +96,14 @@ def test_a_factory_that_no_seed_holds_is_refused_by_the_second_actor_or_a_resume
         load_runner(config(store, "models:unseeded"))
 
 
-def test_a_damaged_pin_is_named(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    store.put(PATH, b"{")
-    with pytest.raises(InfraError, match=r"f\.json: damaged"):
-        pin(store, PATH, models.Colours(), "m")
+@pytest.mark.parametrize("damage", [(b"{", b"["), (b's_sha256": "', b's_sha256": "0')])
+def test_a_damaged_pin_is_written_anew(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
+    store, module = Store(str(tmp_path)), models.Colours()
+    pin(store, PATH, module, "m")
+    store.put(PATH, store.read_bytes(PATH).replace(*damage))
+    pin(store, PATH, module, "m")
+    with pytest.raises(JobError, match="m: has other tensors than before"):
+        pin(store, PATH, nn.Linear(1, 1), "m")
 
 
 @pytest.mark.no_ray

@@ -254,3 +254,21 @@ def test_what_was_chosen_on_another_device_is_chosen_anew_where_it_cannot_run_an
         # A rerun on the first device goes on as it began.
         assert json.loads(run.store.read_bytes(path)) == on_gpu
     assert len([*(tmp_path / "out").rglob("choice/*.json")]) == 2
+
+
+def test_a_damaged_choice_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tuning = tuning_of(silent_job(tmp_path))
+    run, _, model = prepared(str(tmp_path / "job.yaml"))
+    path = f"{run.layout.control}/choice/{tuning.plan.fingerprint}.json"
+    facts = (run, tuning.plan, model, tuning.hardware, tuning.allocation)
+    first = resolve_runtime(*facts)
+    for damaged in (b"{", run.store.read_bytes(path).replace(b"fp32", b"fp31")):
+        run.store.put(path, damaged)
+        assert resolve_runtime(*facts).model == first.model
+        assert "is damaged, so it counts as not there" in caplog.text
+        caplog.clear()
+        assert resolve_runtime(*facts).model == first.model
+        assert caplog.text == ""
