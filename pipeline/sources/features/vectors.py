@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.arrays import as_array
+from pipeline.core.arrays import as_array, with_nulls
 from pipeline.core.failures import Reason
 from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import widths_of
@@ -174,15 +174,11 @@ def _fixed(column: pa.Array, width: int) -> tuple[pa.Array, dict[int, int]]:
             return column, {}
         column = column.cast(pa.list_(column.type.value_type))
     lengths = pc.list_value_length(column)
-    is_there = pc.fill_null(pc.equal(lengths, width), False)
-    mask = is_there.to_numpy(zero_copy_only=False)
-    items = column.filter(is_there).flatten()
-    if not mask.all():
-        places = (np.cumsum(mask) - 1)[:, None] * width + np.arange(width)
-        items = items.take(pa.array(places.reshape(-1), mask=np.repeat(~mask, width)))
-    wrong = np.flatnonzero(pc.fill_null(lengths, width).to_numpy() != width).tolist()
-    made = pa.FixedSizeListArray.from_arrays(items, width)
-    return made, {row: lengths[row].as_py() for row in wrong}
+    is_wrong = pc.fill_null(lengths, width).to_numpy() != width
+    if is_wrong.any():
+        column = with_nulls(column, is_wrong)
+    made = column.cast(pa.list_(column.type.value_type, width))
+    return made, {row: lengths[row].as_py() for row in np.flatnonzero(is_wrong).tolist()}
 
 
 _MAX_DIGITS = 76
