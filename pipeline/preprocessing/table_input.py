@@ -33,7 +33,7 @@ from pipeline.preprocessing.model_input import (
     Rows,
     Slot,
 )
-from pipeline.sources.columns.arrow_types import is_number
+from pipeline.sources.columns.arrow_types import is_list, is_number
 
 if TYPE_CHECKING:
     import torch
@@ -81,8 +81,7 @@ class TableInput(Input):
 
 
 def _is_numeric(dtype: pa.DataType) -> bool:
-    is_list = pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype)
-    return is_number(dtype.value_type if is_list else dtype)
+    return is_number(dtype.value_type if is_list(dtype) else dtype)
 
 
 def batch_of_numbers(num_numbers: int, *, is_on_gpu: bool) -> BatchLimits:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
 from pipeline.core.printable import listed
-from pipeline.sources.columns.arrow_types import published_type
+from pipeline.sources.columns.arrow_types import is_list, published_type
 
 Step = str | int
 """A field of a struct, or an item of a list, counted from 0."""
@@ -101,13 +101,8 @@ def _shown(dtype: pa.DataType) -> str:
 
 
 def _is_list(dtype: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(dtype)
-        or pa.types.is_large_list(dtype)
-        or pa.types.is_fixed_size_list(dtype)
-        or pa.types.is_list_view(dtype)
-        or pa.types.is_large_list_view(dtype)
-    )
+    is_view = pa.types.is_list_view(dtype) or pa.types.is_large_list_view(dtype)
+    return bool(is_view or is_list(dtype))
 
 
 def paths_of(names: Iterable[str], schema: pa.Schema) -> dict[str, ColumnPath]:
