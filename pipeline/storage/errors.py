@@ -186,6 +186,8 @@ def classify(error: BaseException, what: str, secret_values: Sequence[str] = ())
     if isinstance(error, PipelineError):
         return error
     error_type, advice = _diagnose(error)
+    if advice in _OF_ONE_FILE:
+        error_type = AccessDenied
     detail = redact(str(error) or type(error).__name__, secret_values)
     return error_type(f"{redact(what, secret_values)}: {advice} ({detail})")
 
@@ -224,7 +226,7 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
         return BadBlockError, BAD_BLOCK
     if str(error).startswith("Forbidden: "):  # all that gcsfs says of a 403
         is_throttled = "rate limit" in str(error).lower()
-        return _throttled("403") if is_throttled else _refused(_JOB_CODES["403"])
+        return _throttled("403") if is_throttled else (JobError, _JOB_CODES["403"])
     code, status = _response_code(error)
     if code:
         return _diagnose_code(code, status)
@@ -236,7 +238,7 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
     is_absent = isinstance(error, FileNotFoundError)
     number = errno.ENOENT if is_absent else getattr(error, "errno", None)
     if number in _JOB_ERRNOS:
-        return _refused(_JOB_ERRNOS[number])
+        return JobError, _JOB_ERRNOS[number]
     if number in (errno.ENOSPC, errno.EDQUOT):
         return InfraError, "no space left: free some and run again"
     if isinstance(error, TypeError | ValueError):
@@ -246,15 +248,11 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
 
 def _diagnose_code(code: str, status: int) -> tuple[type[PipelineError], str]:
     if code in _JOB_CODES:
-        return _refused(_JOB_CODES[code])
+        return JobError, _JOB_CODES[code]
     throttled = status in _RETRY_STATUS or code.startswith(("Throttl", "SlowDown"))
     if 400 <= status < 500 and not throttled:
-        return _refused(_JOB_CODES.get(str(status), f"refused with {code}"))
+        return JobError, _JOB_CODES.get(str(status), f"refused with {code}")
     return _throttled(code)
-
-
-def _refused(advice: str) -> tuple[type[PipelineError], str]:
-    return AccessDenied if advice in _OF_ONE_FILE else JobError, advice
 
 
 def _throttled(code: str) -> tuple[type[PipelineError], str]:
