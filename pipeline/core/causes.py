@@ -188,14 +188,11 @@ def common_cause(causes: Sequence[Cause], num_predicted: int) -> Cause | None:
         causes: All that are known.
         num_predicted: Rows with a prediction.
     """
-    reached = [c for c in causes if c.stage == PREDICT] or [c for c in causes if _is_of_job(c)]
+    of_job = [cause for cause in causes if is_of_job(cause.reason, cause.message)]
+    reached = [cause for cause in causes if cause.stage == PREDICT] or of_job
     if num_predicted or len(reached) != 1:
         return None
     (only,) = reached
     is_model = only.reason == Reason.MODEL_ERROR.value and only.message is not None
-    is_users = is_model or _is_of_job(only)
+    is_users = is_model or only in of_job
     return only if is_users and not only.at_least and only.num_rows > 1 else None
-
-
-def _is_of_job(cause: Cause) -> bool:
-    return is_of_job(cause.reason, cause.message)
