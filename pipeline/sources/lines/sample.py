@@ -94,10 +94,6 @@ class Sample:
             texts = [value if isinstance(value, str) else None for value in values]
             return pa.array(texts, pa.string() if any(texts) else pa.null())
 
-    def type_of(self, values: Sequence[Any]) -> pa.DataType:
-        """Return the type of a pass-through column by its first values that are not null."""
-        return type_of(values)
-
     def width_of(self, value: Any) -> int | str:
         """Return the length of a list of numbers, 0 of a number; or what the value is instead."""
         if isinstance(value, (int, float)):
@@ -183,7 +179,7 @@ class Sample:
             return parse_type(name, self._source.casts[name])
         if column in folder_columns(self._source, self._path):
             return pa.string()
-        return self.type_of(self._values(column, ", or declare its type with source.casts"))
+        return type_of(self._values(column, ", or declare its type with source.casts"))
 
     def _values(self, name: str, hint: str = "") -> list[Any]:
         """Return the values of a column that are not null.
