@@ -6,6 +6,7 @@ The columns of a row are in the names of its folders, `label=cat/`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -94,19 +95,14 @@ FORMAT, AUDIO = ImageFiles(), AudioFiles()
 
 def _measured(shard: StoredFile, source: Source) -> Extent:
     folders = hive_values(shard.path) if source.passed else {}
-    lacking = [column for column in source.passed.values() if column not in folders]
-    message = ""
-    if lacking:
-        message = (
-            f"no column {lacking[0]!r}: of files the folders name them, as {lacking[0]}=VALUE/"
-        )
-        message += above_root(source.uri, lacking[0])
     size = shard.size_bytes
-    return Extent(
-        *(shard.path, size, shard.version, 0, 1, float(size)),
-        reason=Reason.BAD_SCHEMA if lacking else None,
-        message=message,
-    )
+    extent = Extent(shard.path, size, shard.version, 0, 1, float(size))
+    for column in source.passed.values():
+        if column not in folders:
+            message = f"no column {column!r}: of files the folders name them, as {column}=VALUE/"
+            message += above_root(source.uri, column)
+            return replace(extent, reason=Reason.BAD_SCHEMA, message=message)
+    return extent
 
 
 def _judged(
