@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import FEATURES, WIDTHS, is_feature
+from pipeline.core.schema import is_feature, widths_of
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.features.vectors import categories_of
@@ -55,9 +54,7 @@ def vectors_of(source: Source, fields: pa.Schema) -> Mapping[str, Vector]:
 def _vector(features: Sequence[FeatureEntry], fields: pa.Schema) -> Vector | None:
     if not any(map(is_feature, fields.names)):
         return None
-    vector = fields.field(FEATURES) if FEATURES in fields.names else None
-    widths_json = (vector.metadata or {}).get(WIDTHS) if vector else None
-    widths = json.loads(widths_json) if widths_json else [0] * len(features)
+    widths = widths_of(fields) or (0,) * len(features)
     size, names = 0, []
     for entry, width in zip(features, widths, strict=True):
         for name, num in _names(entry, width):
