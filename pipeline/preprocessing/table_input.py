@@ -64,7 +64,8 @@ class TableInput(Input):
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return those of numbers or of lists of them."""
-        names = [field.name for field in rows.schema if _is_numeric(field.type)]
+        items = {f.name: f.type.value_type if is_list(f.type) else f.type for f in rows.schema}
+        names = [name for name, dtype in items.items() if is_number(dtype)]
         return (Columns("features", [name for name in names if name not in ids], takes_all=True),)
 
     @property
@@ -78,10 +79,6 @@ class TableInput(Input):
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
         return rows
-
-
-def _is_numeric(dtype: pa.DataType) -> bool:
-    return is_number(dtype.value_type if is_list(dtype) else dtype)
 
 
 def batch_of_numbers(num_numbers: int, *, is_on_gpu: bool) -> BatchLimits:

@@ -219,7 +219,8 @@ def _type_of(number: int | float | None) -> pa.DataType:
 
 def _piece(entry: FeatureEntry, column: pa.Array, null_features: str) -> Piece:
     policy = getattr(entry, "null", None)
-    means = _null_means(null_features if policy is None else policy)
+    policy = null_features if policy is None else policy
+    means = {"zero": 0.0, "nan": np.nan}.get(policy) if isinstance(policy, str) else policy
     if isinstance(entry, FeatureColumn) and entry.is_category:
         return _category_piece(entry, column, means)
     if isinstance(entry, FeatureColumn) and entry.part:
@@ -230,12 +231,6 @@ def _piece(entry: FeatureEntry, column: pa.Array, null_features: str) -> Piece:
         nulls = None if piece.nulls is None else piece.nulls & ~is_bad[:, None]
         return Piece(entry.column, piece.values, numbers, nulls, means, is_bad)
     return _numbers(column_of(entry), column, means)
-
-
-def _null_means(policy: str | float) -> float | None:
-    if isinstance(policy, str):
-        return {"zero": 0.0, "nan": np.nan}.get(policy)
-    return policy
 
 
 def _numbers(name: str, column: pa.Array, means: float | None) -> Piece:

@@ -124,7 +124,7 @@ def _as_passed(values: Values, column: Column) -> tuple[pa.Array, Problems]:
     dtype = column.dtype
     assert dtype is not None, "a pass-through column has a type"
     if is_text(dtype):
-        return _texts([None if v is None else _literal(v) for v in values]), {}
+        return _texts([v if isinstance(v, str | None) else _json(v) for v in values]), {}
     problems: Problems = {}
     groups: dict[pa.DataType, list[Any]] = {}
     for row, value in enumerate(values):
@@ -180,12 +180,8 @@ def needs_literals(column: Column) -> bool:
     return column.role == "pass" and is_exact
 
 
-def _literal(value: Any) -> str:
-    """Return what a column of text has for a value: JSON without blanks if it is no text."""
-    return value if isinstance(value, str) else _json(value)
-
-
 def _json(value: Any) -> str:
+    """Return a value as JSON without blanks."""
     if isinstance(value, Number):
         return value.literal
     if isinstance(value, list):

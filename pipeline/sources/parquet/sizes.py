@@ -135,14 +135,11 @@ def _group(metadata: pq.FileMetaData, index: int, leaves: Sequence[_Leaf]) -> _G
             prefixed += values * size
         if leaf.varies:
             stored, packed = stored + size, packed + chunk.total_compressed_size
-        if leaf.is_bytes and not leaf.stays and _has_dictionary(chunk):
+        is_encoded = any("DICTIONARY" in name for name in chunk.encodings)
+        if leaf.is_bytes and not leaf.stays and (is_encoded or chunk.has_dictionary_page):
             dictionaries.append((leaf, chunk))
             most_values = max(most_values, values)
     return _Group(index, num_rows, stored, packed, prefixed, row_bytes, dictionaries, most_values)
-
-
-def _has_dictionary(chunk: pq.ColumnChunkMetaData) -> bool:
-    return chunk.has_dictionary_page or any("DICTIONARY" in name for name in chunk.encodings)
 
 
 def _stored_at_once(groups: Sequence[_Group], num_rows: int) -> float:
