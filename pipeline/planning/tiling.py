@@ -2,7 +2,8 @@
 
 A slice that was too large for memory is staged in pieces; it is done when they are all there.
 The plan does not know the slices of uncounted units: there the names of the staged parts give the
-slices, and the name that marks a last slice gives the end of the unit.
+slices, and the name that marks a last slice gives the end of the unit. Of a slice that one attempt
+has staged whole, and another in pieces, the whole one counts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import islice
 
 from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey
@@ -22,11 +23,26 @@ Staged = Mapping[SliceKey, StoredFile]
 Slices = Sequence[tuple[SliceKey, StoredFile]]
 
 
+class ContradictingSlices(InfraError):
+    """Two attempts have read an uncounted unit differently."""
+
+    def __init__(
+        self, unit: Unit, one: SliceKey, other: SliceKey, keys: Sequence[SliceKey]
+    ) -> None:
+        super().__init__(
+            f"unit {unit.index}: staged slices {one.start}-{one.end} and {other.start}-{other.end} "
+            f"contradict each other, so {unit.extents[0].path} was read differently by two "
+            "attempts; run again to read it anew"
+        )
+        self.keys = keys
+        """All staged slices of the unit."""
+
+
 def done_slices(plan: Plan, staged: Staged) -> list[SliceKey]:
     """Return the staged slices of the plan, in order.
 
     Raises:
-        InfraError: Two of them hold the same row.
+        ContradictingSlices: Two of them hold the same row.
     """
     return [key for _, keys in _by_unit(plan, staged) for key in keys]
 
@@ -98,15 +114,21 @@ def _by_unit(plan: Plan, staged: Staged) -> Iterator[tuple[Unit, list[SliceKey]]
         if unit.cut is None:
             yield unit, [piece for key in unit.slices() for piece in _pieces(key, staged, by_unit)]
             continue
-        keys = sorted(by_unit[unit.index], key=lambda key: (key.start, key.end))
-        for one, other in pairwise(keys):
-            if one.is_last or other.start < one.end:
-                raise InfraError(
-                    f"unit {unit.index}: staged slices {one.start}-{one.end} and "
-                    f"{other.start}-{other.end} contradict each other, so {unit.extents[0].path} "
-                    "changed without a new time or size: write it anew, then run again"
-                )
-        yield unit, keys
+        yield unit, _outermost(unit, by_unit[unit.index])
+
+
+def _outermost(unit: Unit, keys: Sequence[SliceKey]) -> list[SliceKey]:
+    """Return the slices of an uncounted unit in order, without pieces of others."""
+    outermost: list[SliceKey] = []
+    for key in sorted(keys, key=lambda key: (key.start, -key.end)):
+        if outermost:
+            last = outermost[-1]
+            if key.start < last.end and key in last.pieces_from(key.start):
+                continue
+            if last.is_last or key.start < last.end:
+                raise ContradictingSlices(unit, last, key, keys)
+        outermost.append(key)
+    return outermost
 
 
 def _pieces(

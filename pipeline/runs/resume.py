@@ -17,7 +17,7 @@ from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import done_slices, missing_units
+from pipeline.planning.tiling import ContradictingSlices, done_slices, missing_units
 from pipeline.process.failpoints import failpoint
 from pipeline.process.liveness import note_progress
 from pipeline.reuse.dividing import known_slices
@@ -41,8 +41,9 @@ def take_over(
 ) -> Mapping[SliceKey, StoredFile]:
     """Count the slices that are staged already; return the staged part of each.
 
-    Deleted are those that are damaged, those with rows of earlier versions that are not among the
-    `sources` of this run, and those of an interrupted retry with rows that failed again.
+    Deleted are those that are damaged, those that contradict each other, those with rows of earlier
+    versions that are not among the `sources` of this run, and those of an interrupted retry with
+    rows that failed again.
 
     Slices in which the model failed over every row are deleted: the cause may be mended since, in
     code of the user's that no fingerprint knows. So are those of which nothing could be read.
@@ -51,7 +52,12 @@ def take_over(
     run.record.start_over()
     while True:
         staged = list_staged(run.store, run.layout.staging(plan.work))
-        done = [key for key in done_slices(plan, staged) if key not in counted]
+        try:
+            done = [key for key in done_slices(plan, staged) if key not in counted]
+        except ContradictingSlices as error:
+            log.warning("%s, as this run does", error)
+            run.store.delete([staged[key].path for key in error.keys])
+            continue
         paths, failed = [staged[key].path for key in done], list[str]()
         footers = read_footers(run.store, paths)
         for key, path, footer in zip(done, paths, footers, strict=True):

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from support.runs.earlier_partitions import (
 )
 from support.runs.night_inputs import FORMATS
 
+from pipeline.commit.layout import staged_name
 from pipeline.commit.parts.part_reader import DamagedPart
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
@@ -121,6 +123,24 @@ def test_nothing_is_taken_over_of_files_that_changed_unseen(form: str, tmp_path:
     stage(partition, failed=set())
     third, other = planned(partition)
     assert missing_units(other, take_over(third, other)) == {}
+
+
+def test_staged_slices_that_contradict_each_other_are_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    partition = make_partition(tmp_path, "tars")
+    stage(partition, failed=set())
+    run, plan = planned(partition)
+    staged = list_staged(partition.out, LAYOUT.staging(plan.work))
+    keys = sorted((key for key in staged if key.unit == 0), key=lambda key: key.start)
+    cut_off = replace(keys[-1], start=keys[-1].start - 1, end=keys[-1].end - 1)
+    folder, name = LAYOUT.staging(plan.work), staged_name(cut_off, "anotherattempt")
+    partition.out.put(f"{folder}/{name}", partition.out.read_bytes(staged[keys[-1]].path))
+    left = take_over(run, plan)
+    assert left.keys() == {key for key in staged if key.unit}
+    assert "contradict each other" in caplog.text
+    assert partition.run().num_predicted == NUM_ROWS
+    assert len(partition.computed) == sum(key.num_rows for key in keys)
 
 
 @pytest.mark.parametrize("columns", [[], ["label"]], ids=["one folder", "by value"])

@@ -11,6 +11,7 @@ from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import (
+    ContradictingSlices,
     done_slices,
     first_slices,
     missing_units,
@@ -123,8 +124,23 @@ def test_an_uncounted_unit_is_complete_only_from_its_first_row_to_a_last_slice(
 )
 def test_two_slices_of_one_row_or_rows_behind_a_last_slice_are_refused(keys: list[SliceKey]):
     for function in (done_slices, missing_units, require_complete):
-        with pytest.raises(InfraError, match="contradict each other, so s00000"):
+        with pytest.raises(ContradictingSlices, match="contradict each other, so s00000") as caught:
             function(ONE_UNIT, staged(keys))
+        assert {*caught.value.keys} == {*keys}
+
+
+@pytest.mark.parametrize(
+    "pieces", [[inner(0, 4)], [inner(0, 2), last(4, 8)], [inner(0, 4), last(4, 8), last(7, 8)]]
+)
+def test_of_a_slice_that_is_staged_whole_and_in_pieces_the_whole_one_counts(
+    pieces: list[SliceKey],
+):
+    whole = last(0, 8)
+    assert all(piece in whole.pieces_from(piece.start) for piece in pieces)
+    parts = staged([*pieces, whole])
+    assert require_complete(ONE_UNIT, parts) == [(whole, parts[whole])]
+    assert done_slices(ONE_UNIT, parts) == [whole]
+    assert missing_units(ONE_UNIT, parts) == {}
 
 
 def test_an_empty_unit_is_complete_with_its_one_empty_slice():
