@@ -7,12 +7,12 @@ folder, so that no job's model changes under it.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -95,9 +95,9 @@ def choose_files(repo: HubRepo, include: Sequence[str]) -> tuple[list[HubFile], 
         JobError: A pattern of `include` names nothing, or only what is not allowed.
     """
     allowed = [file for file in repo.files if _is_like(file.name, ALLOWED)]
-    chosen = [file for file in allowed if any(_matches(file.name, pattern) for pattern in include)]
+    chosen = [file for file in allowed if any(fnmatchcase(file.name, p) for p in include)]
     for pattern in include:
-        matching = [file.name for file in repo.files if _matches(file.name, pattern)]
+        matching = [file.name for file in repo.files if fnmatchcase(file.name, pattern)]
         if not matching:
             raise JobError(f"{repo.uri}: --include {pattern}: the repository has no such file")
         refused = [name for name in matching if not _is_like(name, ALLOWED)]
@@ -125,13 +125,9 @@ def digest_of(held: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern)
-
-
 def _is_like(name: str, patterns: Sequence[str]) -> bool:
     base = PurePosixPath(name).name
-    return any(fnmatch.fnmatchcase(base, pattern) for pattern in patterns)
+    return any(fnmatchcase(base, pattern) for pattern in patterns)
 
 
 def _listed(names: Sequence[str]) -> str:
