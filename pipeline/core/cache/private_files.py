@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 WAIT_S = 120.0
 """How long a process waits at most for another one that makes the same artefact."""
+_LOOK_S = 0.01
+"""How long it waits before it tries a lock again."""
 
 
 @contextlib.contextmanager
@@ -148,23 +150,15 @@ def locked(path: Path, operation: int, wait_s: float = 0.0) -> int:
     until = time.monotonic() + wait_s
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            _lock(descriptor, operation, until)
-            if os.fstat(descriptor).st_nlink:
+        with contextlib.ExitStack() as kept:
+            kept.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_LOOK_S)
+                continue
+            if os.fstat(descriptor).st_nlink:  # it was not removed meanwhile
+                kept.pop_all()
                 return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # it was removed meanwhile
-
-
-def _lock(descriptor: int, operation: int, until: float) -> None:
-    pause_s = 0.005
-    while True:
-        try:
-            return fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                raise
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.1)
