@@ -58,8 +58,8 @@ def refuse_tables(
             raise _refusal(store.url(folder), mark)
     # Only folders with names of partitions, or of an Iceberg table's files, are looked above.
     above, _, name = store.uri.rpartition("/")
-    while files and ("=" in name or name == "data"):
-        _refuse_at(Store(above, store.storage_options))
+    while files and ("=" in name or name == "data") and not above.endswith(":/"):  # a bucket
+        _refuse_at(Store(above or "/", store.storage_options))
         above, _, name = above.rpartition("/")
 
 

@@ -20,6 +20,7 @@ from pipeline.core.schema import RESERVED_COLUMNS
 from pipeline.job.source import Source
 from pipeline.sources.globs import split_glob
 from pipeline.sources.inputs import Inputs, describe_no_input, list_inputs
+from pipeline.sources.lake_tables import refuse_tables
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
@@ -267,6 +268,16 @@ def test_the_files_of_a_lake_table_are_not_read_as_loose_files(
     assert len(listed(usual_store.url(""), "parquet", **named).extents) == 1
     one = listed(usual_store.url("db/t/day=1/a.parquet"), "parquet", storage_options=options)
     assert paths(one) == ["a.parquet"], "named by hand"
+
+
+@pytest.mark.parametrize("uri", ["s3://data", "s3://k=v", "/data"])
+def test_nothing_is_above_a_bucket_and_the_root_above_its_folders(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "_delta_log").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.parquet").touch()
+    refuse_tables(Store(uri), Store(str(tmp_path)).list_files(), [])
 
 
 def test_the_line_that_writes_live_rows_of_a_delta_table_writes_them(tmp_path: Path):
