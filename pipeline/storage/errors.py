@@ -316,15 +316,15 @@ def _is_storage_trouble(error: BaseException) -> bool:
 def secret_values(options: Mapping[str, Any]) -> list[str]:
     """Collect the strings among storage options, but for those that help and are no secrets.
 
-    Of numbers only those with the name of a secret.
+    Of numbers only those of four digits or more with the name of a secret.
     """
     secrets: list[str] = []
     for name, value in options.items():
         if isinstance(value, list | tuple):
             for item in value:
                 secrets += secret_values({name: item})
-        elif isinstance(value, int) and re.search(_SENSITIVE, name.lower()):
-            secrets.append(str(value))
+        elif type(value) is int and re.search(_SENSITIVE, name.lower()):
+            secrets += [text] if len(text := str(value)) >= 4 else []
         elif isinstance(value, Mapping):
             secrets += secret_values(value)
         elif name == "connection_string" and isinstance(value, str):

@@ -284,6 +284,7 @@ def test_options_that_help_are_no_secrets():
     harmless = {"profile": "night", "anon": True, "token": "google_default", "key": "abc"}
     assert secret_values({**harmless, "client_kwargs": {"region_name": "eu-west-1"}}) == []
     numbers = {"password": 12345678, "block_size": 5242880, "keys": ["abcd", {"token": 9876}]}
+    numbers |= {"key_size": 1, "use_token": True, "secret": {"keys": 128}}
     assert secret_values(numbers) == ["12345678", "abcd", "9876"]
     assert secret_values({"connection_string": "abc", "token": "abcd", "profiles": "cloud9"}) == [
         "abc",
