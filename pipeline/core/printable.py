@@ -56,6 +56,9 @@ def json_value(value: Any, max_entries: int | None = None) -> Any:
         value: Of any type, nested or not.
         max_entries: How many entries of a list are kept; None: all.
     """
+    # Of numpy, which is not imported here: its times stay, and become text.
+    if getattr(getattr(value, "dtype", None), "kind", None) in {*"biuf"} and not value.shape:
+        value = value.item()
     if isinstance(value, Mapping):
         return {str(name): json_value(entry, max_entries) for name, entry in value.items()}
     if isinstance(value, list | tuple):

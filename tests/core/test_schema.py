@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 
 from pipeline.core.arrays import images_from_arrow, images_to_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.printable import MESSAGE_MAX_CHARS, clean_message
+from pipeline.core.printable import MESSAGE_MAX_CHARS, clean_message, json_text
 from pipeline.core.schema import (
     CLASSIFY_FIELDS,
     ERROR,
@@ -165,6 +165,13 @@ def test_a_message_cannot_forge_a_log_line_or_a_terminal_command():
     clean = clean_message("bad\n2026-11-24 INFO all is well\r\x1b[2Jdone\u2028more\x00\u202e")
     assert clean == r"bad 2026-11-24 INFO all is well \x1b[2Jdone more\x00\u202e"
     assert clean_message("x" * 10_000) == "x" * MESSAGE_MAX_CHARS
+
+
+def test_numbers_of_numpy_are_numbers_of_json_and_its_times_and_arrays_text():
+    numbers = [np.float32(0.5), np.int64(7), np.uint8(2), np.bool_(True), np.array(3)]
+    assert json_text(numbers) == "[0.5, 7, 2, true, 3]"
+    others = [np.float32("nan"), np.datetime64("2026-12-01", "ns"), np.array([1, 2])]
+    assert json_text(others) == '["nan", "2026-12-01T00:00:00.000000000", "[1 2]"]'
 
 
 def test_reasons_are_plain_lower_case_codes():
