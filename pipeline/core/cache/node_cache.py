@@ -105,10 +105,11 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
         try:
             write(unfinished)
             (unfinished / _CHECKSUMS).write_text(json.dumps(_checksums(unfinished)))
-            with contextlib.suppress(FileNotFoundError):  # mostly there is none
-                folder.rename(damaged)
-            unfinished.rename(folder)
-            _checked.add(folder)
+            if not _is_there(folder):  # a process that this one no longer waited for may be done
+                with contextlib.suppress(FileNotFoundError):  # mostly there is none
+                    folder.rename(damaged)
+                unfinished.rename(folder)
+                _checked.add(folder)
         finally:
             for remains in (unfinished, damaged):
                 shutil.rmtree(remains, ignore_errors=True)

@@ -69,6 +69,21 @@ def test_a_process_that_is_suspended_with_a_lock_holds_up_no_other(
         os.close(descriptor)
 
 
+def test_what_another_process_has_made_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(private_files, "WAIT_S", 0.0)
+
+    def late(folder: Path) -> None:
+        cached_folder("a-model", lambda first: (first / "first").touch())
+        (folder / "late").touch()
+
+    names = {path.name for path in cached_folder("a-model", late).iterdir()}
+    assert names == {"first", "checksums.json"}
+    assert not [*cache_folder().glob(".*")]
+
+
 def test_a_process_makes_a_damaged_artefact_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("pipeline.core.cache.node_cache._CHUNK_BYTES", 8)
