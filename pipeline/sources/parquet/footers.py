@@ -8,7 +8,8 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from functools import partial
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,6 +41,7 @@ from pipeline.sources.parquet.columns import (
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 
+T = TypeVar("T")
 _FOOTER_THREADS = 16
 _INT96_UNIT = "us"
 _LARGEST = 2**62
@@ -103,22 +105,25 @@ def read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> 
     """Read the footers of shards, in their order."""
     schemas: dict[pa.Schema, pa.Schema] = {}  # of 1,000 columns one takes half a MiB
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = pool.map(lambda shard: _read_footer(store, shard, source), shards)
+        judge = partial(_judge_footer, source=source)
+        footers = pool.map(lambda shard: _read_shard(store, shard.path, judge), shards)
         return [replace(f, schema=schemas.setdefault(f.schema, f.schema)) for f in footers]
 
 
-def _read_footer(store: Store, shard: StoredFile, source: Source) -> Footer:
-    def read() -> Footer:
+def _read_shard(store: Store, path: str, read: Callable[[pq.ParquetFile], T]) -> T | Footer:
+    """Read from a shard; return a footer with the reason if this shard cannot be read."""
+
+    def once() -> T:
         try:
-            with store.open(shard.path) as handle, arrow_errors():
-                return _judge_footer(open_parquet(handle), source)
+            with store.open(path) as handle, arrow_errors():
+                return read(open_parquet(handle))
         except OSError as error:
             if is_bad_block(error):
                 raise BadBlockError(BAD_BLOCK) from error
             raise
 
     try:
-        return with_retries(read)
+        return with_retries(once)
     except FileNotFoundError:
         return Footer(reason=Reason.MISSING, message="vanished while it was listed")
     except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
@@ -256,7 +261,8 @@ def _with_lengths(
         if not length:
             raise JobError(
                 f"source: column {field.name!r} has no numbers in the first rows of "
-                f"{sample[0][0]}; a feature is a number, or a list of numbers of one length"
+                f"{sample[0][0]} that can be read; a feature is a number, or a list of numbers of "
+                "one length"
             )
         types = types.set(index, field.with_type(pa.list_(field.type.value_type, length)))
     return types
@@ -266,23 +272,24 @@ def _first_length(store: Store, path: str, schema: pa.Schema, name: str) -> int:
     """Return the length of the first list with items in the first rows of a shard; 0: none."""
     try:
         column_path = find(name, schema)
-        with store.open(path) as handle, arrow_errors():
-            batches = open_parquet(handle).iter_batches(
-                batch_size=_SAMPLE_ROWS,
-                columns=[column_path.column if column_path.has_items else name],
-                use_threads=False,
-            )
-            for batch in itertools.islice(batches, _SAMPLE_BATCHES):
-                column = extract(as_array(batch.column(column_path.column)), column_path.steps)
-                lengths = pc.list_value_length(column)
-                if len(lengths := lengths.filter(pc.greater(lengths, 0))):
-                    return int(lengths[0].as_py())
     except NoColumnError:
         return 0
-    except (pa.ArrowException, OSError) as error:
-        if not is_unreadable(error):
-            raise
-    return 0
+
+    def read(parquet: pq.ParquetFile) -> int:
+        batches = parquet.iter_batches(
+            batch_size=_SAMPLE_ROWS,
+            columns=[column_path.column if column_path.has_items else name],
+            use_threads=False,
+        )
+        for batch in itertools.islice(batches, _SAMPLE_BATCHES):
+            column = extract(as_array(batch.column(column_path.column)), column_path.steps)
+            lengths = pc.list_value_length(column)
+            if len(lengths := lengths.filter(pc.greater(lengths, 0))):
+                return int(lengths[0].as_py())
+        return 0
+
+    length = _read_shard(store, path, read)
+    return length if isinstance(length, int) else 0  # reading its rows will say why
 
 
 def _merged(

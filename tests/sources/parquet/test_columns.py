@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import gc
 import io
 from collections import Counter
@@ -15,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.faults.watched_store import WatchedStore
 from support.inputs.encoded import base_image, encode
 from support.inputs.shard_columns import read_all, source_of
 
-from pipeline.core.errors import JobError
+from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.hive_paths import hive_values
 from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.parquet.footers import declare_columns, read_footers
 from pipeline.sources.parquet.shard import group_batches
 from pipeline.sources.rows import Reader
 from pipeline.sources.stream import Stream
@@ -199,6 +202,26 @@ def test_lists_inside_structs_are_features_and_those_that_are_passed_through_sta
     assert rows["features"].to_pylist()[0] == [1]
     assert rows["v"].type == pa.list_(pa.float64())
     assert rows["v"].to_pylist() == [[1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("gone"), AccessDenied("denied"), OSError(errno.EIO, "bad block")]
+)
+def test_a_shard_that_is_lost_once_its_footer_was_read_leaves_the_length_to_the_next(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.core.backoff.FIRST_WAIT_S", 0.0)
+    for name in ("a.parquet", "b.parquet"):
+        write(tmp_path, name, v=pa.array([[1.0, 2.0, 3.0]]))
+
+    def lose(verb: str, path: str) -> None:
+        if path == "a.parquet":
+            raise error
+
+    source, store = source_of(tmp_path, features=("v",)), Store(str(tmp_path))
+    footers = read_footers(store, shards := store.list_files(), source)
+    _, fields = declare_columns(WatchedStore(store.uri, watch=lose), source, shards, footers)
+    assert fields.field("features").type.list_size == 3
 
 
 def test_a_feature_whose_first_lists_are_empty_is_refused(tmp_path: Path):
