@@ -81,9 +81,9 @@ class LocalDisk:
             return False
         return True
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         with _bad_blocks(path), open(path, "rb") as file:
-            return file.read()
+            return file.read(max_bytes)
 
     def read_many(
         self, paths: Sequence[str], versions: Sequence[str] | None = None

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from pipeline.core.errors import JobError
-from pipeline.storage.errors import is_missing
+from pipeline.storage.errors import is_missing, is_out_of_range
 from pipeline.storage.interface import NoSuchBucket, Page, StoredFile
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
 from pipeline.storage.protocols.base import Fetch, ObjectProtocol, run_together, stored_file
@@ -88,10 +88,16 @@ class ObjectStore:
     def exists(self, path: str) -> bool:
         return self._info(path) is not None
 
-    def read(self, path: str) -> bytes:
-        return self._with_bucket_check(
-            path, lambda: cast(bytes, self.fs.cat_file(path, **self.facts.read))
-        )
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        span = {} if max_bytes is None else {"start": 0, "end": max_bytes}
+        try:
+            return self._with_bucket_check(
+                path, lambda: cast(bytes, self.fs.cat_file(path, **span, **self.facts.read))
+            )
+        except Exception as error:
+            if not span or not is_out_of_range(error):
+                raise
+            return b""  # an empty object has no first byte
 
     def read_many(
         self, paths: Sequence[str], versions: Sequence[str] | None = None

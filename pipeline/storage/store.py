@@ -123,13 +123,13 @@ class Store:
         """Tell whether there is a file, or a folder (in an object store: one with objects)."""
         return self._call("look at", path, lambda at: at.exists(self._full(path)))
 
-    def read_bytes(self, path: str) -> bytes:
-        """Read a whole file.
+    def read_bytes(self, path: str, max_bytes: int | None = None) -> bytes:
+        """Read a whole file, or no more than its first `max_bytes`.
 
         Raises:
             FileNotFoundError: There is no such file.
         """
-        return with_retries(lambda: self._read_once(path))
+        return with_retries(lambda: self._read_once(path, max_bytes))
 
     def read_many(
         self, paths: Sequence[str], versions: Mapping[str, str] | None = None
@@ -293,9 +293,9 @@ class Store:
                 raise
         return True
 
-    def _read_once(self, path: str) -> bytes:
+    def _read_once(self, path: str, max_bytes: int | None = None) -> bytes:
         with self._errors("read", path, missing=path):
-            return self._backend().read(self._full(path))
+            return self._backend().read(self._full(path), max_bytes)
 
     def _call(
         self, verb: str, path: str, act: Callable[[Backend], T], *, missing: str | None = None

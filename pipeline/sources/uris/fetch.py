@@ -132,17 +132,15 @@ def _read(uri: str, policy: FetchPolicy) -> bytes:
         root, path = _follow_links(root, path.lstrip("/"), missing)
     elif not path or path[0] == "/" or path[-1] == "/" or len(path.encode()) > _KEY_MAX_BYTES:
         raise missing
-    store = Store(root, options)
+    store, most = Store(root, options), None
     try:
-        file = store.stat(path)
-    except AccessDenied:
-        store.read_bytes(path)  # what answers a HEAD does not say whether credentials are wrong
-        raise
-    if file is None:
-        raise missing
-    check_size(file.size_bytes, policy)
+        if (file := store.stat(path)) is None:
+            raise missing
+        check_size(file.size_bytes, policy)
+    except AccessDenied:  # what answers a HEAD does not say whether credentials are wrong
+        most = policy.max_bytes + 1
     try:
-        data = store.read_bytes(path)
+        data = store.read_bytes(path, most)
     except FileNotFoundError:
         raise missing from None
     check_size(len(data), policy)  # it may have grown meanwhile

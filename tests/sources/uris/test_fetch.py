@@ -701,6 +701,19 @@ def test_an_object_that_may_not_be_read_costs_its_row(s3: LocalServer):
     assert message(denied).startswith("access denied: allow")
 
 
+def test_an_object_whose_size_is_denied_is_read_up_to_the_limit(s3: LocalServer):
+    store = s3.store()
+    for name, size in (("a.jpg", 1000), ("big.jpg", 100_000), ("empty.jpg", 0)):
+        store.put(name, b"x" * size)
+    with FaultProxy(s3.endpoint_url, Rule(DENIED, "HEAD", last=99)) as proxy:
+        policy = FetchPolicy(1000, uri_base=store.uri, roots={store.uri: s3.options_at(proxy.url)})
+        fetched = fetch_many(["a.jpg", "big.jpg", "none.jpg", "empty.jpg"], policy)
+    assert fetched[0].data == b"x" * 1000
+    assert [reason(outcome) for outcome in fetched[1:3]] == [Reason.TOO_LARGE, Reason.MISSING]
+    assert message(fetched[1]).startswith("1001 bytes"), "no more was read"
+    assert fetched[3].data == b""
+
+
 def test_results_keep_their_order_whatever_each_does(
     web: WebServer, private: FetchPolicy, lake: Path, s3: LocalServer
 ):

@@ -36,9 +36,9 @@ class WatchedStore(Store):
         self.watch("list", prefix)
         return Store.list_folders(self, prefix)
 
-    def read_bytes(self, path: str) -> bytes:
+    def read_bytes(self, path: str, max_bytes: int | None = None) -> bytes:
         self.watch("read", path)
-        return Store.read_bytes(self, path)
+        return Store.read_bytes(self, path, max_bytes)
 
     def open(self, path: str) -> BinaryIO:
         opened = self.watch("open", path)

@@ -121,8 +121,8 @@ class SteppedDisk:
     def exists(self, path: str) -> bool:
         return self._turn(f"exists {path}", lambda: self._disk.exists(path))
 
-    def read(self, path: str) -> bytes:
-        return self._turn(f"read {path}", lambda: self._disk.read(path))
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        return self._turn(f"read {path}", lambda: self._disk.read(path, max_bytes))
 
     def read_many(
         self, paths: Sequence[str], versions: Sequence[str] | None = None
