@@ -14,10 +14,9 @@ from functools import partial
 
 from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest, current_or_unknown
-from pipeline.commit.parts.part_reader import DamagedPart
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged
-from pipeline.core.errors import JobError
+from pipeline.core.errors import InfraError, JobError
 from pipeline.execution.caller import one_run
 from pipeline.execution.executors import Executor, start_executor
 from pipeline.job.job import Job
@@ -39,7 +38,7 @@ from pipeline.runs.resume import (
     tidy_if_free,
 )
 from pipeline.runs.staleness import why_stale
-from pipeline.runs.work import Work, divide, settle
+from pipeline.runs.work import Work, again, divide, settle
 
 
 def run_job(job: Job, options: RunOptions, progress: Progress) -> Report:
@@ -91,22 +90,22 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
             settled, start_s = replace(settled, golden=golden), executor.start_s
             run.record.connected(hardware, settled.allocation, start_s, on_cluster=on_cluster)
             run.record.planned(settled.plan, settled.model, job.resources.num_gpus)
-            publish = partial(_publish, run, work, settled, lease, executor, progress)
+            publish = partial(_publish, run, lease, executor, progress)
             try:
-                manifest = publish()
-            except DamagedPart:  # it is deleted, so that its slice is computed again
-                manifest = publish()
+                manifest = publish(work, settled)
+            except InfraError as error:  # slices that are deleted are computed again
+                manifest = publish(*again(work, settled, error))
     run.record.published(manifest, store.url(layout.predictions))
     return "nothing_to_do" if manifest is base else "published"
 
 
 def _publish(
     run: RunContext,
-    work: Work,
-    settled: Settled,
     lease: Lease,
     executor: Executor,
     progress: Progress,
+    work: Work,
+    settled: Settled,
 ) -> Manifest:
     """Compute what is not staged, then publish; raises as `_predict` and `finish`."""
     staged = _predict(run, work, settled, executor, progress)

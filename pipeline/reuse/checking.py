@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.commit.staging import Checked
 from pipeline.core.arrays import Numbers
+from pipeline.core.errors import InfraError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.models.agreement import AgreementLimits
@@ -118,6 +119,28 @@ def are_drawn(
     mixed = (words ^ np.uint64(int(seed[:16], 16))) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
     return (mixed ^ (mixed >> np.uint64(32))) < np.uint64(int(probability * 2**64))
+
+
+class TooFewChecked(InfraError):
+    """Rows were found by their content, and too few of them drawn; their slices are deleted."""
+
+    def __init__(self, num_known: int, probability: float) -> None:
+        super().__init__(
+            f"of {num_known} rows that are known by their content too few were checked; run again"
+        )
+        self.probability = probability
+        """With which to check them instead."""
+
+
+def raised_probability(num_known: int, num_checked: int) -> float:
+    """Return with which probability known rows should have been checked; 0: enough were.
+
+    Args:
+        num_known: All of them; of so few that 16 are not at most half, all are to be checked.
+        num_checked: Those that were checked.
+    """
+    wanted = LEAST_ROWS if num_known >= 2 * LEAST_ROWS else num_known
+    return 0.0 if num_checked >= wanted else min(1.0, 2 * _ENOUGH / num_known)
 
 
 def _share(is_thorough: bool) -> float:

@@ -17,9 +17,10 @@ from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import ContradictingSlices, done_slices, missing_units
+from pipeline.planning.tiling import ContradictingSlices, Slices, done_slices, missing_units
 from pipeline.process.failpoints import failpoint
 from pipeline.process.liveness import note_progress
+from pipeline.reuse.checking import TooFewChecked, raised_probability
 from pipeline.reuse.dividing import known_slices
 from pipeline.reuse.filling import stage_known
 from pipeline.runs.builders import make_writer
@@ -87,6 +88,23 @@ def drop_damaged(
         for error in damaged.values():
             log.warning("%s; its slice is computed again", error)
         run.store.delete([*damaged])
+
+
+def require_checked(run: RunContext, work: Work, slices: Slices) -> None:
+    """Make sure that of the rows that were found by their content enough were predicted again.
+
+    Raises:
+        TooFewChecked: The slices of their units are deleted.
+    """
+    record, known = run.record, work.known
+    if known is None or not record.num_carried or not record.units_with_looked_up_rows:
+        return
+    num_known = record.num_carried + record.num_checked
+    probability = raised_probability(num_known, record.num_checked)
+    if probability > known.checked_probability:
+        units = record.units_with_looked_up_rows
+        run.store.delete([file.path for key, file in slices if key.unit in units])
+        raise TooFewChecked(num_known, probability)
 
 
 def stage_known_slices(

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.commit.manifest import Manifest
+from pipeline.commit.parts.part_reader import DamagedPart
 from pipeline.commit.parts.row_ids import sum_of_parts
 from pipeline.commit.plan_store import adopt_plan
+from pipeline.core.errors import InfraError
 from pipeline.core.printable import num_of
 from pipeline.models.spec import ModelSpec
 from pipeline.models.weights.weights import warn_random_weights
@@ -19,6 +21,7 @@ from pipeline.preprocessing.input_facts import cost_of
 from pipeline.process.shared_notes import note
 from pipeline.report.recording.carried_rows import carried_section
 from pipeline.report.recording.recorder import RunRecorder
+from pipeline.reuse.checking import TooFewChecked
 from pipeline.reuse.failures import Quarantined, read_quarantined
 from pipeline.reuse.finding import Retry, Reuse, find_reuse
 from pipeline.reuse.known import Known
@@ -123,6 +126,16 @@ def divide(
     run.record.planned(plan, model, run.job.resources.num_gpus)
     note(run=lost_run.describe(run))
     return replace(work, plan=plan, known=reuse.known(run.job))
+
+
+def again(work: Work, settled: Settled, error: InfraError) -> tuple[Work, Settled]:
+    """Return what is done once more after slices were deleted; raises any other error again."""
+    if isinstance(error, TooFewChecked) and work.known is not None:
+        known = replace(work.known, checked_probability=error.probability)
+        return replace(work, known=known), replace(settled, known=known)
+    if isinstance(error, DamagedPart):
+        return work, settled
+    raise error
 
 
 def _note_retry(run: RunContext, base: Manifest, quarantined: Quarantined) -> None:

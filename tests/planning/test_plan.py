@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import pickle
 import subprocess
@@ -342,11 +341,6 @@ def test_the_code_of_what_reads_prepares_and_predicts_counts(monkeypatch: pytest
     monkeypatch.setattr("pipeline.planning.plan.code_digest", lambda _, name: f"code of {name}")
     usual = job_extensions(job(), SPEC)
     assert {words.partition(" ")[0] for words in usual} == {"source", "input", "task", "engine"}
-
-
-def test_a_plan_says_when_it_was_made_in_utc():
-    made = dt.datetime.fromisoformat(planned([]).created_at)
-    assert made.utcoffset() == dt.timedelta(0)
 
 
 def test_columns_that_pass_through_are_published_with_the_tasks():

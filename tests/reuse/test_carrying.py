@@ -23,6 +23,7 @@ import torch
 from support.models.model_cases import colours_state
 from support.runs.carried_runs import (
     NUM_ROWS,
+    SHARD_ROWS,
     TODAY,
     assert_as_all_computed,
     change,
@@ -286,6 +287,25 @@ def test_a_row_that_is_found_by_its_content_has_the_hash_that_was_looked_for(tmp
     assert not [name for name in open_files if "hashes-" in name], "nothing is held"
 
 
+@pytest.mark.parametrize(("num_known", "is_carried"), [(30, False), (100, True)])
+def test_of_rows_that_are_found_by_their_content_at_least_16_are_checked_or_none_is_carried(
+    num_known: int, is_carried: bool, tmp_path: Path
+):
+    num_rows = 300
+    partition = nightly(tmp_path, "parquet", num_rows=num_rows, reuse="content")
+    partition.run()
+    for number in range(num_known // SHARD_ROWS, num_rows // SHARD_ROWS):
+        rows = [*range(1000 + number * SHARD_ROWS, 1000 + (number + 1) * SHARD_ROWS)]
+        FORMATS["parquet"].write(Path(partition.inputs) / f"s{number}.parquet", rows)
+    touch(partition)
+    partition.run()
+    assert partition.record is not None
+    assert bool(carried_rows(partition)) is is_carried
+    assert carried_rows(partition) + partition.record.num_checked == num_known
+    assert partition.record.num_checked >= 16
+    assert_as_all_computed(partition, tmp_path)
+
+
 def test_a_shard_that_is_as_it_was_long_ago_is_as_old_as_then(tmp_path: Path):
     """An older version than the newest that knows its name is the one that it is carried from."""
     partition = make_partition(tmp_path, num_rows=20, folders="abc", has_weights=True)
@@ -306,7 +326,7 @@ def test_a_shard_that_is_as_it_was_long_ago_is_as_old_as_then(tmp_path: Path):
 
 def test_rows_by_content_of_which_no_day_is_known_are_computed(tmp_path: Path):
     """Those of a tar that breaks off: it is no known shard, so nothing says how old they are."""
-    partition = nightly(tmp_path, "tars", reuse="content")
+    partition = nightly(tmp_path, "tars", num_rows=80, reuse="content")
     path = Path(partition.inputs) / "s1.tar"
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2 + 700])
@@ -328,7 +348,7 @@ def test_nothing_is_carried_from_a_version_of_some_rows(tmp_path: Path):
 
 
 def test_of_rows_with_uris_the_bytes_that_they_lead_to_decide(tmp_path: Path):
-    partition = nightly(tmp_path, "uris", reuse="content")
+    partition = nightly(tmp_path, "uris", num_rows=80, reuse="content")
     partition.run()
     photos = Path(partition.inputs) / "photos"
     for row in range(10):  # more than are checked anyway

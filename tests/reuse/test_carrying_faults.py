@@ -13,6 +13,7 @@ from support.runs.earlier_partitions import EarlierPartition
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.published.rollback import history_numbers
+from pipeline.runs.partitions.survey import survey_job
 from pipeline.storage.store import Store
 
 
@@ -68,6 +69,9 @@ def test_of_a_version_whose_log_entry_is_damaged_nothing_is_carried(
     entry = Layout(partition).log_entry(number)
     night.out.put(entry, night.out.read_bytes(entry)[:-9])
     night.out.delete([Layout(partition).current])
+    would = survey_job(night.job, night.new_run().options).a_run_would
+    assert would is not None
+    assert would.startswith("replace version 2")
     night.run()
     assert_as(night, whole)
     first = night.current().carried["sources"][0]

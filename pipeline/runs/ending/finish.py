@@ -40,7 +40,7 @@ from pipeline.planning.tiling import Slices, require_complete
 from pipeline.process.failpoints import failpoint
 from pipeline.reuse.finding import day_of
 from pipeline.runs.context import RunContext
-from pipeline.runs.resume import drop_damaged
+from pipeline.runs.resume import drop_damaged, require_checked
 from pipeline.runs.work import Work, note_retried
 from pipeline.sources.inputs import describe_no_input
 from pipeline.storage.errors import listed_files
@@ -73,6 +73,7 @@ def finish(
         GateRefused: A gate refused; the published partition is unchanged.
         PartitionBusy: Another run took the lease over.
         PublishConflict: Another run published something different meanwhile.
+        TooFewChecked: As `require_checked`.
         InfraError: Slices are missing, or were damaged and are deleted, or the store failed.
     """
     base = work.base
@@ -80,6 +81,7 @@ def finish(
         slices = require_complete(plan, staged)
         lease.check()
         duplicates = _account(run, slices, tasks)
+        require_checked(run, work, slices)
         num_rows = run.record.num_planned
         note_retried(run, work)
         folder = run.layout.staging(plan.work)

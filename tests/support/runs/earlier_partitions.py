@@ -36,6 +36,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import missing_units
 from pipeline.report.document import RunStatus
 from pipeline.report.recording.recorder import RunRecorder
+from pipeline.reuse.checking import TooFewChecked
 from pipeline.reuse.failures import check_reasons
 from pipeline.reuse.filling import Filler, Read
 from pipeline.reuse.finding import day_of
@@ -154,8 +155,15 @@ class EarlierPartition:
                 note_unchanged(run)
                 assert base is not None
                 return base
-            staged = self.stage(run, work)
-            return finish(run, work, work.plan, staged, lease, run_here)
+            for _ in range(2):
+                try:
+                    staged = self.stage(run, work)
+                    return finish(run, work, work.plan, staged, lease, run_here)
+                except TooFewChecked as error:  # as `dataflow` does
+                    assert work.known is not None
+                    known = replace(work.known, checked_probability=error.probability)
+                    work = replace(work, known=known)
+            raise AssertionError("too few rows are checked, twice")
 
     def report(self) -> dict[str, Any]:
         """The report of the last run or retry."""
