@@ -48,6 +48,7 @@ _STREAMED_BYTES = 0x7FFF_0000
 _OF_WHOLE_BYTES = frozenset([1, 3, 6, 7, 0xFFFE])
 """Formats of a WAV with a sample in so many bytes: PCM, floats, A-law, mu-law, and those that a
 longer header names."""
+_FORMAT = struct.Struct("<HH8xHH8xH")
 _MAX_CHUNKS = 1_000
 """Of a WAV: libsndfile takes a second for 100,000."""
 _BEGINS = {
@@ -97,6 +98,7 @@ def decode_clip(data: bytes, max_bytes: int, max_s: float) -> Clip:
     container = identified(data)
     if container == "FLAC":
         data = data[tag_bytes(data) :]
+    data = _unpadded(data) if container == "WAV" else data
     check_whole(container, data)
     if container == "MP3":
         data = _counted_mp3(data)
@@ -193,6 +195,18 @@ def _missing_of_wav(data: bytes) -> int:
     raise Undecodable(Reason.UNSUPPORTED_FORMAT, f"{message}; {_CONVERT}")
 
 
+def _unpadded(data: bytes) -> bytes:
+    """Return a WAV that says the 32 bits of its containers, if its integers are padded to them.
+
+    Only an extensible header puts their bits first: others may be Cool Edit's floats "of 24 bits".
+    """
+    at = data.find(b"fmt ", 12) + 8
+    form, channels, block, bits, subformat = _FORMAT.unpack(data[at : at + 26].ljust(26))
+    if (form, subformat) == (0xFFFE, 1) and block == 4 * channels and bits in (20, 24):
+        return data[: at + 14] + b"\x20" + data[at + 15 :]
+    return data
+
+
 def _require_blocks(header: bytes, num_bytes: int) -> None:
     """Refuse a WAV with another number of bytes for a sample of all channels than it says.
 
@@ -202,8 +216,7 @@ def _require_blocks(header: bytes, num_bytes: int) -> None:
     if len(header) < 16:
         return  # which libsndfile refuses
     form, channels, _, _, block, bits = struct.unpack("<HHIIHH", header)
-    sizes = {channels * -(-bits // 8)} | ({channels * 4} if bits == 24 else set())
-    if form in _OF_WHOLE_BYTES and block not in sizes:
+    if form in _OF_WHOLE_BYTES and block != channels * -(-bits // 8):
         message = f"WAV of {num_bytes} bytes: {channels} channels of {bits} bits in {block} bytes"
         raise Undecodable(Reason.DECODE_ERROR, f"{message}: its header contradicts itself")
 

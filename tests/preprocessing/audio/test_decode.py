@@ -45,6 +45,25 @@ def test_a_clip_becomes_its_samples(encoding: str):
         assert np.abs(clip.samples).max() == pytest.approx(np.abs(samples).max(), rel=0.3)
 
 
+@pytest.mark.parametrize("bits", [20, 24])
+@pytest.mark.parametrize("num_channels", [1, 2])
+@pytest.mark.parametrize("before", [b"", b"JUNK\4\0\0\0abcd"])
+def test_integers_padded_to_containers_are_read_if_the_header_is_extensible(
+    bits: int, num_channels: int, before: bytes
+):
+    samples = np.column_stack([tone(1.0)] * num_channels)
+    plain, extensible = (
+        encoded(samples, name, subtype="PCM_32").replace(
+            struct.pack("<HH", 4 * num_channels, 32), struct.pack("<HH", 4 * num_channels, bits), 1
+        )
+        for name in ("WAV", "WAVEX")
+    )
+    clip = decode_clip(extensible[:12] + before + extensible[12:], MAX_BYTES, MAX_S)
+    assert len(clip.samples) == len(samples)
+    assert np.abs(clip.samples - samples[:, 0]).max() < 1e-4
+    assert refusal(plain)[1].endswith("its header contradicts itself")
+
+
 def test_channels_become_their_mean():
     left, right = tone(hz=300), tone(hz=500)
     both = np.column_stack([left, right])
