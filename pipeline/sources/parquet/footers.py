@@ -8,8 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,7 +40,6 @@ from pipeline.sources.parquet.columns import (
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 
-T = TypeVar("T")
 _FOOTER_THREADS = 16
 _INT96_UNIT = "us"
 _LARGEST = 2**62
@@ -105,25 +103,22 @@ def read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> 
     """Read the footers of shards, in their order."""
     schemas: dict[pa.Schema, pa.Schema] = {}  # of 1,000 columns one takes half a MiB
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        judge = partial(_judge_footer, source=source)
-        footers = pool.map(lambda shard: _read_shard(store, shard.path, judge), shards)
+        footers = pool.map(lambda shard: _read_footer(store, shard, source), shards)
         return [replace(f, schema=schemas.setdefault(f.schema, f.schema)) for f in footers]
 
 
-def _read_shard(store: Store, path: str, read: Callable[[pq.ParquetFile], T]) -> T | Footer:
-    """Read from a shard; return a footer with the reason if this shard cannot be read."""
-
-    def once() -> T:
+def _read_footer(store: Store, shard: StoredFile, source: Source) -> Footer:
+    def read() -> Footer:
         try:
-            with store.open(path) as handle, arrow_errors():
-                return read(open_parquet(handle))
+            with store.open(shard.path) as handle, arrow_errors():
+                return _judge_footer(open_parquet(handle), source)
         except OSError as error:
             if is_bad_block(error):
                 raise BadBlockError(BAD_BLOCK) from error
             raise
 
     try:
-        return with_retries(once)
+        return with_retries(read)
     except FileNotFoundError:
         return Footer(reason=Reason.MISSING, message="vanished while it was listed")
     except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
@@ -272,24 +267,23 @@ def _first_length(store: Store, path: str, schema: pa.Schema, name: str) -> int:
     """Return the length of the first list with items in the first rows of a shard; 0: none."""
     try:
         column_path = find(name, schema)
-    except NoColumnError:
+        with store.open(path) as handle, arrow_errors():
+            batches = open_parquet(handle).iter_batches(
+                batch_size=_SAMPLE_ROWS,
+                columns=[column_path.column if column_path.has_items else name],
+                use_threads=False,
+            )
+            for batch in itertools.islice(batches, _SAMPLE_BATCHES):
+                column = extract(as_array(batch.column(column_path.column)), column_path.steps)
+                lengths = pc.list_value_length(column)
+                if len(lengths := lengths.filter(pc.greater(lengths, 0))):
+                    return int(lengths[0].as_py())
+    except (NoColumnError, FileNotFoundError):  # reading its rows says why
         return 0
-
-    def read(parquet: pq.ParquetFile) -> int:
-        batches = parquet.iter_batches(
-            batch_size=_SAMPLE_ROWS,
-            columns=[column_path.column if column_path.has_items else name],
-            use_threads=False,
-        )
-        for batch in itertools.islice(batches, _SAMPLE_BATCHES):
-            column = extract(as_array(batch.column(column_path.column)), column_path.steps)
-            lengths = pc.list_value_length(column)
-            if len(lengths := lengths.filter(pc.greater(lengths, 0))):
-                return int(lengths[0].as_py())
-        return 0
-
-    length = _read_shard(store, path, read)
-    return length if isinstance(length, int) else 0  # reading its rows will say why
+    except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
+        if not is_unreadable(error):
+            raise
+    return 0
 
 
 def _merged(

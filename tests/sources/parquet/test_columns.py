@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import errno
 import gc
 import io
 from collections import Counter
@@ -20,6 +19,7 @@ from support.faults.watched_store import WatchedStore
 from support.inputs.encoded import base_image, encode
 from support.inputs.shard_columns import read_all, source_of
 
+from pipeline.core.backoff import BadBlockError
 from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.hive_paths import hive_values
 from pipeline.sources.features.vectors import feature_rows
@@ -205,7 +205,7 @@ def test_lists_inside_structs_are_features_and_those_that_are_passed_through_sta
 
 
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError("gone"), AccessDenied("denied"), OSError(errno.EIO, "bad block")]
+    "error", [FileNotFoundError("gone"), AccessDenied("denied"), BadBlockError("bad block")]
 )
 def test_a_shard_that_is_lost_once_its_footer_was_read_leaves_the_length_to_the_next(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
