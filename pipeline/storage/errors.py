@@ -294,11 +294,6 @@ def is_missing(error: BaseException) -> bool:
     )
 
 
-def is_out_of_range(error: BaseException) -> bool:
-    """Tell whether a read was refused because the file ends before it begins."""
-    return _response_code(error)[0] in ("InvalidRange", "416")
-
-
 def is_conflict(error: BaseException) -> bool:
     """Tell whether a create was refused because the name is taken (by whom is yet unknown)."""
     code, status = _response_code(error)

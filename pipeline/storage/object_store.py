@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -11,7 +12,7 @@ from functools import partial
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from pipeline.core.errors import JobError
-from pipeline.storage.errors import is_missing, is_out_of_range
+from pipeline.storage.errors import is_missing
 from pipeline.storage.interface import NoSuchBucket, Page, StoredFile
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
 from pipeline.storage.protocols.base import Fetch, ObjectProtocol, run_together, stored_file
@@ -94,8 +95,8 @@ class ObjectStore:
             return self._with_bucket_check(
                 path, lambda: cast(bytes, self.fs.cat_file(path, **span, **self.facts.read))
             )
-        except Exception as error:
-            if not span or not is_out_of_range(error):
+        except OSError as error:
+            if not span or error.errno != errno.EINVAL:
                 raise
             return b""  # an empty object has no first byte
 
