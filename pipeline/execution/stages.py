@@ -167,9 +167,18 @@ class Write(StageActor):
 class Read:
     """Reads unit after unit."""
 
-    def __init__(self, read: Callable[[Any], Iterable[pa.Table]], units: Sequence[Any]) -> None:
-        """Take what reads a unit, as `stream_parts.read_unit` does, and all units of the run."""
-        self._read, self._units = read, units
+    def __init__(
+        self,
+        read: Callable[[Any], Iterable[pa.Table]],
+        units: Sequence[Any],
+        get: Callable[[Any], Any],
+    ) -> None:
+        """Take what reads a unit, as `stream_parts.read_unit` does, and a reference to each.
+
+        Args:
+            get: Gets the unit of a reference: those of a million photos are half a GiB.
+        """
+        self._read, self._units, self._get = read, units, get
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Yield each slice of a unit as soon as it is read.
@@ -178,4 +187,4 @@ class Read:
             block: A row, whose `item` is the place of the unit among all.
         """
         for index in block.column("item").to_pylist():
-            yield from self._read(self._units[index])
+            yield from self._read(self._get(self._units[index]))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pyarrow as pa
+
 from pipeline.execution import ray_options
+from pipeline.execution.stages import Read
 from pipeline.planning.allocation import TASK_CPUS, Allocation
 
 
@@ -49,3 +52,11 @@ def test_of_long_slices_an_actor_gets_no_more_than_it_can_begin():
     ]:
         pool = ray_options.predict(allocation, are_long=True)["compute"]
         assert pool.max_tasks_in_flight_per_actor == given
+
+
+def test_a_reader_gets_the_units_that_it_reads_and_no_others():
+    units = {f"reference {index}": pa.table({"unit": [index]}) for index in range(3)}
+    asked = list[str]()
+    read = Read(lambda unit: [unit], list(units), lambda ref: asked.append(ref) or units[ref])
+    assert list(read(pa.table({"item": [1]}))) == [units["reference 1"]]
+    assert asked == ["reference 1"]
