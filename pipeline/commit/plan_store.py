@@ -32,7 +32,7 @@ PLAN_VERSION = 2
 
 
 def adopt_plan(store: Store, layout: Layout, plan: Plan, retry: Sequence[Any] = ()) -> Plan:
-    """Store a plan unless it is there, byte for byte; return it with its name.
+    """Store a plan, also where it is there, so that it is young for `gc`; return it with its name.
 
     Args:
         retry: What else names the plan of a retry, whose rows an earlier run has staged, too.
@@ -41,9 +41,8 @@ def adopt_plan(store: Store, layout: Layout, plan: Plan, retry: Sequence[Any] = 
     plan = replace(plan, stored_as=_digest(data))
     path = layout.plan(plan.work)
     try:
-        if store.read_bytes(path) == data:
-            return plan
-        log.warning("%s: is damaged, so it is written anew", store.url(path))
+        if store.read_bytes(path) != data:
+            log.warning("%s: is damaged, so it is written anew", store.url(path))
     except FileNotFoundError:
         pass
     store.put(path, data)

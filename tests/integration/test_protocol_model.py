@@ -151,6 +151,8 @@ class Protocol(RuleBasedStateMachine):
         def collect(store: Store) -> None:
             with hold_lease(store, LAYOUT, "gc", TTL_S):
                 collect_garbage(store, LAYOUT, grace_s=LONG_AGO_S)
+            # It was late. What a run needs that has overtaken it is young, but here nothing is.
+            self.is_untidy |= len(self.versions) > first
 
         def read(store: Store) -> tuple[int, pa.Table]:
             return first, read_in_turn(store, LAYOUT)
