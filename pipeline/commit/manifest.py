@@ -182,7 +182,7 @@ def read_or_unknown(store: Store, layout: Layout, number: int) -> Manifest:
 
 
 def current_or_unknown(store: Store, layout: Layout) -> Manifest | None:
-    """Return what is published now, or None, for whoever can do without what is damaged."""
+    """Return what is published now, or None; of a damaged manifest one that names nothing."""
     numbers = log_numbers(store, layout)
     return read_or_unknown(store, layout, numbers[-1]) if numbers else None
 
@@ -229,7 +229,7 @@ def list_partitions(store: Store) -> list[Layout]:
 def require_one_key(store: Store, layout: Layout) -> None:
     """Refuse a partition beside published ones of another key, or of none.
 
-    Whoever reads the folder `predictions/` would get the rows of both kinds.
+    Readers of the folder `predictions/` would get the rows of both kinds.
 
     Raises:
         JobError: Says what there is, and what to do.

@@ -154,7 +154,7 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
 
 @contextlib.contextmanager
 def _ended_with(pending: Mapping[Any, int]) -> Iterator[None]:
-    """End the tasks that are pending when the body fails: nobody waits for them any more."""
+    """End the tasks that are pending when the body fails."""
     try:
         yield
     except BaseException:

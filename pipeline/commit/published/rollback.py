@@ -27,7 +27,7 @@ def rollback(
 ) -> Manifest:
     """Publish a replaced version again, as a new version.
 
-    What a run left undone that died after its commit is finished before that.
+    A publication that was interrupted after its commit is finished before that.
 
     Args:
         layout: The partition; the caller holds its lease.

@@ -172,7 +172,7 @@ def pool_trouble(
         job_id: The job.
         shares: What an actor of each stage reserves, by its class.
         has: The resources of the cluster, by Ray's names.
-        free: Those that nobody holds.
+        free: Those that are not in use.
     """
     ours = [actor for actor in actors if actor["JobID"] == job_id]
     pool = [(actor, name) for actor in ours if (name := _stage_of(actor)) in shares]
