@@ -48,6 +48,7 @@ OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "support"}
 
 PROGRAMS = (
     "__main__",
+    "process.confined_server",
     "process.parent_death",
     "execution.embedded.forkserver_main",
     "execution.embedded.forkserver_stub",

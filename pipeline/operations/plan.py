@@ -16,6 +16,7 @@ from pipeline.commit.manifest import Manifest, current_or_unknown, require_one_k
 from pipeline.commit.plan_store import named
 from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
+from pipeline.inference.library_check import hold_to_library
 from pipeline.inference.runtimes.base import emulated_reason
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
@@ -109,6 +110,7 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
     cluster = _check(run, plan, model) if is_needed else None
     tried = preview_row(job, plan, model) if tries and is_needed else None
     choice = foresee(run, plan, model)
+    held_to = (hold_to_library(model) or None) if is_needed else None
     return {
         "partition": layout.name,
         "fingerprint": plan.fingerprint[:DIGEST_CHARS],
@@ -121,7 +123,7 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
         "skipped": plan.skipped.to_dict(),
         **({} if is_done else {"carried": plan_facts(reuse)}),
         "model": {
-            **_model(job, as_tried(model, choice.way), plan, tried, choice),
+            **_model(job, as_tried(model, choice.way), plan, tried, choice, held_to),
             **(_slow(job, as_tried(model, choice.way)) if run.options.address is None else {}),
         },
         "published_now": version_facts(current),
@@ -219,7 +221,12 @@ def _features(vectors: Mapping[str, Vector]) -> dict[str, Any]:
 
 
 def _model(
-    job: Job, model: ModelSpec, plan: Plan, tried: Preview | None, choice: Choice
+    job: Job,
+    model: ModelSpec,
+    plan: Plan,
+    tried: Preview | None,
+    choice: Choice,
+    held_to: str | None,
 ) -> dict[str, Any]:
     task = model.task
     return {
@@ -238,6 +245,7 @@ def _model(
         "scores": tried.scores if tried else describe_scores(task, model.shown_name),
         "transform": None if tried is None else tried.transform,
         "tried": None if tried is None else str(tried),
+        "held_to": held_to,
         "read_from_directory": [_read_from(line) for line in model.notes],
     }
 

@@ -1,13 +1,14 @@
 """Open a model directory: its facts on the driver, its module in an actor.
 
-Only JSON, and the headers of safetensors, are read for the facts. Class, shapes and limits come
-from the installed library; what it answers is kept per node, because its import takes seconds.
+The directory's own library is asked once, in a confined child process, and its answers are kept per
+node. What it makes of a few rows is compared with what we make of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,17 +23,23 @@ from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
 from pipeline.models.directories.text.sentence_transformers import MODULES
 from pipeline.models.directories.text.text_facts import prompt_tokens
+from pipeline.models.directories.view import make_view
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
+from pipeline.process.confined import ConfinedError, confined
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-_VERSION = 29
+_VERSION = 30
 """Of what is kept; raise it if the same directory gives other facts."""
-_PACKAGES = ("transformers", "tokenizers", "timm", "onnx", "onnxruntime")
+KEPT_WITH = (
+    *("transformers", "tokenizers", "sentence_transformers", "timm", "onnx", "onnxruntime"),
+)
+"""Packages whose versions decide what they answer."""
 _FILE = "facts.json"
+_READ = "pipeline.models.directories.opening:facts_json"
 _LIBRARIES = {
     "transformers": ("transformers",),
     "sentence_transformers": ("transformers",),
@@ -42,16 +49,41 @@ _LIBRARIES = {
 """Format of a directory -> the modules whose code is its architecture."""
 
 
+_OF_TRANSFORMERS = ("torch", "transformers", "transformers.modeling_utils")
+_IMPORTS = {
+    "timm": ("torch", "timm"),
+    "onnx": ("onnxruntime",),
+}
+"""Format of a directory -> modules that take long to import; others are of transformers."""
+
+
 def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
-    """Read what a local model directory says, and check that its weights fit.
+    """Ask the library of a local model directory what it is, and check that its weights fit.
+
+    It runs in a confined child process, unless a test calls it.
 
     Args:
-        path: A folder of `snapshot.open_directory`, or any local directory.
+        path: A folder of `snapshot.open_directory`, or any local directory of the files of a model.
         wanted: The registered name of the job's input, which chooses a tower of CLIP and SigLIP.
 
     Raises:
         JobError: The directory is refused; says why, and what would be right.
     """
+    if path.is_dir() and onnx_file_of(path) is None:
+        with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
+            return _read(make_view(path, Path(folder)), wanted)
+    return _read(path, wanted)
+
+
+def facts_json(path: str, wanted: str) -> str:
+    """Return `read_facts` as JSON, for the process that this one was confined by."""
+    from pydantic import TypeAdapter
+
+    facts = read_facts(Path(path), wanted)
+    return TypeAdapter(DirectoryFacts).dump_json(facts).decode()
+
+
+def _read(path: Path, wanted: str | None) -> DirectoryFacts:
     if (file := onnx_file_of(path)) is not None:
         from pipeline.models.directories.onnx.file import read_onnx_facts
 
@@ -117,10 +149,24 @@ def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> Director
     kept = TypeAdapter(DirectoryFacts)
 
     def write(folder: Path) -> None:
-        (folder / _FILE).write_bytes(kept.dump_json(read_facts(path, wanted)))
+        imports = _IMPORTS.get(_format_of(path), _OF_TRANSFORMERS)
+        try:
+            answer = confined(_READ, str(path), wanted, reads=[path], imports=imports)
+        except ConfinedError as error:
+            raise JobError(
+                f"model.path = {directory.uri}: its library cannot read it: {error}"
+            ) from None
+        (folder / _FILE).write_text(answer)
 
-    key = key_of(["directory facts", _VERSION, directory.sha256, wanted], _PACKAGES)
+    key = key_of(["directory facts", _VERSION, directory.sha256, wanted], KEPT_WITH)
     return kept.validate_json((cached_folder(key, write) / _FILE).read_bytes())
+
+
+def _format_of(path: Path) -> str:
+    if onnx_file_of(path) is not None:
+        return "onnx"
+    has_config = (path / CONFIG).is_file() and not (path / MODULES).is_file()
+    return "timm" if has_config and is_timm(read_object(path, CONFIG)) else "transformers"
 
 
 def _check_pooling(facts: DirectoryFacts, pooling: str) -> None:

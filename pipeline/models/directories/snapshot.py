@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.core.cache.eviction import evict_for
 from pipeline.core.cache.node_cache import cached_folder, key_of
+from pipeline.core.cache.private_files import cache_folder
 from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.contents import choose_files
 from pipeline.models.directories.onnx.choice import SUFFIX, choose_onnx
@@ -93,6 +94,15 @@ def local(directory: ModelDirectory) -> Path:
             )
 
     return cached_folder(_key(directory.sha256), write) / _FILES
+
+
+def lend(directory: ModelDirectory, path: Path) -> None:
+    """Let the node cache of this process, a confined one, have a copy of another one's.
+
+    Args:
+        path: The folder of the copy.
+    """
+    os.symlink(path.parent, cache_folder() / _key(directory.sha256))
 
 
 def local_bytes(directory: ModelDirectory) -> int:

@@ -14,6 +14,7 @@ from pipeline.execution.cluster.login import log_in
 from pipeline.execution.environment import refuse_autoload
 from pipeline.gates.golden import GoldenRows
 from pipeline.gates.golden_files import read_golden
+from pipeline.inference.library_check import hold_to_library
 from pipeline.inference.runtimes.choice import require_usable
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
@@ -28,11 +29,13 @@ def check_before_ray(run: RunContext, plan: Plan, model: ModelSpec) -> GoldenRow
     """Check what needs no Ray, and return the golden rows of the job; None where it wants none.
 
     Raises:
-        JobError: No runtime here can run the model as the job wants it, the golden rows cannot be
-            used, or the environment lets input files run code.
+        JobError: No runtime here can run the model as the job wants it, the model's own library
+            predicts something else for the probes, the golden rows cannot be used, or the
+            environment lets input files run code.
     """
     refuse_autoload()
     check_runtime(run.job, model, run.options.address)
+    hold_to_library(model)
     return read_golden(
         run.job.gates,
         model.task,

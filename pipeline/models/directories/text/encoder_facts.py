@@ -18,7 +18,7 @@ from pipeline.models.directories.facts import (
 )
 from pipeline.models.directories.json_files import preview, read_object, read_value
 from pipeline.models.directories.text import sentence_transformers as st
-from pipeline.models.directories.text.text_facts import TOKENIZER, prompt_tokens, text_facts
+from pipeline.models.directories.text.text_facts import TOKENIZER, count_tokens, text_facts
 from pipeline.models.directories.text.writing.generation_config import generation_facts
 
 
@@ -65,7 +65,7 @@ def _sentence_facts(
             )
         dim = dense.out_features
     skips = not pooling.include_prompt and prefix
-    num_tokens = prompt_tokens(folder / text.tokenizer, prefix) if skips else 0
+    num_tokens = count_tokens(str(folder / text.tokenizer), prefix) if skips else 0
     layer_names = (layer if layer == "normalize" else "dense" for layer in layers)
     steps = [" + ".join(pooling.modes), *layer_names]
     return chosen.directory(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import check_size, read_object, read_value
 from pipeline.models.directories.text.tokenizer_config import require_agreement
@@ -19,6 +18,7 @@ from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
 from pipeline.preprocessing.texts.text_settings import Prompt
 from pipeline.preprocessing.texts.tokenizer import parse_tokenizer, tokenizer_errors
+from pipeline.process.confined import ConfinedError, confined
 
 if TYPE_CHECKING:
     import torch
@@ -28,16 +28,7 @@ TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
 _TIMEOUT_S = 30
-_COUNT = """
-import sys
-from tokenizers import Tokenizer
-tokenizer = Tokenizer.from_file(sys.argv[1])
-tokenizer.no_truncation()
-tokenizer.no_padding()
-found = tokenizer.encode(sys.stdin.buffer.read().decode())
-print(len(found.ids) - (found.special_tokens_mask[-1:] == [1]))
-"""
-"""Counts the tokens of standard input, without the special one that closes a text."""
+_COUNT = "pipeline.models.directories.text.text_facts:count_tokens"
 _DEFAULT_TOKENS = 512
 """For a model and a tokenizer that both name no limit."""
 
@@ -101,19 +92,25 @@ def output_tokenizer(path: Path, facts: DirectoryFacts, model_input: Input) -> P
 def prompt_tokens(path: Path, prompt: str) -> int:
     """Return how many tokens a prompt takes at the start of a text, special tokens included.
 
-    In a process of its own, for a pattern of the tokenizer may never end, or write to the terminal.
+    In a confined process, for a pattern of the tokenizer may never end.
 
     Raises:
         JobError: The tokenizer fails over it, or takes too long.
     """
     try:
-        return int(output_of(["-c", _COUNT, str(path)], prompt.encode("utf-8", "replace")))
-    except ChildProcessError as error:
-        reason = clean_message(str(error), 120)
-    raise JobError(
-        f"model.path: {path.name} fails over the default prompt: {reason}; mend its patterns, or "
-        "take the prompt out of config_sentence_transformers.json"
-    )
+        return int(confined(_COUNT, str(path), prompt, reads=[path], imports=("tokenizers",)))
+    except ConfinedError as error:
+        raise JobError(f"model.path: {path.name} fails over the prompt: {error}") from None
+
+
+def count_tokens(path: str, prompt: str) -> int:
+    """Return how many tokens a prompt takes at the start of a text; see `prompt_tokens`."""
+    tokenizer = load_tokenizer(Path(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    encoding = tokenizer.encode(prompt)
+    # Without the special token that closes a text.
+    return len(encoding.ids) - (encoding.special_tokens_mask[-1:] == [1])
 
 
 def text_facts(

@@ -1,0 +1,192 @@
+"""Hold a model directory to its own library: the same predictions of a few rows, or no run.
+
+Both ways run over the directory's files in one confined child process: the library's own, row by
+row, and ours, eager fp32 over a padded batch. What agrees is kept per node, by the digest of the
+files and the versions of the libraries.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.core.cache.node_cache import cached_folder, key_of
+from pipeline.core.errors import JobError
+from pipeline.core.failures import failure_columns
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import ERROR, TEXT, TEXT_PAIR
+from pipeline.inference.engines import open_engine
+from pipeline.job.job import Job
+from pipeline.models.agreement import SAME
+from pipeline.models.directories import probes
+from pipeline.models.directories.opening import KEPT_WITH
+from pipeline.models.directories.snapshot import lend, local, local_bytes
+from pipeline.models.directories.text.text_facts import load_tokenizer
+from pipeline.models.directories.text.text_oracle import text_predictions
+from pipeline.models.directories.text.text_probes import special_tokens
+from pipeline.models.directories.view import make_view
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.models.tasks import make_task
+from pipeline.preprocessing.model_input import Limits
+from pipeline.preprocessing.texts.text_input import TextInput
+from pipeline.process.confined import ConfinedError, confined
+
+_VERSION = 1
+"""Of what is compared; raise it if more is."""
+_FILE = "held_to.txt"
+_COMPARE = "pipeline.inference.library_check:compare"
+_MOST_BYTES = 4 << 30
+"""Weights of larger models are not loaded twice beside a run."""
+_IMPORTS = ("torch", "transformers", "transformers.modeling_utils")
+_LIBRARIES = {"sentence_transformers": ("sentence_transformers",), "timm": ("timm",)}
+_LIMITS = Limits(1 << 30, 1 << 30)
+_SOURCES: Mapping[str, Mapping[str, Any]] = {
+    "text": {"format": "parquet", "text_column": TEXT},
+}
+"""Registered name of an input -> the job's source of probes."""
+_COLUMN_TYPES = {TEXT: pa.large_string(), TEXT_PAIR: pa.large_string()}
+
+
+def hold_to_library(spec: ModelSpec) -> str:
+    """Compare what a model directory's library and we predict for probes; known results are kept.
+
+    The directory's own settings count, not those that a job puts in their place.
+
+    Returns:
+        What was held, such as `transformers 5.24.0 on 8 texts`; '': the library has no way of its
+        own to the task, or the weights are too large.
+
+    Raises:
+        JobError: A prediction differs; names the probe and both values.
+    """
+    directory, facts = spec.directory, spec.facts
+    source = _SOURCES.get(spec.input.name)
+    if directory is None or facts is None or source is None or facts.format_name == "onnx":
+        return ""
+    if local_bytes(directory) > _MOST_BYTES:
+        return ""
+    has_pair = spec.input.text is not None and spec.input.text.has_pair
+    if has_pair:
+        source = {**source, "text_pair_column": TEXT_PAIR}
+
+    def write(folder: Path) -> None:
+        (folder / _FILE).write_text(_compared(spec, source))
+
+    facts_of_it = ["held", _VERSION, directory.sha256, spec.task.kind, spec.input.name, has_pair]
+    return (cached_folder(key_of(facts_of_it, KEPT_WITH), write) / _FILE).read_text()
+
+
+def _compared(spec: ModelSpec, source: Mapping[str, Any]) -> str:
+    assert spec.directory is not None, "it is a directory"
+    path = local(spec.directory)
+    job = Job.model_validate(
+        {
+            "source": {"uri": "probes", **source},
+            "model": {"path": spec.directory.uri, "task": spec.task.kind},
+            "sink": {"uri": "predictions"},
+        }
+    )
+    names = (TEXT, TEXT_PAIR)[: 1 + ("text_pair_column" in source)]
+    plain = resolve_model(job).fitted(pa.schema([(name, _COLUMN_TYPES[name]) for name in names]))
+    facts = plain.facts
+    assert facts is not None, "likewise"
+    if isinstance(plain.input, TextInput) and facts.text:
+        text = replace(plain.input.text, tokenizer_uri=str(path / facts.text.tokenizer))
+        plain = replace(plain, input=replace(plain.input, text=text))
+    try:
+        held: str = confined(
+            _COMPARE,
+            str(path),
+            plain,
+            reads=[path.parent],
+            imports=(*_IMPORTS, *_LIBRARIES.get(facts.format_name, ())),
+            memory_bytes=(8 << 30) + 4 * local_bytes(spec.directory),
+        )
+    except ConfinedError as error:
+        raise JobError(
+            f"model.path = {spec.directory.uri}: its library does not run it: {error}"
+        ) from None
+    return held
+
+
+def compare(path: str, spec: ModelSpec) -> str:
+    """Compare both ways, in the confined child process; see `hold_to_library`.
+
+    Args:
+        path: This node's copy of the directory.
+        spec: Of the directory with its own settings.
+    """
+    assert spec.facts is not None, "it is a directory"
+    assert spec.directory is not None, "likewise"
+    lend(spec.directory, Path(path))
+    columns = _probes(Path(path), spec)
+    with tempfile.TemporaryDirectory() as folder:
+        view = make_view(Path(path), Path(folder))
+        rows = [*zip(*columns.values(), strict=True)]
+        expected = text_predictions(view, spec.facts, spec.task.kind, rows)
+    if expected is None:
+        return ""
+    actual = _predicted(spec, columns)
+    is_done = [error is None for error in actual.column(ERROR).to_pylist()]
+    places = [row for row, done in enumerate(is_done) if done]
+    task = make_task(spec.task)
+    known = task.parse_golden(expected).take(places)
+    differences = task.differences(known, actual.take(places), SAME)
+    library = _library(spec)
+    for place, difference in zip(places, differences, strict=True):
+        if difference:
+            raise JobError(
+                f"model.path: {library} predicts something else for probe {_shown(rows[place])}: "
+                f"{difference}; {_WAY_OUT}"
+            )
+    return (
+        f"{library} on {len(places)} {'pairs' if len(columns) > 1 else 'texts'}" if places else ""
+    )
+
+
+_WAY_OUT = "return the model from model.factory, which is taken as it is"
+
+
+def _shown(row: Sequence[Any]) -> str:
+    return clean_message(" | ".join(repr(value) for value in row), 80)
+
+
+def _library(spec: ModelSpec) -> str:
+    assert spec.facts is not None, "it is a directory"
+    name = {"timm": "timm", "sentence_transformers": "sentence-transformers"}.get(
+        spec.facts.format_name, "transformers"
+    )
+    return f"{name} {version(name)}"
+
+
+def _probes(path: Path, spec: ModelSpec) -> dict[str, Sequence[Any]]:
+    """Return the columns of the input -> values of the probes."""
+    text = spec.facts.text if spec.facts else None
+    assert text is not None, "its rows are texts"
+    special = special_tokens(load_tokenizer(path / text.tokenizer))
+    if spec.input.text is not None and spec.input.text.has_pair:
+        first, second = zip(*probes.pairs(special, text.max_tokens), strict=True)
+        return {TEXT: first, TEXT_PAIR: second}
+    return {TEXT: probes.texts(special, text.max_tokens)}
+
+
+def _predicted(spec: ModelSpec, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Return what we publish of rows, in one batch."""
+    num_rows = len(next(iter(columns.values())))
+    arrays = {name: pa.array(values, _COLUMN_TYPES[name]) for name, values in columns.items()}
+    rows = {
+        "row_id": [str(row) for row in range(num_rows)],
+        "uri": [""] * num_rows,
+        **arrays,
+        **failure_columns([None] * num_rows),
+    }
+    prepared = spec.input.prepare(pa.table(rows), {}, _LIMITS)
+    config = PredictorConfig(spec, num_rows, 0, 1, pa.schema([]), batch_tokens=1 << 20)
+    return open_engine(config).predict(prepared, {})

@@ -1,0 +1,123 @@
+"""Rows that are given to a model's own library and to us, and the comparison of what both make.
+
+The rows are chosen for what preprocessing does differently: blank ends, line ends, special tokens
+of the directory's own vocabulary, images in other modes and sizes, clips of several lengths. Pure:
+the same rows in each process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+
+_LONG_WORDS = 40
+_SHOWN_CHARS = 100
+_IMAGES = (("L", 61, 97), ("RGBA", 300, 200), ("RGB", 641, 427), ("RGB", 31, 17))
+SAMPLE_RATE_HZ = 16_000
+"""Of `clips`."""
+
+
+def texts(special: Sequence[str], max_tokens: int) -> tuple[str, ...]:
+    """Return eight texts.
+
+    Args:
+        special: Texts of special tokens of the tokenizer.
+        max_tokens: What the model takes; the last text is longer, up to 4,096 words.
+    """
+    marked = " ".join(["one", *special[:4], "two"])
+    long = "The quick brown fox jumps over the lazy dog number 7. " * _LONG_WORDS
+    words = min(max_tokens, 4_096) * len("dog ") * 2
+    return (
+        "A good film.",
+        "  Leading, trailing \u00a0 and  double blanks  \n",
+        "first line\r\nsecond line\n\n",
+        marked,
+        "Caf\u00e9 na\u00efve \U0001f600\U0001f44d\U0001f3fd \u4e2d\u6587 CAPITALS don't 3.14",
+        "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd \u0645\u0631\u062d\u0628\u0627",
+        "",
+        (long * (words // len(long) + 1))[: max(words, len(long))],
+    )
+
+
+def pairs(special: Sequence[str], max_tokens: int) -> tuple[tuple[str, str], ...]:
+    """Return four pairs of texts; see `texts`."""
+    first = texts(special, max_tokens)
+    return (
+        (first[0], first[4]),
+        (first[1], first[2]),
+        (first[3], first[5]),
+        (first[0], first[7]),
+    )
+
+
+@cache
+def images() -> tuple[bytes, ...]:
+    """Return four PNG images: grey, with alpha, larger than most models take, and small."""
+    from PIL import Image
+
+    made = []
+    for mode, width, height in _IMAGES:
+        x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+        planes = [x, y, (x + y) / 2, 0.5 + x / 2][: len(mode)]
+        waves = [
+            0.5 + 0.5 * np.sin((5 + 3 * n) * (plane + n * y)) for n, plane in enumerate(planes)
+        ]
+        pixels = (np.stack(waves, axis=-1) * 255).astype(np.uint8)
+        file = BytesIO()
+        Image.fromarray(pixels[..., 0] if mode == "L" else pixels, mode).save(file, "PNG")
+        made.append(file.getvalue())
+    return tuple(made)
+
+
+@cache
+def clips() -> tuple[npt.NDArray[np.float32], ...]:
+    """Return three clips of sound, float32 (T,), of 0.4 s, 1.3 s and 3 s."""
+    made = []
+    for number, length_s in enumerate((0.4, 1.3, 3.0)):
+        t = np.arange(int(length_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+        made.append(
+            (0.3 * np.sin(2 * np.pi * (220 + 110 * number) * t * (1 + t / 10))).astype("f4")
+        )
+    return tuple(made)
+
+
+def require_same(
+    probe: str, tensor: str, library: str, expected: Any, actual: Any, tolerance: float = 0.0
+) -> None:
+    """Refuse a directory whose library makes other numbers of a probe than we do.
+
+    Args:
+        probe: The row, for the message.
+        tensor: The name of what is compared.
+        library: Name and version.
+        expected: What the library makes, numbers of any shape.
+        actual: What we make.
+        tolerance: How far each number may be off.
+
+    Raises:
+        JobError: They differ; has both values.
+    """
+    a, b = np.asarray(expected, np.float64), np.asarray(actual, np.float64)
+    if a.shape == b.shape and not (np.abs(a - b) > tolerance).any():
+        return
+    if a.shape != b.shape:
+        what = f"has shape {a.shape} in {library}, and {b.shape} here"
+        if a.ndim == b.ndim == 1:
+            what += f" ({_shown(expected)} and {_shown(actual)})"
+    else:
+        place = np.unravel_index(int(np.abs(a - b).argmax()), a.shape)
+        at = ", ".join(map(str, place))
+        what = f"[{at}] is {a[place]:g} in {library}, and {b[place]:g} here"
+    raise JobError(f"model.path: probe {clean_message(probe, 60)!r}: {tensor} {what}")
+
+
+def _shown(values: Any) -> str:
+    return clean_message(str(np.asarray(values).tolist()), _SHOWN_CHARS)
