@@ -136,9 +136,6 @@ def pull(
         list[str] | None,
         typer.Option("--include", metavar="PATTERN", help="Only these files; repeatable."),
     ] = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take files of which the hub says no digest.")
-    ] = False,
     storage_options: options.StorageOption = None,
     as_json: options.JsonOption = False,
 ) -> None:

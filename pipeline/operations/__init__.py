@@ -5,7 +5,7 @@ In: jobs, stores, options as values. Out: a result or an error with its exit cod
 and `jobs.py`.
 
 - First steps: `first_steps/` (`predict`, `init`), `doctor` (with `machine_checks`).
-- Runs: `run` (with retry), `plan`, `tune`, `golden`, `pull` (with `hub`); `jobs` reads a job.
+- Runs: `run` (with retry), `plan`, `tune`, `golden`, `pull`; `jobs` reads a job.
 - Partitions: `backfill`, `partitions` (status, stop).
 - Clusters: `clusters` (submit, attach, logs).
 - Outputs: `outputs` (inspect, verify, report), `published/` (`open_output`), `diff`, `maintenance`

@@ -1,40 +1,70 @@
 """`pipeline pull`: copy a model directory from a hub to a store, at one commit, data only.
 
-Files come first, each checked and put whole; `pull.json`, which names them all, is put last: a
-folder without it is unfinished. A folder holds one commit for ever; another one needs another
-folder, so that no job's model changes under it.
+The hub's library downloads; all files are there and checked before the first one reaches the
+folder. `config.json`, without which no directory is read, and `pull.json`, which names all files,
+come last: a folder without them is unfinished. A folder holds one commit for ever; another one
+needs another folder, so that no job's model changes under it.
+
+What a hub says is a stranger's data. The token comes from HF_TOKEN alone and is never shown;
+proxies and certificates are as the library has them.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
+import os
+import re
+import shutil
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
+from pipeline.core.backoff import TransientError, with_retries
+from pipeline.core.cache.private_files import first_of
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.printable import clean_message, num_of
 from pipeline.models.directories.contents import NAMES
-from pipeline.operations.hub import HubFile, HubRepo, fetch_file, read_repo
+from pipeline.models.directories.refused import ADAPTER, MERGE, VOCABULARIES
+from pipeline.models.directories.text.text_facts import TOKENIZER
+from pipeline.models.weights.state_dict import first_names
+from pipeline.report.showing.number_format import format_size
 from pipeline.storage.store import Store
 
-log = logging.getLogger(__name__)
-
 RECORD = "pull.json"
-_VERSION = 1
 _MAX_RECORD_BYTES = 16 << 20
+_UNFINISHED = ".pull"
+"""Where files lie in a folder on disk until all of them are there; a killed pull is resumed."""
 _ONNX = ("*.onnx", "*.onnx_data", "*.onnx.data")
 ALLOWED = (
     *("*.safetensors", "*.safetensors.index.json", *_ONNX),
-    *(*NAMES, "tokenizer*.json", "sentence_*_config.json"),
+    *(*NAMES, "tokenizer*.json", "sentence_*_config.json", *VOCABULARIES),
     *("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"),
 )
 """Names, whatever folder they are in: data and texts, nothing that is run when it is loaded."""
-_SHOWN = 5
+_URI = re.compile(r"hf://((?:[\w][\w.-]*/)?[\w][\w.-]*)(?:@([\w][\w./-]*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TIMEOUT_S = 30.0
+_SPARE_BYTES = 256 << 20
+"""What a download leaves of the disk."""
+
+
+class HubRepo(NamedTuple):
+    """A repository at one commit."""
+
+    uri: str  # as it was asked for
+    name: str
+    commit: str
+    sizes_bytes: dict[str, int]
+    """Of each file, by name."""
+    digests: dict[str, str]
+    """SHA-256 of a large file, which the hub keeps apart; git's SHA-1 of a small one."""
 
 
 def pull(
@@ -43,7 +73,6 @@ def pull(
     *,
     include: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
-    unverified: bool = False,
 ) -> dict[str, Any]:
     """Copy the allowed files of a repository, and return what is there then.
 
@@ -51,78 +80,114 @@ def pull(
         uri: `hf://org/name[@revision]`.
         destination: A folder on disk or in an object store.
         include: Patterns of files to take; empty: all that are allowed, without ONNX files if there
-            are safetensors.
+            are safetensors, and without vocabularies if there is a tokenizer.json.
         storage_options: fsspec options of the destination.
-        unverified: Take files of which the hub says no size or no digest.
 
     Raises:
         JobError: There is no such repository, revision or file; a file is not allowed, or has
-            another digest than the hub says, or the hub says none; the folder holds another commit.
+            another digest than the hub says; the folder holds another commit.
         InfraError: The hub or the store fails.
     """
     repo, store = read_repo(uri), Store(destination, storage_options or {})
-    _check_names(repo)
-    chosen, left_out = choose_files(repo, include)
-    held = _held(store, repo)
-    missing = [file for file in chosen if not _is_held(store, file, held)]
-    unknown = [file.name for file in missing if not file.is_checkable]
-    if unknown and not unverified:
-        raise JobError(
-            f"{uri}: the hub says no size or no digest of {_listed(unknown)}, so that none can be "
-            "checked; --unverified takes them as they come"
-        )
-    copied = _copy(repo, missing, store)
-    if missing:
-        held = {**held, **copied}
-        _record(store, repo, held)
-    return {
+    chosen, held = choose_files(repo, include), _held(store, repo)
+    there = [file for name in chosen if name in held and (file := store.stat(name))]
+    whole = {file.path for file in there if file.size_bytes == repo.sizes_bytes[file.path]}
+    missing = [name for name in chosen if name not in whole]
+    held |= _copy(repo, missing, store) if missing else {}
+    lines = "".join(f"{name} {held[name]}\n" for name in sorted(held))
+    record = {
         "repository": repo.name,
         "commit": repo.commit,
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "files": [
+            {"name": name, "size_bytes": repo.sizes_bytes[name], "sha256": held[name]}
+            for name in sorted(held)
+        ],
+    }
+    if missing:
+        store.put(RECORD, json.dumps({"version": 1, **record}, indent=1).encode())
+    return {
+        **record,
         "uri": store.url(),
-        "sha256": digest_of(held),
-        "bytes": sum(entry["size_bytes"] for entry in held.values()),
-        "copied": len(copied),
-        "files": [{"name": name, **held[name]} for name in sorted(held)],
-        "left_out": left_out,
+        "bytes": sum(repo.sizes_bytes[name] for name in held),
+        "copied": len(missing),
+        "left_out": _summary(repo, repo.digests.keys() - held.keys()),
         "used_by": f"jobs that say model.path: {store.url()}",
     }
 
 
-def choose_files(repo: HubRepo, include: Sequence[str]) -> tuple[list[HubFile], list[str]]:
-    """Return the files to copy, and the names of all others.
+def read_repo(uri: str) -> HubRepo:
+    """Resolve `hf://org/name[@revision]` to a commit and its files.
 
     Raises:
-        JobError: A pattern of `include` names nothing, or only what is not allowed.
+        JobError: The URI is wrong, there is no such repository or revision, access is denied, a
+            file's name would leave the folder, or the hub's library is not installed.
+        InfraError: The hub does not answer, or its answer describes no repository.
     """
-    allowed = [file for file in repo.files if _is_like(file.name, ALLOWED)]
-    chosen = [file for file in allowed if any(fnmatchcase(file.name, p) for p in include)]
+    matched = _URI.fullmatch(uri)
+    if matched is None:
+        raise JobError(f"{uri}: write hf://org/name or hf://org/name@revision")
+    name, revision = matched.groups()
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        extra = "pip install 'batch-inference-pipeline[pull]'"
+        raise JobError(f"{uri}: needs the extra: {extra}") from None
+    api = HfApi(**_hub())
+
+    def ask() -> HubRepo:
+        try:
+            commit = api.model_info(name, revision=revision, timeout=_TIMEOUT_S).sha
+            if not _COMMIT.fullmatch(commit):
+                raise ValueError("it names no commit")
+            tree = api.list_repo_tree(name, recursive=True, revision=commit)
+            files = [entry for entry in tree if hasattr(entry, "size")]
+            sizes_bytes = {str(file.path): int(file.size) for file in files}
+            digests = {f.path: str(f.lfs.sha256 if f.lfs else f.blob_id) for f in files}
+        except Exception as error:
+            raise _translated(uri, error) from error
+        return HubRepo(uri, name, commit, sizes_bytes, digests)
+
+    repo = with_retries(ask)
+    for file_name in repo.digests:
+        is_odd = not file_name.isprintable() or "\\" in file_name or ":" in file_name
+        if is_odd or {"", ".", ".."} & set(file_name.split("/")):
+            raise JobError(f"{uri}: the file name {clean_message(file_name)!r} is refused")
+    return repo
+
+
+def choose_files(repo: HubRepo, include: Sequence[str]) -> list[str]:
+    """Return the names of the files to copy.
+
+    Raises:
+        JobError: A pattern of `include` names nothing, or only what is not allowed; there are no
+            weights, or those of an adapter.
+    """
+    allowed = [name for name in repo.digests if _is_like(name, ALLOWED)]
     for pattern in include:
-        matching = [file.name for file in repo.files if fnmatchcase(file.name, pattern)]
+        matching = [name for name in repo.digests if fnmatchcase(name, pattern)]
         if not matching:
             raise JobError(f"{repo.uri}: --include {pattern}: the repository has no such file")
-        refused = [name for name in matching if not _is_like(name, ALLOWED)]
-        if len(refused) == len(matching):
+        if not set(matching) & set(allowed):
             raise JobError(
-                f"{repo.uri}: --include {pattern}: {_listed(refused)} is not copied: only "
+                f"{repo.uri}: --include {pattern}: {first_names(matching)} is not copied: only "
                 f"{', '.join(ALLOWED)} are, for other files may run code when they are loaded"
             )
-    if not include:
-        has_weights = any(file.name.endswith(".safetensors") for file in allowed)
-        chosen = [file for file in allowed if not (has_weights and _is_like(file.name, _ONNX))]
-    if not any(_is_like(file.name, ("*.safetensors", *_ONNX)) for file in allowed):
-        names = [file.name for file in repo.files]
+    if not any(_is_like(name, ("*.safetensors", *_ONNX)) for name in allowed):
         raise JobError(
-            f"{repo.uri}: has no *.safetensors and no *.onnx (it has {_listed(names)}); weights in "
-            "other formats may run code when they are loaded"
+            f"{repo.uri}: no *.safetensors and no *.onnx (it has {first_names([*repo.digests])}); "
+            "weights in other formats may run code when they are loaded"
         )
-    taken = {file.name for file in chosen}
-    return chosen, sorted(file.name for file in repo.files if file.name not in taken)
-
-
-def digest_of(held: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the SHA-256 digest over the sorted names of files and their digests."""
-    lines = "".join(f"{name} {held[name]['sha256']}\n" for name in sorted(held))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    if include:
+        return [name for name in allowed if any(fnmatchcase(name, p) for p in include)]
+    if ADAPTER in repo.digests:
+        raise JobError(
+            f"{repo.uri}: {ADAPTER} is of an adapter (LoRA), which would not be applied: {MERGE}; "
+            "or name the files of the model by --include"
+        )
+    has_weights = any(name.endswith(".safetensors") for name in allowed)
+    needless = (*(_ONNX if has_weights else ()), *(VOCABULARIES if TOKENIZER in allowed else ()))
+    return [name for name in allowed if not _is_like(name, needless)]
 
 
 def _is_like(name: str, patterns: Sequence[str]) -> bool:
@@ -130,41 +195,26 @@ def _is_like(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(base, pattern) for pattern in patterns)
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return clean_message(", ".join(names[:_SHOWN]) or "no file") + more
+def _summary(repo: HubRepo, names: Iterable[str]) -> str:
+    """Say in one line how many files there are, of how many bytes and of which kinds."""
+    kinds = Counter(PurePosixPath(name).suffix or PurePosixPath(name).name for name in names)
+    size = format_size(sum(repo.sizes_bytes[name] for name in names))
+    counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
+    return clean_message(f"{num_of(kinds.total(), 'file')}, {size}: {counts or 'none'}")
 
 
-def _check_names(repo: HubRepo) -> None:
-    """Refuse a repository with a name that would leave the folder, or is not one everywhere."""
-    for file in repo.files:
-        parts = file.name.split("/")
-        is_odd = not file.name.isprintable() or "\\" in file.name or ":" in file.name
-        if is_odd or {"", ".", ".."} & set(parts):
-            raise JobError(f"{repo.uri}: the file name {clean_message(file.name)!r} is refused")
-
-
-def _held(store: Store, repo: HubRepo) -> dict[str, dict[str, Any]]:
-    """Return what the folder holds of the commit: file name -> its entry in `pull.json`.
+def _held(store: Store, repo: HubRepo) -> dict[str, str]:
+    """Return the digests of the files that the folder holds of the commit, by name.
 
     Raises:
         JobError: It holds another commit or repository.
     """
-    record_file = store.stat(RECORD)
-    if record_file is None:
+    if store.stat(RECORD) is None:
         return {}
     try:
-        if record_file.size_bytes > _MAX_RECORD_BYTES:
-            raise ValueError("too large")
-        record = json.loads(store.read_bytes(RECORD))
+        record = json.loads(store.read_bytes(RECORD, _MAX_RECORD_BYTES))
         name, commit = str(record["repository"]), str(record["commit"])
-        held = {
-            str(entry["name"]): {
-                "size_bytes": int(entry["size_bytes"]),
-                "sha256": str(entry["sha256"]),
-            }
-            for entry in record["files"]
-        }
+        digests = {file["name"]: str(file["sha256"]) for file in record["files"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise JobError(f"{store.url(RECORD)}: damaged ({error}); delete the folder") from None
     if (name, commit) != (repo.name, repo.commit):
@@ -172,35 +222,128 @@ def _held(store: Store, repo: HubRepo) -> dict[str, dict[str, Any]]:
             f"{store.url()}: holds {clean_message(name)} at {clean_message(commit)}, not "
             f"{repo.name} at {repo.commit}: pull into another folder"
         )
-    return held
+    return {name: digests[name] for name in repo.digests.keys() & digests.keys()}
 
 
-def _is_held(store: Store, file: HubFile, held: Mapping[str, Mapping[str, Any]]) -> bool:
-    entry = held.get(file.name)
-    if entry is None or (file.sha256 is not None and entry["sha256"] != file.sha256):
-        return False
-    there = store.stat(file.name)
-    return there is not None and there.size_bytes == entry["size_bytes"]
+def _copy(repo: HubRepo, names: Sequence[str], store: Store) -> dict[str, str]:
+    """Copy files to the store, all or none, and return their SHA-256 digests by name."""
+    if store.is_object_store:
+        key = hashlib.sha256(f"{store.uri} {repo.name} {repo.commit}".encode()).hexdigest()[:16]
+        folder = first_of([Path(tempfile.gettempdir()) / f"pipeline-pull-{os.geteuid()}-{key}"])
+    else:
+        folder = Path(store.url(_UNFINISHED))
+        folder.mkdir(parents=True, exist_ok=True)
+    _download(repo, names, folder)
+    digests = {name: _checked(repo, name, folder / name) for name in names}
+    for name in sorted(names, key=lambda name: _is_like(name, ("config.json", "*.onnx"))):
+        if store.is_object_store:
+            store.put_file(name, str(folder / name))
+        else:
+            store.copy(f"{_UNFINISHED}/{name}", name)
+    shutil.rmtree(folder)
+    return digests
 
 
-def _copy(repo: HubRepo, files: Sequence[HubFile], store: Store) -> dict[str, dict[str, Any]]:
-    copied = {}
-    for file in files:
-        with tempfile.TemporaryDirectory(prefix="pipeline-pull-") as folder:
-            path, sha256 = fetch_file(repo, file, Path(folder))
-            size_bytes = path.stat().st_size
-            store.put_file(file.name, str(path))
-        copied[file.name] = {"size_bytes": size_bytes, "sha256": sha256}
-        log.info("copied %s (%d bytes)", file.name, size_bytes)
-    return copied
+def _download(repo: HubRepo, names: Sequence[str], folder: Path) -> None:
+    """Download files into a folder on the local disk, except those that are there already.
+
+    Raises:
+        JobError: Access is denied.
+        InfraError: The download is cut off again and again, does not fit the disk, or the hub does
+            not answer.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    class Bars(tqdm):  # type: ignore[misc]
+        """Progress bars of the library, on a terminal alone."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": not sys.stderr.isatty()})
+
+    needed = sum(repo.sizes_bytes[name] for name in names if not (folder / name).exists())
+    free = max(0, shutil.disk_usage(folder).free - _SPARE_BYTES)
+    if needed > free:
+        raise InfraError(f"{repo.uri}: has {needed} bytes, and {folder} has room for {free}")
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # warnings have signed addresses
+    try:
+        snapshot_download(
+            repo.name,
+            revision=repo.commit,
+            allow_patterns=[glob.escape(name) for name in names],
+            local_dir=folder,
+            cache_dir=folder / ".cache",
+            tqdm_class=Bars,
+            **_hub(),
+        )
+    except Exception as error:  # the library has tried several times
+        raise _translated(repo.uri, error) from error
+    finally:
+        logger.setLevel(level)
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise InfraError(f"{repo.uri}: {first_names(missing)} did not come; run again to resume")
 
 
-def _record(store: Store, repo: HubRepo, held: Mapping[str, Mapping[str, Any]]) -> None:
-    record = {
-        "version": _VERSION,
-        "repository": repo.name,
-        "commit": repo.commit,
-        "sha256": digest_of(held),
-        "files": [{"name": name, **held[name]} for name in sorted(held)],
-    }
-    store.put(RECORD, json.dumps(record, indent=1).encode())
+def _checked(repo: HubRepo, name: str, path: Path) -> str:
+    """Return the SHA-256 digest of a file, which is on the disk then.
+
+    Raises:
+        JobError: It is not the hub's; the file is deleted.
+    """
+    expected = repo.digests[name]
+    head = b"blob %d\0" % path.stat().st_size
+    with path.open("rb") as data:
+        sha256 = digest = hashlib.file_digest(data, "sha256").hexdigest()
+        if len(expected) != len(sha256):
+            data.seek(0)
+            git = hashlib.file_digest(data, lambda: hashlib.sha1(head, usedforsecurity=False))
+            digest = git.hexdigest()
+        os.fsync(data.fileno())
+    if digest != expected:
+        path.unlink()
+        says = clean_message(expected, 80)
+        raise JobError(f"{repo.uri}: {name}: its digest is {digest}, the hub says {says}")
+    return sha256
+
+
+def _hub() -> dict[str, Any]:
+    """Return address and token of the hub; no token: none, not one that the library has stored.
+
+    The library itself reads HF_ENDPOINT when it is imported, and never again.
+    """
+    endpoint, token = (os.environ.get(f"HF_{name}", "").strip() for name in ("ENDPOINT", "TOKEN"))
+    return {"endpoint": endpoint.rstrip("/") or None, "token": token or False}
+
+
+def _translated(what: str, error: BaseException) -> PipelineError:
+    """Return our error for one of the library, in one line and without its advice."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__
+    access = f"HF_TOKEN is {'not accepted' if _hub()['token'] else 'not set'}"
+    terms = "accept its terms on its page, then set HF_TOKEN"
+    for error_type, reason in (
+        (errors.GatedRepoError, f"is gated, and {access}: {terms}"),
+        (errors.RevisionNotFoundError, "the repository has no such revision"),
+        (errors.RepositoryNotFoundError, f"no such repository, or a private one, and {access}"),
+        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it"),
+        (errors.HFValidationError, clean_message(str(error), 200)),
+    ):
+        if isinstance(error, error_type):
+            return JobError(f"{what}: {reason}")
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            return JobError(f"{what}: access denied ({status}), and {access}")
+        passes = status in (408, 416, 429) or status >= 500
+        return (TransientError if passes else InfraError)(f"{what}: the hub answers with {status}")
+    reason = clean_message(f"{type(error).__name__}: {error}", 200)
+    if isinstance(error, ValueError | LookupError | TypeError | AttributeError | RecursionError):
+        return InfraError(f"{what}: the hub's answer describes no repository ({reason})")
+    is_of_network = isinstance(error, ConnectionError | TimeoutError)
+    if isinstance(error, OSError) and error.errno and not is_of_network:
+        return InfraError(f"{what}: cannot be written to the local disk: {error.strerror}")
+    return TransientError(f"{what}: the hub does not answer ({reason}); run again to resume")

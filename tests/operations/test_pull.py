@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.models.audio_snapshots import make_listener
+from support.models.generating import ENDS, make_writer
+from support.models.snapshots import make_snapshot, write_json
 from support.runs.cli import Result, pipeline
 from support.servers.hubserver import COMMIT, OTHER_COMMIT, TOKEN, HubServer
 from support.servers.s3server import S3Server
@@ -17,13 +21,14 @@ from support.servers.s3server import S3Server
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.contents import NAMES
-from pipeline.operations.hub import read_repo
-from pipeline.operations.pull import pull
+from pipeline.models.directories.refused import ADAPTER
+from pipeline.models.directories.snapshot import open_directory
+from pipeline.operations.pull import pull, read_repo
 
 REPO, URI = "org/small", "hf://org/small"
 LARGE = "model.safetensors"
 DATA = {
-    **dict.fromkeys(NAMES, b"{}"),
+    **dict.fromkeys(set(NAMES) - {ADAPTER}, b"{}"),
     LARGE: bytes(range(256)) * 5000,
     "config.json": b'{"model_type": "bert"}',
     "tokenizer.json": b"{}",
@@ -85,7 +90,9 @@ def test_data_is_copied_and_what_may_run_code_is_not(hub: HubServer, tmp_path: P
     there = files(tmp_path / "m")
     record = json.loads(there.pop("pull.json"))
     assert there == DATA
-    assert pulled["left_out"] == sorted(OTHERS)
+    assert pulled["left_out"] == (
+        "9 files, 24 B: 2 .bin, 1 .gitattributes, 1 .json, 1 .onnx, 1 .pkl, 1 .py, 2 .txt"
+    )
     assert (record["repository"], record["commit"]) == (REPO, COMMIT)
     assert record["files"] == pulled["files"]
     assert {f["name"]: (f["size_bytes"], f["sha256"]) for f in record["files"]} == {
@@ -124,6 +131,55 @@ def test_files_that_are_asked_for_join_those_of_the_same_commit(hub: HubServer, 
     assert names == {file["name"] for file in first["files"]} | {LARGE, "onnx/model.onnx"}
 
 
+def language_model(folder: Path) -> Path:
+    """Write a directory whose rules of writing and chat template lie in files of their own."""
+    rules = {"eos_token_id": [*ENDS], "repetition_penalty": 1.3, "suppress_tokens": [5]}
+    write_json(make_writer(folder) / "generation_config.json", rules)
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        language_model,
+        lambda folder: make_snapshot(folder, "bert", pooling="cls", dense=8, prompts={"q": "q: "}),
+        lambda folder: make_snapshot(folder, "clip"),
+        lambda folder: make_listener(folder, "whisper"),
+    ],
+    ids=["language model", "sentence-transformers", "clip", "audio"],
+)
+def test_the_reader_finds_all_that_it_reads(
+    hub: HubServer, tmp_path: Path, make: Callable[[Path], Path]
+):
+    original = make(tmp_path / "original")
+    hub.repos[REPO] = {**files(original), "modeling_own.py": b"", "optimizer.pt": b""}
+    pull(URI, str(tmp_path / "pulled"))
+    read = [open_directory(str(folder))[0] for folder in (original, tmp_path / "pulled")]
+    assert read[0].sha256 == read[1].sha256
+
+
+def test_vocabularies_are_copied_if_there_is_no_tokenizer_yet(hub: HubServer, tmp_path: Path):
+    hub.repos[REPO] = {LARGE: b"", "vocab.txt": b"a", "spiece.model": b"b", "x.model": b""}
+    assert pull(URI, str(tmp_path))["left_out"] == "1 file, 0 B: 1 .model"
+    assert set(files(tmp_path)) == {LARGE, "vocab.txt", "spiece.model", "pull.json"}
+
+
+def test_an_adapter_is_refused_before_anything_is_downloaded(hub: HubServer, tmp_path: Path):
+    hub.repos[REPO][ADAPTER] = b"{}"
+    assert f"{ADAPTER} is of an adapter (LoRA), which would not" in refusal(URI, tmp_path / "m")
+    assert not hub.downloads
+    pull(URI, str(tmp_path / "m"), include=[LARGE, "*r.json"])
+    assert set(files(tmp_path / "m")) == {LARGE, "tokenizer.json", "pull.json"}
+
+
+def test_without_the_hubs_library_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "needs the extra: pip install 'batch-inference-pipeline[pull]'" in refusal(URI, tmp_path)
+
+
 def test_without_safetensors_onnx_files_are_taken(hub: HubServer, tmp_path: Path):
     hub.repos[REPO] = {"onnx/model.onnx": b"onnx", "config.json": b"{}"}
     pull(URI, str(tmp_path))
@@ -150,7 +206,7 @@ def test_a_file_that_is_not_allowed_is_refused_by_name(
 def test_a_repository_without_plain_weights_is_refused(hub: HubServer, tmp_path: Path):
     hub.repos[REPO] = {"pytorch_model.bin": b"", "config.json": b"{}"}
     message = refusal(URI, tmp_path)
-    assert "has no *.safetensors and no *.onnx (it has pytorch_model.bin, config.json)" in message
+    assert "no *.safetensors and no *.onnx (it has pytorch_model.bin, config.json)" in message
 
 
 @pytest.mark.parametrize("name", [LARGE, "config.json"])
@@ -158,15 +214,10 @@ def test_other_content_than_the_hub_says_is_refused(hub: HubServer, tmp_path: Pa
     data = DATA[name]
     hub.sent_instead[name] = bytes([data[0] ^ 1]) + data[1:]
     message = refusal(URI, tmp_path)
-    digest_name = "sha256" if name == LARGE else "git digest"
-    assert f"{URI}: {name}: {digest_name} is " in message
-    assert name not in files(tmp_path)
-
-
-def test_more_than_the_hub_says_is_refused(hub: HubServer, tmp_path: Path):
-    hub.sent_instead[LARGE] = DATA[LARGE] + b"x"
-    size = len(DATA[LARGE])
-    assert f"{LARGE}: has {size + 1} bytes, the hub says {size};" in refusal(URI, tmp_path)
+    assert f"{URI}: {name}: its digest is " in message
+    assert not set(files(tmp_path)) & set(DATA), "none of the others, either"
+    hub.sent_instead.clear()
+    assert pull(URI, str(tmp_path))["copied"] == len(DATA)
 
 
 @pytest.mark.parametrize("ignores_range", [False, True])
@@ -180,12 +231,14 @@ def test_a_download_that_was_cut_goes_on(hub: HubServer, tmp_path: Path, ignores
 def test_a_download_that_is_cut_again_and_again_is_given_up(hub: HubServer, tmp_path: Path):
     hub.cuts[LARGE] = [70_000] * 20
     message = refusal(URI, tmp_path, error_type=InfraError)
-    assert message.startswith(f"{URI}: {LARGE}: the hub does not answer (")
-    assert message.endswith("; run again to try anew")
-    assert LARGE not in files(tmp_path)
+    assert message.startswith(f"{URI}: the hub does not answer (")
+    assert message.endswith("; run again to resume")
+    assert not set(files(tmp_path)) & set(DATA)
     hub.cuts.clear()
+    count = hub.downloads["config.json"]
     pull(URI, str(tmp_path))
     assert set(files(tmp_path)) == {*DATA, "pull.json"}
+    assert hub.downloads["config.json"] == count, "what had come is not downloaded again"
 
 
 def test_a_hub_that_is_overloaded_for_a_while_is_asked_again(hub: HubServer, tmp_path: Path):
@@ -283,19 +336,15 @@ def command(hub: HubServer, *arguments: str, **env: str) -> Result:
     return pipeline("pull", *arguments, env={"HF_ENDPOINT": hub.url, **env})
 
 
-def described(*siblings: Any, **more: Any) -> bytes:
-    return json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings, **more}).encode()
+def listing(**changed: Any) -> bytes:
+    entry = {"type": "file", "path": LARGE, "size": 3, "oid": COMMIT, **changed}
+    return json.dumps([{key: value for key, value in entry.items() if value is not None}]).encode()
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        b"",
-        b"[]",
-        b"7",
-        b"\xff",
-        b'{"sha": "0123", "siblings": []}',
-        b'{"siblings": []}',
+        *(b"", b"[]", b"7", b"\xff", b'{"sha": "0123"}', b"{}", b'{"sha": 7}'),
         b"[" * 100_000,
         b'{"sha": "'
         + COMMIT.encode()
@@ -303,18 +352,6 @@ def described(*siblings: Any, **more: Any) -> bytes:
         + b"[" * 100_000
         + b"]" * 100_000
         + b"}",
-        described(sha=7),
-        described(siblings=7),
-        described(1, 2),
-        described({"size": 3}),
-        described({"rfilename": 3, "size": 3}),
-        *(described({"rfilename": LARGE, "size": size}) for size in ("3", -1, True, 1.5, [1])),
-        *(described({"rfilename": LARGE, "lfs": lfs}) for lfs in ({"size": 1}, 5)),
-        *(
-            described({"rfilename": LARGE, "lfs": {"sha256": text, "size": 1, "pointerSize": 1}})
-            for text in (3, "../../x")
-        ),
-        described({"rfilename": LARGE, "blobId": 3}),
     ],
     ids=lambda answer: answer[:80].decode(errors="replace"),
 )
@@ -325,19 +362,30 @@ def test_an_answer_that_describes_no_repository_is_said(
     assert "answer describes no repository" in refusal(URI, tmp_path, error_type=InfraError)
 
 
-@pytest.mark.parametrize("key", ["size", "blobId"])
-def test_a_file_that_the_hub_does_not_describe_is_taken_only_if_asked_for(
-    hub: HubServer, tmp_path: Path, key: str
-):
-    hub.without = (key,)
-    assert "--unverified takes them" in refusal(URI, tmp_path / "m")
-    pull(URI, str(tmp_path / "m"), unverified=True)
-    assert files(tmp_path / "m").items() >= DATA.items()
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"", b"7", b"\xff", b"[1, 2]", b"[{}]", b"[" * 100_000),
+        listing(path=None),
+        *(listing(size=size) for size in (None, "x", [1])),
+        *(listing(lfs=lfs) for lfs in ({"size": 1}, 5)),
+    ],
+    ids=lambda answer: answer[:80].decode(errors="replace"),
+)
+def test_an_answer_that_lists_no_files_is_said(hub: HubServer, tmp_path: Path, answer: bytes):
+    hub.lists = answer
+    assert "answer describes no repository" in refusal(URI, tmp_path, error_type=InfraError)
+
+
+def test_a_digest_that_is_none_is_one_that_differs(hub: HubServer, tmp_path: Path):
+    hub.repos[REPO] = {LARGE: b"abc"}
+    lfs = {"oid": "../../x", "size": 3, "pointerSize": 1}
+    for hub.lists in (listing(oid=3), listing(lfs=lfs)):
+        assert "the hub says " in refusal(URI, tmp_path)
 
 
 def test_what_does_not_fit_the_disk_is_refused(hub: HubServer, tmp_path: Path):
-    lfs = {"sha256": "0" * 64, "size": 10**15, "pointerSize": 134}
-    hub.describes = described({"rfilename": LARGE, "size": 10**15, "lfs": lfs})
+    hub.lists = listing(size=10**15)
     assert "has 1000000000000000 bytes, and" in refusal(URI, tmp_path, error_type=InfraError)
     assert not hub.downloads
 
@@ -349,7 +397,7 @@ def test_a_disk_that_takes_no_more_is_not_called_the_hubs(hub: HubServer, tmp_pa
         message = refusal(URI, tmp_path, LARGE, error_type=InfraError)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert message == f"{URI}: {LARGE}: cannot be written to the local disk: File too large"
+    assert message == f"{URI}: cannot be written to the local disk: File too large"
 
 
 @pytest.mark.no_ray
@@ -375,3 +423,5 @@ def test_a_hub_that_is_not_there_is_exit_7(hub: HubServer, tmp_path: Path):
     assert done.code == 7
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "the hub does not answer" in done.stderr
+    done = pipeline("pull", URI, str(tmp_path), env={"HF_HUB_OFFLINE": "1"})
+    assert (done.code, "HF_HUB_OFFLINE is set" in done.stderr) == (2, True), done.stderr

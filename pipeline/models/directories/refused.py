@@ -54,7 +54,7 @@ _NEVER_FAST = {
     ("tekken.json",): "only Mistral's own tekken.json, which is not read",
 }
 """Files of tokenizers for which the library writes no tokenizer.json -> what to say of it."""
-_VOCABULARIES = (
+VOCABULARIES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
@@ -138,7 +138,7 @@ def _without_tokenizer(names: list[str]) -> str:
             return (
                 f"has no tokenizer.json, {why}: take a snapshot that has one, or make it yourself"
             )
-    old = [name for name in _VOCABULARIES if name in names]
+    old = [name for name in VOCABULARIES if name in names]
     if not old:
         return (
             "neither tokenizer.json, as models of texts have it, nor preprocessor_config.json, as "

@@ -38,8 +38,8 @@ class HubServer:
         self.ignores_range = False
         self.describes: bytes | None = None
         """What it says of every repository instead; None: the truth."""
-        self.without: tuple[str, ...] = ()
-        """Keys that it leaves out of the description of each file."""
+        self.lists: bytes | None = None
+        """What it says of the files of every repository instead; None: the truth."""
         self.statuses: dict[str, list[int]] = {}
         """Path -> statuses of its first answers."""
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -115,21 +115,19 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _describe(self, hub: HubServer, path: str) -> None:
-        repo, _, revision = path.partition("/revision/")
+        """Answer with a repository and the commit of a revision, or with the tree of a commit."""
+        of_tree = "/tree/" in path
+        repo, _, revision = path.partition("/tree/" if of_tree else "/revision/")
         if not self._may(hub, repo):
             return
         if revision and revision not in hub.revisions | {hub.commit}:
             self._answer(404, code="RevisionNotFound")
             return
-        if hub.describes is not None:
-            self._answer(200, hub.describes)
-            return
-        siblings = [_sibling(hub, name, data) for name, data in hub.repos[repo].items()]
-        for sibling in siblings:
-            for key in hub.without:
-                sibling.pop(key, None)
-        body = {"id": repo, "modelId": repo, "sha": hub.commit, "siblings": siblings}
-        self._answer(200, json.dumps(body).encode())
+        body: Any = {"id": repo, "modelId": repo, "sha": hub.commit}
+        if of_tree:
+            body = _tree(hub, repo)
+        instead = hub.lists if of_tree else hub.describes
+        self._answer(200, json.dumps(body).encode() if instead is None else instead)
 
     def _resolve(self, hub: HubServer, path: str) -> None:
         repo, _, rest = path.partition("/resolve/")
@@ -205,11 +203,17 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _sibling(hub: HubServer, name: str, data: bytes) -> dict[str, Any]:
+def _tree(hub: HubServer, repo: str) -> list[dict[str, Any]]:
+    """Return the folders and the files of a repository, as the hub lists them."""
+    folders = {name.rpartition("/")[0] for name in hub.repos[repo]} - {""}
+    entries = [{"type": "directory", "path": folder, "oid": "0" * 40} for folder in folders]
+    return entries + [_entry(hub, name, data) for name, data in hub.repos[repo].items()]
+
+
+def _entry(hub: HubServer, name: str, data: bytes) -> dict[str, Any]:
     git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git}
+    entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": git}
     if name in hub.large:
         sha256 = hashlib.sha256(data).hexdigest()
-        sibling |= {"blobId": "0" * 40, "lfs": {"sha256": sha256, "size": len(data),
-                                             "pointerSize": 134}}  # fmt: skip
-    return sibling
+        entry |= {"oid": "0" * 40, "lfs": {"oid": sha256, "size": len(data), "pointerSize": 134}}
+    return entry
