@@ -42,6 +42,7 @@ _TRANSFORMER = (
     TOKENIZER,
     TOKENIZER_CONFIG,
     SPECIAL,
+    "added_tokens.json",
     PROCESSOR,
     BOTH,
     st.LENGTHS,
