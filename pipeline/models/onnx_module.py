@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.models.directories.onnx.graph import ONNX_LOG_LEVEL, external_file
 from pipeline.models.tasks import task_class
 from pipeline.preprocessing.input_facts import TEXT
 from pipeline.preprocessing.table_input import texts_of
+from pipeline.preprocessing.texts.text_input import IDS, MASK, TYPES
 
 Feeds = dict[str, npt.NDArray[Any]]
 """Name of an input of the file -> C-contiguous (B, ...), of its dtype."""
@@ -38,11 +40,16 @@ class OnnxModule(torch.nn.Module):
     `forward` takes the tensors of a batch, (B, ...) each, by the names of the file's inputs or in
     their order; images are (B, C, H, W) whatever the file wants. It returns one output as a tensor,
     or several as name -> tensor, on the device of the inputs. If the file takes a fixed number of
-    rows, batches are cut and padded to it.
+    rows, batches are cut and padded to it. Token types that are not given are zeros.
     """
 
     def __init__(
-        self, path: Path, facts: OnnxFile, *, outputs: Sequence[str] | None = None
+        self,
+        path: Path,
+        facts: OnnxFile,
+        *,
+        outputs: Sequence[str] | None = None,
+        pooled: torch.nn.Module | None = None,
     ) -> None:
         """Wrap a file; nothing is opened yet.
 
@@ -50,11 +57,15 @@ class OnnxModule(torch.nn.Module):
             path: The file, as `read_onnx_facts` has accepted it.
             facts: What `read_onnx_facts` read of it.
             outputs: The outputs to return, by their names; None: all of them.
+            pooled: Takes vectors of tokens (B, L, D) and the mask (B, L), and returns (B, D), which
+                is returned instead of the only output.
         """
         super().__init__()
+        self.pooled = pooled
         self.path = path
         self.input_names = tuple(tensor.name for tensor in facts.inputs)
         self.output_names = tuple(facts.output_names if outputs is None else outputs)
+        self.optional_names = (TYPES,)
         self.is_fixed = facts.batch_size is not None
         """Whether the file takes one number of rows only."""
         self._facts = facts
@@ -81,11 +92,13 @@ class OnnxModule(torch.nn.Module):
         return module
 
     @classmethod
-    def for_task(cls, path: Path, facts: OnnxFile, task: str) -> Self:
+    def for_task(
+        cls, path: Path, facts: OnnxFile, task: str, pooled: torch.nn.Module | None = None
+    ) -> Self:
         """Wrap a file for a task: some take all outputs, the others the scores or the vector."""
         if task_class(task).takes_all_outputs:
             return cls(path, facts)
-        return cls(path, facts, outputs=[facts.output])
+        return cls(path, facts, outputs=[facts.output], pooled=pooled)
 
     @property
     def has_columns(self) -> bool:
@@ -181,7 +194,10 @@ class OnnxModule(torch.nn.Module):
             Exception: Of the library, as it is.
         """
         given = {**dict(zip(self.input_names, tensors, strict=False)), **named}
-        if set(given) != set(self.input_names) or len(given) != len(tensors) + len(named):
+        num_given = len(tensors) + len(named)
+        if TYPES in self.input_names and TYPES not in given and IDS in given:
+            given[TYPES], num_given = torch.zeros_like(given[IDS]), num_given + 1
+        if set(given) != set(self.input_names) or len(given) != num_given:
             raise TypeError(
                 f"{self.path.name} takes {', '.join(self.input_names)}; it is given "
                 f"{len(tensors)} tensors by position and {', '.join(named) or 'none'} by name"
@@ -196,6 +212,9 @@ class OnnxModule(torch.nn.Module):
             outputs = [torch.from_numpy(array).to(first.device) for array in arrays]
         if self._facts.max_tokens is not None:
             outputs = [self._cut(output, first.shape[1]) for output in outputs]
+        if self.pooled is not None:
+            vectors = SimpleNamespace(last_hidden_state=outputs[0].float())
+            return self.pooled(vectors, given.get(MASK, torch.ones_like(first)))
         if len(outputs) == 1:
             return outputs[0]
         return dict(zip(self.output_names, outputs, strict=True))

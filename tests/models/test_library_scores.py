@@ -24,7 +24,9 @@ from support.models.library_cases import (
     entities,
     labels,
     made,
+    of_encoder,
     of_pipeline,
+    of_tokens,
     require_scores_of_the_library,
 )
 from support.models.snapshots import TEXT_FAMILIES, make_snapshot
@@ -57,12 +59,6 @@ def of_cross_encoder(path: Path, rows: Any) -> Results:
     return [[score] for score in CrossEncoder(str(path), device="cpu").predict(pairs).tolist()]
 
 
-def of_encoder(path: Path, rows: Any) -> Results:
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(path), device="cpu").encode(list(rows)).tolist()
-
-
 def of_similarities(path: Path, rows: Any) -> Results:
     from sentence_transformers import SentenceTransformer, util
 
@@ -70,19 +66,6 @@ def of_similarities(path: Path, rows: Any) -> Results:
     cosines = util.cos_sim(model.encode(list(rows)), model.encode(list(PROMPTS)))
     scores = (SCALE * cosines).softmax(1).tolist()
     return [dict(zip(PROMPTS, row, strict=True)) for row in scores]
-
-
-def of_tokens(path: Path, rows: Any) -> Results:
-    from transformers import pipeline
-
-    tag = pipeline("token-classification", str(path), aggregation_strategy="simple", device="cpu")
-    return [
-        [
-            (entity["start"], entity["end"], entity["entity_group"], float(entity["score"]))
-            for entity in row
-        ]
-        for row in tag(list(rows))
-    ]
 
 
 def of_towers(family: str) -> Callable[[Path, Any], Results]:

@@ -86,9 +86,9 @@ class InferenceModule(torch.nn.Module):
 def taken_names(module: torch.nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the tensors of an input that a module's `forward` takes, in their order.
 
-    A module that knows its inputs only at run time names all of them in `input_names`; otherwise
-    the signature of `forward` decides. A module of one tensor gets it by position, whatever the
-    parameter is called.
+    A module that knows its inputs only at run time names all of them in `input_names`, and those
+    that may be missing in `optional_names`; otherwise the signature of `forward` decides. A module
+    of one tensor gets it by position, whatever the parameter is called.
 
     Args:
         module: The model.
@@ -115,7 +115,8 @@ def _parameters(module: torch.nn.Module) -> tuple[list[str], list[str] | None]:
     """Return what `forward` requires, and what it takes by name; None: anything."""
     names = getattr(module, "input_names", None)
     if isinstance(names, tuple) and all(isinstance(name, str) for name in names):
-        return [*names], [*names]
+        optional = getattr(module, "optional_names", ())
+        return [name for name in names if name not in optional], [*names]
     try:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):  # compiled code may have no signature

@@ -58,7 +58,8 @@ def build_module(
 
         file = onnx_file_of(path)
         assert file is not None, "its facts were read"
-        return OnnxModule.for_task(file, facts.module, served).eval()
+        pooled = _pooled(path, facts.pooling) if facts.pooling and served == "embed" else None
+        return OnnxModule.for_task(file, facts.module, served, pooled).eval()
     if isinstance(facts.module, TimmModel):
         from pipeline.models.directories.image.timm_models import timm_module
 

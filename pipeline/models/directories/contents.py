@@ -99,6 +99,22 @@ def choose_files(store: Store) -> list[StoredFile]:
     return [files[path] for path in sorted(files)]
 
 
+def files_beside(store: Store) -> list[StoredFile]:
+    """Return what lies beside an .onnx file and says how texts become tokens and vectors.
+
+    Raises:
+        JobError: A file is too large, or modules.json names a class that is not read.
+    """
+    files = _look_up(store, set(NAMES) - {SINGLE, INDEX, ADAPTER})
+    if st.MODULES in files:
+        modules = st.parse_modules(parse_json(_read(store, st.MODULES, files), st.MODULES))
+        layers = [module for module in modules if module[0] != "Transformer"]
+        files |= _look_up(store, _of_modules(layers))
+        _require_parts(store, layers, files)
+    _require_no_links(store, files)
+    return [*files.values()]
+
+
 def _refuse_series(config: Mapping[str, Any]) -> None:
     """Refuse models of time series, which have no tokenizer and no processor."""
     if config.get("model_type") in _OF_SERIES or "chronos_config" in config:

@@ -69,7 +69,7 @@ def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused; says why, and what would be right.
     """
-    if path.is_dir() and onnx_file_of(path) is None:
+    if path.is_dir():
         with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
             return _read(make_view(path, Path(folder)), wanted)
     return _read(path, wanted)
@@ -87,7 +87,8 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
     if (file := onnx_file_of(path)) is not None:
         from pipeline.models.directories.onnx.file import read_onnx_facts
 
-        return read_onnx_facts(file)
+        # External data may not lie beyond a link.
+        return read_onnx_facts(file.resolve(), path)
     if not path.is_dir():
         # One ONNX file is read elsewhere.
         raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")
@@ -163,7 +164,7 @@ def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> Director
 
 
 def _format_of(path: Path) -> str:
-    if onnx_file_of(path) is not None:
+    if onnx_file_of(path) is not None and not (path / CONFIG).is_file():
         return "onnx"
     has_config = (path / CONFIG).is_file() and not (path / MODULES).is_file()
     return "timm" if has_config and is_timm(read_object(path, CONFIG)) else "transformers"

@@ -63,6 +63,8 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+ONNX_FOLDER = "onnx"
+"""Of a model directory, where exporters put their files."""
 _HUB = "hf://"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HEAD_BYTES = 512
@@ -120,6 +122,11 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
     for name, reason in _BY_NAME.items():
         if name in names:
             return JobError(f"{where}: {name} says that it {reason}")
+    if exported := [
+        name for name in _names(store, f"{at}{ONNX_FOLDER}/") if name.endswith(".onnx")
+    ]:
+        file = store.url(f"{at}{ONNX_FOLDER}/{_first(exported)}")
+        return JobError(f"{where}: its weights are ONNX: name the file in model.path: {file}")
     for suffix, reason in _BY_SUFFIX.items():
         for name in names:
             if PurePosixPath(name.lower()).suffix == suffix:
@@ -130,6 +137,11 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
         f"{where}: {lacks}; expected a directory with config.json and model.safetensors, it has "
         f"{shown}"
     )
+
+
+def _first(exported: list[str]) -> str:
+    """Return the exporters' usual name, or the first one."""
+    return clean_message("model.onnx" if "model.onnx" in exported else exported[0], 80)
 
 
 def _without_tokenizer(names: list[str]) -> str:

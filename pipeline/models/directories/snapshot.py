@@ -39,6 +39,8 @@ class ModelDirectory:
     uri: str
     sha256: str
     """Of the sorted names of the files that are used, and the digest of each."""
+    root: str
+    """URI of the folder that these names are relative to."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     @property
@@ -72,7 +74,7 @@ def open_directory(
 
     known = cached_folder(key_of(["model directory", store.uri, listing]), write)
     digest = (known / _DIGEST).read_text()
-    directory = ModelDirectory(normalise(uri), digest, store.storage_options)
+    directory = ModelDirectory(normalise(uri), digest, store.uri, store.storage_options)
     return directory, local(directory)
 
 
@@ -117,9 +119,7 @@ def _chosen(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[StoredFil
     if not whole.endswith(SUFFIX):
         store = Store(whole, options)
         return store, choose_files(store)
-    folder, _, name = whole.rpartition("/")
-    store = Store(folder or "/", options)
-    return store, choose_onnx(store, name)
+    return choose_onnx(whole, options)
 
 
 def _key(digest: str) -> str:

@@ -54,7 +54,7 @@ def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings
     behind = prompt_texts(model.prompts) if card.facts and card.facts.labels else ()
     uri = wanted.tokenizer
     if not uri and facts and card.directory:
-        uri = f"{card.directory.uri}/{facts.tokenizer}"
+        uri = f"{card.directory.root}/{facts.tokenizer}"
     if not uri:
         if card.transform is not None:
             raise JobError(f"{name} takes images, and the job has texts (source.text_column)")

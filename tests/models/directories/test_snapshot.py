@@ -229,7 +229,7 @@ def test_a_directory_in_an_object_store_is_copied(path, s3: S3Server):
     assert directory.sha256 == open_directory(str(path))[0].sha256
     assert str(store.storage_options) not in repr(directory)
     assert torch.equal(embed(copy), embed(path))
-    unlike = ModelDirectory(store.uri, "0" * 64, store.storage_options)
+    unlike = ModelDirectory(store.uri, "0" * 64, store.uri, store.storage_options)
     with pytest.raises(JobError, match="changed since the plan"):
         local(unlike)
     with pytest.raises(JobError, match="no such directory"):

@@ -136,6 +136,25 @@ def of_pipeline(task: str, **options: Any) -> Callable[[Path, Any], Results]:
     return give
 
 
+def of_encoder(path: Path, rows: Any) -> Results:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(path), device="cpu").encode(list(rows)).tolist()
+
+
+def of_tokens(path: Path, rows: Any) -> Results:
+    from transformers import pipeline
+
+    tag = pipeline("token-classification", str(path), aggregation_strategy="simple", device="cpu")
+    return [
+        [
+            (entity["start"], entity["end"], entity["entity_group"], float(entity["score"]))
+            for entity in row
+        ]
+        for row in tag(list(rows))
+    ]
+
+
 def published(case: Case, path: Path) -> Results:
     """Return what the pipeline publishes of the rows, without Ray."""
     given = ROWS[case.rows]

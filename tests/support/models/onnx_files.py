@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +133,74 @@ def text_model(
             numpy_helper.from_array(np.array([1]), "one"),
         ],
     )
+
+
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def exported_texts(snapshot: Path) -> onnx.ModelProto:
+    """Export a BERT with a head for tokens as torch's exporter does, with B and L dynamic.
+
+    Its outputs are `vectors` (B, L, D), `words` (B, L, K) and `first` (B, K), the scores of the
+    first token. The exporter that is not `dynamo` leaves out the mask.
+    """
+    import torch
+    from transformers import AutoModelForTokenClassification
+
+    class Exported(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = AutoModelForTokenClassification.from_pretrained(snapshot)
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            given = dict(zip(TOKENS, tensors, strict=True))
+            vectors = self.model.base_model(**given).last_hidden_state
+            logits = self.model.classifier(vectors)
+            return vectors, logits, logits[:, 0]
+
+    example = [torch.ones((2, 8), dtype=torch.int64) for _ in TOKENS]
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Exported().eval(),
+            tuple(example),
+            input_names=TOKENS,
+            output_names=("vectors", "words", "first"),
+            dynamic_shapes=((axes,) * len(TOKENS),),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def kept(
+    model: onnx.ModelProto, outputs: Mapping[str, str], constants: Mapping[str, int] | None = None
+) -> onnx.ModelProto:
+    """Return a model with some of its outputs, and some of its inputs always of one value.
+
+    Args:
+        outputs: Those that stay, and what they are called.
+        constants: Name of an input (B, L) -> its value.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    known = {output.name: output for output in graph.output}
+    del graph.output[:]
+    for name, new_name in outputs.items():
+        known[name].name = new_name
+        graph.output.append(known[name])
+        graph.node.append(helper.make_node("Identity", [name], [new_name]))
+    for name, number in (constants or {}).items():
+        [place] = [at for at, value in enumerate(graph.input) if value.name == name]
+        del graph.input[place]
+        graph.initializer.append(numpy_helper.from_array(np.array([[number]]), f"{name}_value"))
+        graph.node.insert(0, helper.make_node("Expand", [f"{name}_value", "shape_of_ids"], [name]))
+    if constants:
+        graph.node.insert(0, helper.make_node("Shape", ["input_ids"], ["shape_of_ids"]))
+    return changed
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:

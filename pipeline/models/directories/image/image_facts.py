@@ -120,7 +120,7 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
         transform, problem, line = _transform(folder, chosen, images)
         notes: tuple[str, ...] = (line,)
     else:
-        text = text_of(folder, chosen)
+        text = text_of(folder, chosen.at, chosen.module)
         notes = text_notes(text)
     # Of images, the prompts need the tokenizer.
     has_prompts = wanted == "text" or (folder / (chosen.at + TOKENIZER)).is_file()

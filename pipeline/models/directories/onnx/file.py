@@ -1,6 +1,7 @@
 """What an .onnx file says of its inputs and outputs, thus which input and tasks it is for.
 
-Only the file is read, without its external data, and no session of it is made.
+Only the file is read, without its external data, and no session of it is made. How texts become
+tokens and vectors, files beside it say; `texts.py` reads them.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from pipeline.models.directories.onnx.tensors import (
     tensor_of,
     type_name_of,
 )
+from pipeline.models.directories.text.text_facts import TENSORS
 
 if TYPE_CHECKING:
     import onnx
 
-TEXT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 _OF_DETECTORS = (frozenset(["boxes", "scores"]), frozenset(["logits", "pred_boxes"]))
 """Names of outputs that task `detect` takes as they are."""
 _CHANNELS = (3, 1)
 _MAX_ENDS = 1024
+_SENTENCE = "sentence_embedding"
+"""The output of sentence-transformers' exporters that is pooled."""
 _SAYS = (
     "an image is one float (B, 3, H, W) or (B, H, W, 3), of gray with 1 for 3, features are one "
     "float (B, F), or an input (B, 1) for each column by its name, a text is input_ids with "
@@ -46,13 +49,16 @@ _SAYS = (
 )
 
 
-def read_onnx_facts(path: Path, *, takes_any: bool = False) -> DirectoryFacts:
+def read_onnx_facts(
+    path: Path, folder: Path | None = None, *, takes_any: bool = False
+) -> DirectoryFacts:
     """Read what a file says of its inputs, outputs and class names.
 
-    It has neither a transform nor a tokenizer: the job says them.
+    It has no transform: the job says it. A file of texts has the tokenizer beside it.
 
     Args:
         path: The file.
+        folder: The copy that `choose_onnx` chose; None: nothing beside the file is read.
         takes_any: It is run by code of the caller's: its inputs need not be one of ours.
 
     Raises:
@@ -63,7 +69,9 @@ def read_onnx_facts(path: Path, *, takes_any: bool = False) -> DirectoryFacts:
     zipped = {} if is_apart else unzip(model)
     inputs, outputs = _inputs(path, model), _outputs(path, model)
     input_name, layout = _input_and_layout(path, inputs, takes_any=takes_any)
-    main = next((output for output in outputs if output.is_float), outputs[0])
+    floats = [output for output in outputs if output.is_float]
+    pooled = [output for output in floats if output.name == _SENTENCE]
+    main = [*pooled, *floats, *outputs][0]
     labels = labels_in_metadata(model) or _classes(model, main, zipped)
     ends_in = activation_of(model, main.name)
     file = OnnxFile(
@@ -77,7 +85,7 @@ def read_onnx_facts(path: Path, *, takes_any: bool = False) -> DirectoryFacts:
         has_columns=input_name == "features" and not is_vector(inputs),
     )
     last = main.shape[-1] if main.shape else None
-    return DirectoryFacts(
+    facts = DirectoryFacts(
         format_name="onnx",
         architecture=_architecture(model),
         input=input_name,
@@ -90,6 +98,11 @@ def read_onnx_facts(path: Path, *, takes_any: bool = False) -> DirectoryFacts:
         notes=_notes(path, file, outputs, ends_in, labels)
         + _dropped_notes(path, model, outputs, zipped),
     )
+    if input_name != "text" or folder is None:
+        return facts
+    from pipeline.models.directories.onnx.texts import with_files_beside
+
+    return with_files_beside(folder, facts, main)
 
 
 def runnable(path: Path) -> bytes:
@@ -151,7 +164,7 @@ def _input_and_layout(
     first = inputs[0]
     names = {tensor.name for tensor in inputs}
     if "input_ids" in names:
-        wrong = [tensor for tensor in inputs if tensor.name not in TEXT_NAMES
+        wrong = [tensor for tensor in inputs if tensor.name not in TENSORS
                  or tensor.rank not in (2, None) or tensor.dtype not in IDS]  # fmt: skip
         if not wrong:
             return "text", None
@@ -201,9 +214,9 @@ def _tasks(input_name: str, output: TensorFacts, names: set[str]) -> tuple[str, 
         return ("regress", "raw")
     if output.rank != 3:
         return ("raw",)
-    return {"text": ("embed", "tokens", "raw"), "image": ("raw", "detect")}.get(
-        input_name, ("raw",)
-    )
+    if input_name == "text":
+        return ("tokens", "raw") if "logits" in output.name else ("embed", "tokens", "raw")
+    return ("raw", "detect") if input_name == "image" else ("raw",)
 
 
 def _architecture(model: onnx.ModelProto) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
@@ -20,6 +20,9 @@ from pipeline.models.directories.json_files import preview, read_object, read_va
 from pipeline.models.directories.text import sentence_transformers as st
 from pipeline.models.directories.text.text_facts import TOKENIZER, count_tokens, text_facts
 from pipeline.models.directories.text.writing.generation_config import generation_facts
+
+if TYPE_CHECKING:
+    import torch
 
 
 def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
@@ -37,20 +40,48 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
     at = modules[0][1]
     if st.is_cross_encoder(folder, types):
         return encoder_facts(folder, choose(folder, at), scores_pairs=True)
+    chosen = choose(folder, at, is_encoder=True)
+    text = text_of(folder, at, chosen.module, st.read_prompt(folder))
+    width = width_of(chosen.config, "hidden_size")
+    pooling, dim, note = sentence_pooling(folder, modules, text, width)
+    return chosen.directory(
+        "text",
+        ("embed", "zero_shot"),
+        format_name="sentence_transformers",
+        embedding_dim=dim,
+        text=text,
+        pooling=pooling,
+        notes=(
+            f"{at}{CONFIG}: {chosen.named.__name__}, encoder of texts",
+            note,
+            *text_notes(text),
+        ),
+    )
+
+
+def sentence_pooling(
+    folder: Path, modules: list[tuple[str, str]], text: TextFacts | None, width: int
+) -> tuple[Pooling, int, str]:
+    """Read what follows the model in a `modules.json`.
+
+    Args:
+        folder: The directory.
+        modules: Its modules; see `sentence_transformers.read_modules`.
+        text: How its texts become tokens; None: the job says it.
+        width: Numbers of a token's vector.
+
+    Returns:
+        The pooling with its layers, the numbers per text, and what `pipeline plan` says of them.
+
+    Raises:
+        JobError: A module is not read, or does not fit the one before it.
+    """
+    types = [module_type for module_type, _ in modules]
     if types[1:2] != ["Pooling"] or types.count("Pooling") != 1:
         raise JobError(f"model.path: {st.MODULES}: Pooling must follow Transformer, once")
-    st.require_vectors(folder, at)
-    return _sentence_facts(folder, modules, choose(folder, at, is_encoder=True))
-
-
-def _sentence_facts(
-    folder: Path, modules: list[tuple[str, str]], chosen: ModelClass
-) -> DirectoryFacts:
-    at = chosen.at
-    prefix = st.read_prompt(folder)
+    st.require_vectors(folder, modules[0][1])
     pooling = st.read_pooling(folder, modules[1][1])
-    text = text_of(folder, chosen, prefix)
-    dim = width_of(chosen.config, "hidden_size") * len(pooling.modes)
+    dim = width * len(pooling.modes)
     layers: list[DenseLayer | Literal["normalize"]] = []
     for module_type, place in modules[2:]:
         if module_type == "Normalize":
@@ -64,24 +95,12 @@ def _sentence_facts(
                 f"what comes before gives {dim}"
             )
         dim = dense.out_features
-    skips = not pooling.include_prompt and prefix
-    num_tokens = count_tokens(str(folder / text.tokenizer), prefix) if skips else 0
+    skips = text is not None and text.prefix and not pooling.include_prompt
+    num_tokens = count_tokens(str(folder / text.tokenizer), text.prefix) if text and skips else 0
     layer_names = (layer if layer == "normalize" else "dense" for layer in layers)
     steps = [" + ".join(pooling.modes), *layer_names]
-    return chosen.directory(
-        "text",
-        ("embed", "zero_shot"),
-        format_name="sentence_transformers",
-        embedding_dim=dim,
-        text=text,
-        pooling=replace(pooling, prompt_tokens=num_tokens, layers=tuple(layers)),
-        notes=(
-            f"{at}{CONFIG}: {chosen.named.__name__}, encoder of texts",
-            f"{st.MODULES}: pooling {', '.join(steps)}; {dim} numbers per text",
-            *text_notes(text),
-            *([f"{st.PROMPTS}: before each text {preview(prefix)}"] if prefix else []),
-        ),
-    )
+    pooling = replace(pooling, prompt_tokens=num_tokens, layers=tuple(layers))
+    return pooling, dim, f"{st.MODULES}: pooling {', '.join(steps)}; {dim} numbers per text"
 
 
 def encoder_facts(
@@ -97,8 +116,8 @@ def encoder_facts(
     Raises:
         JobError: The directory is refused.
     """
-    text = text_of(folder, chosen, st.read_prompt(folder))
     at = chosen.at
+    text = text_of(folder, at, chosen.module, st.read_prompt(folder))
     notes: list[str] = [f"{at}{CONFIG}: {chosen.named.__name__}"]
     tasks: tuple[str, ...] = ("embed", "zero_shot")
     labels: tuple[str, ...] | None = None
@@ -133,13 +152,12 @@ def encoder_facts(
     )
 
 
-def text_of(folder: Path, chosen: ModelClass, prefix: str = "") -> TextFacts:
-    """Read how a class's texts are tokenised; raises as `text_facts`."""
-    at = chosen.at
+def text_of(folder: Path, at: str, module: torch.nn.Module | None, prefix: str = "") -> TextFacts:
+    """Read how a model's texts are tokenised; arguments and errors are those of `text_facts`."""
     lengths = read_object(folder, at + st.LENGTHS, optional=True)
     return text_facts(
         folder,
-        chosen.module,
+        module,
         at=at if (folder / (at + TOKENIZER)).is_file() else "",
         max_seq_length=read_value(lengths, "max_seq_length", at + st.LENGTHS, int, ge=1),
         prefix=prefix,
@@ -150,12 +168,13 @@ def text_of(folder: Path, chosen: ModelClass, prefix: str = "") -> TextFacts:
 def text_notes(text: TextFacts) -> tuple[str, ...]:
     """Return what `pipeline plan` says of texts."""
     cut = "; longer ones lose their start" if text.cuts_start else ""
-    return (f"{text.tokenizer}: texts of at most {text.max_tokens} tokens{cut}",)
+    prompt = [f"{st.PROMPTS}: before each text {preview(text.prefix)}"] if text.prefix else []
+    return (f"{text.tokenizer}: texts of at most {text.max_tokens} tokens{cut}", *prompt)
 
 
 def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     """Read the facts of a language model; raises as `encoder_facts`."""
-    text = replace(text_of(folder, chosen), shares_places=chosen.head != SEQ2SEQ)
+    text = replace(text_of(folder, chosen.at, chosen.module), shares_places=chosen.head != SEQ2SEQ)
     written = generation_facts(folder, chosen.config, has_encoder=chosen.head == SEQ2SEQ)
     return chosen.directory(
         "text",

@@ -29,6 +29,8 @@ CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
 _TIMEOUT_S = 30
 _COUNT = "pipeline.models.directories.text.text_facts:count_tokens"
+TENSORS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a model may take of a text."""
 _DEFAULT_TOKENS = 512
 """For a model and a tokenizer that both name no limit."""
 
@@ -115,7 +117,7 @@ def count_tokens(path: str, prompt: str) -> int:
 
 def text_facts(
     folder: Path,
-    module: torch.nn.Module,
+    module: torch.nn.Module | None,
     *,
     at: str = "",
     max_seq_length: int | None = None,
@@ -126,7 +128,7 @@ def text_facts(
 
     Args:
         folder: The directory.
-        module: The library's model, whose tensors may mean nothing.
+        module: The library's model, whose tensors may mean nothing; None: it is unknown.
         at: Where the tokenizer lies: '' or a folder of the directory, ending in `/`.
         max_seq_length: A limit that another file sets.
         prefix: The prompt before each text.
@@ -135,12 +137,12 @@ def text_facts(
     Raises:
         JobError: A file is missing or damaged.
     """
-    config: Any = module.config
+    config: Any = module.config if module is not None else None
     settings = read_object(folder, at + CONFIG, optional=True)
     tokenizer = load_tokenizer(folder / (at + TOKENIZER))
     with tokenizer_errors(f"model.path: {at}{TOKENIZER}: its normaliser fails"):
         keeps_case = lowercase and _keeps_case(tokenizer)
-        require_agreement(settings, config.model_type, tokenizer, at)
+        require_agreement(settings, getattr(config, "model_type", ""), tokenizer, at)
     if keeps_case:
         raise JobError(
             "model.path: sentence_bert_config.json says do_lower_case, and tokenizer.json keeps "
@@ -148,14 +150,14 @@ def text_facts(
         )
     limits = [
         max_seq_length or read_value(settings, "model_max_length", at + CONFIG, int, ge=1),
-        max_positions(module),
+        None if module is None else max_positions(module),
     ]
     return TextFacts(
         tokenizer=at + TOKENIZER,
         max_tokens=min((limit for limit in limits if limit), default=_DEFAULT_TOKENS),
         prefix=prefix,
         pad_id=_pad_id(folder, at, settings, tokenizer, module),
-        tensor_names=tensor_names(module),
+        tensor_names=TENSORS if module is None else tensor_names(module),
         cuts_start=_cuts_start(settings, tokenizer),
     )
 
@@ -184,12 +186,12 @@ def tensor_names(module: torch.nn.Module) -> tuple[str, ...]:
     """Return the tensors that the model takes of a text; type ids only if it has several types."""
     taken = inspect.signature(module.forward).parameters
     types = getattr(_text_config(module), "type_vocab_size", 0) or 0
-    has_types = "token_type_ids" in taken and types > 1
-    return ("input_ids", "attention_mask", *(("token_type_ids",) if has_types else ()))
+    return TENSORS if "token_type_ids" in taken and types > 1 else TENSORS[:2]
 
 
 def _text_config(module: Any) -> Any:
-    return getattr(module.config, "text_config", module.config)
+    config = getattr(module, "config", None)
+    return getattr(config, "text_config", config)
 
 
 def _keeps_case(tokenizer: Tokenizer) -> bool:

@@ -1,0 +1,128 @@
+"""What lies beside an .onnx file of texts: tokenizer, limits, labels, pooling.
+
+The installed library makes the model of config.json without weights, for its limits; a model that
+it does not know is none the less run, as its code is the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories import heads
+from pipeline.models.directories.facts import DirectoryFacts, OnnxFile, Pooling, TextFacts
+from pipeline.models.directories.json_files import read_object
+from pipeline.models.directories.library import base_of, config_of, quiet, refused
+from pipeline.models.directories.onnx.tensors import TensorFacts, fixed
+from pipeline.models.directories.text import sentence_transformers as st
+from pipeline.models.directories.text.encoder_facts import sentence_pooling, text_notes, text_of
+from pipeline.models.directories.text.text_facts import TOKENIZER
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "config.json"
+_MEAN = f"no {st.MODULES}: pooling mean, without normalisation"
+
+
+def with_files_beside(folder: Path, facts: DirectoryFacts, main: TensorFacts) -> DirectoryFacts:
+    """Complete the facts of a file that takes token ids.
+
+    Args:
+        folder: Of the copy, as `choose_onnx` chose it.
+        facts: Of the file itself.
+        main: The output that tasks take.
+
+    Raises:
+        JobError: A file beside it is damaged, or not read.
+    """
+    assert isinstance(facts.module, OnnxFile), "the facts are of a file"
+    values = read_object(folder, CONFIG, optional=True)
+    module, problem = _library_module(values)
+    has_tokenizer = (folder / TOKENIZER).is_file()
+    text = _text(folder, facts.module, module) if has_tokenizer else None
+    notes = [*([f"{CONFIG}: {problem}"] if problem else []), *(text_notes(text) if text else ())]
+    more: dict[str, Any] = {"text": text}
+    modules = st.read_modules(folder) if (folder / st.MODULES).is_file() else []
+    if facts.tasks[0] == "embed":
+        pooled, note = _pooled(folder, modules, text, main)
+        more |= pooled
+        notes.append(note)
+    elif values and facts.tasks[0] in ("classify", "tokens"):
+        types = [module_type for module_type, _ in modules]
+        is_cross_encoder = bool(modules) and st.is_cross_encoder(folder, types)
+        more |= _head(folder, values, module, facts, main, scores_pairs=is_cross_encoder)
+        notes.append(f"{CONFIG}: {', '.join(more['labels'] or ['no names of the outputs'])}")
+    return replace(facts, **more, notes=(*facts.notes, *notes))
+
+
+def _library_module(values: Mapping[str, Any]) -> tuple[torch.nn.Module | None, str]:
+    """Return the library's encoder of a config.json; None, and why, if it knows none."""
+    if not values:
+        return None, ""
+    try:
+        config = config_of(values, 0)
+        cls = base_of(config)
+        import torch
+
+        with quiet(), torch.device("meta"):
+            return cls(config), ""
+    except JobError as error:
+        return None, str(error)
+    except Exception as error:  # noqa: BLE001  # the library checks values in many ways
+        return None, str(refused(error, f"makes no model of {CONFIG}"))
+
+
+def _text(folder: Path, file: OnnxFile, module: torch.nn.Module | None) -> TextFacts:
+    text = text_of(folder, "", module, st.read_prompt(folder))
+    return replace(
+        text,
+        max_tokens=min(text.max_tokens, file.max_tokens or text.max_tokens),
+        tensor_names=tuple(
+            tensor.name for tensor in file.inputs if tensor.name in text.tensor_names
+        ),
+    )
+
+
+def _pooled(
+    folder: Path, modules: list[tuple[str, str]], text: TextFacts | None, main: TensorFacts
+) -> tuple[dict[str, Any], str]:
+    """Return how the vectors of tokens become one, and what `pipeline plan` says of it."""
+    if main.rank != 3:
+        where = f"{st.MODULES} is not read: " if modules else ""
+        return {}, f"{where}{main.name} is one vector per text already"
+    width = fixed(main.shape, 2)
+    if not modules:
+        return {"pooling": Pooling(("mean",), st.MODES), "embedding_dim": width}, _MEAN
+    if width is None:
+        raise JobError(
+            f"model.path: {main.name} does not say how many numbers a vector has, and "
+            f"{st.MODULES} lies beside the file; export it with a fixed last axis"
+        )
+    pooling, dim, note = sentence_pooling(folder, modules, text, width)
+    return {"pooling": pooling, "embedding_dim": dim}, note
+
+
+def _head(
+    folder: Path,
+    values: Mapping[str, Any],
+    module: torch.nn.Module | None,
+    facts: DirectoryFacts,
+    main: TensorFacts,
+    *,
+    scores_pairs: bool,
+) -> dict[str, Any]:
+    """Return labels, tasks and activation of the outputs of a classifier."""
+    labels, width = facts.labels, main.shape[-1] if main.shape else None
+    if labels is None and (module is not None or values.get("id2label")):
+        labels = heads.labels_of(module.config if module is not None else None, values)
+    if labels is None or (isinstance(width, int) and width != len(labels)):
+        return {"labels": None}
+    head = "token" if facts.tasks[0] == "tokens" else "sequence"
+    activation, is_named = heads.score_activation(folder, values, len(labels))
+    known = heads.tasks_of(head, labels, values, scores_pairs=scores_pairs or is_named)
+    tasks = tuple(task for task in (*known, "raw") if task in facts.tasks)
+    return {"labels": labels, "tasks": tasks, "activation": activation}
