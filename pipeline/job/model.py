@@ -153,8 +153,8 @@ class Model(Section):
     `{text}`; LLaVA, Idefics3 and SmolVLM need `<image>` in it."""
     messages: tuple[Message, ...] = ()
     """Tasks `choices`, `generate`: the same as messages, `{role, content}` each, which the chat
-    template of the model directory writes. It is rendered once, in a sandbox, and never sees a
-    text. Over images only for models that need `<image>`."""
+    template of the model directory writes, stripped if it strips texts. Over images only for models
+    that need `<image>`."""
     generate: Generate = Generate()
     """Task `generate`: how texts are written."""
     prior_corrected: bool = False

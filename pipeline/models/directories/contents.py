@@ -25,15 +25,15 @@ from pipeline.models.directories.library import FACTORY_ADVICE
 from pipeline.models.directories.refused import ADAPTER, MERGE, explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text import sentence_transformers as st
-from pipeline.models.directories.text.chat_template import FILE as CHAT
-from pipeline.models.directories.text.chat_template import LEGACY as LEGACY_CHAT
 from pipeline.models.directories.text.text_facts import CONFIG as TOKENIZER_CONFIG
 from pipeline.models.directories.text.text_facts import SPECIAL, TOKENIZER
-from pipeline.models.directories.text.writing.generation_config import FILE as GENERATION
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
+_CHAT = ("chat_template.jinja", "chat_template.json")
+"""Tokenizers have the first; processors of images and texts once had the second."""
 _TRANSFORMER = (
     CONFIG,
     SINGLE,
@@ -46,8 +46,7 @@ _TRANSFORMER = (
     PROCESSOR,
     BOTH,
     st.LENGTHS,
-    CHAT,
-    LEGACY_CHAT,
+    *_CHAT,
     GENERATION,
 )
 _OF_SERIES = (
@@ -71,7 +70,7 @@ def choose_files(store: Store) -> list[StoredFile]:
     files = _look_up(store, NAMES)
     if st.MODULES in files:
         modules = st.parse_modules(parse_json(_read(store, st.MODULES, files), st.MODULES))
-        for name in (CHAT, LEGACY_CHAT, GENERATION):
+        for name in (*_CHAT, GENERATION):
             files.pop(name, None)  # encoders write no texts
     else:
         modules = [("Transformer", "")]

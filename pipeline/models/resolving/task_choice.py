@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
@@ -16,7 +15,7 @@ from pipeline.core.user_code.allowed_imports import require_allowed, source_dige
 from pipeline.core.user_code.own_code import extension_errors
 from pipeline.models.directories.build import require_served
 from pipeline.models.directories.facts import GenerationFacts
-from pipeline.models.directories.snapshot import local
+from pipeline.models.directories.snapshot import ModelDirectory, local
 from pipeline.models.directories.text.chat_template import image_prompt
 from pipeline.models.directories.text.text_facts import load_tokenizer
 from pipeline.models.generation import Generation, Rules
@@ -114,7 +113,7 @@ def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
         raise JobError(facts.problem)
     rules = facts.rules
     if facts.tokenizer and card.directory is not None:
-        rules = _with_prompt(model, facts, local(card.directory))
+        rules = _with_prompt(model, facts, card.directory)
     rules = _in_language(rules, model, card)
     if facts.most_places is not None:
         left = facts.most_places - len(rules.start) - bool(rules.languages)
@@ -128,21 +127,21 @@ def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
     return Generation(most, model.generate.stop, model.generate.invalid, schema, rules)
 
 
-def _with_prompt(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
+def _with_prompt(model: Model, facts: GenerationFacts, directory: ModelDirectory) -> Rules:
     """Return the rules of a model that reads no text, begun with the job's prompt if it has one.
 
     Args:
         model: The job's section.
         facts: Of the model directory.
-        folder: The directory.
+        directory: The directory.
 
     Raises:
         JobError: It has messages and there is no place for an image, or a place for a text.
     """
     if model.prompt is None and not model.messages and not facts.image_mark:
         return facts.rules
-    tokenizer = load_tokenizer(folder / facts.tokenizer)
-    prompt = _plain_prompt(model, facts, folder)
+    tokenizer = load_tokenizer(local(directory) / facts.tokenizer)
+    prompt = _plain_prompt(model, facts, directory)
     if facts.image_mark:
         prompt = prompt.replace(facts.image_mark, facts.image_text)
     tokenizer.no_truncation()
@@ -156,7 +155,7 @@ def _with_prompt(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
     return replace(facts.rules, start=(*(() if is_whole else first), *ids), languages=())
 
 
-def _plain_prompt(model: Model, facts: GenerationFacts, folder: Path) -> str:
+def _plain_prompt(model: Model, facts: GenerationFacts, directory: ModelDirectory) -> str:
     """Return the text that a model which reads none begins with; an image is one token there."""
     texts = [model.prompt or "", *(message.content for message in model.messages)]
     if any(PLACE in text for text in texts):
@@ -168,7 +167,7 @@ def _plain_prompt(model: Model, facts: GenerationFacts, folder: Path) -> str:
         return texts[0]
     if model.messages:
         messages = [(message.role, message.content) for message in model.messages]
-        return image_prompt(folder, messages, facts.image_mark)
+        return image_prompt(directory, messages, facts.image_mark)
     if texts[0].count(facts.image_mark) != 1:
         raise JobError(f"model.prompt: must have {facts.image_mark} once, where the image goes")
     return texts[0]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import JobError
 from pipeline.job.transform import Text
 from pipeline.models.directories.facts import TextFacts
-from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.chat_template import chat_prompt
 from pipeline.models.directories.text.hypotheses import hypotheses, reserved_tokens
 from pipeline.models.resolving.cards import ResolvedModel
@@ -132,7 +131,7 @@ def _prompt(model: Model, card: ResolvedModel, task: str, text: Text) -> Prompt 
         raise JobError("text.prefix: has no effect beside a prompt; write it into the prompt")
     if model.messages:
         messages = [(message.role, message.content) for message in model.messages]
-        return chat_prompt(local(card.directory), messages)
+        return chat_prompt(card.directory, messages)
     before, _, after = (model.prompt or PLACE).partition(PLACE)
     # The answer of a choice begins with the space.
     return Prompt(before, after if writes else after.rstrip(" "))

@@ -71,11 +71,10 @@ class PromptTokenizer:
         Raises:
             RowError: The tokenizer fails over one of these texts, or makes control tokens of it.
         """
-        before, after = self._prompt.before, self._prompt.after
         encode = functools.partial(
             self._tokenizer.encode_batch_fast, add_special_tokens=self._prompt.adds_special
         )
-        encodings = encoded(encode, [f"{before}{text}{after}" for text in texts])
+        encodings = encoded(encode, [self._prompt.around(text) for text in texts])
         rows = [encoding.ids for encoding in encodings]
         return [
             ids if self._count(ids) == self._num_control else self._in_pieces(text)
@@ -132,7 +131,7 @@ class PromptTokenizer:
     def _in_pieces(self, text: str) -> list[int]:
         pieces = encoded(
             functools.partial(self._tokenizer.encode_batch_fast, add_special_tokens=False),
-            _pieces(text, self._control.values()),
+            _pieces(self._prompt.stripped(text), self._control.values()),
         )
         ids = [number for piece in pieces for number in piece.ids]
         if self._count(ids):

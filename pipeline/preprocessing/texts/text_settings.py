@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,27 @@ class Prompt:
     after: str
     adds_special: bool = True
     """Whether the tokenizer adds its special tokens: a chat template has written them itself."""
+    strips: Literal["", "both", "left", "right"] = ""
+    """Ends at which a text loses its white space, as chat templates that strip a message have it;
+    of a blank text what stands before (`right`) or behind it (`left`) loses its own."""
+
+    def around(self, text: str) -> str:
+        """Return the prompt of a text."""
+        before, text, after = self.before, self.stripped(text), self.after
+        if not text:
+            before = before.rstrip() if self.strips == "right" else before
+            after = after.lstrip() if self.strips == "left" else after
+        return f"{before}{text}{after}"
+
+    def stripped(self, text: str) -> str:
+        """Return what of a text is in its prompt."""
+        text = text.lstrip() if self.strips in ("both", "left") else text
+        return text.rstrip() if self.strips in ("both", "right") else text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the tokens, as JSON values, for fingerprints."""
+        values = asdict(self)
+        return values if self.strips else {k: v for k, v in values.items() if k != "strips"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,7 @@ class TextSettings:
             "pad_id": self.pad_id,
             "tensor_names": list(self.tensor_names),
             "has_pair": self.has_pair,
-            **({"prompt": asdict(self.prompt)} if self.prompt else {}),
+            **({"prompt": self.prompt.to_dict()} if self.prompt else {}),
             **({"new_tokens": self.new_tokens} if self.new_tokens else {}),
             **({"cuts_start": True} if self.cuts_start else {}),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,10 @@ def test_texts_without_control_tokens_are_tokenised_as_the_library_does_it(model
     prompts = opened(model).prompts(TEXTS)
     chat = [f"{CHAT_PROMPT.before}{text}{CHAT_PROMPT.after}" for text in TEXTS]
     assert prompts == [library(text, add_special_tokens=False).input_ids for text in chat]
+    strips = replace(CHAT_PROMPT, strips="both")
+    texts = [" \n a film ", " </s>\n"]
+    stripped = [text.strip() for text in texts]
+    assert opened(model, strips).prompts(texts) == opened(model).prompts(stripped)
 
 
 PARTS = st.lists(st.sampled_from([*ROLES, "<|im_", "end|>", "<", "s>", "a", " ", "\n", "{{", "}}"]))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,41 +24,11 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
-_TIMEOUT_S = 30
 _COUNT = "pipeline.models.directories.text.text_facts:count_tokens"
 TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 """What a model may take of a text."""
 _DEFAULT_TOKENS = 512
 """For a model and a tokenizer that both name no limit."""
-
-
-def output_of(arguments: Sequence[str], given: bytes) -> bytes:
-    """Return what a Python program of ours prints over data that may make it hang or die.
-
-    Args:
-        arguments: Of the interpreter, in a process of its own.
-        given: Its standard input.
-
-    Raises:
-        ChildProcessError: It failed, or took too long; the message says why.
-    """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    try:
-        done = subprocess.run(  # noqa: S603  # our own code, over data
-            [sys.executable, *arguments],
-            input=given,
-            env=environment,
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ChildProcessError(f"it takes more than {_TIMEOUT_S} s") from None
-    if done.returncode < 0:
-        raise ChildProcessError("it takes too long or too much memory")
-    if done.returncode:
-        raise ChildProcessError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
-    return done.stdout
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
