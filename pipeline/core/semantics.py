@@ -24,7 +24,7 @@ SEMANTICS: Mapping[str, int] = {
     "waveform": 3,
     "features": 1,
     "tokenize": 1,
-    "predict": 4,
+    "predict": 5,
 }
 """Area -> version. `images`, `audio`, `parquet`, `jsonl`, `csv`, `webdataset`: rows, ids and values
 that a source yields; `fetch`: what a URI column may name; `waveform`: what a clip of sound becomes;

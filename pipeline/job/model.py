@@ -98,7 +98,7 @@ class Model(Section):
     """Arguments of `factory`, by name: numbers, text, true and false, lists, mappings."""
     weights: str | None = None
     """URI of a state dict: `.safetensors`, or `.pt`/`.pth` loaded with weights_only; [these
-    lines](#torchvision) make one of torchvision's."""
+    lines](#torchvision) fetch one of torchvision's."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Expected digest of the weights file; another digest is refused."""
     weights_key: str | None = None

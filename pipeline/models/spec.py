@@ -220,17 +220,19 @@ def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:
         JobError: The weights do not fit the architecture, are not plain weights, or have a digest
             other than the spec's.
     """
+    uri, held = spec.weights_uri, None
+    if uri is not None:
+        held = read_weights(uri, spec.weights_sha256, spec.storage_options)
     try:
         with seeded(spec.name, salt):
-            module = _build(spec)
+            module, is_loaded = _build(spec, held)
     except PipelineError:
         raise
     except Exception as error:  # a user's factory may raise anything
         reason = describe_user_error(error, spec.name.partition(":")[0])
         raise JobError(f"model {spec.name}: cannot be built: {reason}{SHOW_ALL}") from error
-    if spec.weights_uri is not None:
-        held = read_weights(spec.weights_uri, spec.weights_sha256, spec.storage_options)
-        load_state(module, held, spec.weights_key, spec.weights_uri, spec.name)
+    if uri is not None and held is not None and not is_loaded:
+        load_state(module, held, spec.weights_key, uri, spec.name)
     return module.eval()
 
 
@@ -246,21 +248,26 @@ def load_pinned(config: PredictorConfig) -> torch.nn.Module:
     return module
 
 
-def _build(spec: ModelSpec) -> torch.nn.Module:
+def _build(spec: ModelSpec, held: dict[Any, Any] | None) -> tuple[torch.nn.Module, bool]:
+    """Return the module, and whether it has what the weights file holds."""
     import torch
 
+    is_loaded = False
     if spec.directory is not None:
         assert spec.facts is not None, "a directory has facts"
         module = directory_module(spec.directory, spec.facts, spec.input, spec.pooling, spec.task)
     elif spec.origin == "torchvision":
-        module = torchvision_module(spec.name, spec.weights_sha256, **_num_classes(spec.task))
+        state = held if spec.weights_key is None else None
+        module, is_loaded = torchvision_module(
+            spec.name, spec.weights_sha256, state, **_num_classes(spec.task)
+        )
     elif spec.origin == "entry_point":
         module = entry_point_card(spec.name).build()
     else:
         module = import_callable("model.factory", spec.name)(**copy.deepcopy(dict(spec.args)))
     if not isinstance(module, torch.nn.Module):
         raise JobError(f"model {spec.name}: returned {type(module).__name__}, not an nn.Module")
-    return module
+    return module, is_loaded
 
 
 def entry_point_card(name: str) -> ModelCard:

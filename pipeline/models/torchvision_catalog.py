@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import InfraError
+from pipeline.models.directories.probes import images
+from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
 
 if TYPE_CHECKING:
@@ -23,22 +28,22 @@ if TYPE_CHECKING:
 _FILE = "facts.json"
 _DIGEST = re.compile(r"[-_]([0-9a-f]{8,})\.pth$")
 """In the address of weights: how their SHA-256 begins."""
-_WITHOUT_EPS = "COCO_V1"
-"""Weights that detectors of `overwrite_eps` were trained to with a batch normalisation without an
-epsilon; torchvision takes it away when it loads them."""
+_SAME = 2.5 / 255
+"""How far pixels may be off: Pillow, which torchvision's presets use, and torch round otherwise."""
 
 
 def torchvision_facts(name: str) -> dict[str, Any] | None:
-    """Return `family` of a model and its own `weights`, the first published first; None if unknown.
+    """Return what is known of a model; None if it is unknown.
 
-    Weights have `name`, `sha256` (how it begins), `transform` (a dict, or None) and `labels`.
+    These are its `family`, the `url` of its usual weights, and all its published `weights`, which
+    have `name`, `sha256` (how it begins), `transform` (a dict, or None) and `labels`.
     """
 
     def write(folder: Path) -> None:
         (folder / _FILE).write_text(json.dumps(_ask(name)))
 
     try:
-        folder = cached_folder(key_of(["torchvision facts", 4, name]), write)
+        folder = cached_folder(key_of(["torchvision facts", 5, name]), write)
         return json.loads((folder / _FILE).read_text())  # type: ignore[no-any-return]
     except (OSError, InfraError):
         return _ask(name)  # the node cache is not writable
@@ -56,10 +61,12 @@ def _ask(name: str) -> dict[str, Any] | None:
                 "name": entry.name,
                 "sha256": _digest(entry),
                 "transform": transform and transform.to_dict(),
-                "labels": list(entry.meta.get("categories", ())),
+                "labels": list(entry.meta.get("categories") or ()),
             }
         )
-    return {"weights": weights, "family": _family(models.get_model_builder(name))}
+    usual = getattr(models.get_model_weights(name), "DEFAULT", None)
+    family = _family(models.get_model_builder(name))
+    return {"weights": weights, "family": family, "url": usual and usual.url}
 
 
 def _digest(weights: Any) -> str:
@@ -74,82 +81,101 @@ def _family(builder: Any) -> str:
 
 
 def _transform(preset: Any) -> TransformSpec | None:
-    if type(preset).__name__ == "ObjectDetection":
-        # Detectors resize and normalise images themselves, each by its own size: as they are is
-        # exact. What they resize to depends on the shape, so no fixed size would be.
-        mean, std = (0.0,) * 3, (1.0,) * 3
-        return TransformSpec(None, None, None, mean, std, resize="none")
-    if not (hasattr(preset, "crop_size") and hasattr(preset, "mean")):
-        return None  # not an image classification preset: the job must give the transform
-    return TransformSpec(
-        size_px=int(preset.crop_size[0]),
-        resize_px=int(preset.resize_size[0]),
-        interpolation=preset.interpolation.value,
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-    )
+    """Return the transform that makes the pixels that a preset of torchvision makes; None if none.
+
+    Detectors resize and normalise images themselves, each by its own size: those get images as they
+    are. What a preset says of itself is not believed, but tried on four images.
+    """
+    specs = [TransformSpec(None, None, None, (0.0,) * 3, (1.0,) * 3, resize="none")]
+    with contextlib.suppress(AttributeError):
+        specs.append(
+            TransformSpec(
+                size_px=int(preset.crop_size[0]),
+                resize_px=int(preset.resize_size[0]),
+                interpolation=preset.interpolation.value,
+                mean=tuple(preset.mean),
+                std=tuple(preset.std),
+            )
+        )
+    return next((spec for spec in specs if _agrees(spec, preset)), None)
+
+
+def _agrees(spec: TransformSpec, preset: Any) -> bool:
+    import torch
+    from PIL import Image
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    for image in images():
+        pixels = Image.open(BytesIO(image)).convert("RGB")
+        try:
+            expected = preset(pixels) * std + mean
+        except Exception:  # noqa: BLE001  # it takes clips, or pairs of images
+            return False
+        made = resize_and_crop(torch.from_numpy(np.array(pixels)).permute(2, 0, 1), spec) / 255
+        if made.shape != expected.shape or (made - expected).abs().max() > _SAME:
+            return False
+    return True
 
 
 def torchvision_module(
-    name: str, weights_sha256: str | None = None, **options: Any
-) -> torch.nn.Module:
-    """Build an architecture without weights; nothing is downloaded for a backbone either.
+    name: str, weights_sha256: str | None, state: Mapping[str, Any] | None, **options: Any
+) -> tuple[torch.nn.Module, bool]:
+    """Build a model, with its weights if torchvision publishes them; nothing is downloaded.
+
+    The builder gets published weights as such, so that it decides what they need beside tensors:
+    normalisation of its own, sizes, auxiliary heads, names of old files, an epsilon. In the place
+    of their download it is given the state.
 
     Args:
         name: Of torchvision.
-        weights_sha256: Digest of the file that will be loaded.
+        weights_sha256: Digest of the weights file.
+        state: Its content.
+        options: Of the builder, such as `num_classes`.
+
+    Returns:
+        The module, and whether it has the state; the caller loads other weights.
     """
     models = _models()
-    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
-        options["weights_backbone"] = None
-    module: torch.nn.Module = models.get_model(name, weights=None, **options)
-    builder = inspect.unwrap(models.get_model_builder(name))
-    digests = [
-        _digest(entry) for entry in models.get_model_weights(name) if entry.name == _WITHOUT_EPS
-    ]
-    if "overwrite_eps" in builder.__code__.co_names and (weights_sha256 or "").startswith(
-        tuple(digests)
-    ):
-        _set_eps(module, 0.0)
-    return module
-
-
-def _set_eps(module: torch.nn.Module, eps: float) -> None:
-    from torch.nn import BatchNorm2d
-
-    for part in module.modules():
-        if isinstance(part, BatchNorm2d):
-            part.eps = eps
-
-
-def _models() -> Any:
-    """Import torchvision.models."""
-    with contextlib.suppress(ImportError), _deferred_compiler():
-        return importlib.import_module("torchvision.models")
-    return importlib.import_module("torchvision.models")  # it uses more of the compiler
+    builder = models.get_model_builder(name)
+    entries = models.get_model_weights(name) if state is not None else ()
+    weights = next((e for e in entries if (weights_sha256 or "").startswith(_digest(e))), None)
+    if weights is None:
+        if "weights_backbone" in inspect.signature(builder).parameters:
+            options["weights_backbone"] = None
+        return builder(weights=None, **options), False
+    with _in_place_of_download(weights, state):
+        return builder(weights=weights, **options), True
 
 
 @contextlib.contextmanager
-def _deferred_compiler() -> Iterator[None]:
-    """Defer the import of torch's compiler by torchvision, which is 1.0 s of its 1.2 s.
+def _in_place_of_download(weights: Any, state: Any) -> Iterator[None]:
+    """Let `get_state_dict` of published weights return a state.
+
+    This replaces a public method of torchvision, of one object and for the body alone. The plain
+    way, without weights and with `load_state_dict` afterwards, is that of all other weights.
+    """
+    weights.get_state_dict = lambda **_: state
+    try:
+        yield
+    finally:
+        del weights.get_state_dict
+
+
+def _models() -> Any:
+    """Import torchvision.models without torch's compiler, which is three quarters of the time.
 
     torchvision uses one function of it, in one operation of detectors; its first call imports it.
     """
     name = "torch._dynamo.utils"
-    if name in sys.modules:
-        yield
-        return
-    stand_in = ModuleType(name)
-    stand_in.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
-    sys.modules[name] = stand_in
-    try:
-        yield
-    finally:
-        if sys.modules.get(name) is stand_in:
-            del sys.modules[name]
-
-
-def _is_compile_supported(device_type: str) -> bool:
-    from torch._dynamo.utils import is_compile_supported
-
-    return bool(is_compile_supported(device_type))
+    if name not in sys.modules:
+        stand_in: Any = ModuleType(name)
+        stand_in.is_compile_supported = lambda d: import_module(name).is_compile_supported(d)
+        sys.modules[name] = stand_in
+        try:
+            return import_module("torchvision.models")
+        except ImportError:  # it uses more of the compiler
+            pass
+        finally:
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]
+    return import_module("torchvision.models")

@@ -52,7 +52,6 @@ def test_a_state_dict_loads_equal_from_pt_and_safetensors(tmp_path: Path):
     [
         ("0676ba61", 256, "IMAGENET1K_V1"),
         ("11ad3fa6", 232, "IMAGENET1K_V2"),
-        ("12345678", 256, "IMAGENET1K_V1; model.weights are others: give transform"),
     ],
 )
 def test_the_transform_of_torchvision_is_that_of_the_weights(
@@ -62,6 +61,25 @@ def test_the_transform_of_torchvision_is_that_of_the_weights(
     spec = resolve(name="resnet50", weights=path, weights_sha256=begins + "0" * 56, transform={})
     assert spec.input.transform.resize_px == resize_px
     assert spec.notes[0].startswith(f"torchvision: transform and labels of {weights}")
+
+
+def test_weights_that_torchvision_does_not_publish_ask_for_what_its_own_differ_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = saved(tmp_path / "w.pth", colours_state())
+    with pytest.raises(JobError) as caught:
+        resolve(name="resnet50", weights=path, transform={})
+    assert str(caught.value) == (
+        "transform: resnet50 brings no transform (model.weights are none that torchvision "
+        "publishes, resize_px of IMAGENET1K_V1 is 256, resize_px of IMAGENET1K_V2 is 232); give "
+        "resize_px"
+    )
+    spec = resolve(name="resnet50", weights=path, transform={"resize_px": 240})
+    assert (spec.input.transform.size_px, spec.input.transform.resize_px) == (224, 240)
+    note = "transform and labels of IMAGENET1K_V1; model.weights are others: give transform if"
+    caplog.clear()
+    assert note in resolve(name="resnet18", weights=path, transform={}).notes[0]
+    assert note in caplog.text, "a run says it, too"
 
 
 def test_another_digest_than_the_job_expects_is_refused(tmp_path: Path):
@@ -90,7 +108,7 @@ def test_a_list_is_no_state_dict_and_a_missing_file_is_named(tmp_path: Path):
 def test_a_torchvision_name_needs_weights_because_nothing_is_downloaded():
     message = refusal(name="resnet18", labels=None)
     assert "resnet18 needs the URI of a state dict" in message
-    assert "torchvision.models.get_model('resnet18', weights='DEFAULT').state_dict()" in message
+    assert "curl -O https://download.pytorch.org/models/resnet18-f37072fd.pth gets" in message
 
 
 def test_an_unknown_name_is_refused_beside_those_that_are_installed():

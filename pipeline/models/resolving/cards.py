@@ -55,6 +55,10 @@ class ResolvedModel:
     code_sha256: str
     """Digest of the code that builds the module."""
     transform: TransformSpec | None = None
+    transform_problem: str = ""
+    """Why the transform may be another, or there is none."""
+    undecided: tuple[str, ...] = ()
+    """Fields of the transform that the job has to give."""
     labels: tuple[str, ...] | None = None
     weights_path: str | None = None
     """Local path of a state dict that ships with the package."""
@@ -108,6 +112,7 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
         origin="directory",
         code_sha256=library_digest(facts),
         transform=facts.transform,
+        transform_problem=facts.transform_problem,
         labels=facts.labels,
         images=facts.images,
         facts=facts,
@@ -159,20 +164,38 @@ def _named_card(name: str, model: Model) -> ResolvedModel:
 def with_weights(card: ResolvedModel, model: Model, sha256: str | None) -> ResolvedModel:
     """Return a model of torchvision with transform and labels of the weights of a digest.
 
-    Weights that torchvision does not publish have those that it published first for the model.
+    Weights that torchvision does not publish have what all that it publishes have in common.
     """
-    facts = torchvision_facts(card.name)
-    if facts is None or not facts["weights"]:
+    weights = (torchvision_facts(card.name) or {}).get("weights")
+    if not weights:
         return card
-    published = next((e for e in facts["weights"] if (sha256 or "").startswith(e["sha256"])), None)
-    weights = published or facts["weights"][0]
-    others = "" if published else "; model.weights are others: give transform if theirs is another"
-    transform = weights["transform"] and TransformSpec.from_dict(weights["transform"])
+    published = [entry for entry in weights if (sha256 or "").startswith(entry["sha256"])]
+    weights = published or weights
+    transforms = {entry["name"]: entry["transform"] or {} for entry in weights}
+    first = weights[0]["transform"]
+    undecided = [
+        field
+        for field in first or ()
+        if any(other.get(field) != first[field] for other in transforms.values())
+    ]
+    labels = tuple(weights[0]["labels"])
+    has_labels = model.labels is None and all(tuple(e["labels"]) == labels for e in weights)
+    note, problem = f"torchvision: transform and labels of {weights[0]['name']}", ""
+    if not published:
+        note += "; model.weights are others: give transform if theirs is another"
+        differ = [
+            f"{field} of {name} is {transforms[name].get(field)}"
+            for field in undecided
+            for name in transforms
+        ]
+        problem = ", ".join(["model.weights are none that torchvision publishes", *differ])
     return replace(
         card,
-        transform=transform,
-        labels=tuple(weights["labels"]) if model.labels is None else None,
-        notes=(f"torchvision: transform and labels of {weights['name']}{others}",),
+        transform=first and TransformSpec.from_dict(first),
+        transform_problem=problem,
+        undecided=tuple(undecided),
+        labels=labels if has_labels else None,
+        notes=(note,),
     )
 
 

@@ -6,6 +6,7 @@ cached.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from pipeline.models.resolving.transform_choice import choose_transform, require
 from pipeline.models.spec import EAGER, ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
+from pipeline.models.torchvision_catalog import torchvision_facts
 from pipeline.models.weights.weights import weights_digest
 from pipeline.models.weights.weights_file import WEIGHT_SUFFIXES, check_suffix
 from pipeline.preprocessing.audio.audio_settings import USUAL_MAX_S, AudioSettings
@@ -36,6 +38,9 @@ from pipeline.preprocessing.model_input import Input, InputSettings
 if TYPE_CHECKING:
     from pipeline.job.job import Job
     from pipeline.job.model import Model
+
+
+log = logging.getLogger(__name__)
 
 
 def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
@@ -58,6 +63,8 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
     if card.origin == "torchvision" and (model.weights or "").endswith(tuple(WEIGHT_SUFFIXES)):
         weights_sha256 = weights_digest(model.weights, model.weights_sha256, model.storage_options)
         card = with_weights(card, model, weights_sha256)
+        if card.transform_problem and not job.transform.model_fields_set:
+            log.warning("%s", "; ".join(card.notes))
     name = task_name(model, card)
     if has_pairs and (model.choices or task_class(name).new_tokens(model)):
         raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")
@@ -154,9 +161,8 @@ def _weights_uri(card: ResolvedModel, model: Model) -> str | None:
     if uri is None and card.origin == "torchvision":
         raise JobError(
             f"model.weights: {card.name} needs the URI of a state dict "
-            f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently: torch.save("
-            f"torchvision.models.get_model({card.name!r}, weights='DEFAULT').state_dict(), "
-            f"'{card.name}.pth') makes one"
+            f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently: "
+            f"curl -O {(torchvision_facts(card.name) or {}).get('url')} gets torchvision's own"
         )
     if uri is not None:
         check_suffix(uri)
@@ -180,14 +186,14 @@ def _choose_input(
             raise JobError(f"{section}.{field}: has no effect on {where}; leave it out")
     transform = None
     if "transform" in taken:
-        problem = card.facts.transform_problem if card.facts else ""
         transform = choose_transform(
             card.name,
             card.transform,
             job.transform,
-            problem,
+            card.transform_problem,
             allow_import,
             job.source.max_image_px,
+            card.undecided,
         )
         require_image_fits(card.name, card.images, transform)
     text = choose_text(card, job.model, job.text) if "text" in taken else None

@@ -29,6 +29,7 @@ def choose_transform(
     problem: str = "",
     allow_import: Sequence[str] = (),
     max_image_px: int | None = None,
+    undecided: Sequence[str] = (),
 ) -> TransformSpec:
     """Return the transform of a job.
 
@@ -39,12 +40,15 @@ def choose_transform(
         problem: Why the model says nothing.
         allow_import: Prefixes of modules that `factory` may name.
         max_image_px: How many pixels an image may decode to; None: any number.
+        undecided: Fields that the model does not say, whatever `default` has.
 
     Raises:
         JobError: Fields are missing, have no effect, or do not fit together; the factory is not
             allowed, or cannot be called; every image would be made larger than one may be.
     """
-    spec = _chosen(name, default, wanted, problem, allow_import)
+    base = default.to_dict() if default else {}
+    known = {field: value for field, value in base.items() if field not in undecided}
+    spec = _chosen(name, known, wanted, problem, allow_import)
     if max_image_px is not None and least_made_px(spec) > (most := most_made_px(max_image_px)):
         raise JobError(
             f"transform: {name} would get images of {least_made_px(spec)} px at least (size_px "
@@ -56,13 +60,12 @@ def choose_transform(
 
 def _chosen(
     name: str,
-    default: TransformSpec | None,
+    base: Mapping[str, Any],
     wanted: Transform,
     problem: str,
     allow_import: Sequence[str],
 ) -> TransformSpec:
     given = wanted.model_dump(exclude_defaults=True)
-    base = default.to_dict() if default else {}
     if wanted.factory is not None:
         return _by_factory(name, wanted.factory, base, given, allow_import)
     resize = str(given.get("resize") or base.get("resize", "shortest"))

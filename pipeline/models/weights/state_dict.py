@@ -7,6 +7,7 @@ a prefix before each name. A state that does not fit is refused with the most li
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,12 @@ def load_state(
     if bare is not state and bare.keys() == wanted.keys():
         log.info("%s: a prefix of a wrapper (%s) is left out", uri, next(iter(state)))
         state = bare
+    loaded: Any = OrderedDict(state)
+    # Safetensors have no versions of modules, without which some load nothing (MNASNet).
+    versions = {"": dict(version=module._version)}
+    loaded._metadata = getattr(state, "_metadata", None) or versions
     try:
-        module.load_state_dict(state, strict=True)
+        module.load_state_dict(loaded, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise JobError(f"{uri}: does not fit {name}: {_why(bare, wanted, error)}") from None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import mobilenet_v3_small
@@ -135,8 +136,8 @@ def _make_inputs(folder: Path) -> None:
 def _make_models(folder: Path) -> None:
     churn = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))
     save_file(churn.state_dict(), folder / "churn.safetensors")
-    for name in ("mobilenet_v3_small", "newer"):
-        save_file(mobilenet_v3_small(weights=None).state_dict(), folder / f"{name}.safetensors")
+    torch.save(mobilenet_v3_small(weights=None).state_dict(), folder / "mobilenet_v3_small.pth")
+    save_file(mobilenet_v3_small(weights=None).state_dict(), folder / "newer.safetensors")
     (folder / "labels.txt").write_text("".join(f"label {index}\n" for index in range(1000)))
     minilm = folder / "demo-output" / "models" / "all-MiniLM-L6-v2"
     for encoder in (folder / "models" / "encoder", minilm):
