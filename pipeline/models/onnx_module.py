@@ -18,7 +18,7 @@ import torch
 
 from pipeline.models.directories.facts import OnnxFile
 from pipeline.models.directories.onnx.file import read_onnx_facts, runnable
-from pipeline.models.directories.onnx.graph import ONNX_LOG_LEVEL, external_files, parse_onnx
+from pipeline.models.directories.onnx.graph import external_files, open_session, parse_onnx
 from pipeline.models.tasks import task_class
 from pipeline.preprocessing.input_facts import TEXT
 from pipeline.preprocessing.table_input import texts_of
@@ -240,13 +240,7 @@ class OnnxModule(torch.nn.Module):
 
 def _reference(source: str | bytes, outputs: Sequence[str]) -> Engine:
     """Return the engine of the reference: onnxruntime, float32, the graph as it is in the file."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.log_severity_level = ONNX_LOG_LEVEL
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    session = open_session(source, torch.get_num_threads())
 
     def run(feeds: Feeds) -> Sequence[npt.NDArray[Any]]:
         arrays: Sequence[npt.NDArray[Any]] = session.run(list(outputs), feeds)

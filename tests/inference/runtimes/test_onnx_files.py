@@ -36,8 +36,11 @@ UNABLE = [runtime.name for runtime in all_runtimes() if not runtime.file_precisi
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.03}
 
 
-def runner_of(path: Path, seen: Input, runtime: str, precision: str = "fp32") -> Runner:
-    whole = InferenceModule(OnnxModule.of(path), seen, torch.float32).eval()
+def runner_of(
+    path: Path | OnnxModule, seen: Input, runtime: str, precision: str = "fp32"
+) -> Runner:
+    module = path if isinstance(path, OnnxModule) else OnnxModule.of(path)
+    whole = InferenceModule(module, seen, torch.float32).eval()
     example = {
         name: torch.zeros(slot.shape, dtype=getattr(torch, slot.dtype))
         for name, slot in seen.slots(BatchLimits(BATCH)).items()
@@ -112,10 +115,11 @@ def test_a_runtime_that_needs_a_torch_module_says_so(tmp_path: Path, runtime: st
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "openvino"])
 def test_a_broken_file_is_one_line_with_the_library_s_reason(tmp_path: Path, runtime: str):
     model = onnx_files.features_model()
+    module = OnnxModule.of(onnx_files.save(model, tmp_path / "m.onnx"))
     model.graph.initializer[0].dims[0] = 1 << 40  # a shape that the data do not have
-    path = onnx_files.save(model, tmp_path / "m.onnx")
+    onnx_files.save(model, tmp_path / "m.onnx")
     with pytest.raises(JobError, match=f"model.runtime = '{runtime}': cannot run this model: "):
-        runner_of(path, FeatureInput(onnx_files.NUM_FEATURES), runtime)
+        runner_of(module, FeatureInput(onnx_files.NUM_FEATURES), runtime)
 
 
 def test_a_file_is_not_exported_for_calibration(tmp_path: Path):

@@ -19,6 +19,7 @@ from pipeline.models.directories.onnx.graph import (
     external_files,
     is_inside,
     name_of,
+    parse_bytes,
     refusal,
 )
 from pipeline.models.directories.refused import ONNX_FOLDER
@@ -87,17 +88,7 @@ def _placed(uri: str, options: Mapping[str, Any]) -> tuple[Store, str, str]:
 
 def _belongings(place: str, data: bytes) -> tuple[dict[str, int], bool]:
     """Return the files with external data and how long each must be; whether it takes tokens."""
-    try:
-        import onnx
-    except ImportError:
-        raise JobError(
-            f"model.path = {place}: onnx is not installed: "
-            "pip install 'batch-inference-pipeline[onnxruntime]'"
-        ) from None
-    try:
-        model = onnx.load_model_from_string(data)
-    except Exception as error:  # noqa: BLE001  # any error of the parser means that it is not a model
-        raise refusal(place, f"is not an ONNX model, or damaged: {type(error).__name__}") from None
+    model = parse_bytes(place, data)
     return external_files(model), any(value.name == IDS for value in model.graph.input)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -107,9 +108,8 @@ def activation_of(model: onnx.ModelProto, output: str) -> str | None:
     return _ACTIVATIONS.get(node.op_type) if node.domain in _STANDARD else None
 
 
-def labels_in_metadata(model: onnx.ModelProto) -> tuple[str, ...] | None:
+def labels_in_metadata(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     """Return the class names in the metadata; None if there are none that can be read."""
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
     for key in _LABEL_KEYS:
         text = metadata.get(key, "")
         if text and len(text) <= _MAX_LABELS_CHARS and (names := _names(text)):

@@ -1,14 +1,14 @@
 """What an .onnx file says of its inputs and outputs, thus which input and tasks it is for.
 
-Only the file is read, without its external data, and no session of it is made. How texts become
-tokens and vectors, files beside it say; `texts.py` reads them.
+onnxruntime opens it, without optimisation, for names, types and shapes; the graph says what scores
+and classes are. How texts become tokens and vectors, files beside it say; `texts.py` reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.models.directories.facts import DirectoryFacts, ImageContract, OnnxFile
 from pipeline.models.directories.onnx.classes import (
@@ -18,19 +18,25 @@ from pipeline.models.directories.onnx.classes import (
     labels_in_metadata,
     unzip,
 )
-from pipeline.models.directories.onnx.graph import external_files, name_of, parse_onnx, refusal
+from pipeline.models.directories.onnx.graph import (
+    EXTRA,
+    external_files,
+    name_of,
+    open_session,
+    parse_onnx,
+    refusal,
+)
 from pipeline.models.directories.onnx.tensors import (
     IDS,
     TensorFacts,
     fixed,
     is_column,
-    is_of_maps,
     is_vector,
     listed,
     tensor_of,
-    type_name_of,
 )
 from pipeline.models.directories.text.text_facts import TENSORS
+from pipeline.preprocessing.input_facts import TEXT
 
 if TYPE_CHECKING:
     import onnx
@@ -65,14 +71,15 @@ def read_onnx_facts(
         JobError: It is not an ONNX model, or one that is refused, or no input of ours fits it.
     """
     model = parse_onnx(path)
-    is_apart = bool(external_files(model))
-    zipped = {} if is_apart else unzip(model)
-    inputs, outputs = _inputs(path, model), _outputs(path, model)
+    # The bytes of a file have no folder, where external data lie.
+    zipped = {} if external_files(model) else unzip(model)
+    ends = _opened(path, bytes(model.SerializeToString()) if zipped else str(path))
+    inputs, outputs = ends.inputs, ends.outputs
     input_name, layout = _input_and_layout(path, inputs, takes_any=takes_any)
     floats = [output for output in outputs if output.is_float]
     pooled = [output for output in floats if output.name == _SENTENCE]
     main = [*pooled, *floats, *outputs][0]
-    labels = labels_in_metadata(model) or _classes(model, main, zipped)
+    labels = labels_in_metadata(ends.metadata) or _classes(model, main, zipped)
     ends_in = activation_of(model, main.name)
     file = OnnxFile(
         inputs=tuple(inputs),
@@ -87,7 +94,7 @@ def read_onnx_facts(
     last = main.shape[-1] if main.shape else None
     facts = DirectoryFacts(
         format_name="onnx",
-        architecture=_architecture(model),
+        architecture=name_of(ends.graph_name or "a graph").strip("'\""),
         input=input_name,
         tasks=_tasks(input_name, main, {output.name for output in outputs}),
         labels=labels,
@@ -95,8 +102,7 @@ def read_onnx_facts(
         module=file,
         images=_images(inputs[0], layout) if layout else ImageContract(),
         ends_in=ends_in,
-        notes=_notes(path, file, outputs, ends_in, labels)
-        + _dropped_notes(path, model, outputs, zipped),
+        notes=_notes(path, file, ends, ends_in, labels),
     )
     if input_name != "text" or folder is None:
         return facts
@@ -126,35 +132,54 @@ def _classes(
     return None if is_other else names
 
 
-def _inputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
-    # In old files initializers are listed among the inputs: they have values already.
-    given = {tensor.name for tensor in model.graph.initializer}
-    given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-    wanted = [value for value in model.graph.input if value.name not in given]
-    if not 0 < len(wanted) <= _MAX_ENDS:
-        raise refusal(path, f"has {len(wanted)} inputs; {_SAYS}")
-    tensors = [tensor_of(value, takes_text=True) for value in wanted]
-    for value, tensor in zip(wanted, tensors, strict=True):
-        if tensor is None:
-            raise refusal(path, f"its input {name_of(value.name)} is no tensor of numbers or texts")
-    return [tensor for tensor in tensors if tensor is not None]
+class _Ends(NamedTuple):
+    """What a session of onnxruntime has at its ends."""
+
+    inputs: list[TensorFacts]
+    outputs: list[TensorFacts]
+    """Those of numbers."""
+    others: list[str]
+    """Name and type of the other outputs."""
+    metadata: Mapping[str, str]
+    graph_name: str
 
 
-def _outputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
-    outputs = model.graph.output[: _MAX_ENDS + 1]
-    maps = [output for output in outputs if is_of_maps(output)]
-    if maps:
+def _opened(path: Path, source: str | bytes) -> _Ends:
+    """Return what onnxruntime reads of a file.
+
+    Raises:
+        JobError: It does not open it, or it has no tensors.
+    """
+    try:
+        session = open_session(source)
+        about = session.get_modelmeta()
+        inputs = [tensor_of(end) for end in session.get_inputs()]
+        outputs = [tensor_of(end) for end in session.get_outputs()]
+        metadata, graph_name = about.custom_metadata_map, about.graph_name or about.producer_name
+    except ImportError as error:
+        raise refusal(path, f"{error.name} {EXTRA}") from None
+    except Exception as error:  # noqa: BLE001  # the library's reason is the file's
+        reason = f"{error}".partition(f"{path.name} failed:")[2] or f"{error}"
+        raise refusal(path, f"onnxruntime does not open it: {reason}") from None
+    others = [end if isinstance(end, str) else f"{name_of(end.name)} is text"
+              for end in outputs if isinstance(end, str) or end.dtype == TEXT]  # fmt: skip
+    ends = _Ends(
+        [end for end in inputs if isinstance(end, TensorFacts)],
+        [end for end in outputs if isinstance(end, TensorFacts) and end.dtype != TEXT],
+        *(others, metadata, graph_name),
+    )
+    if maps := [other for other in others if "map(" in other]:
         raise refusal(
             path,
-            f"output {name_of(maps[0].name)} is a sequence of maps (ZipMap), not a tensor: export "
-            'with options={id(model): {"zipmap": False}}',
+            f"output {maps[0]} (ZipMap), not a tensor: export with "
+            'options={id(model): {"zipmap": False}}',
         )
-    numbers = [tensor for output in outputs if (tensor := tensor_of(output)) is not None]
-    if not numbers:
-        raise refusal(path, "has no output that is a tensor of numbers")
-    if len(outputs) > _MAX_ENDS:
-        raise refusal(path, f"has more than {_MAX_ENDS} outputs")
-    return numbers
+    if wrong := [end for end in inputs if isinstance(end, str)]:
+        raise refusal(path, f"takes {wrong[0]}, not a tensor; {_SAYS}")
+    for what, tensors in (("inputs", inputs), ("outputs of numbers", ends.outputs)):
+        if not 0 < len(tensors) <= _MAX_ENDS:
+            raise refusal(path, f"has {len(tensors)} {what}, expected 1 to {_MAX_ENDS}")
+    return ends
 
 
 def _input_and_layout(
@@ -219,44 +244,24 @@ def _tasks(input_name: str, output: TensorFacts, names: set[str]) -> tuple[str, 
     return ("raw", "detect") if input_name == "image" else ("raw",)
 
 
-def _architecture(model: onnx.ModelProto) -> str:
-    name = model.graph.name or model.producer_name or "a graph"
-    return name_of(name).strip("'\"")
-
-
 def _notes(
     path: Path,
     file: OnnxFile,
-    outputs: Sequence[TensorFacts],
+    ends: _Ends,
     ends_in: str | None,
     labels: tuple[str, ...] | None,
 ) -> tuple[str, ...]:
     lines = [
-        f"{path.name}: takes {listed(file.inputs)}",
-        f"{path.name}: gives {listed(outputs)}; tasks take {name_of(file.output)}",
+        f"takes {listed(file.inputs)}",
+        f"gives {listed(ends.outputs)}; tasks take {name_of(file.output)}",
     ]
     if file.batch_size is not None:
-        lines.append(f"{path.name}: takes exactly {file.batch_size} rows at once")
+        lines.append(f"takes exactly {file.batch_size} rows at once")
     if ends_in is not None:
         how = "named probabilities" if ends_in == NAMED else f"a {ends_in} already"
-        lines.append(f"{path.name}: its output is {how}")
+        lines.append(f"its output is {how}")
     if labels is not None:
-        lines.append(f"{path.name}: has {len(labels)} class names")
-    return tuple(lines)
-
-
-def _dropped_notes(
-    path: Path,
-    model: onnx.ModelProto,
-    outputs: Sequence[TensorFacts],
-    zipped: Mapping[str, tuple[str, ...] | None],
-) -> tuple[str, ...]:
-    """Say which outputs are read without their ZipMap, and which are not read."""
-    lines = [f"{path.name}: {name_of(name)} is read without its ZipMap" for name in zipped]
-    read = {output.name for output in outputs}
-    lines += [
-        f"{path.name}: its output {name_of(output.name)} is {type_name_of(output)}, and is not read"
-        for output in model.graph.output
-        if output.name not in read
-    ]
-    return tuple(lines)
+        lines.append(f"has {len(labels)} class names")
+    lines += [f"{name_of(name)} is read without its ZipMap" for name in file.zipped]
+    lines += [f"its output {other}, and is not read" for other in ends.others]
+    return tuple(f"{path.name}: {line}" for line in lines)

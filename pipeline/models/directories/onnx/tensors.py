@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipeline.models.directories.onnx.graph import name_of
 from pipeline.preprocessing.input_facts import TEXT
-
-if TYPE_CHECKING:
-    import onnx
 
 Axis = int | str | None
 """Its length; the name of a dynamic one; None: dynamic without a name."""
@@ -21,6 +21,9 @@ _OF_COLUMNS = (
     *("int8", "int16", "uint8", "uint16", "uint32", "uint64"),
 )
 """What a column can be that is an input of its own."""
+_TENSOR = re.compile(r"tensor\((\w+)\)")
+_DTYPES = {"float": "float32", "double": "float64"}
+"""Names of onnxruntime that are others in numpy."""
 _SHOWN_ENDS = 12
 _MAX_AXIS = 2**31 - 1
 """Of a list in Arrow; a longer axis is none that a row could have."""
@@ -49,36 +52,21 @@ class TensorFacts(NamedTuple):
         return f"{name_of(self.name)} {self.dtype} ({axes})"
 
 
-def is_of_maps(value: onnx.ValueInfoProto) -> bool:
-    value_type = value.type
-    if value_type.WhichOneof("value") == "sequence_type":
-        value_type = value_type.sequence_type.elem_type
-    return bool(value_type.WhichOneof("value") == "map_type")
-
-
-def tensor_of(value: onnx.ValueInfoProto, *, takes_text: bool = False) -> TensorFacts | None:
-    """Describe an input or output; None: it is not a tensor of numbers, or of texts if taken."""
-    from onnx import TensorProto, helper
-
-    if value.type.WhichOneof("value") != "tensor_type":
-        return None
-    tensor = value.type.tensor_type
-    shape = tuple(map(_axis, tensor.shape.dim)) if tensor.HasField("shape") else None
-    if takes_text and tensor.elem_type == TensorProto.STRING:
-        return TensorFacts(value.name, TEXT, shape)
-    if tensor.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
-        return None
+def tensor_of(end: Any) -> TensorFacts | str:
+    """Describe an input or output of a session of onnxruntime; its type if it is not a tensor."""
+    match = _TENSOR.fullmatch(end.type)
+    named = match[1] if match else "none"
     try:
-        dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    except KeyError:
-        return None
-    return TensorFacts(value.name, dtype, shape)
+        dtype = TEXT if named == "string" else str(np.dtype(_DTYPES.get(named, named)))
+    except TypeError:
+        return f"{name_of(end.name)} is {end.type}"
+    # A scalar has no axes as well.
+    return TensorFacts(end.name, dtype, tuple(map(_axis, end.shape)) or None)
 
 
-def _axis(dim: Any) -> Axis:
-    if dim.WhichOneof("value") == "dim_value" and 0 < dim.dim_value <= _MAX_AXIS:
-        return int(dim.dim_value)
-    return str(dim.dim_param) or None
+def _axis(length: int | str | None) -> Axis:
+    is_known = not isinstance(length, int) or 0 < length <= _MAX_AXIS
+    return length if is_known else None
 
 
 def fixed(shape: Sequence[Axis] | None, axis: int) -> int | None:
@@ -102,12 +90,3 @@ def listed(tensors: Sequence[TensorFacts]) -> str:
     left = len(tensors) - _SHOWN_ENDS
     shown = ", ".join(map(str, tensors[:_SHOWN_ENDS]))
     return f"{shown} and {left} others" if left > 0 else shown
-
-
-def type_name_of(value: onnx.ValueInfoProto) -> str:
-    from onnx import TensorProto
-
-    type_name = value.type.WhichOneof("value") or "of unknown type"
-    if type_name == "tensor_type" and value.type.tensor_type.elem_type == TensorProto.STRING:
-        return "text"
-    return type_name.replace("_type", "").replace("_", " ")
