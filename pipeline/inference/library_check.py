@@ -11,10 +11,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import torch
 
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
@@ -25,15 +28,17 @@ from pipeline.inference.engines import open_engine
 from pipeline.job.job import Job
 from pipeline.models.agreement import SAME
 from pipeline.models.directories import probes
+from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import KEPT_WITH
 from pipeline.models.directories.snapshot import lend, local, local_bytes
 from pipeline.models.directories.text.text_facts import load_tokenizer
 from pipeline.models.directories.text.text_oracle import text_predictions
 from pipeline.models.directories.text.text_probes import special_tokens
 from pipeline.models.directories.view import make_view
+from pipeline.models.onnx_module import OnnxModule
 from pipeline.models.resolving.resolve import resolve_model
-from pipeline.models.spec import ModelSpec, PredictorConfig
-from pipeline.models.tasks import make_task
+from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
+from pipeline.models.tasks import make_task, task_class
 from pipeline.preprocessing.model_input import Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.process.confined import ConfinedError, confined
@@ -68,7 +73,7 @@ def hold_to_library(spec: ModelSpec) -> str:
     """
     directory, facts = spec.directory, spec.facts
     source = _SOURCES.get(spec.input.name)
-    if directory is None or facts is None or source is None or facts.format_name == "onnx":
+    if directory is None or facts is None or source is None or not _has_library(facts):
         return ""
     if local_bytes(directory) > _MOST_BYTES:
         return ""
@@ -130,7 +135,11 @@ def compare(path: str, spec: ModelSpec) -> str:
     with tempfile.TemporaryDirectory() as folder:
         view = make_view(Path(path), Path(folder))
         rows = [*zip(*columns.values(), strict=True)]
-        expected = text_predictions(view, spec.facts, spec.task.kind, rows)
+        expected = (
+            _predicted_by_onnx(view, spec, rows)
+            if spec.facts.format_name == "onnx"
+            else text_predictions(view, spec.facts, spec.task.kind, rows)
+        )
     if expected is None:
         return ""
     actual = _predicted(spec, columns)
@@ -154,12 +163,45 @@ def compare(path: str, spec: ModelSpec) -> str:
 _WAY_OUT = "return the model from model.factory, which is taken as it is"
 
 
+def _has_library(facts: DirectoryFacts) -> bool:
+    """Tell whether a directory's own library is here: of an .onnx file, that of its tokenizer."""
+    if facts.format_name != "onnx":
+        return True
+    return facts.text is not None and find_spec("transformers") is not None
+
+
+def _predicted_by_onnx(
+    view: Path, spec: ModelSpec, rows: Sequence[Sequence[str]]
+) -> pa.Table | None:
+    """Return the task's columns of what an .onnx file gives for each row alone."""
+    assert spec.facts is not None, "it is a directory"
+    if task_class(spec.task.kind).is_per_token:
+        return None
+    from pipeline.models.directories.onnx.alone import outputs_alone
+
+    outputs = outputs_alone(view, spec.facts, rows)
+    if outputs is None:
+        return None
+    module = load_module(spec)
+    assert isinstance(module, OnnxModule), "it is a file"
+    if module.pooled is not None:
+        outputs = [module.pool(vectors, torch.ones(vectors.shape[:2])) for vectors in outputs]
+    task, table = make_task(spec.task), pa.table({"row_id": [*map(str, range(len(rows)))]})
+    results = task.reduce(torch.cat(outputs), len(rows))
+    arrays = {name: tensor.numpy() for name, tensor in results.items()}
+    return pa.table(task.columns(arrays, np.ones(len(rows), np.bool_), table))
+
+
 def _shown(row: Sequence[Any]) -> str:
     return clean_message(" | ".join(repr(value) for value in row), 80)
 
 
 def _library(spec: ModelSpec) -> str:
     assert spec.facts is not None, "it is a directory"
+    if spec.facts.format_name == "onnx":
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
     name = {"timm": "timm", "sentence_transformers": "sentence-transformers"}.get(
         spec.facts.format_name, "transformers"
     )

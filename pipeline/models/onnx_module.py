@@ -213,11 +213,15 @@ class OnnxModule(torch.nn.Module):
         if self._facts.max_tokens is not None:
             outputs = [self._cut(output, first.shape[1]) for output in outputs]
         if self.pooled is not None:
-            vectors = SimpleNamespace(last_hidden_state=outputs[0].float())
-            return self.pooled(vectors, given.get(MASK, torch.ones_like(first)))
+            return self.pool(outputs[0], given.get(MASK, torch.ones_like(first)))
         if len(outputs) == 1:
             return outputs[0]
         return dict(zip(self.output_names, outputs, strict=True))
+
+    def pool(self, vectors: torch.Tensor, mask: torch.Tensor) -> Any:
+        """Return (B, D) of the vectors of tokens (B, L, D) that the mask (B, L) lets take part."""
+        assert self.pooled is not None, "the task takes one vector"
+        return self.pooled(SimpleNamespace(last_hidden_state=vectors.float()), mask)
 
     def _run(self, engine: Any, fed: Any, num_rows: int, join: Callable[[Any], Any]) -> list[Any]:
         """Run B rows; in pieces, padded with the rows of the batch, if the file wants a number."""

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow as pa
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from support.models import onnx_files
 from support.models.library_cases import (
     NAMES,
@@ -34,6 +36,7 @@ from support.models.snapshots import (
 from support.runs.jobs import SOURCES, job_of
 
 from pipeline.core.errors import JobError
+from pipeline.inference.library_check import hold_to_library
 from pipeline.models.directories.opening import open_facts
 from pipeline.models.resolving.resolve import resolve_model
 
@@ -185,6 +188,26 @@ def test_vectors_are_those_of_sentence_transformers_around_it(
 
 def spec_of(path: Path, **model: Any) -> Any:
     return resolve_model(job_of({"path": str(path), **model}, SOURCES["text"]))
+
+
+def test_probes_hold_it_to_onnx_runtime(exported: Exported, tmp_path: Path):
+    fields = pa.schema([("text", pa.large_string())])
+    path = exported.write(tmp_path / "d", ENCODER)
+    held = f"onnxruntime {onnxruntime.__version__} on 8 texts"
+    assert hold_to_library(spec_of(path).fitted(fields)) == held
+    model = onnx.load(path)
+    [output] = model.graph.output
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", [output.name, "rows"], ["of_batch"]),
+            helper.make_node("Sub", [output.name, "of_batch"], ["without_mean"]),
+        ]
+    )
+    output.name = "without_mean"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "rows"))
+    onnx_files.save(model, path)
+    with pytest.raises(JobError, match=r"onnxruntime .* something else for probe '.*embedding"):
+        hold_to_library(spec_of(path).fitted(fields))
 
 
 def test_what_lies_beside_it_is_read(exported: Exported, tmp_path: Path):

@@ -1,0 +1,50 @@
+"""The library's own way over an .onnx file of texts: each row alone, unpadded, by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from pipeline.models.directories.facts import DirectoryFacts, OnnxFile
+from pipeline.models.directories.onnx.choice import onnx_file_of
+from pipeline.models.directories.onnx.graph import open_session
+
+
+def outputs_alone(
+    view: Path, facts: DirectoryFacts, rows: Sequence[Sequence[str]]
+) -> list[torch.Tensor] | None:
+    """Return the output that tasks take, of each text or pair of texts.
+
+    Args:
+        view: Of the copy, with the tokenizer of the library.
+        facts: Of the file.
+        rows: Texts, or pairs of texts.
+
+    Returns:
+        For each row (1, ...), for one of tokens (1, L, ...); None: the file takes one shape alone.
+    """
+    file, text, path = facts.module, facts.text, onnx_file_of(view)
+    assert isinstance(file, OnnxFile), "the facts are of a file"
+    assert text is not None, "its rows are texts"
+    assert path is not None, "its facts were read"
+    if file.batch_size is not None or file.max_tokens is not None:
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(str(view), local_files_only=True)
+    session = open_session(str(path.resolve()))
+    outputs = []
+    for first, *second in rows:
+        tokens = tokenizer(
+            *(text.prefix + first, *second),
+            truncation=True,
+            max_length=text.max_tokens,
+            return_tensors="np",
+        )
+        zeros = np.zeros_like(tokens["input_ids"])
+        feeds = {end.name: tokens.get(end.name, zeros).astype(end.dtype) for end in file.inputs}
+        [output] = session.run([file.output], feeds)
+        outputs.append(torch.from_numpy(output))
+    return outputs
