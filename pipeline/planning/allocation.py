@@ -187,6 +187,14 @@ def allocate(resources: Resources, hardware: Hardware, *, cost: Cost) -> Allocat
         decoder_cpus = min(1.0, _round_down(share))
     taken += decoder_cpus * num_decoders
     actor_cpus = min(threads, _actor_cpus(max_actors, taken, hardware, resources.num_gpus > 0))
+    if not hardware.is_one_machine:
+        # Readers and writers keep their shares while they live: an actor whose node is lost must
+        # find room beside those of another node.
+        left = max(1, others)
+        beside = reader_cpus * math.ceil(num_readers / left)
+        beside += TASK_CPUS * math.ceil(num_writers / left)
+        room = _round_down(max(hardware.node_cpus, default=hardware.cpus) - beside)
+        actor_cpus = min(actor_cpus, room) if room > 0 else actor_cpus
     if min(actor_cpus, decoder_cpus) <= 0:
         raise JobError(
             f"resources: {max_actors} actors beside readers, decoders and writers do not fit the "

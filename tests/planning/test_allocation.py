@@ -126,6 +126,20 @@ def test_beside_the_actors_of_every_node_readers_and_writers_find_room_on_some(
         assert_room(allocation, left)
 
 
+@given(nodes=st.integers(2, 8), cpus=st.integers(1, 32), actors=ACTORS)
+def test_of_a_lost_node_an_actor_finds_room_beside_the_readers_and_writers_of_another(
+    nodes: int, cpus: int, actors: int | None
+):
+    """These keep their shares: an actor that reserves a whole node would wait for ever."""
+    assume(nodes * cpus >= (actors or 1))
+    hardware = Hardware(nodes, nodes * cpus, 0, node_cpus=(float(cpus),) * nodes)
+    allocation = on(hardware, max_actors=actors, decode_in="actors")
+    left = nodes - 1
+    readers = math.ceil(allocation.num_readers / left) * allocation.reader_cpus
+    writers = math.ceil(allocation.num_writers / left) * TASK_CPUS
+    assert allocation.actor_cpus + readers + writers <= cpus + 1e-9
+
+
 @given(nodes=st.lists(st.integers(0, 16), min_size=1, max_size=6), backwards=st.booleans())
 def test_nodes_of_different_sizes_have_room_for_tasks_however_actors_are_placed(
     nodes: list[int], backwards: bool
