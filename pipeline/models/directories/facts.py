@@ -55,14 +55,9 @@ class GenerationFacts:
     """What `pipeline plan` says of it."""
     tokenizer: str = ""
     """Of a model that reads no text: name of the tokenizer file whose tokens it writes."""
-    is_begun_by_prompt: bool = False
-    """Whether a prompt is all that its decoder begins with; otherwise it comes behind the first
-    token."""
     image_mark: str = ""
     """The token that stands for the image in a prompt; '': none does, and there may be no
     prompt."""
-    image_text: str = ""
-    """What becomes of it before the prompt is tokenised."""
     image_px: int | None = None
     """The side of the image."""
 

@@ -16,8 +16,8 @@ from pipeline.core.user_code.own_code import extension_errors
 from pipeline.models.directories.build import require_served
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.snapshot import ModelDirectory, local
-from pipeline.models.directories.text.chat_template import image_prompt
 from pipeline.models.directories.text.text_facts import load_tokenizer
+from pipeline.models.directories.text.writing.image_prompts import image_prompt
 from pipeline.models.generation import Generation, Rules
 from pipeline.models.outputs import OutputSpec
 from pipeline.models.records.grammar import require_grammars
@@ -140,37 +140,28 @@ def _with_prompt(model: Model, facts: GenerationFacts, directory: ModelDirectory
     """
     if model.prompt is None and not model.messages and not facts.image_mark:
         return facts.rules
-    tokenizer = load_tokenizer(local(directory) / facts.tokenizer)
-    prompt = _plain_prompt(model, facts, directory)
-    if facts.image_mark:
-        prompt = prompt.replace(facts.image_mark, facts.image_text)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    with tokenizer_errors("model.prompt: the tokenizer fails over it"):
-        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    if not ids:
-        raise JobError("model.prompt: has no tokens; leave it out")
-    first = facts.rules.start[:1]
-    is_whole = facts.is_begun_by_prompt or ids[:1] == [*first]
-    return replace(facts.rules, start=(*(() if is_whole else first), *ids), languages=())
-
-
-def _plain_prompt(model: Model, facts: GenerationFacts, directory: ModelDirectory) -> str:
-    """Return the text that a model which reads none begins with; an image is one token there."""
     texts = [model.prompt or "", *(message.content for message in model.messages)]
     if any(PLACE in text for text in texts):
         field = "messages" if model.messages else "prompt"
         raise JobError(f"model.{field}: the model reads no text, so that {PLACE} has no effect")
-    if not facts.image_mark:
-        if model.messages:
-            raise JobError("model.messages: the model reads no text; give model.prompt instead")
-        return texts[0]
-    if model.messages:
+    if facts.image_mark:
         messages = [(message.role, message.content) for message in model.messages]
-        return image_prompt(directory, messages, facts.image_mark)
-    if texts[0].count(facts.image_mark) != 1:
-        raise JobError(f"model.prompt: must have {facts.image_mark} once, where the image goes")
-    return texts[0]
+        start = image_prompt(directory, texts[0], messages, facts.image_mark)
+        return replace(facts.rules, start=start)
+    if model.messages:
+        raise JobError("model.messages: the model reads no text; give model.prompt instead")
+    tokenizer = load_tokenizer(local(directory) / facts.tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    with tokenizer_errors("model.prompt: the tokenizer fails over it"):
+        ids = tokenizer.encode(texts[0], add_special_tokens=False).ids
+    if not ids:
+        raise JobError("model.prompt: has no tokens; leave it out")
+    added = tokenizer.get_added_tokens_decoder().get(ids[0])
+    first = facts.rules.start[:1]
+    if ids[:1] == [*first] or (added is not None and added.special):
+        first = ()  # such a prompt is all that the decoder begins with
+    return replace(facts.rules, start=(*first, *ids), languages=())
 
 
 def _in_language(rules: Rules, model: Model, card: ResolvedModel) -> Rules:

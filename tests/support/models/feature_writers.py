@@ -59,6 +59,11 @@ _TILED = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}
 _MARKS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<image>")
 LOOKERS = {"llava": ("<image>",), **dict.fromkeys(_TILED, _MARKS)}
 """Models with an image in their prompt, which they need -> their control tokens."""
+_PROCESSORS: Mapping[str, Mapping[str, Any]] = {
+    "llava": {"patch_size": 8, "vision_feature_select_strategy": "default",
+              "num_additional_image_tokens": 1},
+    **{family: {"image_seq_len": 16} for family in _TILED},
+}  # fmt: skip
 PICTURES = (*_DECODERS, "blip", "git", *LOOKERS)
 TILE = Transform(
     size_px=32, resize="stretch", interpolation="lanczos", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
@@ -107,6 +112,7 @@ def make_feature_writer(folder: Path, family: str, **generation: Any) -> Path:
         write_image_processor(folder)
     if family in LOOKERS:
         (folder / "chat_template.jinja").write_text(LOOK_CHAT)
+        write_json(folder / "processor_config.json", _PROCESSORS[family])
     return folder
 
 
@@ -195,16 +201,12 @@ def library_prompt(folder: Path, prompt: str, messages: Sequence[Any] = ()) -> l
     """Return the tokens of a prompt with an image, or of messages, by the library's processor."""
     import transformers
 
-    images = transformers.AutoImageProcessor.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    if _family_of(folder) in _TILED:  # that of SmolVLM needs one more package, and writes the same
-        processor = transformers.Idefics3Processor(images, tokenizer, image_seq_len=16)
-    else:
-        processor = transformers.LlavaProcessor(images, tokenizer, 8, "default", None, "<image>", 1)
-    processor.chat_template = (folder / "chat_template.jinja").read_text()
+    processor = transformers.AutoProcessor.from_pretrained(folder)
     if messages:
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    return list(processor(images=Image.new("RGB", (40, 36)), text=prompt)["input_ids"][0])
+    options = {"do_image_splitting": False} if _family_of(folder) in _TILED else {}
+    made = processor(images=Image.new("RGB", (40, 36)), text=prompt, **options)
+    return list(made["input_ids"][0])
 
 
 def _hears(path: Path) -> bool:

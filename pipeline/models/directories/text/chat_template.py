@@ -1,8 +1,7 @@
 """What the chat template of a model directory puts around the text of a row, by its own library.
 
 The library renders the messages in a confined child process, with several texts in the row's place:
-what stands around all of them alike is the prompt. Messages about an image are lists of parts, of
-which one stands for the image; they have no text of a row.
+what stands around all of them alike is the prompt.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import random
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.library import quiet
 from pipeline.models.directories.opening import KEPT_WITH
 from pipeline.models.directories.snapshot import ModelDirectory, local
 from pipeline.models.directories.view import make_view
@@ -30,10 +30,11 @@ from pipeline.process.confined import ConfinedError, confined
 
 Messages = Sequence[tuple[str, str]]
 """Role and content of each."""
+WAY_OUT = "write model.prompt instead"
 _VERSION = 1
 """Of what is kept; raise it if the same directory and messages give another prompt."""
-_MODULE = "pipeline.models.directories.text.chat_template"
 _IMPORTS = ("torch", "transformers", "transformers.models.auto.processing_auto")
+_FRAME = "pipeline.models.directories.text.chat_template:text_frame"
 _FILE = "prompt.json"
 _CPU_S, _MEMORY_BYTES = 20, 2 << 30
 """Loading a tokenizer takes most of it; a template may be endless."""
@@ -46,7 +47,6 @@ _ADDRESS = re.compile(r"\bat 0x[0-9a-f]+>", re.IGNORECASE)
 _NO_CLOCK = "{% set strftime_now = the_time %}\n"
 """Leaves that name undefined: the same job gives the same prompts, and templates that ask whether
 it is defined have a date of their own."""
-_WAY_OUT = "write model.prompt instead"
 
 
 def chat_prompt(directory: ModelDirectory, messages: Messages) -> Prompt:
@@ -60,36 +60,28 @@ def chat_prompt(directory: ModelDirectory, messages: Messages) -> Prompt:
         JobError: There is no template, it fails, takes too long or too much memory, or it does not
             write a text as it is, once.
     """
-    return Prompt(**_known("text_frame", directory, messages))
+    return Prompt(**ask(_FRAME, directory, messages))
 
 
-def image_prompt(directory: ModelDirectory, messages: Messages, image: str) -> str:
-    """Render messages about an image with the chat template of a directory.
+def ask(function: str, directory: ModelDirectory, *arguments: Any) -> Any:
+    """Return what a function makes of a directory's files in a confined process; it is kept.
 
     Args:
+        function: `module:name`; it takes the files' folder and the arguments, and returns JSON.
         directory: The directory.
-        messages: One content has `image`, once.
-        image: What stands for the image in a content, and in what the template writes.
+        arguments: Of plain JSON values.
 
     Raises:
-        JobError: As `chat_prompt`; or no content, or several, have the image.
+        JobError: It fails, or takes too much.
     """
-    if sum(content.count(image) for _, content in messages) != 1:
-        raise JobError(f"model.messages: must have {image} once, where the image goes")
-    return str(_known("image_frame", directory, messages, image))
-
-
-def _known(function: str, directory: ModelDirectory, messages: Messages, *more: str) -> Any:
-    """Return what a function of this module makes in a confined process, or what is kept of it."""
 
     def write(folder: Path) -> None:
         path = local(directory)
         try:
             answer = confined(
-                f"{_MODULE}:{function}",
+                function,
                 str(path),
-                messages,
-                *more,
+                *arguments,
                 reads=[path],
                 imports=_IMPORTS,
                 cpu_s=_CPU_S,
@@ -99,29 +91,26 @@ def _known(function: str, directory: ModelDirectory, messages: Messages, *more: 
             raise _failed(str(error)) from None
         (folder / _FILE).write_text(json.dumps(answer))
 
-    key = key_of([function, _VERSION, directory.sha256, messages, more], KEPT_WITH)
+    key = key_of([function, _VERSION, directory.sha256, arguments], KEPT_WITH)
     return json.loads((cached_folder(key, write) / _FILE).read_text())
 
 
 def text_frame(path: str, messages: Messages) -> dict[str, Any]:
     """Return the fields of the prompt; see `chat_prompt`."""
-    with _template(Path(path), "AutoTokenizer") as (template, render):
+    with loaded(Path(path), "AutoTokenizer") as tokenizer:
 
         def with_text(text: str) -> str:
-            return render(
-                [
-                    {"role": role, "content": content.replace(PLACE, text)}
-                    for role, content in messages
-                ]
+            return rendered(
+                tokenizer, [(role, content.replace(PLACE, text)) for role, content in messages]
             )
 
         before, *after = with_text(_TEXT).split(_TEXT)
         if len(after) != 1:
             raise JobError(
                 f"model.messages: the chat template of model.path writes the text {len(after)} "
-                f"times, expected once; {_WAY_OUT}"
+                f"times, expected once; {WAY_OUT}"
             )
-        written = {text: with_text(text) for text in _texts(template)}
+        written = {text: with_text(text) for text in _texts(template_of(tokenizer))}
     prompts = [Prompt(before, after[0], False, strips) for strips in _STRIPS]
     for prompt in prompts:
         if all(prompt.around(text) == out for text, out in written.items()):
@@ -129,29 +118,8 @@ def text_frame(path: str, messages: Messages) -> dict[str, Any]:
     text, out = next(pair for pair in written.items() if prompts[0].around(pair[0]) != pair[1])
     raise JobError(
         f"model.messages: the chat template of model.path does not write each text as it is: of "
-        f"{preview(text)} it makes {preview(out)}; {_WAY_OUT}"
+        f"{preview(text)} it makes {preview(out)}; {WAY_OUT}"
     )
-
-
-def image_frame(path: str, messages: Messages, image: str) -> str:
-    """Return the prompt; see `image_prompt`."""
-    parts = [_parts(content, image) for _, content in messages]
-    with _template(Path(path), "AutoProcessor") as (_, render):
-        rendered = render(
-            [
-                {"role": role, "content": content}
-                for (role, _), content in zip(messages, parts, strict=True)
-            ]
-        )
-    texts = [part["text"] for content in parts for part in content if "text" in part]
-    missing = [text for text in texts if text.strip() not in rendered]
-    if missing or rendered.count(image) != 1:
-        what = f"no {preview(missing[0])}" if missing else f"{image} {rendered.count(image)} times"
-        raise JobError(
-            f"model.messages: the chat template of model.path writes {what}, expected each part "
-            f"once; {_WAY_OUT}"
-        )
-    return rendered
 
 
 def _texts(template: str) -> Iterator[str]:
@@ -161,61 +129,61 @@ def _texts(template: str) -> Iterator[str]:
     yield '<b>\u00c4 "don\'t" & \\n {{ 1 }} {% if %}</b>\r\n\n\n  #_* \U0001f600'
 
 
-def _parts(content: str, image: str) -> list[dict[str, str]]:
-    """Return the parts of a content as transformers has them, without empty texts."""
-    before, mark, behind = content.partition(image)
-    parts = [{"type": "text", "text": before}] if before else []
-    parts += [{"type": "image"}] if mark else []
-    return parts + ([{"type": "text", "text": behind}] if behind else [])
-
-
 @contextmanager
-def _template(folder: Path, auto: str) -> Iterator[tuple[str, Callable[[Any], str]]]:
-    """Load the template by one of the library's classes; have it and what renders messages by it.
+def loaded(folder: Path, auto: str) -> Iterator[Any]:
+    """Have what one of the library's Auto classes makes of a directory.
 
-    Rendering has bounds, and what it draws by chance is the same each time.
+    Raises:
+        JobError: The library cannot, or the body fails: a template is foreign code.
     """
     import transformers
 
-    with tempfile.TemporaryDirectory() as place:
-        view = make_view(folder, Path(place))
+    with tempfile.TemporaryDirectory() as place, quiet():
         try:
-            renderer = getattr(transformers, auto).from_pretrained(
-                view, local_files_only=True, trust_remote_code=False
+            yield getattr(transformers, auto).from_pretrained(
+                make_view(folder, Path(place)), local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # the library fails over files in many ways
+        except JobError:
+            raise
+        except Exception as error:
             raise _failed(f"{type(error).__name__}: {error}") from error
+
+
+def template_of(renderer: Any) -> str:
+    """Return the chat template of a tokenizer or processor.
+
+    Raises:
+        JobError: It has none.
+    """
     template = renderer.chat_template
     if isinstance(template, Mapping):
         template = template.get("default")
     if not isinstance(template, str):
-        raise JobError(f"model.messages: model.path has no chat template; {_WAY_OUT}")
+        raise JobError(f"model.messages: model.path has no chat template; {WAY_OUT}")
+    return template
 
-    def render(messages: Any) -> str:
-        random.seed(0)
-        text: str = renderer.apply_chat_template(
-            messages,
-            chat_template=_NO_CLOCK + template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        if len(text) > _MOST_CHARS or _ADDRESS.search(text):
-            what = "an address of memory" if len(text) <= _MOST_CHARS else "too much"
-            raise JobError(
-                f"model.messages: the chat template of model.path writes {what}; {_WAY_OUT}"
-            )
-        return text
 
-    try:
-        yield template, render
-    except JobError:
-        raise
-    except Exception as error:  # the template is foreign code
-        raise _failed(f"{type(error).__name__}: {error}") from error
+def rendered(renderer: Any, messages: Sequence[tuple[str, Any]]) -> str:
+    """Return what a tokenizer or processor makes of messages; chance is the same each time.
+
+    Raises:
+        JobError: It writes too much, or what differs from run to run.
+    """
+    random.seed(0)
+    text: str = renderer.apply_chat_template(
+        [{"role": role, "content": content} for role, content in messages],
+        chat_template=_NO_CLOCK + template_of(renderer),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    if len(text) > _MOST_CHARS or _ADDRESS.search(text):
+        what = "an address of memory" if len(text) <= _MOST_CHARS else "too much"
+        raise JobError(f"model.messages: the chat template of model.path writes {what}; {WAY_OUT}")
+    return text
 
 
 def _failed(reason: str) -> JobError:
     return JobError(
         f"model.messages: the chat template of model.path fails: {clean_message(reason, 200)}; "
-        f"{_WAY_OUT}"
+        f"{WAY_OUT}"
     )

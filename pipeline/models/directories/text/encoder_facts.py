@@ -175,7 +175,7 @@ def text_notes(text: TextFacts) -> tuple[str, ...]:
 def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     """Read the facts of a language model; raises as `encoder_facts`."""
     text = replace(text_of(folder, chosen.at, chosen.module), shares_places=chosen.head != SEQ2SEQ)
-    written = generation_facts(folder, chosen.config, has_encoder=chosen.head == SEQ2SEQ)
+    written = generation_facts(folder, chosen)
     return chosen.directory(
         "text",
         ("choices", "generate"),

@@ -16,7 +16,8 @@ from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.snapshot import open_directory
-from pipeline.models.directories.text.chat_template import chat_prompt, image_prompt
+from pipeline.models.directories.text.chat_template import chat_prompt
+from pipeline.models.directories.text.writing.image_prompts import image_prompt
 from pipeline.preprocessing.texts.text_settings import Prompt
 
 PAIRS = [(message["role"], message["content"]) for message in MESSAGES]
@@ -136,16 +137,19 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def about(folder: Path) -> str:
-    return image_prompt(open_directory(str(folder), {})[0], ABOUT, "<image>")
+    from transformers import AutoTokenizer
+
+    ids = image_prompt(open_directory(str(folder), {})[0], "", ABOUT, "<image>")
+    return str(AutoTokenizer.from_pretrained(folder).decode(ids))
 
 
 def test_a_content_becomes_the_parts_that_its_image_divides(viewer: Path, tmp_path: Path):
     folder = copytree(viewer, tmp_path / "m")
     (folder / FILE).write_text(PARTS)
-    assert about(folder) == "Be short.|Look: |<image>|What is it?|"
+    assert about(folder) == f"<s>Be short.|Look: |{'<image>' * 16}|What is it?|"
     (folder / FILE).unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": f"old {PARTS}"}))
-    assert about(folder).startswith("old Be")
+    assert about(folder).startswith("<s>old Be")
 
 
 @pytest.mark.parametrize(

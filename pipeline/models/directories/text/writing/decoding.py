@@ -7,6 +7,7 @@ records are the same.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,6 @@ import torch
 from torch import nn
 
 from pipeline.models.directories.text.cached_model import CachedModel, new_cache
-from pipeline.models.directories.text.writing.image_prompts import FAMILIES
 from pipeline.models.generation import Rules
 from pipeline.models.records.grammar import Grammar
 
@@ -173,6 +173,16 @@ class LibraryDecoding(Decoding):
         return logits
 
 
+def has_image_tokens(config: Any) -> bool:
+    """Tell whether an image is some of the tokens of a prompt, by the library's configuration."""
+    return isinstance(getattr(config, "image_token_id", None), int)
+
+
+def takes_tiles(model: nn.Module) -> bool:
+    """Tell whether a model takes the tiles of each image, (B, tiles, 3, H, W)."""
+    return "pixel_attention_mask" in inspect.signature(model.forward).parameters
+
+
 class BlipDecoding(LibraryDecoding):
     """The decoder of BLIP, which looks at the vectors of an image."""
 
@@ -199,8 +209,7 @@ class ImagePromptDecoding(LibraryDecoding):
 
     def read(self, tensors: Tensors) -> tuple[dict[str, Any], Sequence[int]]:
         [images] = tensors.values()
-        family = FAMILIES.get(self.model.config.model_type)  # type: ignore[union-attr,arg-type]
-        pixels = images[:, None] if family is not None and family.has_tiles else images
+        pixels = images[:, None] if takes_tiles(self.model) else images
         return {"pixel_values": pixels}, [self.num_read()] * len(images)
 
     def num_read(self) -> int:

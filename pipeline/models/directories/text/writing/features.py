@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
+from pipeline.models.directories import probes
 from pipeline.models.directories.chosen import ModelClass
 from pipeline.models.directories.facts import GenerationFacts
-from pipeline.models.directories.json_files import preview, read_value
+from pipeline.models.directories.library import quiet, refused
 from pipeline.models.directories.text.text_facts import TOKENIZER, load_tokenizer
+from pipeline.models.directories.text.writing.decoding import has_image_tokens, takes_tiles
 from pipeline.models.directories.text.writing.generation_config import (
     Reader,
-    facts_of,
+    most_places,
     or_problem,
-    reader_of,
-    values_of,
 )
-from pipeline.models.directories.text.writing.image_prompts import FAMILIES, image_prompt_facts
 
-_TASKS = ("transcribe", "translate")
 _NO_TIMES = "no_timestamps_token_id"
+_ANY_LANGUAGE = -1
+_TENSORS = {"input_ids", "attention_mask", "pixel_values", "pixel_attention_mask"}
+"""What the library makes of a prompt with an image for the models that are run here."""
+_MOST_PLACES = 1 << 20
+_WAY_OUT = "model.factory, with source.inputs, runs it"
 
 
 def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
@@ -31,26 +35,51 @@ def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
     Raises:
         JobError: The tokenizer is missing or damaged.
     """
-    config = chosen.config
     _require_tokenizer(folder)
 
     def read() -> GenerationFacts:
-        reader = reader_of(folder, config)
-        if config.model_type != "whisper":
-            return facts_of(reader, config, reader.start())
-        start, languages = _whisper_start(reader, config)
+        reader = Reader(folder, chosen)
+        if not hasattr(chosen.module, "_retrieve_init_tokens"):
+            return reader.facts(reader.start())
+        start, languages = _spoken_start(reader, chosen.config)
         times = reader.ids(_NO_TIMES)
-        facts = facts_of(
-            *(reader, config, start),
-            languages=languages,
-            times_from=times[0] + 1 if times else None,
-        )
+        times_from = times[0] + 1 if times else None
+        facts = reader.facts(start, languages=languages, times_from=times_from)
         spoken = [f"the likeliest of {len(languages)} languages"] if languages else []
         begins = ", ".join([str(start[0]), *spoken, *map(str, start[1:])])
-        note = f"{facts.note}; begins with {begins}; without timestamps"
-        return replace(facts, note=note, is_begun_by_prompt=True)
+        return replace(facts, note=f"{facts.note}; begins with {begins}; without timestamps")
 
     return replace(or_problem(read), tokenizer=TOKENIZER)
+
+
+def _spoken_start(reader: Reader, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return what Whisper's decoder begins with, and the languages that are tried behind the first.
+
+    The library says it; a language that it would ask the model for is the likeliest of these.
+    """
+    import torch
+
+    reader.start()
+    module: Any = reader.module
+    module.detect_language = lambda **_: torch.tensor([_ANY_LANGUAGE])
+    reader.made.return_timestamps = getattr(reader.made, "return_timestamps", False)
+    try:
+        ids = module._retrieve_init_tokens(
+            input_features=torch.zeros(1, 1, 1, device="cpu"),
+            batch_size=1,
+            generation_config=reader.made,
+            config=config,
+            num_segment_frames=0,
+            kwargs={},
+        )
+    except Exception as error:  # the library checks values in many ways
+        raise reader.failed(error) from error
+    finally:
+        del module.detect_language
+    begins = ids[0].tolist()
+    known = reader.values.get("lang_to_id") if _ANY_LANGUAGE in begins else None
+    languages = reader.checked_ids("lang_to_id", [*(known or {}).values()])
+    return reader.checked_ids("decoder_start_token_id", begins), languages
 
 
 def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
@@ -59,34 +88,90 @@ def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
     Raises:
         JobError: The tokenizer is missing or damaged.
     """
-    config = chosen.config
-
     _require_tokenizer(folder)
 
     def read() -> GenerationFacts:
-        if config.model_type == "blip":
-            # The library's own `generate` of it takes no other file, and the end from here.
-            text = config.text_config
-            values = {**values_of(text), "eos_token_id": text.sep_token_id}
-            reader = Reader(values, "config.json: text_config", text.vocab_size)
-            return facts_of(reader, text, _first(reader))
-        reader = reader_of(folder, config)
-        if config.model_type == "git":
-            return facts_of(reader, config, _first(reader))
-        if config.model_type in FAMILIES:
-            return image_prompt_facts(folder, reader, config)
-        facts = facts_of(reader, config, reader.start())
-        return replace(facts, is_begun_by_prompt="donut" in config.encoder.model_type)
+        reader = Reader(folder, chosen)
+        if (decoder := getattr(chosen.module, "text_decoder", None)) is not None:
+            # BLIP's own `generate` has the rules of its decoder alone, and this end.
+            reader.values = {
+                **decoder.generation_config.to_dict(),
+                "eos_token_id": reader.config.sep_token_id,
+            }
+        if has_image_tokens(chosen.config):
+            return _image_prompt_facts(folder, reader, chosen)
+        return reader.facts(reader.start())
 
     return replace(or_problem(read), tokenizer=TOKENIZER)
 
 
-def _first(read: Reader) -> tuple[int, ...]:
-    """Return the token that a text begins with."""
-    ids = read.ids("bos_token_id")
-    if not ids:
-        raise read.problem("no bos_token_id")
-    return ids[:1]
+def _image_prompt_facts(folder: Path, reader: Reader, chosen: ModelClass) -> GenerationFacts:
+    """Return how a model writes that has an image among the tokens of its prompt."""
+    from transformers import AutoProcessor
+
+    ids, shapes, tensors = [], set(), set[str]()
+    try:
+        with quiet():
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            mark = str(processor.image_token)
+            for image in probes.images():
+                made = with_image(processor, mark, image)
+                ids.append(made["input_ids"][0].tolist())
+                shapes.add(tuple(made["pixel_values"].shape))
+                tensors |= {*made}
+    except Exception as error:  # the library fails over files in many ways
+        raise refused(error, "makes no prompt with an image") from error
+    if beside := ", ".join(sorted(tensors - _TENSORS)):
+        raise JobError(
+            f"model.path: {chosen.named.__name__} reads images and texts, and its library gives it "
+            f"{beside} as well; {_WAY_OUT}"
+        )
+    counts = sorted({*map(len, ids)})
+    if len(shapes) > 1 or len(counts) > 1:
+        raise JobError(
+            f"model.path: {chosen.named.__name__} reads an image in a prompt as "
+            f"{' or '.join(map(str, counts))} tokens, by its size; expected one number of them; "
+            f"{_WAY_OUT}"
+        )
+    *axes, height, width = shapes.pop()
+    if height != width or axes != ([1, 1, 3] if takes_tiles(chosen.module) else [1, 3]):
+        raise JobError(
+            f"model.path: {chosen.named.__name__} reads an image as numbers of shape "
+            f"{(*axes, height, width)}, expected one square image; {_WAY_OUT}"
+        )
+    most = most_places(reader.config) or _MOST_PLACES
+    [(_, count)] = Counter(ids[0]).most_common(1)
+    if len(ids[0]) >= most:
+        raise JobError(f"model.path: an image is {count} tokens of {most} places; expected fewer")
+    facts = reader.facts(())
+    return replace(
+        facts,
+        most_places=most,
+        note=f"{facts.note}; {count} tokens of the prompt are the image",
+        image_mark=mark,
+        image_px=height,
+    )
+
+
+def with_image(processor: Any, prompt: str, image: bytes) -> Any:
+    """Return what a processor makes of a prompt with an image, as one tile of it.
+
+    Args:
+        processor: Of the library, of images and texts.
+        prompt: Has the mark of an image once.
+        image: Encoded.
+    """
+    from PIL import Image
+
+    options: dict[str, Any] = {}
+    begins = processor.tokenizer.bos_token
+    if begins and prompt.startswith(begins):  # as the library does it with a chat
+        options["add_special_tokens"] = False
+    if hasattr(processor.image_processor, "do_image_splitting"):
+        options["do_image_splitting"] = False
+    with quiet():
+        opened = Image.open(BytesIO(image)).convert("RGB")
+        return processor(images=opened, text=prompt, return_tensors="pt", **options)
 
 
 def _require_tokenizer(folder: Path) -> None:
@@ -96,73 +181,3 @@ def _require_tokenizer(folder: Path) -> None:
             "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers"
         )
     load_tokenizer(folder / TOKENIZER)
-
-
-def _whisper_start(read: Reader, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return what Whisper's decoder begins with, and the languages that are tried behind the first.
-
-    As `WhisperGenerationMixin._retrieve_init_tokens` has it: the language and the task that are
-    set, otherwise `forced_decoder_ids`; a language that nothing says is the likeliest.
-    """
-    values, [start] = read.values, read.start()
-    task, language = values.get("task"), values.get("language")
-    known = _ids_of(read, "lang_to_id")
-    places: dict[int, int | None] = {}
-    if task is None and language is None:
-        places = _forced(read, values.get("forced_decoder_ids"))
-        places = places or _forced(read, getattr(config, "forced_decoder_ids", None))
-    spoken, languages = places.pop(1, None), tuple[int, ...]()
-    if language is not None:
-        spoken = known.get(_language(language))
-        if spoken is None:
-            raise read.problem(f"language {preview(language)}, which lang_to_id does not have")
-    elif spoken is None:
-        languages = tuple(known.values())
-    ids = [start, *([] if spoken is None else [spoken])]
-    ids += [number for number in places.values() if number is not None]
-    tasks = _ids_of(read, "task_to_id")
-    if task is not None:
-        if task not in _TASKS or task not in tasks:
-            raise read.problem(f"task {preview(task)}, which task_to_id does not have")
-        ids.append(tasks[task])
-    elif language is not None and tasks and not {*ids} & {*tasks.values()}:
-        if _TASKS[0] not in tasks:
-            raise read.problem(f"task_to_id without {_TASKS[0]}")
-        ids.append(tasks[_TASKS[0]])
-    for number in read.ids(_NO_TIMES):
-        ids += [number] * (ids[-1] != number)
-    return tuple(ids), languages
-
-
-def _language(name: Any) -> str:
-    """Return a key of `lang_to_id`, `<|en|>`, of that or of `en` or `english`."""
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-    plain = str(name).lower()
-    return plain if plain.startswith("<|") else f"<|{TO_LANGUAGE_CODE.get(plain, plain)}|>"
-
-
-def _ids_of(read: Reader, key: str) -> Mapping[str, int]:
-    """Return token ids by name; {} if there are none."""
-    ids: dict[str, int] = read_value(read.values, key, read.where, dict, {})
-    read.checked_ids(key, [*ids.values()])
-    return ids
-
-
-def _forced(read: Reader, value: Any) -> dict[int, int | None]:
-    """Return place -> token of `forced_decoder_ids`, [place, token or null] each, from place 1 on.
-
-    As in the library, those that begin at another place are left aside.
-    """
-    key = "forced_decoder_ids"
-    if not value:
-        return {}
-    pairs = value if isinstance(value, list) else [value]
-    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-        raise read.refused(key, value, "a list of [place, token]")
-    read.checked_ids(key, [number for _, number in pairs if number is not None])
-    if pairs[0][0] != 1:
-        return {}
-    if [place for place, _ in pairs] != [*range(1, len(pairs) + 1)]:
-        raise read.refused(key, value, "places from 1 on, one after the other")
-    return dict(pairs)

@@ -18,8 +18,8 @@ from pipeline.models.directories.text.writing.decoding import (
     ImagePromptDecoding,
     LibraryDecoding,
     Tensors,
+    has_image_tokens,
 )
-from pipeline.models.directories.text.writing.image_prompts import FAMILIES
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
@@ -67,7 +67,7 @@ def _without(text: Text, times_from: int) -> Text:
 
 
 def _caption_class(model: Any) -> type[LibraryDecoding]:
-    if model.config.model_type in FAMILIES:
+    if has_image_tokens(model.config):
         return ImagePromptDecoding
     if hasattr(model, "git"):
         return ImageFirstDecoding

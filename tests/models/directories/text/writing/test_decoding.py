@@ -298,6 +298,7 @@ def test_messages_and_the_text_alone_are_prompts_too(folder_of: Any):
         ({"bad_words_ids": 7}, "bad_words_ids is 7, expected a valid list"),
         ({"sequence_bias": {"a": 1}}, "sequence_bias .*: task 'generate' does not do that"),
         ({"guidance_scale": 3.0}, "guidance_scale 3.0: task 'generate' does not do that"),
+        ({"stop_strings": ["a"]}, "stop_strings .*: task 'generate' does not do that"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_line(
@@ -318,7 +319,7 @@ def test_what_asks_for_other_outputs_is_overridden_and_said(folder_of: Any, tmp_
     note = writing(path).notes[-1]
     assert note == (
         "generation_config.json: ends at 2; greedy, so overridden: do_sample true, num_beams 4, "
-        "top_p 0.9"
+        "top_k 50, top_p 0.9"
     )
 
 
