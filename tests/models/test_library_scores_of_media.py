@@ -91,18 +91,6 @@ def projected(model: Any, given: Any) -> torch.Tensor:
     return model(**given).image_embeds
 
 
-def clip_processed(family: str, head: str) -> Maker:
-    """A directory whose file names its processor; ConvNeXt's own one resizes otherwise."""
-
-    def make(folder: Path) -> Path:
-        options = {"id2label": NAMES} if head == "image" else {}
-        path = make_snapshot(folder, family, head, **options)
-        change_json(path / "preprocessor_config.json", image_processor_type="CLIPImageProcessor")
-        return path
-
-    return make
-
-
 def siglip(folder: Path) -> Path:
     """SigLIP as it is: texts of 64 tokens, and a tokenizer that gives no attention mask."""
     path = make_snapshot(folder, "siglip", max_tokens=64)
@@ -127,7 +115,7 @@ PROMPTED = of_pipeline(
 SMALL_VIT = {"img_size": 32, "depth": 2}
 IMAGES = {
     **{
-        f"{family} classify": Case(clip_processed(family, "image"), ALL_IMAGES, best)
+        f"{family} classify": Case(made(family, "image", id2label=NAMES), ALL_IMAGES, best)
         for family in VISION_FAMILIES
     },
     "vit multilabel": Case(made("vit", "image", **MULTI), ALL_IMAGES, labels, EVERY),
@@ -137,7 +125,7 @@ IMAGES = {
     },
     **{
         f"{family} embed": Case(
-            clip_processed(family, "none"),
+            made(family, "none"),
             of_model(pooled if family == "convnext" else first),
             embedding,
             {"task": "embed"},
@@ -146,7 +134,7 @@ IMAGES = {
     },
     **{
         f"{family} embed mean": Case(
-            clip_processed(family, "none"),
+            made(family, "none"),
             of_model(mean),
             embedding,
             {"task": "embed", "pooling": "mean"},
@@ -158,12 +146,12 @@ IMAGES = {
         for family in ("clip", "siglip")
     },
     "clip tower embed": Case(
-        clip_processed("clip", "vision"),
+        made("clip", "vision"),
         of_model(projected, "CLIPVisionModelWithProjection"),
         embedding,
     ),
     "siglip tower embed": Case(
-        clip_processed("siglip", "vision"), of_model(pooled, "SiglipVisionModel"), embedding
+        made("siglip", "vision"), of_model(pooled, "SiglipVisionModel"), embedding
     ),
     **{
         f"{name} classify": Case(timm(name, **options), of_timm(are_vectors=False), best)

@@ -63,7 +63,7 @@ def build_module(
     if isinstance(facts.module, TimmModel):
         from pipeline.models.directories.image.timm_models import timm_module
 
-        module = timm_module(path, facts.module, embeds=served == "embed")
+        module = timm_module(path, embeds=served == "embed")
     else:
         module = _class_module(path, facts, facts.module, task)
     if isinstance(facts.module, LibraryClass) and facts.module.head in WRITERS:

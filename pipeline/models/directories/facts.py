@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pipeline.models.directories.onnx.tensors import TensorFacts
 from pipeline.models.generation import Rules
@@ -114,8 +113,6 @@ class TimmModel:
     """A model of the installed timm."""
 
     architecture: str
-    arguments: Mapping[str, Any]
-    """Of timm's constructor."""
 
 
 @dataclass(frozen=True)

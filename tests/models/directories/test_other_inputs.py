@@ -176,7 +176,7 @@ def test_a_model_that_only_writes_of_images_has_no_towers(tmp_path):
     path = make_feature_writer(tmp_path, "idefics3")
     writer = transformers.Idefics3ForConditionalGeneration.from_pretrained(path)
     writer.model.save_pretrained(path)
-    with pytest.raises(JobError, match="Idefics3Model makes no vectors of texts in one space"):
+    with pytest.raises(JobError, match="Idefics3Model is a language model that sees images"):
         read_facts(tmp_path)
 
 

@@ -54,6 +54,7 @@ def test_a_model_of_torchvision_takes_three_channels(tmp_path: Path):
 def test_a_directory_says_how_many_channels_its_model_takes(tmp_path: Path):
     gray = make_snapshot(tmp_path / "gray", "vit", "image", num_channels=1)
     change_json(gray / "preprocessor_config.json", image_mean=[0.5], image_std=[0.5])
+    change_json(gray / "preprocessor_config.json", do_convert_rgb=False)
     assert resolve({"path": str(gray)}, {}).input.transform.channels == "gray"
     message = refusal({"path": str(gray)}, {"channels": "rgb", "mean": [0.5] * 3, "std": [0.5] * 3})
     assert "takes 1 channel, transform gives 3: set transform.channels: gray" in message

@@ -180,6 +180,7 @@ def write_tokenizer(folder: Path, manner: str, max_tokens: int = MAX_TOKENS) -> 
 def write_image_processor(folder: Path, **changes: Any) -> None:
     """Write a `preprocessor_config.json` that resizes to 36 px and crops 32 px."""
     values = {
+        "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": 36},
         "resample": 3,

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
-from pipeline.models.directories.chosen import CONFIG, ModelClass, width_of
+from pipeline.models.directories.chosen import CONFIG, ModelClass
 from pipeline.models.directories.facts import TOWERS, DirectoryFacts, ImageContract, Pooling
-from pipeline.models.directories.image.image_transform import in_words, read_transform
-from pipeline.models.directories.library import quiet
+from pipeline.models.directories.image.detectors import reading_of
+from pipeline.models.directories.image.image_transform import read_transform
+from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
 from pipeline.models.directories.loading import has_class_token, pooler_option
 from pipeline.models.directories.text.encoder_facts import text_notes, text_of
 from pipeline.models.directories.text.text_facts import TOKENIZER
 from pipeline.models.directories.text.writing.features import image_generation_facts
-from pipeline.preprocessing.images.transform import TransformSpec
 
 _USUAL_PX = 224
-_SIGLIP = "siglip"
-"""In the type of a model whose library gives each prompt a sigmoid of its own: SigLIP, SigLIP 2."""
-_SOFTMAX = ("detr", "table-transformer", "yolos")
-_SIGMOID = (
-    *("conditional_detr", "d_fine", "dab-detr", "deformable_detr", "deimv2", "lw_detr"),
-    *("rf_detr", "rt_detr", "rt_detr_v2"),
-)
-FAMILIES = (*_SOFTMAX, *_SIGMOID)
-"""Detectors whose own post-processing, `post_process_object_detection`, was read: it is what task
-`detect` does with `logits` and `pred_boxes`. Each has as many logits as labels and takes their
-sigmoids, but for the first ones, which have one more, for no object, and take the softmax."""
+_NUM_ROWS = 2
 
 
 def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
@@ -40,24 +31,21 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         JobError: The directory is refused.
     """
     labels, dim, pooling = None, None, None
-    if chosen.head == "image":
-        labels = heads.labels_of(chosen.config, chosen.values)
-        tasks = heads.tasks_of("image", labels, chosen.values, scores_pairs=False)
-        what = f"{len(labels)} outputs, {', '.join(tasks)}"
-    elif chosen.head == "detection":
-        labels, what = _detector_labels(chosen)
-        tasks = ("detect",)
+    if chosen.head == "none":
+        lengths = _lengths(chosen)
+        pooling = Pooling((first := next(iter(lengths)),), (*lengths,))
+        dim, tasks = lengths[first], ("embed",)
+        what = f"pooling {first}; {dim} numbers per image"
     else:
-        poolings = _poolings(chosen)
-        lengths = _lengths(chosen, poolings)
-        poolings = tuple(lengths) or poolings
-        pooling = Pooling(poolings[:1], poolings)
-        keys = ("projection_dim",) if poolings[0] == "projection" else ()
-        dim = lengths.get(poolings[0])
-        dim = dim or width_of(chosen.config, *keys, "hidden_size", "hidden_sizes")
-        tasks, what = ("embed",), f"pooling {poolings[0]}; {dim} numbers per image"
+        labels = heads.labels_of(chosen.config, chosen.values)
+        if chosen.head == "image":
+            tasks = heads.tasks_of("image", labels, chosen.values, scores_pairs=False)
+            what = f"{len(labels)} outputs, {', '.join(tasks)}"
+        else:
+            reading = reading_of(folder / chosen.at, chosen.named.__name__, len(labels))
+            tasks, what = ("detect",), f"{len(labels)} labels ({reading}), detect"
     images = _images(chosen)
-    transform, problem, note = _transform(folder, chosen, images)
+    transform, problem, note = read_transform(folder, chosen.at, images.num_channels)
     return chosen.directory(
         "image",
         tasks,
@@ -79,7 +67,7 @@ def caption_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     """
     written = image_generation_facts(folder, chosen)
     images = _images(chosen)._replace(height_px=written.image_px, width_px=written.image_px)
-    transform, problem, note = _transform(folder, chosen, images)
+    transform, problem, note = read_transform(folder, chosen.at, images.num_channels)
     return chosen.directory(
         "image",
         ("generate",),
@@ -97,27 +85,24 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
     Raises:
         JobError: There is no such tower, or the directory is refused.
     """
+    from pipeline.models.directories.image.image_modules import ImageTower, TextTower
+
+    name = chosen.named.__name__
     if wanted not in ("image", "text"):
-        raise JobError(f"model.path: {chosen.named.__name__} takes images or texts, not {wanted}")
-    config = chosen.config
-    dim = width_of(config, "projection_dim") if hasattr(config, "projection_dim") else None
-    if not hasattr(chosen.module, tower := f"{'vision' if wanted == 'image' else 'text'}_model"):
-        raise JobError(f"model.path: {CONFIG}: {chosen.named.__name__} has no {tower} to take")
+        raise JobError(f"model.path: {name} takes images or texts, not {wanted}")
     if not hasattr(chosen.built, "get_text_features"):
         raise JobError(
-            f"model.path: {CONFIG}: {chosen.named.__name__} makes no vectors of texts in one space "
-            "with those of images"
+            f"model.path: {CONFIG}: {name} is a language model that sees images, and how it takes "
+            f"an image in a prompt is not known here; {FACTORY_ADVICE}"
         )
-    dim = dim or width_of(
-        getattr(config, f"{'vision' if wanted == 'image' else 'text'}_config"),
-        *(("projection_size",) if wanted == "text" else ()),
-        "hidden_size",
-    )
-    is_sigmoid = wanted == "image" and _SIGLIP in config.model_type
+    wrap = ImageTower if wanted == "image" else partial(TextTower, fixed_tokens=None, pad_id=0)
+    dim = _shape(chosen, wrap, wanted)[1]
+    # A bias beside the scale is of a loss that gives each prompt a sigmoid of its own.
+    is_sigmoid = wanted == "image" and hasattr(chosen.module, "logit_bias")
     transform, problem, text, images = None, "", None, ImageContract()
     if wanted == "image":
         images = _images(chosen)
-        transform, problem, line = _transform(folder, chosen, images)
+        transform, problem, line = read_transform(folder, chosen.at, images.num_channels)
         notes: tuple[str, ...] = (line,)
     else:
         text = text_of(folder, chosen.at, chosen.module)
@@ -135,98 +120,80 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
         text=text,
         scores="sigmoid" if is_sigmoid else None,
         notes=(
-            f"{CONFIG}: {chosen.named.__name__}, {dim} numbers per {wanted}"
+            f"{CONFIG}: {name}, {dim} numbers per {wanted}"
             + ("; scores of prompts are sigmoids" if is_sigmoid else ""),
             *notes,
         ),
     )
 
 
-def _detector_labels(chosen: ModelClass) -> tuple[tuple[str, ...], str]:
-    """Return the class names, and what is said of the outputs.
+def _lengths(chosen: ModelClass) -> dict[str, int]:
+    """Return the length of the vectors of each pooling of a class, the default first.
+
+    Its configuration does not say that; so it runs, without numbers.
 
     Raises:
-        JobError: It is a detector of another kind.
+        JobError: It gives no vectors, or the images of a batch become one.
     """
-    model_type, config = chosen.values.get("model_type"), chosen.config
-    if model_type not in FAMILIES:
-        raise JobError(
-            f"model.path: {CONFIG}: {chosen.named.__name__} is a detector whose boxes are read in "
-            f"a way of its own; expected one of {', '.join(FAMILIES)}"
-        )
-    if getattr(config, "use_focal_loss", True) is False:
-        raise JobError(
-            f"model.path: {CONFIG}: use_focal_loss is false, so that the last label means no "
-            "object; expected true, as published models of this family have it"
-        )
-    labels = heads.labels_of(config, chosen.values)
-    how = "softmax, one more for no object" if model_type in _SOFTMAX else "sigmoid"
-    return labels, f"{len(labels)} labels ({how}), detect"
+    from pipeline.models.directories.image.image_modules import ImageModule
+
+    name, lengths = chosen.built.__name__, {}
+    if name.endswith("WithProjection"):
+        modes: tuple[str, ...] = ("projection",)
+    elif not has_class_token(chosen.built, chosen.config):
+        modes = ("pooler", "mean")
+    else:
+        modes = ("pooler", "cls", "mean") if name.endswith("VisionModel") else ("cls", "mean")
+    for mode in modes:
+        shape = _shape(chosen, partial(ImageModule, output=mode), "image")
+        if shape and shape[0] != _NUM_ROWS:
+            raise JobError(
+                f"model.path: {CONFIG}: {name} gives no vector per image: it joins the images of a "
+                "batch; it must treat each by itself"
+            )
+        if len(shape) == 2:  # CvT has a class token, and no place for it in its map
+            lengths[mode] = shape[1]
+    if not lengths:
+        raise JobError(f"model.path: {CONFIG}: {name} gives no vector per image")
+    return lengths
 
 
-def _poolings(chosen: ModelClass) -> tuple[str, ...]:
-    """Return the ways to one vector per image, the default first.
+def _shape(chosen: ModelClass, wrap: Callable[[Any], Any], wanted: str) -> tuple[int, ...]:
+    """Return the shape of what a class gives for two rows; () if it has no such output.
 
-    `cls` is the first vector, `mean` that of all, `pooler` and `projection` are the model's own.
-    """
-    if chosen.built.__name__.endswith("WithProjection"):
-        return ("projection",)
-    if not has_class_token(chosen.built, chosen.config):
-        has_pooler = getattr(chosen.module, "pooler", chosen.module) is not None
-        return ("pooler", "mean") if has_pooler else ("mean",)
-    if chosen.built.__name__.endswith("VisionModel"):
-        return "pooler", "cls", "mean"
-    return "cls", "mean"
-
-
-def _lengths(chosen: ModelClass, poolings: Sequence[str]) -> dict[str, int]:
-    """Return the length of the vectors of each pooling that the class has the output for.
-
-    Its configuration does not say that; so it runs, without numbers. Empty: it cannot.
+    Args:
+        wrap: Makes the module that is run of the library's model.
+        wanted: `image` or `text`.
 
     Raises:
-        JobError: The images of a batch become one.
+        JobError: It does not run.
     """
-    if "projection" in poolings:
-        return {}
     import torch
 
-    from pipeline.models.directories.image.image_modules import pooled
+    part = getattr(chosen.config, "vision_config", chosen.config)
+    side = getattr(part, "image_size", None) or _USUAL_PX
+    sides = side if isinstance(side, list | tuple) else (side, side)
+    pixels = (_NUM_ROWS, _images(chosen).num_channels or 3, *sides)
+    for device in ("meta", "cpu"):  # some of the library's models look at numbers
+        with quiet(), torch.device(device), torch.inference_mode():
+            ids = torch.ones(_NUM_ROWS, 8, dtype=torch.int64)
+            inputs = [torch.ones(pixels)] if wanted == "image" else [ids, ids]
+            try:
+                model = chosen.module if device == "cpu" else _without_numbers(chosen)
+                return tuple(wrap(model)(*inputs).shape)
+            except AttributeError:  # no such output, or None
+                return ()
+            except Exception as error:  # noqa: BLE001  # of the library
+                problem = error
+    raise refused(problem, f"runs no {chosen.built.__name__}") from problem
 
-    side = getattr(chosen.config, "image_size", None) or _USUAL_PX
-    height, width = side if isinstance(side, list | tuple) else (side, side)
+
+def _without_numbers(chosen: ModelClass) -> Any:
     options = pooler_option(chosen.built, chosen.config, chosen.module.state_dict())
-    lengths: dict[str, int] = {}
-    with quiet(), torch.device("meta"), torch.inference_mode():
-        try:
-            model = chosen.built(chosen.config, **options).eval()
-            given = model(torch.empty(2, _images(chosen).num_channels or 3, height, width))
-        except Exception:  # noqa: BLE001  # of the library; what it cannot do, its rows will tell
-            return {}
-        for pooling in poolings:
-            with contextlib.suppress(AttributeError):  # no such output, or None
-                vectors = pooled(given, pooling)
-                if vectors.ndim == 2 and len(vectors) != 2:
-                    raise JobError(
-                        f"model.path: {CONFIG}: {chosen.built.__name__} gives no vector per image: "
-                        "it joins the images of a batch; it must treat each by itself"
-                    )
-                if vectors.ndim == 2:  # CvT has a class token, and no place for it in its map
-                    lengths[pooling] = vectors.shape[1]
-    return lengths
+    return chosen.built(chosen.config, **options).eval()
 
 
 def _images(chosen: ModelClass) -> ImageContract:
     whole = chosen.config
     config = getattr(whole, "vision_config", None) or getattr(whole, "encoder", None) or whole
     return ImageContract(getattr(config, "num_channels", None))
-
-
-def _transform(
-    folder: Path, chosen: ModelClass, images: ImageContract
-) -> tuple[TransformSpec | None, str, str]:
-    """Return the transform, '' or why there is none, and what is said of it."""
-    transform, problem, where = read_transform(folder, chosen.at, images.num_channels)
-    if transform is None:
-        return None, problem or "", f"no transform: {problem}"
-    return transform, "", f"{where}: {in_words(transform)}"

@@ -1,316 +1,315 @@
-"""What an image processor's config of transformers says, as the transform of this package.
+"""The transform of a directory of transformers: that of its image processor, held to its pixels.
 
-The pixels are those of the processor on torchvision, which releases since 5 take by default, within
-one level of 255. A config that asks for what the transform cannot do gives no transform, but a text
-that says so: the job can give the fields itself.
+The library makes the processor. Its attributes say which transforms of ours come into question, and
+the pixels that it makes of a few images decide. A processor that does something else gives no
+transform, but a text that says so: the job can give the fields itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import (
-    MAX_NUMBER,
-    PROCESSOR,
-    channels,
-    checked,
-    crop_ratio,
-    pair,
-    preview,
-    processor_settings,
-    read_value,
-    scaled,
-    whole_px,
-)
-from pipeline.preprocessing.images.transform import TransformSpec, sides
+from pipeline.core.failures import RowError
+from pipeline.core.printable import clean_message
+from pipeline.models.directories import probes
+from pipeline.models.directories.json_files import PROCESSOR, processor_settings
+from pipeline.models.directories.library import quiet
+from pipeline.preprocessing.images.transform import TransformSpec
 
+MAX_LEVELS = 2.0
+"""How far pixels may be off, of 255: Pillow, torchvision and torch round otherwise."""
+_ROUNDING, _DIGITS = 0.01, 6
+_NUM_AXES = 3
 _FILTERS = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow, whose nearest is that of torchvision's `nearest-exact`."""
-_WARPED_FROM_PX = 384
-"""ConvNeXt's processor does not crop from this size on."""
-_SHORTEST_KINDS = (
-    *("Bit", "BridgeTower", "Chameleon", "ChineseCLIP", "CLIP", "ConvNext", "ConvNeXt"),
-    *("MobileNetV1", "MobileNetV2", "MobileViT", "Siglip", "VideoMAE", "Vilt"),
-)
-"""Processors of which a single number as size means the shorter side."""
-_OF_DETECTORS = ("ConditionalDetr", "DeformableDetr", "Detr", "RTDetr")
-"""Processors that resize the shorter side, if the longer one is not too long then, and crop
-nothing."""
-_LONGEST_PX = 1333
-"""Of the longer side, in configs from before there was `longest_edge`."""
-_OF_TILES = ("Idefics3", "SmolVLM")
-"""Processors that cut an image into several, or stretch it to a square after a first resize."""
-_OTHER_KINDS = {
-    "Levit": ("resizes the shorter side to 256/224 of size", "shortest"),
-    "Perceiver": ("crops before it resizes", "shortest"),
-    "PoolFormer": ("resizes the shorter side to size divided by crop_pct", "shortest"),
-    "RfDetr": ("does not smooth what it shrinks", "stretch"),
-    "Yolos": ("rounds sides down to multiples of 16 px", "stretch"),
-}
-"""Processors that do something else -> what, and the resize that comes next to it."""
-_OTHER_STEPS = {
-    "do_flip_channel_order": "swaps red and blue",
-    "do_color_quantize": "turns colours into numbers of clusters",
-    "do_thumbnail": "makes thumbnails",
-    "do_align_long_axis": "turns images",
-    "do_grayscale": "takes the gray of images in a way of its own",
-    "size_divisor": "gives images many sizes",
-    "keep_aspect_ratio": "gives images many sizes",
-    "ensure_multiple_of": "rounds sizes",
-}
-"""Settings of processors that do something else besides -> what."""
+_SIZES = ("size", "crop_size", "pad_size")
+_USUAL_PX = 224
+MOST_PX = 1 << 13
+"""Of a side: images of probes are no larger."""
+
+Pixels = npt.NDArray[np.float32]
+"""(C, H, W), normalised; of several images of one, (T, C, H, W)."""
 
 
-class _Unsupported(Exception):
-    """The transform has no such step; the text says which."""
+class Reading(NamedTuple):
+    """What the library says of a transform."""
+
+    transform: TransformSpec | None
+    problem: str
+    """Why there is none; '': there is one."""
+    note: str
+    """What `pipeline plan` says of it."""
 
 
-def read_transform(
-    folder: Path, at: str = "", num_channels: int | None = None
-) -> tuple[TransformSpec | None, str | None, str]:
-    """Read the transform of a snapshot.
+class _Made(NamedTuple):
+    """What a processor makes of the images of `probes.images`."""
+
+    images: Sequence[bytes]
+    pixels: Sequence[Pixels]
+    mean: tuple[float, ...]
+    """Of each channel in [0, 1], as it is subtracted."""
+    std: tuple[float, ...]
+    is_swapped: bool
+    """Whether red and blue change places."""
+
+
+def read_transform(folder: Path, at: str = "", num_channels: int | None = None) -> Reading:
+    """Ask the library for the transform of a directory, and hold ours to it.
 
     Args:
+        folder: The directory.
         at: Where the model's files lie: '' or a folder ending in `/`.
         num_channels: What the model's config says of its input; None: nothing.
 
-    Returns:
-        The transform, or None with why there is none and what the job can give; and the file.
-
     Raises:
-        JobError: The file is damaged.
+        JobError: The file is no JSON, or names code.
     """
     where, values = processor_settings(folder, at, "image_processor")
     if not values:
-        return None, f"no {PROCESSOR}: give the fields of transform", where
-    try:
-        return _spec(values, where, num_channels), None, where
-    except _Unsupported as error:
-        return None, f"{where}: {error}", where
-
-
-def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> TransformSpec:
-    processor = str(
-        values.get("image_processor_type") or values.get("feature_extractor_type") or ""
-    )
-    is_gray = num_channels == 1 or (num_channels is None and _has_one_mean(values))
-    mean, std = _statistics(values, processor, where, 1 if is_gray else 3)
-    resample = values.get("resample")
-    interpolation = _FILTERS.get(resample) if isinstance(resample, int) else None
-    give = _Advice(mean, std, interpolation or "bilinear")
+        return _without(f"no {PROCESSOR}: give the fields of transform")
     if num_channels not in (None, 1, 3):
-        raise _Unsupported(f"the model takes {num_channels} channels; an image has 3, or 1 of gray")
-    _refuse_other_steps(values, processor, give)
-    if processor.startswith(_OF_TILES):
-        _refuse_tiles(values, where, give)
-    sizes = _sizes(values, processor, where, give)
-    if read_value(values, "do_pad", where, bool, False):
-        pad = values.get("pad_size")
-        size_px = sizes["size_px"]
-        if pad is not None and (size_px is None or pair(pad) != sides(size_px)):
-            raise _Unsupported(
-                f"do_pad fills up to {preview(pad)} after the normalisation; "
-                f"{give(pair(pad) or 224, 'pad')} fills up before it"
-            )
-    if sizes["resize"] != "none" and interpolation is None:
-        raise _Unsupported(
-            f"resample is {preview(resample)}, expected 0 (nearest), 1 (lanczos), 2 (bilinear) or "
-            f"3 (bicubic); {give(sizes['size_px'], sizes['resize'])}"
+        return _without(
+            f"{where}: the model takes {num_channels} channels; an image has 3, or 1 of gray"
         )
-    is_cropped = sizes["resize"] != "stretch" or sizes["resize_px"] is not None
-    is_cropped = is_cropped and sizes["size_px"] is not None
-    return make_spec(
-        where,
-        interpolation=None if sizes["resize"] == "none" else interpolation,
-        mean=mean,
-        std=std,
-        channels="gray" if is_gray else "rgb",
-        crop_start="floor" if is_cropped else "round",
-        **sizes,
-    )
-
-
-def make_spec(where: str, **values: Any) -> TransformSpec:
-    """Make the transform that a file describes.
-
-    Raises:
-        JobError: Its values cannot be.
-    """
+    library = f"transformers {version('transformers')}"
     try:
-        return TransformSpec(**values)
-    except ValueError as error:
-        raise JobError(f"model.path: {where}: {error}") from None
-
-
-def _has_one_mean(values: Mapping[str, Any]) -> bool:
-    mean = values.get("image_mean")
-    return isinstance(mean, list) and len(mean) == 1
-
-
-def _statistics(
-    values: Mapping[str, Any], processor: str, where: str, count: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return means and standard deviations of pixels that are divided by 255."""
-    factor = 1.0
-    if read_value(values, "do_rescale", where, bool, True):
-        given = values.get("rescale_factor", 1 / 255)
-        factor = checked(given, "rescale_factor", where, float, gt=0, le=MAX_NUMBER)
-    mean, std = (0.0,) * count, (1.0,) * count
-    if read_value(values, "do_normalize", where, bool, True):
-        mean = channels(values, "image_mean", where, count)
-        std = channels(values, "image_std", where, count)
-    if processor.startswith("EfficientNet"):
-        if read_value(values, "rescale_offset", where, bool, False):
-            mean = tuple(value + 1 for value in mean)  # it takes 1 from what is rescaled
-        if read_value(
-            values, "include_top", where, bool, True
-        ):  # divides by the deviations once more
-            again = channels(values, "image_std", where, count)
-            std = tuple(first * second for first, second in zip(std, again, strict=True))
-    return scaled(mean, 255 * factor), scaled(std, 255 * factor)
-
-
-def _refuse_other_steps(values: Mapping[str, Any], processor: str, give: _Advice) -> None:
-    for key, what in _OTHER_STEPS.items():
-        value = values.get(
-            key, key == "do_flip_channel_order" and processor.startswith("MobileViT")
+        processor = image_processor(folder / at)
+        is_gray = num_channels == 1 or (num_channels is None and _has_one_mean(processor))
+        mode = "L" if is_gray else "RGB"
+        made = _made(processor, mode)
+    except Exception as error:  # noqa: BLE001  # of the library, which checks values in many ways
+        text = f"{type(error).__name__}: {error}".replace(str(folder / at), "the directory")
+        reason = clean_message(text, 200)
+        return _without(
+            f"{where}: {library} makes no images with it: {reason}; give the fields of transform"
         )
-        if value is True or value not in (None, 0, 1):
-            raise _Unsupported(f"{key} is {preview(value)}, which {what}; {give()}")
-    for name, (what, resize) in _OTHER_KINDS.items():
-        if processor.startswith(name):
-            raise _Unsupported(f"{processor} {what}; {give(_side(values.get('size')), resize)}")
+    spec, problem = None, _unusual(made)
+    if not problem:
+        candidates = _candidates(processor, mode, made)
+        spec, problem = held_transform(candidates, made.images, made.pixels, library)
+    if spec is None:
+        return _without(f"{where}: {problem}; {_advice(processor, made)}")
+    return Reading(spec, "", f"{where}: {in_words(spec)}")
 
 
-def _sizes(values: Mapping[str, Any], processor: str, where: str, give: _Advice) -> dict[str, Any]:
-    """Return size_px, resize_px and resize."""
-    crop, size = _crop(values, where, give), values.get("size")
-    if not read_value(values, "do_resize", where, bool, True):
-        if crop is None:
-            raise _Unsupported(f"do_resize is false, so images have any size; {give()}")
-        return {"size_px": crop, "resize_px": None, "resize": "none"}
-    within = _within(values, processor, where) if crop is None else None
-    if within is not None:
-        return {"size_px": None, "resize_px": within, "resize": "shortest"}
-    shortest = _shortest(size, processor, where, give)
-    if shortest is not None and processor.startswith(("ConvNext", "ConvNeXt")):
-        if shortest >= _WARPED_FROM_PX:
-            return {"size_px": shortest, "resize_px": None, "resize": "stretch"}
-        ratio = crop_ratio(values.get("crop_pct", 224 / 256), where)
-        return {"size_px": shortest, "resize_px": int(shortest / ratio), "resize": "shortest"}
-    target = pair(size)
-    if shortest is not None:
-        if crop is None:
-            raise _Unsupported(
-                f"do_center_crop is false, so images have any size; {give(shortest, 'shortest')}"
-            )
-        _require_inside(crop, (shortest, shortest), size, give)
-        return {"size_px": crop, "resize_px": shortest, "resize": "shortest"}
-    if target is None:
-        raise _Unsupported(f"size is {preview(size)}, expected height and width; {give()}")
-    if crop is None or crop == target:
-        return {"size_px": target, "resize_px": None, "resize": "stretch"}
-    _require_inside(crop, target, size, give)
-    return {"size_px": crop, "resize_px": target, "resize": "stretch"}
+def _without(problem: str) -> Reading:
+    return Reading(None, problem, f"no transform: {problem}")
 
 
-def _side(size: Any) -> int | tuple[int, int]:
-    """Return the sides that a size names, for advice."""
-    edge = size.get("shortest_edge") if isinstance(size, dict) else None
-    return pair(size) or (edge if type(edge) is int else 224)
+def image_processor(folder: Path) -> Any:
+    """Return the library's image processor of a directory."""
+    from transformers import AutoImageProcessor
+
+    with quiet():
+        return AutoImageProcessor.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
 
 
-def _refuse_tiles(values: Mapping[str, Any], where: str, give: _Advice) -> NoReturn:
-    what = "resizes the longer side before it stretches"
-    if read_value(values, "do_image_splitting", where, bool, True):
-        what = "do_image_splitting is true, which cuts an image into several"
-    side_px = _longest_edge(values, "max_image_size", where)
-    raise _Unsupported(
-        f"{what}; to show the model the whole image as one, {give(side_px, 'stretch')}"
-    )
+def held_transform(
+    candidates: Iterable[Callable[[], TransformSpec]],
+    images: Sequence[bytes],
+    expected: Sequence[Pixels],
+    library: str,
+) -> tuple[TransformSpec | None, str]:
+    """Return the first transform that makes the pixels of the library.
 
+    Args:
+        candidates: Each makes a transform, or raises a ValueError that says why there is none.
+        images: Encoded.
+        expected: What the library makes of each.
+        library: Name and version.
 
-def _longest_edge(values: Mapping[str, Any], key: str, where: str) -> int:
-    size = values.get(key)
-    edge = size.get("longest_edge") if isinstance(size, dict) else None
-    return whole_px(edge, f"longest_edge of {key}", where)
-
-
-def _within(values: Mapping[str, Any], processor: str, where: str) -> tuple[int, int] | None:
-    """Return what the shorter side becomes and the most of the longer one, as for detectors.
-
-    They pad images to the largest of a batch and mask that; a batch of one size has no padding. A
-    shorter side that is longer than the longest has no effect.
+    Returns:
+        The transform, or None and how the first candidate differs.
     """
-    size = values.get("size")
-    if isinstance(size, int):
-        size = {"shortest_edge": size, "longest_edge": values.get("max_size", _LONGEST_PX)}
-    is_both = isinstance(size, dict) and {*size} == {"shortest_edge", "longest_edge"}
-    if not processor.startswith(_OF_DETECTORS) or not isinstance(size, dict) or not is_both:
-        return None
-    shorter, longest = (
-        whole_px(size[key], "size", where) for key in ("shortest_edge", "longest_edge")
+    problems = []
+    for make in candidates:
+        try:
+            spec = make()
+            for data, pixels in zip(images, expected, strict=True):
+                _require_pixels(data, spec, pixels, library)
+        except (JobError, RowError, ValueError) as error:
+            problems.append(str(error).removeprefix("model.path: "))
+        else:
+            return spec, ""
+    return None, problems[0] if problems else "it names no size"
+
+
+def _require_pixels(data: bytes, spec: TransformSpec, expected: Pixels, library: str) -> None:
+    from pipeline.preprocessing.images.decode import decode_image
+    from pipeline.preprocessing.images.image_checks import DecodeLimits
+    from pipeline.preprocessing.images.resizing import resize_and_crop
+
+    decoded = decode_image(data, DecodeLimits(len(data), MOST_PX**2))
+    mean, std = (np.array(values)[:, None, None] for values in (spec.mean, spec.std))
+    probes.require_same(
+        f"image of {decoded.shape[2]} x {decoded.shape[1]} px",
+        "pixels",
+        library,
+        (expected * std + mean) * 255,
+        resize_and_crop(decoded, spec, MOST_PX**2).numpy(),
+        MAX_LEVELS + _ROUNDING,
     )
-    return min(shorter, longest), longest
 
 
-def _crop(values: Mapping[str, Any], where: str, give: _Advice) -> tuple[int, int] | None:
-    """Return (height, width) of the centre crop; None if there is none."""
-    if not read_value(values, "do_center_crop", where, bool, False):
-        return None
-    size = pair(values.get("crop_size"))
-    if size is None:
-        raise _Unsupported(
-            f"crop_size is {preview(values.get('crop_size'))}, expected height and width; {give()}"
+def pictures(images: Sequence[bytes], mode: str) -> list[Image.Image]:
+    """Open encoded images as the library's pipelines do, in a mode of Pillow."""
+    from transformers.image_utils import load_image
+
+    return [load_image(Image.open(io.BytesIO(data))).convert(mode) for data in images]
+
+
+def _made(processor: Any, mode: str) -> _Made:
+    """Let the library's processor make pixels."""
+    for name in _SIZES:
+        if max(_edges(processor, name).values(), default=0) > MOST_PX:
+            raise ValueError(f"{name} is {_edges(processor, name)}, expected at most {MOST_PX} px")
+
+    def make(picture: Image.Image) -> Pixels:
+        pixels = processor(picture, return_tensors="pt")["pixel_values"][0]
+        if pixels.ndim < _NUM_AXES:
+            raise ValueError(f"pixel_values has shape {tuple(pixels.shape)}, expected an image")
+        return pixels.float().numpy()  # type: ignore[no-any-return]
+
+    images = probes.images(min(_edges(processor, "size").values(), default=_USUAL_PX))
+    plain = Image.new("RGB", (_USUAL_PX, _USUAL_PX)).convert(mode)
+    with quiet():
+        if (first := make(plain)).ndim > _NUM_AXES:  # each would be made to many
+            images, pixels = (), [first]
+        else:
+            pixels = [make(picture) for picture in pictures(images, mode)]
+        black, white, red = (
+            _inside(make(Image.new("RGB", plain.size, colour).convert(mode)))
+            for colour in ("black", "white", "red")
         )
-    return size
+    mean, std = _named_statistics(processor, len(black))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if not (_are_near((0 - mean) / std, black) and _are_near((1 - mean) / std, white)):
+            # The processor does more than these attributes say.
+            std = (1 / (white - black)).round(_DIGITS)
+            mean = (-black / (white - black)).round(_DIGITS)
+    is_swapped = mode == "RGB" and _are_near(red, [*black[:2], *white[2:]])
+    is_swapped = is_swapped and not _are_near(red, [*white[:1], *black[1:]])
+    return _Made(images, pixels, tuple(mean.tolist()), tuple(std.tolist()), is_swapped)
 
 
-def _shortest(size: Any, processor: str, where: str, give: _Advice) -> int | None:
-    """Return what the shorter side becomes; None if the size is a height and a width."""
-    if type(size) is int and processor.startswith(_SHORTEST_KINDS):
-        return whole_px(size, "size", where)
-    if not isinstance(size, dict) or "height" in size:
-        return None
-    if size.get("longest_edge") or size.get("max_height"):
-        largest = size.get("longest_edge") or size.get("max_height")
-        raise _Unsupported(
-            f"size {preview(size)} gives images many sizes; "
-            f"{give(whole_px(largest, 'size', where), 'pad')}"
+def _inside(pixels: Pixels) -> npt.NDArray[np.float64]:
+    """Return a pixel that is no padding, (C,); of several images of one, of the first."""
+    image = pixels.reshape(-1, *pixels.shape[-_NUM_AXES:])[0]
+    return image[:, image.shape[1] // 3, image.shape[2] // 3].astype(np.float64)
+
+
+def _are_near(expected: npt.ArrayLike, actual: npt.ArrayLike) -> bool:
+    return np.allclose(expected, actual, rtol=1e-5, atol=1e-5)
+
+
+def _named_statistics(processor: Any, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the means and standard deviations that a processor's attributes say."""
+    mean, std = np.zeros(count), np.ones(count)
+    if getattr(processor, "do_normalize", False):
+        mean, std = (np.resize(each, count) for each in (processor.image_mean, processor.image_std))
+    does_rescale = getattr(processor, "do_rescale", False)
+    scale = 255 * processor.rescale_factor if does_rescale else 255
+    return mean / scale, std / scale
+
+
+def _has_one_mean(processor: Any) -> bool:
+    mean = getattr(processor, "image_mean", None)
+    return isinstance(mean, list | tuple) and len(mean) == 1
+
+
+def _edges(processor: Any, name: str) -> dict[str, int]:
+    """Return what an attribute says of a size, such as `height` or `shortest_edge`."""
+    value = getattr(processor, name, None)
+    return {} if value is None else {key: px for key, px in dict(value).items() if px is not None}
+
+
+def _candidates(processor: Any, mode: str, made: _Made) -> Iterator[Callable[[], TransformSpec]]:
+    """Yield the transforms that the attributes of a processor can mean, the usual one first."""
+    resample = getattr(processor, "resample", None)
+
+    def make(sizes: dict[str, Any]) -> TransformSpec:
+        is_resized = sizes["resize"] != "none"
+        if is_resized and resample not in _FILTERS:
+            raise ValueError(f"resample is {resample}, expected one of {[*_FILTERS]} of Pillow")
+        is_stretched = sizes["resize"] == "stretch" and "resize_px" not in sizes
+        is_cropped = sizes["size_px"] is not None and not is_stretched
+        return TransformSpec(
+            interpolation=_FILTERS[resample] if is_resized else None,
+            mean=made.mean,
+            std=made.std,
+            channels="gray" if mode == "L" else "rgb",
+            crop_start="floor" if is_cropped else "round",
+            **{"resize_px": None, **sizes},
         )
-    shortest = size.get("shortest_edge")
-    return None if shortest is None else whole_px(shortest, "size", where)
+
+    for sizes in _sizes(processor):
+        yield partial(make, sizes)
 
 
-def _require_inside(
-    crop: tuple[int, int], resized: tuple[int, int], size: Any, give: _Advice
-) -> None:
-    if crop[0] > resized[0] or crop[1] > resized[1]:
-        raise _Unsupported(
-            f"crop_size {preview(list(crop))} is larger than size {preview(size)}; "
-            f"{give(crop, 'stretch')}"
-        )
+def _sizes(processor: Any) -> Iterator[dict[str, Any]]:
+    """Yield size_px, resize_px and resize."""
+    size, crop_size = _edges(processor, "size"), _edges(processor, "crop_size")
+    crop = None
+    if getattr(processor, "do_center_crop", False):
+        crop = crop_size.get("height"), crop_size.get("width")
+    if not getattr(processor, "do_resize", True):
+        yield {"size_px": crop, "resize": "none"}
+        return
+    shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
+    target = (size["height"], size["width"]) if "height" in size else None
+    if target is not None:
+        cropped = {"resize_px": target} if crop not in (None, target) else {}
+        yield {"size_px": crop or target, "resize": "stretch", **cropped}
+    elif shortest is not None and longest is not None:
+        yield {
+            "size_px": None,
+            "resize_px": (min(shortest, longest), longest),
+            "resize": "shortest",
+        }
+    elif shortest is not None:
+        yield {"size_px": crop, "resize_px": shortest, "resize": "shortest"}
+    ratio, side = getattr(processor, "crop_pct", None), shortest or size.get("height")
+    if ratio and side:
+        yield {"size_px": crop or side, "resize_px": int(side / ratio), "resize": "shortest"}
+        yield {"size_px": side, "resize": "stretch"}
 
 
-class _Advice:
-    """Says which fields a job can give instead."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], interpolation: str) -> None:
-        self._interpolation = interpolation
-        self._statistics = f"mean: {_short(mean)}, std: {_short(std)}"
-
-    def __call__(self, size: int | Sequence[int] = 224, resize: str = "shortest") -> str:
-        side = size if isinstance(size, int) else [*size]
-        how = f"resize_px: {side}" if resize == "shortest" else f"resize: {resize}"
-        filtered = "" if resize == "none" else f"interpolation: {self._interpolation}, "
-        return f"give the fields of transform: size_px: {side}, {how}, {filtered}{self._statistics}"
+def _unusual(made: _Made) -> str:
+    """Say what no transform here does; '': nothing of that."""
+    if made.is_swapped:
+        return "it swaps red and blue, which a transform.factory can do"
+    if made.pixels[0].ndim > _NUM_AXES:
+        return "it makes several images of one; to show the model the whole image as one"
+    return ""
 
 
-def _short(values: Sequence[float]) -> list[float]:
-    return [round(value, 6) for value in values]
+def _advice(processor: Any, made: _Made) -> str:
+    """Say which fields a job can give instead."""
+    shapes, size = {pixels.shape[-2:] for pixels in made.pixels}, _edges(processor, "size")
+    height, width = (min(size.values(), default=_USUAL_PX),) * 2
+    if len(shapes) == 1:
+        height, width = shapes.pop()
+    side = height if height == width else [height, width]
+    is_shortest = not shapes and height == width and "shortest_edge" in size
+    how = f"resize_px: {side}" if is_shortest else "resize: stretch"
+    interpolation = _FILTERS.get(getattr(processor, "resample", None), "bilinear")
+    mean, std = ([round(value, _DIGITS) for value in values] for values in (made.mean, made.std))
+    return (
+        f"give the fields of transform: size_px: {side}, {how}, interpolation: {interpolation}, "
+        f"mean: {mean}, std: {std}"
+    )
 
 
 def in_words(spec: TransformSpec) -> str:

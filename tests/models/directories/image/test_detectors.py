@@ -15,7 +15,6 @@ from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.image.image_facts import FAMILIES
 from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.tasks import make_task
@@ -29,10 +28,6 @@ CLOSE = 1e-4
 PIXELS = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
 TIMM = "test_resnet"
 QUICK = ("deformable_detr", "yolos")
-
-
-def test_each_family_that_is_accepted_is_tried():
-    assert {*DETECTORS} == {*FAMILIES}
 
 
 @pytest.mark.parametrize(
@@ -137,9 +132,24 @@ def test_another_number_of_labels_is_refused_and_not_taken_for_no_object(tmp_pat
         detectors.spec_of(None, path=str(path), labels=["cat", "dog"])
     named = detectors.spec_of(None, path=str(path), labels=["a", "b", "c"])
     assert named.task.labels == ("a", "b", "c")
-    change_json(path / "config.json", use_focal_loss=False)  # its last label is nothing
-    with pytest.raises(JobError, match="use_focal_loss is false"):
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_processor_type": "ViTImageProcessor"}, "ViTImageProcessor.post_process_object_d"),
+        ({"image_processor_type": "PPDocLayoutV3ImageProcessor"}, "in a way of its own"),
+        ({"image_processor_type": "NoSuchImageProcessor", "size": 3}, "makes no image processor"),
+    ],
+)
+def test_boxes_that_the_library_reads_otherwise_are_refused(
+    changes: dict[str, Any], words: str, tmp_path: Path
+):
+    path = make_detector(tmp_path / "m", "d_fine")
+    change_json(path / "preprocessor_config.json", **changes)
+    with pytest.raises(JobError, match=words) as caught:
         read_facts(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("sizes", [(800, 1333), (64, 96), (64, 64), (800, 800)])

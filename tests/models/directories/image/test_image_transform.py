@@ -7,6 +7,7 @@ by more than a level of 255. Pillow rounds otherwise: up to MAX_PIL_LEVELS.
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +22,14 @@ from support.models.snapshots import (
     change_json,
     make_timm,
     write_image_processor,
+    write_json,
 )
+from support.runs.selection import quick_cases
 
-from pipeline.core.errors import JobError
+from pipeline.models.directories.build import build_module
 from pipeline.models.directories.image.image_transform import in_words, read_transform
 from pipeline.models.directories.opening import read_facts
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
 
@@ -120,32 +124,32 @@ def test_pixels_are_those_of_the_processor(case: str, few: list[Image.Image], tm
 
 
 LARGE = {"height": 64, "width": 64}
-LONGEST = {"max_image_size": {"longest_edge": 33}}
-LEFT = {
-    "Levit": [({"size": {"shortest_edge": 33}}, "size_px: 33, resize_px: 33, interpolation")],
-    "PoolFormer": [({}, "size divided by crop_pct; give the fields of transform")],
-    "RfDetr": [(stretched(64, 48), "size_px: [64, 48], resize: stretch, interpolation")],
-    "Yolos": [({"size": {"shortest_edge": 90, "longest_edge": 133}}, "size_px: 90, resize: str")],
-    "SmolVLM": [
-        (LONGEST, "cuts an image into several; to show the model the whole image as one, give the")
-    ],
-    "Idefics3": [
-        (
-            {**LONGEST, "do_image_splitting": False},
-            "resizes the longer side before it stretches; .* size_px: 33, resize: stretch",
-        )
-    ],
-    "Perceiver": [({}, "crops before it resizes")],
+LONGEST = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 33}}
+WHOLE = "it makes several images of one; to show the model the whole image as one; .*size_px: "
+EDGES = {"shortest_edge": 90, "longest_edge": 133}
+LEFT: Mapping[str, list[tuple[dict[str, Any], str]]] = {
+    "Levit": [({"size": {"shortest_edge": 33}}, "probe .* size_px: 32, resize_px: 32, interpol")],
+    "RfDetr": [(stretched(64, 48), "probe .* size_px: [64, 48], resize: stretch, interpolation")],
+    "Yolos": [({"size": EDGES, **_NO_CROP}, "has shape .* size_px: 90, resize: stretch")],
+    "SmolVLM": [(LONGEST, f"{WHOLE}33, resize: stretch, interpolation: bicubic, mean: [0.5, 0.4")],
+    "Idefics3": [({**LONGEST, "do_image_splitting": False}, f"{WHOLE}33, resize: stretch")],
+    "Perceiver": [({}, "makes no images with it")],
+    "MobileViT": [({}, "it swaps red and blue, which a transform.factory can do")],
+    "PPLCNet": [({}, "it swaps red and blue")],
+    "Siglip2": [({}, "pixel_values has shape .* expected an image")],
+    "ImageGPT": [({}, "Clusters must be provided")],
     "ViT": [
-        ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "gives images many sizes"),
-        ({"size": {"max_height": 32, "max_width": 64}}, "gives images many sizes"),
-        ({"do_center_crop": False}, "do_center_crop is false"),
-        ({"crop_size": {"height": 32}}, "expected height and width"),
-        ({"crop_size": LARGE}, "larger than size"),
-        ({"resample": 4}, "resample is 4"),
-        ({"do_resize": False, "do_center_crop": False}, "do_resize is false"),
-        ({"do_pad": True, "pad_size": LARGE}, "after the normalisation"),
-        ({"do_flip_channel_order": True}, "swaps red and blue"),
+        ({"size": {"max_height": 32, "max_width": 64}}, "it names no size"),
+        ({"crop_size": {"height": 32}}, "makes no images with it: ValueError"),
+        ({"crop_size": LARGE}, "the crop would need padding"),
+        ({"resample": 4}, "makes no images with it: NotImplementedError"),
+        ({"do_pad": True, "pad_size": LARGE}, "has shape (3, 64, 64) in transformers"),
+        ({"size": {"height": 1 << 20, "width": 32}}, "expected at most 8192 px"),
+        ({"image_mean": [0.5], "image_std": [0.5, 0.5]}, "makes no images with it"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "std is [0.5, 0.0, 0.5]"),
+        ({"image_mean": [1e308] * 3}, "in transformers"),
+        ({"rescale_factor": -1}, "std is "),
+        ({"image_processor_type": "NoSuchImageProcessor"}, "Unrecognized image processor"),
     ],
 }
 """Kind of processor -> changes of its config, and why the job must give the transform."""
@@ -160,26 +164,76 @@ def test_a_processor_with_steps_of_its_own_is_left_to_the_job(
 ):
     write_image_processor(tmp_path, image_processor_type=f"{family}ImageProcessor")
     change_json(tmp_path / "preprocessor_config.json", **changes)
-    spec, problem, _ = read_transform(tmp_path)
+    spec, problem, note = read_transform(tmp_path)
     assert spec is None
-    assert re.search(words.replace("[", r"\["), problem or "")
-    assert "give the fields of transform: size_px: " in (problem or "")
+    assert re.search(re.sub(r"([\[()])", r"\\\1", words), problem)
+    assert "give the fields of transform" in problem
+    assert note == f"no transform: {problem}"
+
+
+DEFAULTS = (
+    *("Bit", "CLIP", "ChineseCLIP", "ConvNext", "DeiT", "EfficientNet", "Flava", "MobileNetV2"),
+    *("MobileViT", "PPLCNet", "PoolFormer", "RTDetr", "Siglip", "ViT"),
+)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    "family",
+    quick_cases(
+        ((family,) for family in DEFAULTS), lambda name: name in ("Bit", "DeiT", "MobileViT")
+    ),
+)
+def test_a_key_that_is_left_out_is_the_librarys_default_or_refused(
+    family: str, few: list[Image.Image], tmp_path: Path
+):
+    import transformers
+
+    cls = getattr(transformers, f"{family}ImageProcessor")
+    cls().save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    whole = json.loads(file.read_text())
+    for key in [None, *whole.keys() - {"image_processor_type"}]:
+        write_json(file, {name: value for name, value in whole.items() if name != key})
+        spec, problem, _ = read_transform(tmp_path)
+        if spec is None:
+            assert problem, key
+            continue
+        for image in few[:2]:
+            expected = cls.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"][0]
+            assert levels(normalised(image, spec), expected, spec) <= MAX_PIL_LEVELS + ROUNDING, key
+
+
+def test_a_file_that_names_no_processor_has_that_of_the_model(
+    few: list[Image.Image], tmp_path: Path
+):
+    from transformers import AutoImageProcessor, ResNetConfig
+
+    ResNetConfig().save_pretrained(tmp_path)
+    statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    write_json(tmp_path / "preprocessor_config.json", {"size": 100, "crop_pct": 0.8, **statistics})
+    spec, problem, _ = read_transform(tmp_path)
+    assert spec is not None, problem
+    assert (spec.size_px, spec.resize_px, spec.resize) == (100, 125, "shortest")
+    for image in few[:2]:
+        theirs = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")
+        assert levels(normalised(image, spec), theirs["pixel_values"][0], spec) <= MAX_LEVELS
+
+
+@pytest.mark.parametrize(
+    "published",
     [
-        ({"image_mean": [0.5], "image_std": [0.5, 0.5]}, r"image_std is .*, list should"),
-        ({"image_std": [0.5, 0.0, 0.5]}, "std"),
-        ({"rescale_factor": -1}, "rescale_factor is -1"),
-        ({"do_rescale": "yes"}, 'do_rescale is "yes"'),
+        {"size": 800, "max_size": 1333, "format": "coco_detection"},
+        {"size": {"shortest_edge": 800, "longest_edge": 1333}},
     ],
 )
-def test_a_damaged_processor_is_refused(changes: dict, words: str, tmp_path: Path):
-    write_image_processor(tmp_path)
-    change_json(tmp_path / "preprocessor_config.json", **changes)
-    with pytest.raises(JobError, match=words):
-        read_transform(tmp_path)
+def test_detr_is_read_as_it_was_published(published: dict[str, Any], tmp_path: Path):
+    statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    steps = {"do_normalize": True, "do_resize": True}
+    values = {"feature_extractor_type": "DetrFeatureExtractor", **steps, **statistics}
+    write_json(tmp_path / "preprocessor_config.json", {**values, **published})
+    spec, problem, _ = read_transform(tmp_path)
+    assert spec is not None, problem
+    assert (spec.size_px, spec.resize_px, spec.interpolation) == (None, (800, 1333), "bilinear")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +243,8 @@ def test_a_damaged_processor_is_refused(changes: dict, words: str, tmp_path: Pat
         {"crop_mode": "squash"},
         {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear"},
         {"crop_mode": "border"},
-        {"crop_mode": "border", "crop_pct": 1.0, "interpolation": "nearest"},
+        {"crop_mode": "border", "crop_pct": 1.0, "interpolation": "bilinear"},
+        {"crop_mode": "corner", "crop_pct": None, "interpolation": None},
         {"interpolation": "lanczos"},
         {"input_size": [3, 32, 49]},
         {"input_size": [3, 33, 20], "crop_mode": "squash"},
@@ -215,8 +270,6 @@ def test_pixels_are_those_of_timm(changes: dict, few: list[Image.Image], tmp_pat
 
 
 def cfg_of(path: Path) -> dict[str, Any]:
-    import json
-
     config: dict[str, Any] = json.loads((path / "config.json").read_text())["pretrained_cfg"]
     return config
 
@@ -228,18 +281,34 @@ def change_cfg(path: Path, changes: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"interpolation": "random"}, "interpolation is"),
-        ({"interpolation": [1]}, "interpolation is [1]"),
-        ({"crop_mode": "corner"}, "crop_mode is"),
-        ({"input_size": [1, 32, 32]}, "the model takes 3 channels"),
+        ({"interpolation": "random"}, "KeyError: 'random'"),
+        ({"crop_pct": 1e-3}, "resizes to 32000 px"),
+        ({"mean": [1e308] * 3}, "in timm"),
+        ({"input_size": [4, 32, 32]}, "the model takes 4 channels"),
+        ({"crop_mode": "border", "crop_pct": 1.0, "interpolation": "nearest"}, "probe .* in timm"),
     ],
 )
 def test_what_timm_can_and_the_transform_cannot_is_said(changes: dict, words: str, tmp_path: Path):
-    path = make_timm(tmp_path / "m", "test_resnet", num_classes=3)
+    in_chans = changes.get("input_size", [3])[0]
+    path = make_timm(tmp_path / "m", "test_resnet", num_classes=3, in_chans=in_chans)
     change_cfg(path, changes)
     facts = read_facts(path)
     assert facts.transform is None
-    assert words in facts.transform_problem
+    assert re.search(words, facts.transform_problem)
+
+
+def test_a_model_of_timm_is_built_as_timm_builds_it(tmp_path: Path):
+    """Its size and channels may be those of `pretrained_cfg`, which beats what is beside it."""
+    path = make_timm(tmp_path / "m", "vit_tiny_patch16_224", 3, img_size=48, depth=1, in_chans=1)
+    wanted = {"fixed_input_size": True, "input_size": [1, 48, 48], "mean": [0.4], "std": [0.3]}
+    change_cfg(path, wanted)
+    beside = {"input_size": [3, 32, 32], "mean": [0.1] * 3, "crop_pct": 0.5}
+    change_json(path / "config.json", model_args={"depth": 1}, **beside)
+    facts = read_facts(path)
+    assert facts.transform is not None, facts.transform_problem
+    assert (facts.transform.size_px, facts.transform.mean, facts.images[0]) == (48, (0.4,), 1)
+    vectors = build_module(path, facts, TaskSpec("embed"))(torch.zeros(2, 1, 48, 48))
+    assert vectors.shape == (2, facts.embedding_dim)
 
 
 @pytest.mark.parametrize(
