@@ -31,6 +31,7 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         JobError: The directory is refused.
     """
     labels, dim, pooling = None, None, None
+    tasks: tuple[str, ...]
     if chosen.head == "none":
         lengths = _lengths(chosen)
         pooling = Pooling((first := next(iter(lengths)),), (*lengths,))

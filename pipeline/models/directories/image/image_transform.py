@@ -207,7 +207,7 @@ def _made(processor: Any, mode: str) -> _Made:
 def _inside(pixels: Pixels) -> npt.NDArray[np.float64]:
     """Return a pixel that is no padding, (C,); of several images of one, of the first."""
     image = pixels.reshape(-1, *pixels.shape[-_NUM_AXES:])[0]
-    return image[:, image.shape[1] // 3, image.shape[2] // 3].astype(np.float64)
+    return image[:, image.shape[1] // 3, image.shape[2] // 3].astype(float)  # type: ignore[no-any-return]
 
 
 def _are_near(expected: npt.ArrayLike, actual: npt.ArrayLike) -> bool:
@@ -237,16 +237,16 @@ def _edges(processor: Any, name: str) -> dict[str, int]:
 
 def _candidates(processor: Any, mode: str, made: _Made) -> Iterator[Callable[[], TransformSpec]]:
     """Yield the transforms that the attributes of a processor can mean, the usual one first."""
-    resample = getattr(processor, "resample", None)
+    interpolation = _interpolation(processor)
 
     def make(sizes: dict[str, Any]) -> TransformSpec:
         is_resized = sizes["resize"] != "none"
-        if is_resized and resample not in _FILTERS:
-            raise ValueError(f"resample is {resample}, expected one of {[*_FILTERS]} of Pillow")
+        if is_resized and interpolation is None:
+            raise ValueError(f"resample is {processor.resample}, expected one of {[*_FILTERS]}")
         is_stretched = sizes["resize"] == "stretch" and "resize_px" not in sizes
         is_cropped = sizes["size_px"] is not None and not is_stretched
         return TransformSpec(
-            interpolation=_FILTERS[resample] if is_resized else None,
+            interpolation=interpolation if is_resized else None,
             mean=made.mean,
             std=made.std,
             channels="gray" if mode == "L" else "rgb",
@@ -286,6 +286,10 @@ def _sizes(processor: Any) -> Iterator[dict[str, Any]]:
         yield {"size_px": side, "resize": "stretch"}
 
 
+def _interpolation(processor: Any) -> str | None:
+    return _FILTERS.get(getattr(processor, "resample", -1))
+
+
 def _unusual(made: _Made) -> str:
     """Say what no transform here does; '': nothing of that."""
     if made.is_swapped:
@@ -304,7 +308,7 @@ def _advice(processor: Any, made: _Made) -> str:
     side = height if height == width else [height, width]
     is_shortest = not shapes and height == width and "shortest_edge" in size
     how = f"resize_px: {side}" if is_shortest else "resize: stretch"
-    interpolation = _FILTERS.get(getattr(processor, "resample", None), "bilinear")
+    interpolation = _interpolation(processor) or "bilinear"
     mean, std = ([round(value, _DIGITS) for value in values] for values in (made.mean, made.std))
     return (
         f"give the fields of transform: size_px: {side}, {how}, interpolation: {interpolation}, "
