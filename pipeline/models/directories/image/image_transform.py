@@ -218,7 +218,9 @@ def _named_statistics(processor: Any, count: int) -> tuple[npt.NDArray[Any], npt
     """Return the means and standard deviations that a processor's attributes say."""
     mean, std = np.zeros(count), np.ones(count)
     if getattr(processor, "do_normalize", False):
-        mean, std = (np.resize(each, count) for each in (processor.image_mean, processor.image_std))
+        mean, std = (
+            np.resize(values, count) for values in (processor.image_mean, processor.image_std)
+        )
     does_rescale = getattr(processor, "do_rescale", False)
     scale = 255 * processor.rescale_factor if does_rescale else 255
     return mean / scale, std / scale
