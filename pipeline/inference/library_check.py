@@ -29,7 +29,7 @@ from pipeline.job.job import Job
 from pipeline.models.agreement import SAME
 from pipeline.models.directories import probes
 from pipeline.models.directories.facts import DirectoryFacts
-from pipeline.models.directories.opening import KEPT_WITH
+from pipeline.models.directories.opening import KEPT_WITH, OF_TRANSFORMERS
 from pipeline.models.directories.snapshot import lend, local, local_bytes
 from pipeline.models.directories.text.text_facts import load_tokenizer
 from pipeline.models.directories.text.text_oracle import text_predictions
@@ -49,7 +49,6 @@ _FILE = "held_to.txt"
 _COMPARE = "pipeline.inference.library_check:compare"
 _MOST_BYTES = 4 << 30
 """Weights of larger models are not loaded twice beside a run."""
-_IMPORTS = ("torch", "transformers", "transformers.modeling_utils")
 _LIBRARIES = {"sentence_transformers": ("sentence_transformers",), "timm": ("timm",)}
 _LIMITS = Limits(1 << 30, 1 << 30)
 _SOURCES: Mapping[str, Mapping[str, Any]] = {
@@ -111,7 +110,7 @@ def _compared(spec: ModelSpec, source: Mapping[str, Any]) -> str:
             str(path),
             plain,
             reads=[path.parent],
-            imports=(*_IMPORTS, *_LIBRARIES.get(facts.format_name, ())),
+            imports=(*OF_TRANSFORMERS, *_LIBRARIES.get(facts.format_name, ())),
             memory_bytes=(8 << 30) + 4 * local_bytes(spec.directory),
         )
     except ConfinedError as error:

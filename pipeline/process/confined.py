@@ -1,19 +1,23 @@
 """Run a function of ours over foreign data in a child process without a network and with limits.
 
 A server process imports the libraries once, and forks a child for each call
-(`confined_server.py`, which says what a child may not do). The server ends with this process.
+(`confined_server.py`, which says what a child may not do). Processes that this one forks share it.
+It ends when all of them have ended.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +26,14 @@ from pipeline.core.printable import clean_message
 from pipeline.process.liveness import still_alive
 
 _SERVER = "pipeline.process.confined_server"
-_KEPT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
+_KEPT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
 """Variables of the environment that the server keeps: none of them can hold a secret."""
 _SET = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
+    "HOME": "/nonexistent",  # no settings, caches or tokens of the user
+    "MALLOC_ARENA_MAX": "2",  # each more reserves 64 MiB of the addresses that are limited
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_OFFLINE": "1",
 }
@@ -45,7 +51,8 @@ class Call:
 
     function: str
     """`module:name` of a function that takes the arguments and returns a JSON value."""
-    arguments: tuple[Any, ...]
+    arguments: bytes
+    """Pickled; only the child makes them again."""
     reads: tuple[str, ...]
     """Files and folders that it may read, besides the installed packages."""
     imports: tuple[str, ...]
@@ -66,32 +73,39 @@ def confined(
     """Return what a function of ours returns in a confined child process.
 
     Args:
-        function: `module:name`.
+        function: `module:name`; the server imports the module once.
         arguments: Plain values that can be pickled.
         reads: Files and folders that it may read, besides the installed packages.
-        imports: Modules to import once for all calls of this process.
+        imports: Modules to import once for all calls of this process, or functions `module:name` to
+            call once.
         cpu_s: Processor time that it may take; twice as much of the clock.
         memory_bytes: Memory that it may take beyond its imports.
 
     Raises:
         PipelineError: The function raised it.
-        ConfinedError: It raised another error, or took more than its limits.
+        InfraError: This machine cannot start the child.
+        ConfinedError: The function raised another error, or took more than its limits.
     """
     call = Call(
         function,
-        arguments,
+        pickle.dumps(arguments),
         tuple(str(path.resolve()) for path in reads),
         tuple(imports),
         cpu_s,
         memory_bytes,
     )
-    with _turn:
-        server = _running()
+    # If this is left by Ctrl-C, the server sees the end of the connection and kills the child.
+    with _connected() as server:
         try:
-            reply = server.answer(call)
-        except BaseException:  # also Ctrl-C: its answer may still come
-            server.end()
-            raise
+            server.send(call)
+            while not server.poll(_LOOK_S):
+                still_alive()
+            reply = json.loads(server.recv_bytes())
+        except (EOFError, OSError):
+            raise errors.InfraError(
+                "the process that reads model directories was ended by the system: is there "
+                "too little memory?"
+            ) from None
     return _result(reply)
 
 
@@ -108,48 +122,61 @@ def _result(reply: Any) -> Any:
 class _Server:
     """The process that children are forked from."""
 
-    def __init__(self) -> None:
-        self.pipe, theirs = Pipe()
-        self.owner = os.getpid()
+    def __init__(self, path: Sequence[str]) -> None:
+        self.path = path
+        self._control, theirs = socket.socketpair()
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        self._process = subprocess.Popen(  # noqa: S603  # this program
-            [sys.executable, "-P", "-m", _SERVER, str(theirs.fileno())],
-            env={**kept, **_SET, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            process_group=0,  # Ctrl-C is its caller's
-        )
-        theirs.close()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # this program
+                [sys.executable, "-P", "-m", _SERVER, str(theirs.fileno())],
+                env={**kept, **_SET, "PYTHONPATH": os.pathsep.join(path)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C is its caller's
+            )
 
-    @property
-    def is_usable(self) -> bool:
-        """Tell whether it is this process's own, not that of one it was forked from, and runs."""
-        return self.owner == os.getpid() and self._process.poll() is None
+    def connect(self) -> Connection:
+        """Return a connection for one call.
 
-    def answer(self, call: Call) -> Any:
-        """Let a child make the call, and return what it replies."""
-        try:
-            self.pipe.send(call)
-            while not self.pipe.poll(_LOOK_S):
-                still_alive()
-            return json.loads(self.pipe.recv_bytes())
-        except (EOFError, OSError):
-            return {"error": ("", "the process that reads it ended")}
+        Raises:
+            OSError: The process has ended.
+        """
+        ours, theirs = Pipe()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [b"\0"], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        return ours
 
-    def end(self) -> None:
-        """End it, and wait for that."""
-        self.pipe.close()
-        self._process.kill()
-        self._process.wait()
+    def close(self) -> None:
+        """Let it end when the processes that share it have ended."""
+        self._control.close()
+        self._process.poll()
 
 
-_turn = threading.Lock()
+_turns: dict[int, threading.Lock] = {}
+"""Process -> which thread of it may start the server: a fork knows nothing of another's threads."""
 _servers: list[_Server] = []
 
 
-def _running() -> _Server:
-    if not (_servers and _servers[0].is_usable):
-        _servers[:] = [_Server()]
-    return _servers[0]
+def start_server() -> None:
+    """Start the process that children are forked from, unless it runs."""
+    _connected().close()
+
+
+def _connected() -> Connection:
+    path = [entry for entry in sys.path if entry]
+    with _turns.setdefault(os.getpid(), threading.Lock()):
+        if _servers and _servers[0].path == path:
+            try:
+                return _servers[0].connect()
+            except OSError:
+                pass  # it has ended, for lack of memory perhaps
+        for server in _servers:
+            server.close()
+        _servers[:] = [_Server(path)]
+        return _servers[0].connect()

@@ -3,12 +3,14 @@
 A child has no network, starts no process, runs no code of the files that it reads, reads those
 files and the installed packages alone, writes into a temporary folder of its own, and has limits of
 processor time, wall-clock time and memory. Python's audit hooks hold that for what goes through
-Python; they are the second fence behind files and settings that name no code.
+Python, and say what was refused; the kernel holds it for native code, where it can (`landlock.py`).
+Both are fences behind files and settings that name no code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -16,27 +18,34 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.machinery import all_suffixes
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pipeline
 from pipeline.core.errors import PipelineError
 from pipeline.process.confined import Call
+from pipeline.process.landlock import restrict
+from pipeline.process.parent_death import die_with
 
 _MOST_REPLY_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 16
+_GRACE_S = 5
+"""From the limit of processor time, which a signal names, to the end that nothing can put off."""
 _REFUSED = frozenset(
     (
-        *("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"),
-        *("pickle.find_class", "pty.spawn", "socket.bind", "socket.connect", "socket.getaddrinfo"),
-        *("socket.gethostbyaddr", "socket.gethostbyname", "socket.sendmsg", "socket.sendto"),
-        "subprocess.Popen",
+        *("os.exec", "os.fork", "os.forkpty", "os.kill", "os.killpg", "os.posix_spawn"),
+        *("os.spawn", "os.system", "pickle.find_class", "pty.spawn", "socket.bind"),
+        *("socket.connect", "socket.getaddrinfo", "socket.gethostbyaddr", "socket.gethostbyname"),
+        *("socket.sendmsg", "socket.sendto", "sqlite3.connect", "subprocess.Popen"),
     )
 )
 """Audit events that a child may not cause."""
@@ -47,55 +56,79 @@ _CHANGES = frozenset(
     )
 )
 """Audit events that change files; a child may cause them in its own folder."""
+_LISTS = frozenset(("os.listdir", "os.scandir"))
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _SYSTEM = (
-    *("/dev/null", "/dev/urandom", "/dev/random", "/dev/shm", "/etc/ld.so.cache"),  # noqa: S108
-    *("/etc/localtime", "/etc/mime.types", "/lib", "/lib64", "/proc", "/sys", "/usr"),
+    *("/dev/null", "/dev/urandom", "/dev/random", "/etc/ld.so.cache", "/etc/localtime"),
+    *("/etc/mime.types", "/lib", "/lib64", "/sys", "/System", "/usr"),
 )
 """What libraries read of a system."""
+_MACHINE = ("cpuinfo", "filesystems", "meminfo", "self", "stat", "sys", "version")
+"""What they read in /proc: not what belongs to other processes."""
+_CODE = (*all_suffixes(),)
+_PACKAGES = ("dist-packages", "site-packages")
 
 
 def main() -> None:
-    """Answer calls until the caller has gone."""
-    pipe = Connection(int(sys.argv[1]))
+    """Answer calls until all callers have gone."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    warm: set[str] = set()
+    gc.disable()
     while True:
-        try:
-            call = pipe.recv()
-        except (EOFError, OSError):
+        _, connections, _, _ = socket.recv_fds(control, 1, 1)
+        if not connections:
             return
-        for name in call.imports:
+        with Connection(connections[0]) as caller, contextlib.suppress(EOFError, OSError):
+            call = caller.recv()
+            _warm_up(call, warm)
+            caller.send_bytes(_reply(call, caller, control))
+
+
+def _warm_up(call: Call, warm: set[str]) -> None:
+    """Import what calls need, so that each child has it."""
+    for name in (*call.imports, call.function.partition(":")[0]):
+        if name not in warm:
+            module, _, function = name.partition(":")
             with contextlib.suppress(ImportError):
-                importlib.import_module(name)
-        pipe.send_bytes(_reply(call, pipe))
+                imported = importlib.import_module(module)
+                if function:
+                    getattr(imported, function)()
+            warm.add(name)
+    gc.freeze()  # a child that collects garbage copies no pages of it
 
 
-def _reply(call: Call, pipe: Connection) -> bytes:
-    folder = tempfile.mkdtemp(prefix="pipeline-")
-    source, sink = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(source)
-        pipe.close()
-        _serve(call, folder, sink)
-    os.close(sink)
+def _reply(call: Call, caller: Connection, control: socket.socket) -> bytes:
     try:
-        return _read_reply(source, pipe, time.monotonic() + 2 * call.cpu_s, child)
+        folder = tempfile.mkdtemp(prefix="pipeline-")
+    except OSError as error:
+        return _error("InfraError", f"cannot make a temporary folder: {error}")
+    source, sink = os.pipe()
+    try:
+        child = os.fork()
+        if not child:
+            for other in (source, caller.fileno(), control.fileno()):
+                os.close(other)
+            _serve(call, folder, sink)
+        os.close(sink)
+        return _read_reply(source, caller, time.monotonic() + 2 * call.cpu_s, child)
+    except OSError as error:  # of fork
+        os.close(sink)
+        return _error("InfraError", f"cannot start a process to read the model: {error}")
     finally:
         os.close(source)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_reply(source: int, pipe: Connection, until_s: float, child: int) -> bytes:
+def _read_reply(source: int, caller: Connection, until_s: float, child: int) -> bytes:
     """Return the reply of a child, which has ended then."""
     reply, reason = bytearray(), ""
-    waiting: list[Any] = [source, pipe]
+    waiting: list[Any] = [source, caller]
     while not reason:
         left_s = until_s - time.monotonic()
         ready, _, _ = select.select(waiting, [], [], max(0.0, left_s))
-        if pipe in ready:  # nothing is due from the caller: it has gone
-            os.kill(child, signal.SIGKILL)
-            os._exit(0)
-        if not ready:
+        if caller in ready:  # nothing is due from the caller: it has gone
+            reason = "its caller has gone"
+        elif not ready:
             reason = "it takes too long"
         elif not (chunk := os.read(source, _CHUNK_BYTES)):
             break
@@ -107,33 +140,39 @@ def _read_reply(source: int, pipe: Connection, until_s: float, child: int) -> by
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and not reason:
-        number = os.WTERMSIG(status)
-        name = signal.Signals(number).name
-        slow = number in (signal.SIGXCPU, signal.SIGKILL)
-        reason = "it takes too long, or too much memory" if slow else f"its process died of {name}"
-    return json.dumps({"error": ("", reason)}).encode() if reason else bytes(reply)
+        ended_by = signal.Signals(os.WTERMSIG(status))
+        reason = _ENDED_BY.get(ended_by, f"its process died of {ended_by.name}")
+    return _error("", reason) if reason else bytes(reply)
+
+
+_ENDED_BY = {
+    signal.SIGXCPU: "it takes too long",
+    signal.SIGKILL: "the system ended its process: it takes too much memory",
+}
+
+
+def _error(name: str, message: str) -> bytes:
+    return json.dumps({"error": (name, message)}).encode()
 
 
 def _serve(call: Call, folder: str, sink: int) -> None:
     """Make the call in this process, which ends with it."""
-    reply: dict[str, Any]
     try:
-        function = _prepared(call, folder)
-        reply = {"value": function(*call.arguments)}
-        data = json.dumps(reply).encode()
+        gc.enable()
+        function, arguments = _prepared(call, folder)
+        data = json.dumps({"value": function(*arguments)}).encode()
+    except PipelineError as error:
+        data = _error(type(error).__name__, str(error))
     except BaseException as error:  # noqa: BLE001  # also a panic of Rust code, or SystemExit
-        is_own = isinstance(error, PipelineError)
-        name = type(error).__name__
-        data = json.dumps(
-            {"error": (name, str(error)) if is_own else ("", f"{name}: {error}")}
-        ).encode()
+        data = _error("", f"{type(error).__name__}: {error}")
     with contextlib.suppress(OSError), open(sink, "wb") as file:
         file.write(data)
     os._exit(0)
 
 
-def _prepared(call: Call, folder: str) -> Callable[..., Any]:
-    """Return the function of a call, with this process confined."""
+def _prepared(call: Call, folder: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return the function of a call and its arguments, with this process confined."""
+    die_with(os.getppid())
     os.environ.update(
         HF_HOME=f"{folder}/hub", HOME=folder, TMPDIR=folder, XDG_CACHE_HOME=f"{folder}/cache"
     )
@@ -141,49 +180,76 @@ def _prepared(call: Call, folder: str) -> Callable[..., Any]:
     os.chdir(folder)
     module, _, name = call.function.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (call.cpu_s, call.cpu_s))
-    used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most_bytes = used_bytes + call.memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
-    sys.addaudithook(_Fence(call, folder))
-    return function
+    arguments = ForkingPickler.loads(call.arguments)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, call.cpu_s, _GRACE_S)
+    if sys.platform == "linux":  # others know no such limit
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + call.memory_bytes)
+    fence = _Fence(call, folder)
+    restrict((*fence.readable, *fence.code), fence.writable)
+    sys.addaudithook(fence)
+    return function, arguments
+
+
+def _limit(what: int, most: int, grace: int = 0) -> None:
+    """Set a limit of this process, within that which it has."""
+    _, hard = resource.getrlimit(what)
+    if hard == resource.RLIM_INFINITY:
+        hard = most + grace
+    resource.setrlimit(what, (min(most, hard), min(most + grace, hard)))
 
 
 class _Fence:
     """An audit hook that raises PermissionError for what a child may not do."""
 
     def __init__(self, call: Call, folder: str) -> None:
+        paths = [os.path.realpath(path) for path in sys.path if path]
         installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")}
-        installed |= {sys.prefix, sys.base_prefix, *filter(None, sys.path), *pipeline.__path__}
-        self._inside = (os.path.realpath(folder),)
-        self._foreign = (*map(os.path.realpath, call.reads), *self._inside)
-        self._readable = (*map(os.path.realpath, (*installed, *_SYSTEM)), *self._foreign)
-        self._writable = (*self._inside, "/dev/null", "/dev/shm")  # noqa: S108
+        installed |= {sys.prefix, sys.base_prefix, *pipeline.__path__}
+        installed |= {path for path in paths if os.path.basename(path) in _PACKAGES}
+        machine = (f"/proc/{name}" for name in _MACHINE)
+        self.inside = (os.path.realpath(folder),)
+        self.foreign = (*map(os.path.realpath, call.reads), *self.inside)
+        self.readable = (*map(os.path.realpath, (*installed, *_SYSTEM, *machine)), *self.foreign)
+        self.code = (*(path for path in paths if not _is_below(path, self.readable)),)
+        """Other folders that modules are imported from, a home perhaps: files of code alone."""
+        self.writable = (*self.inside, "/dev/null")
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             self._open(*arguments)
-        elif event == "exec":
-            self._exec(arguments[0].co_filename)
+        elif event in ("exec", "import", "ctypes.dlopen"):
+            self._run(event, arguments)
         elif event in _REFUSED:
             _refuse(event, arguments[:2])
+        elif event in _LISTS:
+            if isinstance(arguments[0], str | bytes) and not _is_below(
+                arguments[0], (*self.readable, *self.code)
+            ):
+                _refuse("listing", arguments[0])
         elif event in _CHANGES:
             # What a link leads to is checked when it is opened.
             for path in arguments[1:2] if event == "os.symlink" else arguments[:2]:
-                if isinstance(path, str | bytes) and not _is_below(path, self._inside):
+                if isinstance(path, str | bytes) and not _is_below(path, self.inside):
                     _refuse(event, path)
 
     def _open(self, path: Any, mode: Any, flags: int | None) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
             return  # a descriptor of a file that was opened
         writes = bool((flags or 0) & _WRITES)
-        if not _is_below(path, self._writable if writes else self._readable):
+        is_code = not writes and os.fsdecode(path).endswith(_CODE)
+        may = self.writable if writes else self.readable
+        if not _is_below(path, may) and not (is_code and _is_below(path, self.code)):
             _refuse("writing" if writes else "reading", path)
 
-    def _exec(self, name: str) -> None:
+    def _run(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "exec":
+            name = arguments[0].co_filename
+        else:
+            name = arguments[1] if event == "import" else arguments[0]
         # Code without a file is made by libraries, such as dataclasses.
-        if os.path.isabs(name) and _is_below(name, self._foreign):
+        if isinstance(name, str) and os.sep in name and _is_below(name, self.foreign):
             _refuse("running code", name)
 
 

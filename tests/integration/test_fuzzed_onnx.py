@@ -22,7 +22,6 @@ import pytest
 from onnx import TensorProto
 from support.inputs.damage import damaged
 from support.models import onnx_files
-from support.models.snapshots import make_snapshot
 from support.runs.cli import environment, write_job
 from support.servers.commandserver import OF_CHECKS, CommandServer
 
@@ -41,8 +40,7 @@ SOURCE = [f"f{number}" for number in range(onnx_files.NUM_FEATURES)]
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
     cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
-    warm = make_snapshot(tmp_path_factory.mktemp("warm"), "bert", "sequence", num_labels=3)
-    with CommandServer(environment(cache), ("ray.data", *OF_CHECKS), warm) as forked:
+    with CommandServer(environment(cache), ("ray.data", *OF_CHECKS), is_limited=True) as forked:
         yield forked
 
 

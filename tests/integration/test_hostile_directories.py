@@ -23,13 +23,15 @@ from support.servers.commandserver import OF_CHECKS, CommandServer
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import read_job
+from pipeline.models.directories import opening
 from pipeline.models.resolving.resolve import resolve_model
 
 pytestmark = pytest.mark.early
 
+MAX_CPU_S = 20
 MAX_MORE_BYTES = 512 << 20
-"""Memory of a command beyond its imports; the longest header of safetensors that is parsed takes
-most."""
+"""Memory of a command, and of the process that reads a directory for it, beyond their imports; the
+longest header of safetensors that is parsed takes most."""
 REFUSED, NO_RAY = 2, 7
 
 
@@ -48,11 +50,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def commands(
-    bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[CommandServer]:
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
     cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
-    with CommandServer(environment(cache), OF_CHECKS, bases["plain"]) as forked:
+    with CommandServer(environment(cache), OF_CHECKS, is_limited=True) as forked:
         yield forked
 
 
@@ -94,6 +94,8 @@ def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
     name: str, bases: dict[str, Path], texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for limit, most in (("cpu_s", MAX_CPU_S), ("memory_bytes", MAX_MORE_BYTES)):
+        monkeypatch.setitem(opening.LIMITS, limit, most)
     model, marker, says = changed(name, bases, tmp_path)
     job = read_job(job_over(model, texts, tmp_path), date=None)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak

@@ -47,9 +47,9 @@ _LIBRARIES = {
     "onnx": ("onnxruntime",),
 }
 """Format of a directory -> the modules whose code is its architecture."""
-
-
-_OF_TRANSFORMERS = ("torch", "transformers", "transformers.modeling_utils")
+LIMITS = {"cpu_s": 300, "memory_bytes": 8 << 30}
+"""Of the process that reads a directory: seconds for the longest headers that are taken."""
+OF_TRANSFORMERS = ("torch", "transformers", "pipeline.models.directories.opening:warm_up")
 _IMPORTS = {
     "timm": ("torch", "timm"),
     "onnx": ("onnxruntime",),
@@ -73,6 +73,23 @@ def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
         with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
             return _read(make_view(path, Path(folder)), wanted)
     return _read(path, wanted)
+
+
+def warm_up() -> None:
+    """Import what each reading of a directory of transformers needs, and let caches fill."""
+    import transformers.generation.utils
+    import transformers.models.auto.image_processing_auto
+    import transformers.models.auto.modeling_auto
+    import transformers.models.auto.processing_auto  # noqa: F401
+    from pydantic import TypeAdapter
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    import pipeline.models.directories.chosen
+    import pipeline.models.directories.image.image_facts
+    import pipeline.models.directories.text.encoder_facts  # noqa: F401
+
+    get_checkpoint_conversion_mapping("bert")
+    TypeAdapter(DirectoryFacts)
 
 
 def facts_json(path: str, wanted: str) -> str:
@@ -150,9 +167,9 @@ def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> Director
     kept = TypeAdapter(DirectoryFacts)
 
     def write(folder: Path) -> None:
-        imports = _IMPORTS.get(_format_of(path), _OF_TRANSFORMERS)
+        imports = _IMPORTS.get(_format_of(path), OF_TRANSFORMERS)
         try:
-            answer = confined(_READ, str(path), wanted, reads=[path], imports=imports)
+            answer = confined(_READ, str(path), wanted, reads=[path], imports=imports, **LIMITS)
         except ConfinedError as error:
             raise JobError(
                 f"model.path = {directory.uri}: its library cannot read it: {error}"

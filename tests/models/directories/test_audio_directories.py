@@ -69,7 +69,6 @@ REFUSED = {
     "another shape": ("ast", {"max_length": 64}, "max_length is 128.* gives 64"),
     "a rate of nothing": ("wav2vec2", {"sampling_rate": 0}, "sampling_rate is 0"),
     "division by nothing": ("ast", {"std": 0.0}, "std is 0.0"),
-    "code": ("ast", {"auto_map": {"AutoFeatureExtractor": "a.B"}}, "auto_map"),
 }  # fmt: skip
 
 

@@ -69,28 +69,31 @@ class CommandServer:
         self,
         environment: Mapping[str, str],
         imports: Sequence[str] = OF_RUNS,
-        *warm: Path,
+        *,
         on_one_ray: bool = False,
+        is_limited: bool = False,
     ) -> None:
         """Take the environment that it starts with.
 
         Args:
             imports: Modules that it imports before all commands.
-            warm: Model directories that are read once before all commands; these are then limited
-                in memory and processor time.
             on_one_ray: Commands run in the process itself, with its environment, on its Ray.
+            is_limited: Commands are limited in memory and processor time.
         """
-        threads = {"OMP_NUM_THREADS": "1"} if warm else {}  # each takes addresses
+        threads = {"OMP_NUM_THREADS": "1"} if is_limited else {}  # each takes addresses
         self._environment = {**environment, **threads}
-        self._imports, self._warm, self._on_one_ray = imports, warm, on_one_ray
+        self._imports, self._is_limited, self._on_one_ray = imports, is_limited, on_one_ray
 
     def __enter__(self) -> CommandServer:
         self._start()
         return self
 
     def _start(self) -> None:
-        asked = {"imports": self._imports, "warm": [*map(str, self._warm)]}
-        asked |= {"on_one_ray": self._on_one_ray}
+        asked = {
+            "imports": self._imports,
+            "is_limited": self._is_limited,
+            "on_one_ray": self._on_one_ray,
+        }
         self._process = subprocess.Popen(
             [sys.executable, __file__, json.dumps(asked)],
             env=self._environment,
@@ -166,7 +169,7 @@ class CommandServer:
         return json.loads(line) if line else None
 
 
-def _serve(imports: Sequence[str], warm: Sequence[str], *, on_one_ray: bool) -> None:
+def _serve(imports: Sequence[str], *, is_limited: bool, on_one_ray: bool) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if on_one_ray:
@@ -174,11 +177,9 @@ def _serve(imports: Sequence[str], warm: Sequence[str], *, on_one_ray: bool) -> 
         return
     for name in imports:
         importlib.import_module(name)
-    if warm:
-        from pipeline.models.directories.opening import read_facts
+    from pipeline.process.confined import start_server
 
-        for folder in warm:
-            read_facts(Path(folder))
+    start_server()  # for all commands, so that its imports are made once
     gc.collect()
     gc.freeze()
     _tell(answers, READY)
@@ -187,7 +188,7 @@ def _serve(imports: Sequence[str], warm: Sequence[str], *, on_one_ray: bool) -> 
         pid = os.fork()
         if not pid:
             try:
-                _become(*json.loads(line), is_limited=bool(warm))
+                _become(*json.loads(line), is_limited=is_limited)
             finally:
                 os._exit(99)  # it should have ended itself
         _, status, used = os.wait4(pid, 0)
