@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -140,7 +141,10 @@ class OnnxModule(torch.nn.Module):
         Raises:
             Exception: Of the library, as it is.
         """
-        self._engine = engine or _reference(self.source(), self.output_names)
+        if engine is None:
+            session = open_session(self.source(), torch.get_num_threads())
+            engine = partial(session.run, list(self.output_names))
+        self._engine = engine
 
     def open_on_device(self, engine: DeviceEngine) -> None:
         """Open the file with an engine that takes tensors where they are."""
@@ -240,17 +244,6 @@ class OnnxModule(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_engine": None, "_device_engine": None}
-
-
-def _reference(source: str | bytes, outputs: Sequence[str]) -> Engine:
-    """Return the engine of the reference: onnxruntime, float32, the graph as it is in the file."""
-    session = open_session(source, torch.get_num_threads())
-
-    def run(feeds: Feeds) -> Sequence[npt.NDArray[Any]]:
-        arrays: Sequence[npt.NDArray[Any]] = session.run(list(outputs), feeds)
-        return arrays
-
-    return run
 
 
 def _digest(path: Path) -> bytes:

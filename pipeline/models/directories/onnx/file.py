@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.models.directories.facts import DirectoryFacts, ImageContract, OnnxFile
 from pipeline.models.directories.onnx.classes import (
@@ -28,6 +27,7 @@ from pipeline.models.directories.onnx.graph import (
 )
 from pipeline.models.directories.onnx.tensors import (
     IDS,
+    NUMBERS,
     TensorFacts,
     fixed,
     is_column,
@@ -36,10 +36,6 @@ from pipeline.models.directories.onnx.tensors import (
     tensor_of,
 )
 from pipeline.models.directories.text.text_facts import TENSORS
-from pipeline.preprocessing.input_facts import TEXT
-
-if TYPE_CHECKING:
-    import onnx
 
 _OF_DETECTORS = (frozenset(["boxes", "scores"]), frozenset(["logits", "pred_boxes"]))
 """Names of outputs that task `detect` takes as they are."""
@@ -73,17 +69,22 @@ def read_onnx_facts(
     model = parse_onnx(path)
     # The bytes of a file have no folder, where external data lie.
     zipped = {} if external_files(model) else unzip(model)
-    ends = _opened(path, bytes(model.SerializeToString()) if zipped else str(path))
-    inputs, outputs = ends.inputs, ends.outputs
+    source = bytes(model.SerializeToString()) if zipped else str(path)
+    inputs, outputs, metadata, graph_name = _opened(path, source)
     input_name, layout = _input_and_layout(path, inputs, takes_any=takes_any)
-    floats = [output for output in outputs if output.is_float]
+    numbers = _numbers(path, outputs)
+    floats = [output for output in numbers if output.is_float]
     pooled = [output for output in floats if output.name == _SENTENCE]
-    main = [*pooled, *floats, *outputs][0]
-    labels = labels_in_metadata(ends.metadata) or _classes(model, main, zipped)
+    main = [*pooled, *floats, *numbers][0]
+    last = main.shape[-1] if main.shape else None
+    names = zipped[main.name] if main.name in zipped else classes_of(model, main.name)
+    if isinstance(last, int) and last != len(names or ()):
+        names = None
+    labels = labels_in_metadata(metadata) or names
     ends_in = activation_of(model, main.name)
     file = OnnxFile(
         inputs=tuple(inputs),
-        output_names=tuple(output.name for output in outputs),
+        output_names=tuple(output.name for output in numbers),
         output=main.name,
         zipped=tuple(zipped),
         layout=layout,
@@ -91,18 +92,19 @@ def read_onnx_facts(
         max_tokens=fixed(inputs[0].shape, 1) if input_name == "text" else None,
         has_columns=input_name == "features" and not is_vector(inputs),
     )
-    last = main.shape[-1] if main.shape else None
+    images = ImageContract(*(fixed(inputs[0].shape, layout.index(axis)) for axis in "CHW")
+                           if layout else ())  # fmt: skip
     facts = DirectoryFacts(
         format_name="onnx",
-        architecture=name_of(ends.graph_name or "a graph").strip("'\""),
+        architecture=name_of(graph_name or "a graph").strip("'\""),
         input=input_name,
-        tasks=_tasks(input_name, main, {output.name for output in outputs}),
+        tasks=_tasks(input_name, main, set(file.output_names)),
         labels=labels,
         embedding_dim=last if isinstance(last, int) and len(main.shape or ()) > 1 else None,
         module=file,
-        images=_images(inputs[0], layout) if layout else ImageContract(),
+        images=images,
         ends_in=ends_in,
-        notes=_notes(path, file, ends, ends_in, labels),
+        notes=_notes(path, file, outputs, ends_in, labels),
     )
     if input_name != "text" or folder is None:
         return facts
@@ -122,64 +124,39 @@ def runnable(path: Path) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _classes(
-    model: onnx.ModelProto, main: TensorFacts, zipped: Mapping[str, tuple[str, ...] | None]
-) -> tuple[str, ...] | None:
-    """Return the class names in the graph; None: there are none that fit the output."""
-    names = zipped[main.name] if main.name in zipped else classes_of(model, main.name)
-    last = main.shape[-1] if main.shape else None
-    is_other = isinstance(last, int) and names is not None and last != len(names)
-    return None if is_other else names
-
-
-class _Ends(NamedTuple):
-    """What a session of onnxruntime has at its ends."""
-
-    inputs: list[TensorFacts]
-    outputs: list[TensorFacts]
-    """Those of numbers."""
-    others: list[str]
-    """Name and type of the other outputs."""
-    metadata: Mapping[str, str]
-    graph_name: str
-
-
-def _opened(path: Path, source: str | bytes) -> _Ends:
-    """Return what onnxruntime reads of a file.
-
-    Raises:
-        JobError: It does not open it, or it has no tensors.
-    """
+def _opened(
+    path: Path, source: str | bytes
+) -> tuple[list[TensorFacts], list[TensorFacts], Mapping[str, str], str]:
+    """Return inputs, outputs, metadata and name of the graph, as onnxruntime has them."""
     try:
         session = open_session(source)
         about = session.get_modelmeta()
-        inputs = [tensor_of(end) for end in session.get_inputs()]
-        outputs = [tensor_of(end) for end in session.get_outputs()]
+        ends = (session.get_inputs(), session.get_outputs())
+        inputs, outputs = ([tensor_of(end) for end in side] for side in ends)
         metadata, graph_name = about.custom_metadata_map, about.graph_name or about.producer_name
     except ImportError as error:
         raise refusal(path, f"{error.name} {EXTRA}") from None
     except Exception as error:  # noqa: BLE001  # the library's reason is the file's
         reason = f"{error}".partition(f"{path.name} failed:")[2] or f"{error}"
         raise refusal(path, f"onnxruntime does not open it: {reason}") from None
-    others = [end if isinstance(end, str) else f"{name_of(end.name)} is text"
-              for end in outputs if isinstance(end, str) or end.dtype == TEXT]  # fmt: skip
-    ends = _Ends(
-        [end for end in inputs if isinstance(end, TensorFacts)],
-        [end for end in outputs if isinstance(end, TensorFacts) and end.dtype != TEXT],
-        *(others, metadata, graph_name),
-    )
-    if maps := [other for other in others if "map(" in other]:
-        raise refusal(
-            path,
-            f"output {maps[0]} (ZipMap), not a tensor: export with "
-            'options={id(model): {"zipmap": False}}',
-        )
-    if wrong := [end for end in inputs if isinstance(end, str)]:
-        raise refusal(path, f"takes {wrong[0]}, not a tensor; {_SAYS}")
-    for what, tensors in (("inputs", inputs), ("outputs of numbers", ends.outputs)):
-        if not 0 < len(tensors) <= _MAX_ENDS:
-            raise refusal(path, f"has {len(tensors)} {what}, expected 1 to {_MAX_ENDS}")
-    return ends
+    if not 0 < len(inputs) <= _MAX_ENDS or len(outputs) > _MAX_ENDS:
+        raise refusal(path, f"has {len(inputs)} inputs and {len(outputs)} outputs; {_SAYS}")
+    return inputs, outputs, metadata, graph_name
+
+
+def _numbers(path: Path, outputs: Sequence[TensorFacts]) -> list[TensorFacts]:
+    """Return the outputs that are tensors of numbers."""
+    for output in outputs:
+        if "map(" in output.dtype:
+            raise refusal(
+                path,
+                f"output {name_of(output.name)} is a sequence of maps (ZipMap), not a tensor: "
+                'export with options={id(model): {"zipmap": False}}',
+            )
+    numbers = [output for output in outputs if output.dtype in NUMBERS]
+    if not numbers:
+        raise refusal(path, f"gives {listed(outputs)}; none of these is a tensor of numbers")
+    return numbers
 
 
 def _input_and_layout(
@@ -205,10 +182,6 @@ def _input_and_layout(
     if takes_any:
         return "", None
     raise refusal(path, f"takes {listed(inputs)}; {_SAYS}")
-
-
-def _images(image: TensorFacts, layout: str) -> ImageContract:
-    return ImageContract(*(fixed(image.shape, layout.index(axis)) for axis in "CHW"))
 
 
 def _batch_size(path: Path, inputs: Sequence[TensorFacts]) -> int | None:
@@ -247,13 +220,13 @@ def _tasks(input_name: str, output: TensorFacts, names: set[str]) -> tuple[str, 
 def _notes(
     path: Path,
     file: OnnxFile,
-    ends: _Ends,
+    outputs: Sequence[TensorFacts],
     ends_in: str | None,
     labels: tuple[str, ...] | None,
 ) -> tuple[str, ...]:
     lines = [
         f"takes {listed(file.inputs)}",
-        f"gives {listed(ends.outputs)}; tasks take {name_of(file.output)}",
+        f"gives {listed(outputs)}; tasks take {name_of(file.output)}",
     ]
     if file.batch_size is not None:
         lines.append(f"takes exactly {file.batch_size} rows at once")
@@ -263,5 +236,9 @@ def _notes(
     if labels is not None:
         lines.append(f"has {len(labels)} class names")
     lines += [f"{name_of(name)} is read without its ZipMap" for name in file.zipped]
-    lines += [f"its output {other}, and is not read" for other in ends.others]
+    lines += [
+        f"its output {name_of(output.name)} is {output.dtype}, and is not read"
+        for output in outputs
+        if output.name not in file.output_names
+    ]
     return tuple(f"{path.name}: {line}" for line in lines)

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pipeline.models.directories.onnx.graph import name_of
 from pipeline.preprocessing.input_facts import TEXT
 
@@ -16,13 +14,9 @@ Axis = int | str | None
 
 FLOATS = ("float32", "float16", "float64")
 IDS = ("int64", "int32")
-_OF_COLUMNS = (
-    *(*FLOATS, *IDS, TEXT, "bool"),
-    *("int8", "int16", "uint8", "uint16", "uint32", "uint64"),
-)
-"""What a column can be that is an input of its own."""
+NUMBERS = (*FLOATS, *IDS, "bool", "int8", "int16", "uint8", "uint16", "uint32", "uint64")
 _TENSOR = re.compile(r"tensor\((\w+)\)")
-_DTYPES = {"float": "float32", "double": "float64"}
+_DTYPES = {"float": "float32", "double": "float64", "string": TEXT}
 """Names of onnxruntime that are others in numpy."""
 _SHOWN_ENDS = 12
 _MAX_AXIS = 2**31 - 1
@@ -34,7 +28,7 @@ class TensorFacts(NamedTuple):
 
     name: str
     dtype: str
-    """As numpy names it; of texts `text`."""
+    """As numpy names it; of texts `text`; of what is no tensor its type in onnxruntime."""
     shape: tuple[Axis, ...] | None
     """None: the file does not say it."""
 
@@ -52,15 +46,11 @@ class TensorFacts(NamedTuple):
         return f"{name_of(self.name)} {self.dtype} ({axes})"
 
 
-def tensor_of(end: Any) -> TensorFacts | str:
-    """Describe an input or output of a session of onnxruntime; its type if it is not a tensor."""
+def tensor_of(end: Any) -> TensorFacts:
+    """Describe an input or output of a session of onnxruntime."""
     match = _TENSOR.fullmatch(end.type)
-    named = match[1] if match else "none"
-    try:
-        dtype = TEXT if named == "string" else str(np.dtype(_DTYPES.get(named, named)))
-    except TypeError:
-        return f"{name_of(end.name)} is {end.type}"
-    # A scalar has no axes as well.
+    dtype = _DTYPES.get(match[1], match[1]) if match else end.type
+    # A scalar has no axes as well as what says none.
     return TensorFacts(end.name, dtype, tuple(map(_axis, end.shape)) or None)
 
 
@@ -83,7 +73,7 @@ def is_vector(inputs: Sequence[TensorFacts]) -> bool:
 def is_column(tensor: TensorFacts) -> bool:
     """Tell whether an input has one value per row, (B, 1) or (B)."""
     is_one = tensor.rank == 1 or (tensor.rank == 2 and fixed(tensor.shape, 1) == 1)
-    return is_one and tensor.dtype in _OF_COLUMNS
+    return is_one and tensor.dtype in (*NUMBERS, TEXT)
 
 
 def listed(tensors: Sequence[TensorFacts]) -> str:

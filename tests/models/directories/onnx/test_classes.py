@@ -87,8 +87,8 @@ def test_a_zipmap_that_cannot_be_left_out_names_the_exporters_option(tmp_path: P
     with pytest.raises(JobError) as caught:
         read_onnx_facts(path)
     assert str(caught.value) == (
-        "model.path = m.onnx: output 'output_probability' is seq(map(string,tensor(float))) "
-        '(ZipMap), not a tensor: export with options={id(model): {"zipmap": False}}'
+        "model.path = m.onnx: output 'output_probability' is a sequence of maps (ZipMap), not a "
+        'tensor: export with options={id(model): {"zipmap": False}}'
     )
 
 

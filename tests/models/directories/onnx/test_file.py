@@ -262,4 +262,4 @@ def test_outputs_that_are_no_numbers_are_left_out_or_refused(tmp_path: Path):
     model.graph.output.insert(0, value("names", onnx.TensorProto.STRING, [1]))
     assert read(model, tmp_path).module.output_names == ("logits",)
     del model.graph.output[1]
-    assert "has 0 outputs of numbers" in refusal(model, tmp_path)
+    assert "none of these is a tensor of numbers" in refusal(model, tmp_path)
