@@ -76,10 +76,11 @@ def test_weights_that_torchvision_does_not_publish_ask_for_what_its_own_differ_i
     )
     spec = resolve(name="resnet50", weights=path, transform={"resize_px": 240})
     assert (spec.input.transform.size_px, spec.input.transform.resize_px) == (224, 240)
-    note = "transform and labels of IMAGENET1K_V1; model.weights are others: give transform if"
-    caplog.clear()
-    assert note in resolve(name="resnet18", weights=path, transform={}).notes[0]
-    assert note in caplog.text, "a run says it, too"
+    assert not caplog.text
+    spec = resolve(name="resnet18", weights=path, transform={})
+    note = "model.weights are none that torchvision publishes; give transform if theirs is another"
+    assert spec.notes[1] == f"torchvision: {note}"
+    assert f"transform and labels of IMAGENET1K_V1; torchvision: {note}" in caplog.text, "in a run"
 
 
 def test_another_digest_than_the_job_expects_is_refused(tmp_path: Path):

@@ -24,7 +24,6 @@ from pipeline.models.directories.snapshot import ModelDirectory
 from pipeline.models.spec import ENTRY_POINT_GROUP, Origin, entry_point_card
 from pipeline.models.tasks import task_class
 from pipeline.models.torchvision_catalog import torchvision_facts
-from pipeline.preprocessing.images.transform import TransformSpec
 
 if TYPE_CHECKING:
     from pipeline.job.model import Model
@@ -34,16 +33,6 @@ _OF_GRIDS = ("raw", "detect")
 """Tasks of an .onnx file over images with one output (B, N, M), as YOLO of ultralytics has."""
 _OF_PAIRS = "score"
 """What a directory that serves it is asked for if rows are pairs of texts."""
-_FAMILIES = {
-    "detection": "is a detector: write task {tasks}",
-    "video": f"takes clips, and only images are read. To run it: {_FACTORY} that takes an image",
-    "optical_flow": f"takes pairs of images. To run it: {_FACTORY} that takes one image",
-    "segmentation": (
-        "gives a map for each image: write task raw, model.outputs with name out and its shape "
-        "([classes, size_px, size_px]), and all of transform"
-    ),
-}
-"""Model families of torchvision that are not classifiers, and how to run them."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +43,10 @@ class ResolvedModel:
     origin: Origin
     code_sha256: str
     """Digest of the code that builds the module."""
-    transform: TransformSpec | None = None
+    transform: Mapping[str, Any] | None = None
+    """The fields of a TransformSpec that are known."""
     transform_problem: str = ""
-    """Why the transform may be another, or there is none."""
-    undecided: tuple[str, ...] = ()
-    """Fields of the transform that the job has to give."""
+    """Why others are not."""
     labels: tuple[str, ...] | None = None
     weights_path: str | None = None
     """Local path of a state dict that ships with the package."""
@@ -111,7 +99,7 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
         name=facts.architecture,
         origin="directory",
         code_sha256=library_digest(facts),
-        transform=facts.transform,
+        transform=facts.transform.to_dict() if facts.transform else None,
         transform_problem=facts.transform_problem,
         labels=facts.labels,
         images=facts.images,
@@ -143,7 +131,7 @@ def _named_card(name: str, model: Model) -> ResolvedModel:
                 name=brought.name,
                 origin="entry_point",
                 code_sha256=source_digest("model.name", entry.value),
-                transform=brought.transform,
+                transform=brought.transform.to_dict() if brought.transform else None,
                 labels=brought.labels,
                 weights_path=brought.weights_path,
                 images=ImageContract(brought.num_channels),
@@ -166,36 +154,34 @@ def with_weights(card: ResolvedModel, model: Model, sha256: str | None) -> Resol
 
     Weights that torchvision does not publish have what all that it publishes have in common.
     """
-    weights = (torchvision_facts(card.name) or {}).get("weights")
-    if not weights:
+    every = (torchvision_facts(card.name) or {}).get("weights")
+    if not every:
         return card
-    published = [entry for entry in weights if (sha256 or "").startswith(entry["sha256"])]
-    weights = published or weights
+    published = [entry for entry in every if (sha256 or "").startswith(entry["sha256"])]
+    weights = published or every
     transforms = {entry["name"]: entry["transform"] or {} for entry in weights}
-    first = weights[0]["transform"]
-    undecided = [
-        field
-        for field in first or ()
-        if any(other.get(field) != first[field] for other in transforms.values())
-    ]
-    labels = tuple(weights[0]["labels"])
-    has_labels = model.labels is None and all(tuple(e["labels"]) == labels for e in weights)
-    note, problem = f"torchvision: transform and labels of {weights[0]['name']}", ""
-    if not published:
-        note += "; model.weights are others: give transform if theirs is another"
-        differ = [
-            f"{field} of {name} is {transforms[name].get(field)}"
-            for field in undecided
-            for name in transforms
-        ]
-        problem = ", ".join(["model.weights are none that torchvision publishes", *differ])
+    first, labels = transforms[weights[0]["name"]], weights[0]["labels"]
+    common = {
+        field: value
+        for field, value in first.items()
+        if all(transform.get(field) == value for transform in transforms.values())
+    }
+    differ = (
+        f"{field} of {name} is {transform.get(field)}"
+        for field in first
+        if field not in common
+        for name, transform in transforms.items()
+    )
+    warning = "" if published else "model.weights are none that torchvision publishes"
     return replace(
         card,
-        transform=first and TransformSpec.from_dict(first),
-        transform_problem=problem,
-        undecided=tuple(undecided),
-        labels=labels if has_labels else None,
-        notes=(note,),
+        transform=common or None,
+        transform_problem=", ".join([warning, *differ]),
+        labels=tuple(labels) if model.labels is None else None,
+        notes=(
+            f"torchvision: transform and labels of {weights[0]['name']}",
+            *([f"torchvision: {warning}; give transform if theirs is another"] if warning else []),
+        ),
     )
 
 
@@ -242,13 +228,14 @@ def describe_name(name: str) -> str | None:
 
 
 def _refuse_family(name: str, family: str, model: Model) -> None:
-    """Refuse a model whose inputs or outputs fit no task; the message has all problems."""
-    if family not in _FAMILIES or model.layer is not None:
+    """Refuse a model of torchvision that is no classifier for a task that does not take it."""
+    if not family or model.layer is not None:
         return
-    if family not in task_class(model.known_task or "").serves:
-        able = (other for other in built_in(TASKS) if family in load(TASKS, other).serves)
-        advice = _FAMILIES[family].format(tasks=" or ".join(able))
-        raise JobError(f"model.name = {name!r}: {advice}")
+    if family in task_class(model.known_task or "").serves:
+        return
+    able = [other for other in built_in(TASKS) if family in load(TASKS, other).serves]
+    advice = f"write task {' or '.join(able)}" if able else f"take {_FACTORY} that takes one image"
+    raise JobError(f"model.name = {name!r}: is a model of {family}: {advice}")
 
 
 def _factory_card(

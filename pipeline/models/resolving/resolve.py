@@ -63,8 +63,6 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
     if card.origin == "torchvision" and (model.weights or "").endswith(tuple(WEIGHT_SUFFIXES)):
         weights_sha256 = weights_digest(model.weights, model.weights_sha256, model.storage_options)
         card = with_weights(card, model, weights_sha256)
-        if card.transform_problem and not job.transform.model_fields_set:
-            log.warning("%s", "; ".join(card.notes))
     name = task_name(model, card)
     if has_pairs and (model.choices or task_class(name).new_tokens(model)):
         raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")
@@ -74,6 +72,8 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         lambda: choose_task(model, card, allow_import),
     )
     _require_geometry(task, model_input, transform)
+    if card.origin == "torchvision" and card.notes[1:] and not job.transform.model_fields_set:
+        log.warning("%s", "; ".join(card.notes))
     if task.generation is not None and task.generation.schema:
         _require_writable(task.generation, card, model_input)
     if card.directory is not None:
@@ -193,7 +193,6 @@ def _choose_input(
             card.transform_problem,
             allow_import,
             job.source.max_image_px,
-            card.undecided,
         )
         require_image_fits(card.name, card.images, transform)
     text = choose_text(card, job.model, job.text) if "text" in taken else None

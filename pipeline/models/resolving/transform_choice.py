@@ -24,31 +24,27 @@ _NEEDED = ("size_px", "resize_px", "interpolation", "mean", "std")
 
 def choose_transform(
     name: str,
-    default: TransformSpec | None,
+    known: Mapping[str, Any] | None,
     wanted: Transform,
     problem: str = "",
     allow_import: Sequence[str] = (),
     max_image_px: int | None = None,
-    undecided: Sequence[str] = (),
 ) -> TransformSpec:
     """Return the transform of a job.
 
     Args:
         name: Of the model, for messages.
-        default: What the model says.
+        known: Fields of a TransformSpec that the model says.
         wanted: The job's section; its fields win.
-        problem: Why the model says nothing.
+        problem: Why the model says no others.
         allow_import: Prefixes of modules that `factory` may name.
         max_image_px: How many pixels an image may decode to; None: any number.
-        undecided: Fields that the model does not say, whatever `default` has.
 
     Raises:
         JobError: Fields are missing, have no effect, or do not fit together; the factory is not
             allowed, or cannot be called; every image would be made larger than one may be.
     """
-    base = default.to_dict() if default else {}
-    known = {field: value for field, value in base.items() if field not in undecided}
-    spec = _chosen(name, known, wanted, problem, allow_import)
+    spec = _chosen(name, known or {}, wanted, problem, allow_import)
     if max_image_px is not None and least_made_px(spec) > (most := most_made_px(max_image_px)):
         raise JobError(
             f"transform: {name} would get images of {least_made_px(spec)} px at least (size_px "

@@ -43,10 +43,10 @@ def test_a_file_and_a_name_of_a_hub_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fasterrcnn_resnet50_fpn", "is a detector: write task detect"),
-        ("r3d_18", "takes clips, and only images are read"),
-        ("raft_small", "takes pairs of images"),
-        ("fcn_resnet50", "write task raw, model.outputs with name out"),
+        ("fasterrcnn_resnet50_fpn", "is a model of detection: write task detect"),
+        ("r3d_18", "is a model of video: take model.factory"),
+        ("raft_small", "is a model of optical_flow: take model.factory"),
+        ("fcn_resnet50", "is a model of segmentation: write task raw"),
     ],
 )
 def test_torchvisions_other_models_say_at_once_all_that_is_missing(name: str, words: str) -> None:

@@ -20,7 +20,7 @@ GRAY = {"channels": "gray", "mean": [0.5], "std": [0.5]}
 
 
 def chosen(default: TransformSpec | None = CROP, **fields: Any) -> TransformSpec:
-    return choose_transform("m", default, Transform(**fields))
+    return choose_transform("m", default and default.to_dict(), Transform(**fields))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_factory_replaces_all_but_the_size_and_the_normalisation(field: str, v
     fields = {**HALF, "factory": "own_transforms:composed", field: value}
     words = "mean has 5 values" if field == "mean" else f"{field} has no effect with factory"
     with pytest.raises(JobError, match=words):
-        choose_transform("m", CROP, Transform(**fields), allow_import=["own_transforms"])
+        choose_transform("m", CROP.to_dict(), Transform(**fields), allow_import=["own_transforms"])
 
 
 @pytest.mark.parametrize(
@@ -107,5 +107,5 @@ def test_a_factory_replaces_all_but_the_size_and_the_normalisation(field: str, v
 )
 def test_sizes_that_no_image_may_decode_to_are_refused(fields: dict):
     with pytest.raises(JobError, match=r"at least .* allowed are 100000000 \(source.max_image_px"):
-        choose_transform("m", CROP, Transform(**fields), max_image_px=100_000_000)
-    assert choose_transform("m", CROP, Transform(), max_image_px=10) == CROP
+        choose_transform("m", CROP.to_dict(), Transform(**fields), max_image_px=100_000_000)
+    assert choose_transform("m", CROP.to_dict(), Transform(), max_image_px=10) == CROP
