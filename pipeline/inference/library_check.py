@@ -23,7 +23,7 @@ from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import ERROR, TEXT, TEXT_PAIR
+from pipeline.core.schema import AUDIO, ERROR, IMAGE, TEXT, TEXT_PAIR
 from pipeline.inference.engines import open_engine
 from pipeline.job.job import Job
 from pipeline.models.agreement import SAME
@@ -34,6 +34,7 @@ from pipeline.models.directories.snapshot import lend, local, local_bytes
 from pipeline.models.directories.text.text_facts import load_tokenizer
 from pipeline.models.directories.text.text_oracle import text_predictions
 from pipeline.models.directories.text.text_probes import special_tokens
+from pipeline.models.directories.text.writing.writing_oracle import written_texts
 from pipeline.models.directories.view import make_view
 from pipeline.models.onnx_module import OnnxModule
 from pipeline.models.resolving.resolve import resolve_model
@@ -43,7 +44,7 @@ from pipeline.preprocessing.model_input import Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.process.confined import ConfinedError, confined
 
-_VERSION = 1
+_VERSION = 2
 """Of what is compared; raise it if more is."""
 _FILE = "held_to.txt"
 _COMPARE = "pipeline.inference.library_check:compare"
@@ -52,10 +53,19 @@ _MOST_BYTES = 4 << 30
 _LIBRARIES = {"sentence_transformers": ("sentence_transformers",), "timm": ("timm",)}
 _LIMITS = Limits(1 << 30, 1 << 30)
 _SOURCES: Mapping[str, Mapping[str, Any]] = {
+    "audio": {"format": "parquet", "audio_column": AUDIO},
+    "image": {"format": "parquet", "image_column": IMAGE},
     "text": {"format": "parquet", "text_column": TEXT},
 }
 """Registered name of an input -> the job's source of probes."""
-_COLUMN_TYPES = {TEXT: pa.large_string(), TEXT_PAIR: pa.large_string()}
+_HELD = {"audio": (), "image": (), "text": ("classify", "embed")}
+"""Registered name of an input -> tasks to which its library has a way, beside `generate`."""
+_COLUMN_TYPES = {
+    **dict.fromkeys((TEXT, TEXT_PAIR), pa.large_string()),
+    **dict.fromkeys((AUDIO, IMAGE), pa.large_binary()),
+}
+_WRITTEN, _NEW_TOKENS = (0, 1, 4, 5), 8
+"""Texts that are continued: without special tokens, which stay text here, and short ones."""
 
 
 def hold_to_library(spec: ModelSpec) -> str:
@@ -74,8 +84,11 @@ def hold_to_library(spec: ModelSpec) -> str:
     source = _SOURCES.get(spec.input.name)
     if directory is None or facts is None or source is None or not _has_library(facts):
         return ""
-    if local_bytes(directory) > _MOST_BYTES:
+    is_held = spec.task.generation is not None or spec.task.kind in _HELD[spec.input.name]
+    if not is_held or local_bytes(directory) > _MOST_BYTES:
         return ""
+    if spec.input.name == "image" and facts.transform is None:
+        return ""  # pixels are the job's
     has_pair = spec.input.text is not None and spec.input.text.has_pair
     if has_pair:
         source = {**source, "text_pair_column": TEXT_PAIR}
@@ -93,12 +106,12 @@ def _compared(spec: ModelSpec, source: Mapping[str, Any]) -> str:
     job = Job.model_validate(
         {
             "source": {"uri": "probes", **source},
-            "model": {"path": spec.directory.uri, "task": spec.task.kind},
+            "model": {"path": spec.directory.uri, "task": spec.task.kind, **_section(spec)},
             "sink": {"uri": "predictions"},
         }
     )
-    names = (TEXT, TEXT_PAIR)[: 1 + ("text_pair_column" in source)]
-    plain = resolve_model(job).fitted(pa.schema([(name, _COLUMN_TYPES[name]) for name in names]))
+    columns = [value for key, value in source.items() if key.endswith("_column")]
+    plain = resolve_model(job).fitted(pa.schema([(name, _COLUMN_TYPES[name]) for name in columns]))
     facts = plain.facts
     assert facts is not None, "likewise"
     if isinstance(plain.input, TextInput) and facts.text:
@@ -120,6 +133,16 @@ def _compared(spec: ModelSpec, source: Mapping[str, Any]) -> str:
     return held
 
 
+def _section(spec: ModelSpec) -> dict[str, Any]:
+    """Return what a job of a task that writes says of it."""
+    if spec.task.generation is None:
+        return {}
+    most = min(_NEW_TOKENS, spec.task.generation.max_new_tokens)
+    facts = spec.facts.generation if spec.facts else None
+    prompt = {"prompt": facts.image_mark} if facts and facts.image_mark else {}
+    return {"generate": {"max_new_tokens": most}, **prompt}
+
+
 def compare(path: str, spec: ModelSpec) -> str:
     """Compare both ways, in the confined child process; see `hold_to_library`.
 
@@ -131,17 +154,13 @@ def compare(path: str, spec: ModelSpec) -> str:
     assert spec.directory is not None, "likewise"
     lend(spec.directory, Path(path))
     columns = _probes(Path(path), spec)
+    rows, prepared = [*zip(*columns.values(), strict=True)], _prepared(spec, columns)
     with tempfile.TemporaryDirectory() as folder:
-        view = make_view(Path(path), Path(folder))
-        rows = [*zip(*columns.values(), strict=True)]
-        expected = (
-            _predicted_by_onnx(view, spec, rows)
-            if spec.facts.format_name == "onnx"
-            else text_predictions(view, spec.facts, spec.task.kind, rows)
-        )
+        expected = _expected(make_view(Path(path), Path(folder)), spec, rows, prepared)
     if expected is None:
         return ""
-    actual = _predicted(spec, columns)
+    config = PredictorConfig(spec, len(rows), 0, 1, pa.schema([]), batch_tokens=1 << 20)
+    actual = open_engine(config).predict(prepared, {})
     is_done = [error is None for error in actual.column(ERROR).to_pylist()]
     places = [row for row, done in enumerate(is_done) if done]
     task = make_task(spec.task)
@@ -154,12 +173,29 @@ def compare(path: str, spec: ModelSpec) -> str:
                 f"model.path: {library} predicts something else for probe {_shown(rows[place])}: "
                 f"{difference}; {_WAY_OUT}"
             )
-    return (
-        f"{library} on {len(places)} {'pairs' if len(columns) > 1 else 'texts'}" if places else ""
-    )
+    what = "pair" if len(columns) > 1 else _NOUNS[spec.input.name]
+    return f"{library} on {len(places)} {what}s" if places else ""
 
 
 _WAY_OUT = "return the model from model.factory, which is taken as it is"
+_NOUNS = {"audio": "clip", "image": "image", "text": "text"}
+
+
+def _expected(
+    view: Path, spec: ModelSpec, rows: Sequence[Sequence[Any]], prepared: pa.Table
+) -> pa.Table | None:
+    """Return what the library predicts for rows; None: it has no way of its own to the task."""
+    assert spec.facts is not None, "it is a directory"
+    if spec.facts.format_name == "onnx":
+        return _predicted_by_onnx(view, spec, rows)
+    if (generation := spec.task.generation) is None:
+        return text_predictions(view, spec.facts, spec.task.kind, rows)
+    if spec.input.name == "text":
+        return written_texts(view, spec.facts, generation, [text for (text,) in rows])
+    normaliser = spec.input.normaliser(torch.float32)
+    [values] = spec.input.arrays(prepared).values()
+    tensors = [normaliser(torch.from_numpy(np.array(value))[None])[0] for value in values]
+    return written_texts(view, spec.facts, generation, tensors)
 
 
 def _has_library(facts: DirectoryFacts) -> bool:
@@ -209,17 +245,22 @@ def _library(spec: ModelSpec) -> str:
 
 def _probes(path: Path, spec: ModelSpec) -> dict[str, Sequence[Any]]:
     """Return the columns of the input -> values of the probes."""
+    if spec.input.name == "image":
+        return {IMAGE: probes.images()}
+    if spec.input.name == "audio":
+        return {AUDIO: probes.wav_files()}
     text = spec.facts.text if spec.facts else None
     assert text is not None, "its rows are texts"
     special = special_tokens(load_tokenizer(path / text.tokenizer))
     if spec.input.text is not None and spec.input.text.has_pair:
         first, second = zip(*probes.pairs(special, text.max_tokens), strict=True)
         return {TEXT: first, TEXT_PAIR: second}
-    return {TEXT: probes.texts(special, text.max_tokens)}
+    texts = probes.texts(special, text.max_tokens)
+    return {TEXT: texts if spec.task.generation is None else [texts[n] for n in _WRITTEN]}
 
 
-def _predicted(spec: ModelSpec, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """Return what we publish of rows, in one batch."""
+def _prepared(spec: ModelSpec, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Return rows as our preprocessing makes them."""
     num_rows = len(next(iter(columns.values())))
     arrays = {name: pa.array(values, _COLUMN_TYPES[name]) for name, values in columns.items()}
     rows = {
@@ -228,6 +269,4 @@ def _predicted(spec: ModelSpec, columns: Mapping[str, Sequence[Any]]) -> pa.Tabl
         **arrays,
         **failure_columns([None] * num_rows),
     }
-    prepared = spec.input.prepare(pa.table(rows), {}, _LIMITS)
-    config = PredictorConfig(spec, num_rows, 0, 1, pa.schema([]), batch_tokens=1 << 20)
-    return open_engine(config).predict(prepared, {})
+    return spec.input.prepare(pa.table(rows), {}, _LIMITS)

@@ -100,6 +100,18 @@ def clips() -> tuple[npt.NDArray[np.float32], ...]:
     return tuple(made)
 
 
+def wav_files() -> tuple[bytes, ...]:
+    """Return `clips` as files."""
+    import soundfile
+
+    files = []
+    for clip in clips():
+        file = BytesIO()
+        soundfile.write(file, clip, SAMPLE_RATE_HZ, "FLOAT", format="WAV")
+        files.append(file.getvalue())
+    return tuple(files)
+
+
 def require_same(
     probe: str, tensor: str, library: str, expected: Any, actual: Any, tolerance: float = 0.0
 ) -> None:

@@ -30,7 +30,7 @@ _DONE = frozenset(
     )
 )
 """What is done here."""
-_OVERRIDDEN = (
+OVERRIDDEN = (
     *("do_sample", "num_beams", "num_return_sequences", "max_length", "max_new_tokens", "max_time"),
     *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff"),
     *("eta_cutoff", "penalty_alpha", "num_beam_groups", "prompt_lookup_num_tokens"),
@@ -136,7 +136,7 @@ class Reader:
             self.count(key, _MAX_NUMBER)
         if problem := ", ".join(self._not_done()):
             raise JobError(f"model.path: {self.where}: {problem}: task 'generate' does not do that")
-        overridden = [self._setting(key) for key in _OVERRIDDEN if self._asks(key)]
+        overridden = [self._setting(key) for key in OVERRIDDEN if self._asks(key)]
         ended = f"ends at {', '.join(map(str, ends))}" if ends else "nothing ends a text"
         beside = f"; greedy, so overridden: {', '.join(overridden)}" if overridden else ""
         most = most_places(self.config) if start else None
@@ -145,7 +145,7 @@ class Reader:
     def _not_done(self) -> list[str]:
         """Return what the library's `generate` would do and nobody here does."""
         known = {*self.usual, *inspect.signature(self.module.generate).parameters}
-        left = known - _DONE - {*_OVERRIDDEN}
+        left = known - _DONE - {*OVERRIDDEN}
         return [
             self._setting(key)
             for key in sorted(left)

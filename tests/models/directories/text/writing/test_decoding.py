@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from shutil import copytree
@@ -12,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from support.models.choosing import MESSAGES, TEXTS, predicted, prepared
+from support.models.choosing import MESSAGES, TEXTS, choosing, predicted, prepared
 from support.models.generating import ENDS, NEW_TOKENS, library_outputs, make_writer, writing
 from support.models.language_models import FAMILIES
 from support.models.snapshots import change_json
@@ -30,6 +32,7 @@ from transformers.generation.logits_process import (
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TOKEN_IDS
 from pipeline.inference.engines.generate_engine import GenerateEngine
+from pipeline.inference.library_check import compare, hold_to_library
 from pipeline.inference.writing.rules import AppliedRules, Row
 from pipeline.models.directories.text.writing.causal import CausalDecoding
 from pipeline.models.directories.text.writing.opening import tensors_of
@@ -87,6 +90,23 @@ def test_texts_are_those_of_the_library(family: str, folder_of: Any):
     inputs = [len(ids) for ids in rows.column(TOKEN_IDS).to_pylist()]
     assert [row["num_input_tokens"] for row in actual] == inputs
     assert len({len(text.tokens) for text in expected}) > 1  # they leave at different steps
+
+
+@pytest.mark.parametrize("family", [LLAMA, pytest.param("t5", marks=pytest.mark.slow)])
+def test_a_directory_is_held_to_what_its_library_writes(
+    family: str, folder_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = folder_of(family)
+    spec = writing(path, prompt=None, generate={"max_new_tokens": 8})
+    assert re.fullmatch(r"transformers [\d.]+ on 4 texts", hold_to_library(spec))
+    assert hold_to_library(choosing(path)) == ""
+    generation = spec.task.generation
+    assert generation is not None
+    rules = replace(generation.rules, banned=(*range(3, 300),))
+    wrong = replace(spec, task=replace(spec.task, generation=replace(generation, rules=rules)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # as the confined process has one
+    with pytest.raises(JobError, match=r"predicts something else for probe .A good film\..: expec"):
+        compare(str(path), wrong)
 
 
 FORCED = {"forced_bos_token_id": 7, "forced_eos_token_id": 2}

@@ -1,0 +1,79 @@
+"""What a directory's own library writes to a few rows, each alone, by its class's `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from pipeline.core.schema import MEAN_LOGPROB
+from pipeline.models.directories.facts import DirectoryFacts, LibraryClass
+from pipeline.models.directories.library import quiet
+from pipeline.models.directories.text.writing.decoding import has_image_tokens, takes_tiles
+from pipeline.models.directories.text.writing.generation_config import OVERRIDDEN
+from pipeline.models.generation import Generation
+
+
+def written_texts(
+    path: Path, facts: DirectoryFacts, generation: Generation, rows: Sequence[Any]
+) -> pa.Table:
+    """Return the text of each row, and how likely it is, as golden rows of the task have them.
+
+    Args:
+        path: The directory.
+        facts: Of it.
+        generation: How many tokens are written, and with which prompt to an image.
+        rows: Texts, or what the input makes of a clip or an image, float32 (1, ...).
+    """
+    import transformers
+
+    assert isinstance(facts.module, LibraryClass), "it writes"
+    cls = getattr(transformers, facts.module.named)
+    with quiet():
+        model = cls.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        for key in OVERRIDDEN:
+            setattr(model.generation_config, key, None)
+        options = {
+            **{"do_sample": False, "num_beams": 1, "max_new_tokens": generation.max_new_tokens},
+            **{"return_dict_in_generate": True, "output_logits": True},
+        }
+        with torch.inference_mode():
+            written = [
+                _written(
+                    model,
+                    tokenizer,
+                    {**_inputs(facts, model, tokenizer, generation, row), **options},
+                )
+                for row in rows
+            ]
+    texts, logprobs = zip(*written, strict=True)
+    return pa.table({"expected_text": texts, MEAN_LOGPROB: logprobs})
+
+
+def _inputs(
+    facts: DirectoryFacts,
+    model: Any,
+    tokenizer: Any,
+    generation: Generation,
+    row: str | torch.Tensor,
+) -> Mapping[str, torch.Tensor]:
+    """Return what the library's `generate` gets of a row."""
+    if isinstance(row, str):
+        made = tokenizer(row, return_tensors="pt", return_token_type_ids=False)
+        return {name: made[name] for name in ("input_ids", "attention_mask")}
+    if not has_image_tokens(model.config):
+        return {"pixel_values" if facts.input == "image" else model.main_input_name: row}
+    pixels = row[:, None] if takes_tiles(model) else row
+    return {"pixel_values": pixels, "input_ids": torch.tensor([generation.rules.start])}
+
+
+def _written(model: Any, tokenizer: Any, given: Mapping[str, Any]) -> tuple[str, float]:
+    done = model.generate(**given)
+    tokens = done.sequences[0, -len(done.logits) :]
+    logprobs = torch.cat(done.logits).float().log_softmax(dim=1)
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text, float(logprobs.gather(1, tokens[:, None]).mean())
