@@ -97,7 +97,10 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
             f"an image in a prompt is not known here; {FACTORY_ADVICE}"
         )
     wrap = ImageTower if wanted == "image" else partial(TextTower, fixed_tokens=None, pad_id=0)
-    dim = _shape(chosen, wrap, wanted)[1]
+    shape = _shape(chosen, wrap, wanted)
+    if len(shape) != 2:
+        raise JobError(f"model.path: {CONFIG}: {name} gives no vector per {wanted}")
+    dim = shape[1]
     # A bias beside the scale is of a loss that gives each prompt a sigmoid of its own.
     is_sigmoid = wanted == "image" and hasattr(chosen.module, "logit_bias")
     transform, problem, text, images = None, "", None, ImageContract()

@@ -55,7 +55,7 @@ def _one_tower(model: Any, kept: str) -> Any:
     return tower
 
 
-def _features(outputs: Any) -> torch.Tensor:
+def features(outputs: Any) -> torch.Tensor:
     """Return the vectors (B, D) of what a model's own `get_..._features` gives."""
     vectors = getattr(outputs, "pooler_output", outputs)  # before transformers 5 the vectors alone
     # FLAVA projects all tokens of a text: the first one stands for it.
@@ -70,7 +70,7 @@ class ImageTower(nn.Module):
         self.model = _one_tower(model, "vision_model")
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return _features(self.model.get_image_features(pixel_values=pixels))
+        return features(self.model.get_image_features(pixel_values=pixels))
 
 
 class AudioTower(nn.Module):
@@ -133,7 +133,7 @@ class TextTower(nn.Module):
             filled = torch.where(attention_mask == 1, input_ids, self.pad_id)
             missing = self.fixed_tokens - filled.shape[1]
             given = {"input_ids": nn.functional.pad(filled, (0, missing), value=self.pad_id)}
-        return _features(self.model.get_text_features(**given))
+        return features(self.model.get_text_features(**given))
 
 
 class DetectorModule(nn.Module):

@@ -8,8 +8,7 @@ transform, but a text that says so: the job can give the fields itself.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,9 +83,7 @@ def read_transform(folder: Path, at: str = "", num_channels: int | None = None) 
     library = f"transformers {version('transformers')}"
     try:
         processor = image_processor(folder / at)
-        is_gray = num_channels == 1 or (num_channels is None and _has_one_mean(processor))
-        mode = "L" if is_gray else "RGB"
-        made = _made(processor, mode)
+        made = _made(processor, "L" if num_channels == 1 else "RGB")
     except Exception as error:  # noqa: BLE001  # of the library, which checks values in many ways
         text = f"{type(error).__name__}: {error}".replace(str(folder / at), "the directory")
         reason = clean_message(text, 200)
@@ -95,7 +92,7 @@ def read_transform(folder: Path, at: str = "", num_channels: int | None = None) 
         )
     spec, problem = None, _unusual(made)
     if not problem:
-        candidates = _candidates(processor, mode, made)
+        candidates = _candidates(processor, made)
         spec, problem = held_transform(candidates, made.images, made.pixels, library)
     if spec is None:
         return _without(f"{where}: {problem}; {_advice(processor, made)}")
@@ -117,7 +114,7 @@ def image_processor(folder: Path) -> Any:
 
 
 def held_transform(
-    candidates: Iterable[Callable[[], TransformSpec]],
+    candidates: Iterable[Mapping[str, Any]],
     images: Sequence[bytes],
     expected: Sequence[Pixels],
     library: str,
@@ -125,7 +122,7 @@ def held_transform(
     """Return the first transform that makes the pixels of the library.
 
     Args:
-        candidates: Each makes a transform, or raises a ValueError that says why there is none.
+        candidates: Fields of transforms.
         images: Encoded.
         expected: What the library makes of each.
         library: Name and version.
@@ -134,9 +131,9 @@ def held_transform(
         The transform, or None and how the first candidate differs.
     """
     problems = []
-    for make in candidates:
+    for fields in candidates:
         try:
-            spec = make()
+            spec = TransformSpec(**fields)
             for data, pixels in zip(images, expected, strict=True):
                 _require_pixels(data, spec, pixels, library)
         except (JobError, RowError, ValueError) as error:
@@ -147,20 +144,22 @@ def held_transform(
 
 
 def _require_pixels(data: bytes, spec: TransformSpec, expected: Pixels, library: str) -> None:
+    ours, (height, width) = our_levels(data, spec)
+    mean, std = (np.array(values)[:, None, None] for values in (spec.mean, spec.std))
+    levels = (expected * std + mean) * 255
+    name = f"image of {width} x {height} px"
+    probes.require_same(name, "pixels", library, levels, ours, MAX_LEVELS + _ROUNDING)
+
+
+def our_levels(data: bytes, spec: TransformSpec) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """Return what we make of an encoded image, (C, H, W), and its own height and width."""
     from pipeline.preprocessing.images.decode import decode_image
     from pipeline.preprocessing.images.image_checks import DecodeLimits
     from pipeline.preprocessing.images.resizing import resize_and_crop
 
     decoded = decode_image(data, DecodeLimits(len(data), MOST_PX**2))
-    mean, std = (np.array(values)[:, None, None] for values in (spec.mean, spec.std))
-    probes.require_same(
-        f"image of {decoded.shape[2]} x {decoded.shape[1]} px",
-        "pixels",
-        library,
-        (expected * std + mean) * 255,
-        resize_and_crop(decoded, spec, MOST_PX**2).numpy(),
-        MAX_LEVELS + _ROUNDING,
-    )
+    height, width = decoded.shape[1:]
+    return resize_and_crop(decoded, spec, MOST_PX**2).numpy(), (height, width)
 
 
 def pictures(images: Sequence[bytes], mode: str) -> list[Image.Image]:
@@ -226,38 +225,27 @@ def _named_statistics(processor: Any, count: int) -> tuple[npt.NDArray[Any], npt
     return mean / scale, std / scale
 
 
-def _has_one_mean(processor: Any) -> bool:
-    mean = getattr(processor, "image_mean", None)
-    return isinstance(mean, list | tuple) and len(mean) == 1
-
-
 def _edges(processor: Any, name: str) -> dict[str, int]:
     """Return what an attribute says of a size, such as `height` or `shortest_edge`."""
     value = getattr(processor, name, None)
     return {} if value is None else {key: px for key, px in dict(value).items() if px is not None}
 
 
-def _candidates(processor: Any, mode: str, made: _Made) -> Iterator[Callable[[], TransformSpec]]:
+def _candidates(processor: Any, made: _Made) -> Iterator[dict[str, Any]]:
     """Yield the transforms that the attributes of a processor can mean, the usual one first."""
-    interpolation = _interpolation(processor)
-
-    def make(sizes: dict[str, Any]) -> TransformSpec:
-        is_resized = sizes["resize"] != "none"
-        if is_resized and interpolation is None:
-            raise ValueError(f"resample is {processor.resample}, expected one of {[*_FILTERS]}")
-        is_stretched = sizes["resize"] == "stretch" and "resize_px" not in sizes
-        is_cropped = sizes["size_px"] is not None and not is_stretched
-        return TransformSpec(
-            interpolation=interpolation if is_resized else None,
-            mean=made.mean,
-            std=made.std,
-            channels="gray" if mode == "L" else "rgb",
-            crop_start="floor" if is_cropped else "round",
-            **{"resize_px": None, **sizes},
-        )
-
+    interpolation = _FILTERS.get(getattr(processor, "resample", -1))
     for sizes in _sizes(processor):
-        yield partial(make, sizes)
+        is_resized = sizes["resize"] != "none"
+        is_cropped = sizes["size_px"] is not None and sizes.keys() != {"size_px", "resize"}
+        yield {
+            "resize_px": None,
+            "interpolation": interpolation if is_resized else None,
+            "mean": made.mean,
+            "std": made.std,
+            "channels": "gray" if len(made.mean) == 1 else "rgb",
+            "crop_start": "floor" if is_cropped or not is_resized else "round",
+            **sizes,
+        }
 
 
 def _sizes(processor: Any) -> Iterator[dict[str, Any]]:
@@ -288,10 +276,6 @@ def _sizes(processor: Any) -> Iterator[dict[str, Any]]:
         yield {"size_px": side, "resize": "stretch"}
 
 
-def _interpolation(processor: Any) -> str | None:
-    return _FILTERS.get(getattr(processor, "resample", -1))
-
-
 def _unusual(made: _Made) -> str:
     """Say what no transform here does; '': nothing of that."""
     if made.is_swapped:
@@ -310,7 +294,7 @@ def _advice(processor: Any, made: _Made) -> str:
     side = height if height == width else [height, width]
     is_shortest = not shapes and height == width and "shortest_edge" in size
     how = f"resize_px: {side}" if is_shortest else "resize: stretch"
-    interpolation = _interpolation(processor) or "bilinear"
+    interpolation = _FILTERS.get(getattr(processor, "resample", -1), "bilinear")
     mean, std = ([round(value, _DIGITS) for value in values] for values in (made.mean, made.std))
     return (
         f"give the fields of transform: size_px: {side}, {how}, interpolation: {interpolation}, "

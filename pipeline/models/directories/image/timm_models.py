@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,10 +100,19 @@ def _load(folder: Path, *, is_trial: bool) -> Any:
         }
     else:
         module, tensors = _create(folder, name), read_tensors(folder, headers)
-    if all(name.startswith(_WRAPPER) for name in tensors):
+    if _are_wrapped(tensors):
         tensors = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
     load_state(module, tensors, None, "model.path: model.safetensors", f"timm's {name}")
     return module.eval()
+
+
+def is_read_by_timm(folder: Path) -> bool:
+    """Tell whether timm itself reads the weights: one file, with the names of its model."""
+    return (folder / "model.safetensors").is_file() and not _are_wrapped(read_headers(folder))
+
+
+def _are_wrapped(names: Iterable[str]) -> bool:
+    return all(name.startswith(_WRAPPER) for name in names)
 
 
 def _require_safe(values: Mapping[str, Any]) -> str:
@@ -169,11 +178,11 @@ def _transform(data: Mapping[str, Any]) -> tuple[TransformSpec | None, str]:
         return None, clean_message(
             f"{library} makes no images: {type(error).__name__}: {error}", 200
         )
-    return held_transform([lambda: _spec(theirs.transforms, data)], images, pixels, library)
+    return held_transform([_fields(theirs.transforms, data)], images, pixels, library)
 
 
-def _spec(steps: list[Any], data: Mapping[str, Any]) -> TransformSpec:
-    """Make the transform that steps of torchvision and timm say."""
+def _fields(steps: list[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the transform that steps of torchvision and timm say."""
     resize, crop, *_ = steps
     size, filter_name = resize.size, resize.interpolation.value
     is_pair = isinstance(size, list | tuple)
@@ -182,18 +191,17 @@ def _spec(steps: list[Any], data: Mapping[str, Any]) -> TransformSpec:
     if is_pair and not keeps_ratio:
         how = "stretch"
     target, count = tuple(crop.size), data["input_size"][0]
-    return TransformSpec(
-        size_px=target,
-        resize_px=None if how != "shortest" and tuple(size) == target else size,
-        resize=how,
-        pad_value=tuple(crop.fill) if how == "pad" else 0,
+    return {
+        "size_px": target,
+        "resize_px": None if how != "shortest" and tuple(size) == target else size,
+        "resize": how,
+        "pad_value": tuple(crop.fill) if how == "pad" else 0,
         # timm resizes with Pillow, whose nearest is that of torchvision's `nearest-exact`.
-        interpolation="nearest-exact" if filter_name == "nearest" else filter_name,
-        channels="gray" if count == 1 else "rgb",
+        "interpolation": "nearest-exact" if filter_name == "nearest" else filter_name,
+        "channels": "gray" if count == 1 else "rgb",
         # Their tensors are rounded to float32.
-        mean=tuple(np.resize(data["mean"], count).tolist()),
-        std=tuple(np.resize(data["std"], count).tolist()),
-    )
+        **{name: tuple(np.resize(data[name], count).tolist()) for name in ("mean", "std")},
+    }
 
 
 def _labels(

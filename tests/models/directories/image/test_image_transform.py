@@ -109,7 +109,8 @@ def test_pixels_are_those_of_the_processor(case: str, few: list[Image.Image], tm
     family, changes = CASES[case]
     write_image_processor(tmp_path, image_processor_type=f"{family}ImageProcessor")
     change_json(tmp_path / "preprocessor_config.json", **changes)
-    spec, problem, _ = read_transform(tmp_path)
+    num_channels = len(changes.get("image_mean", "rgb"))
+    spec, problem, _ = read_transform(tmp_path, num_channels=num_channels)
     assert spec is not None, problem
     limits = {"torchvision": MAX_LEVELS, "pil": MAX_PIL_LEVELS}
     if case == "bit, padded":
