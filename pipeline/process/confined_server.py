@@ -67,6 +67,8 @@ _MACHINE = ("cpuinfo", "filesystems", "meminfo", "self", "stat", "sys", "version
 """What they read in /proc: not what belongs to other processes."""
 _CODE = (*all_suffixes(),)
 _PACKAGES = ("dist-packages", "site-packages")
+refused: list[str] = []
+"""What this child was refused; a library may hide that from its caller."""
 
 
 def main() -> None:
@@ -164,7 +166,8 @@ def _serve(call: Call, folder: str, sink: int) -> None:
     except PipelineError as error:
         data = _error(type(error).__name__, str(error))
     except BaseException as error:  # noqa: BLE001  # also a panic of Rust code, or SystemExit
-        data = _error("", f"{type(error).__name__}: {error}")
+        hidden = f"; {refused[0]}" if refused and refused[0] not in str(error) else ""
+        data = _error("", f"{type(error).__name__}: {error}{hidden}")
     with contextlib.suppress(OSError), open(sink, "wb") as file:
         file.write(data)
     os._exit(0)
@@ -176,7 +179,7 @@ def _prepared(call: Call, folder: str) -> tuple[Callable[..., Any], tuple[Any, .
     os.environ.update(
         HF_HOME=f"{folder}/hub", HOME=folder, TMPDIR=folder, XDG_CACHE_HOME=f"{folder}/cache"
     )
-    tempfile.tempdir = folder
+    tempfile.tempdir, sys.dont_write_bytecode = folder, True
     os.chdir(folder)
     module, _, name = call.function.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
@@ -259,7 +262,8 @@ def _is_below(path: Any, folders: Sequence[str]) -> bool:
 
 
 def _refuse(event: str, what: Any) -> NoReturn:
-    raise PermissionError(f"{event} of {what!r:.200} is not allowed over a model directory")
+    refused.append(f"{event} of {what!r:.200} is not allowed over a model directory")
+    raise PermissionError(refused[-1])
 
 
 if __name__ == "__main__":

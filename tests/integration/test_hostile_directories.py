@@ -6,25 +6,31 @@ that far ends in another way.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.inputs.hostile import BY_COMMAND, HOSTILE, LONG, ONNX, TOKENIZER
+from support.inputs.hostile import BY_COMMAND, BY_LIBRARY, HOSTILE, LONG, ONNX, TOKENIZER
 from support.models import onnx_files
-from support.models.snapshots import make_snapshot
+from support.models.audio_snapshots import make_listener
+from support.models.generating import make_writer
+from support.models.snapshots import make_snapshot, make_timm
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import environment, write_job
+from support.runs.jobs import SOURCES, job_of
 from support.runs.selection import quick_cases
 from support.servers.commandserver import OF_CHECKS, CommandServer
 
 from pipeline.core.errors import JobError
-from pipeline.job.reading.loader import read_job
 from pipeline.models.directories import opening
+from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.resolving.resolve import resolve_model
+from pipeline.process.confined import confined
 
 pytestmark = pytest.mark.early
 
@@ -33,6 +39,13 @@ MAX_MORE_BYTES = 512 << 20
 """Memory of a command, and of the process that reads a directory for it, beyond their imports; the
 longest header of safetensors that is parsed takes most."""
 REFUSED, NO_RAY = 2, 7
+GIVEN: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "writer": ("text", {"task": "generate", "prompt": "Say: {text}"}),
+    "timm": ("image", {}),
+    "image": ("image", {}),
+    "audio": ("audio", {}),
+}
+"""A base -> the input of its rows, and more of the job's model."""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +59,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "plain": make_snapshot(folder / "plain", "bert", "sequence", num_labels=3),
         "sentence": make_snapshot(folder / "sentence", "bert", pooling="mean", dense=16),
         "onnx": folder / "onnx",
+        "writer": make_writer(folder / "writer"),
+        "timm": make_timm(folder / "timm", "test_resnet", 3),
+        "image": make_snapshot(folder / "image", "vit", "image", num_labels=3),
+        "audio": make_listener(folder / "audio", "ast"),
     }
 
 
@@ -91,13 +108,14 @@ def peak_bytes() -> int:
 
 @pytest.mark.parametrize("name", quick_cases(zip(HOSTILE), lambda name: name not in LONG))
 def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
-    name: str, bases: dict[str, Path], texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for limit, most in (("cpu_s", MAX_CPU_S), ("memory_bytes", MAX_MORE_BYTES)):
         monkeypatch.setitem(opening.LIMITS, limit, most)
     model, marker, says = changed(name, bases, tmp_path)
-    job = read_job(job_over(model, texts, tmp_path), date=None)
+    input_name, more = GIVEN.get(HOSTILE[name].base, ("text", {}))
+    job = job_of({"path": str(model), **more}, SOURCES[input_name])
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak
     before, message = peak_bytes(), ""
     try:
@@ -111,7 +129,38 @@ def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
     assert says in message
     assert bool(says) == bool(message), message
     assert "\n" not in message
-    assert not message or "model.path" in message or str(model) in message, message
+    names = ("model.path", "transform: ", str(model))
+    assert not message or any(name in message for name in names), message
+
+
+def attempts_over(model: Path, base: str) -> list[str]:
+    """What the process that reads a directory was refused, besides what its library needs."""
+    path = open_directory(str(model))[1]
+    wanted, _ = GIVEN.get(base, ("text", {}))
+    imports = (*opening.OF_TRANSFORMERS, "timm", "sentence_transformers")
+    refused: list[str] = confined(
+        "hostile_child:attempts", str(path), wanted, reads=[path], imports=imports
+    )
+    return refused
+
+
+@pytest.mark.parametrize("name", ["plain", "sentence", "onnx", "writer", "timm", "image", "audio"])
+def test_a_good_directory_needs_nothing_that_is_refused(
+    name: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert attempts_over(bases[name] / ONNX if name == "onnx" else bases[name], name) == []
+
+
+@pytest.mark.parametrize("name", BY_LIBRARY)
+def test_its_library_does_not_even_try_to_run_read_or_fetch_more(
+    name: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, marker, _ = changed(name, bases, tmp_path)
+    with contextlib.suppress(JobError):  # what is refused before it is copied is never read
+        assert attempts_over(model, HOSTILE[name].base) == []
+    assert not marker.exists()
 
 
 @pytest.mark.slow

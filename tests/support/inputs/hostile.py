@@ -14,6 +14,8 @@ from typing import Any
 from support.models.snapshots import change_json, write_json
 
 GIB = 1 << 30
+ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
+TIMM = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 3}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONNX = "m.onnx"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
@@ -181,6 +183,14 @@ def _prompt(prompt: str) -> Callable[[Path, Path], None]:
     return change
 
 
+def _custom_generate(folder: Path, marker: Path) -> None:
+    (folder / "custom_generate").mkdir()
+    program = f"open({str(marker)!r}, 'w')\ndef generate(*args, **options): ...\n"
+    (folder / "custom_generate" / "generate.py").write_text(program)
+    values = {"custom_generate": "own/generate", "auto_map": {"AutoModel": "modeling_own.Own"}}
+    change_json(folder / "generation_config.json", **values)
+
+
 def _onnx_apart(**where: str) -> Callable[[Path, Path], None]:
     """Say of a tensor of the file that it lies elsewhere."""
 
@@ -251,6 +261,120 @@ HOSTILE: Mapping[str, Case] = {
     ),
     "a function as an activation": Case(
         _change("2_Dense/config.json", activation_function="os.system"), "os.system", "sentence"
+    ),
+    # ---- what a library would run, read or fetch: see BY_LIBRARY
+    "a kernel of the hub inside": Case(
+        _change(CONFIG, text_config={"attn_implementation": "own/kernel"}), ""
+    ),
+    "experts of the hub": Case(_change(CONFIG, _experts_implementation="own/kernel"), ""),
+    "a function of torch as activation": Case(
+        _change(CONFIG, sentence_transformers={"activation_fn": "torch.hub.get_dir"}),
+        "activation_fn is torch.hub.get_dir",
+    ),
+    "an old function of torch as activation": Case(
+        _change(CONFIG, sbert_ce_default_activation_function="torch.cuda.init"),
+        "activation_fn is torch.cuda.init",
+    ),
+    "an adapter": Case(
+        _write(ADAPTER, b'{"base_model_name_or_path": "own/base", "peft_type": "LORA"}'),
+        "is of an adapter",
+    ),
+    "a place of its own": Case(_change(CONFIG, _name_or_path="own/model"), ""),
+    "a dtype that is a function": Case(
+        _change(CONFIG, dtype="hub.load"), "no attribute 'hub.load'"
+    ),
+    "a config of timm's wrapper": Case(
+        _change(
+            *(CONFIG,),
+            model_type="timm_wrapper",
+            architectures=["TimmWrapperForImageClassification"],
+            architecture="hf-hub:own/model",
+            model_args={"checkpoint_path": "/etc/passwd"},
+        ),
+        "config.json",
+    ),
+    "a backbone of the hub": Case(
+        _change(
+            *(CONFIG,),
+            model_type="detr",
+            architectures=["DetrForObjectDetection"],
+            backbone="own/backbone",
+            use_timm_backbone=False,
+        ),
+        "config.json",
+    ),
+    "a tokenizer of other files": Case(
+        _change(
+            *(TOKENIZER_CONFIG,),
+            tokenizer_file="/etc/passwd",
+            vocab_file="/etc/passwd",
+            name_or_path="own/model",
+            added_tokens_file="/etc/passwd",
+        ),
+        "",
+    ),
+    "a tokenizer of Mistral": Case(
+        _change(CONFIG, model_type="mistral", architectures=["MistralForSequenceClassification"]),
+        "do not fit",
+    ),
+    "a processor of its own": Case(
+        _write(
+            PROCESSOR, b'{"image_processor_type": "own.P", "auto_map": {"AutoProcessor": "a.B"}}'
+        ),
+        "",
+    ),
+    "an encoder of another place": Case(
+        _write(
+            "sentence_bert_config.json",
+            b'{"model_name_or_path": "own/model", "model_args": {"trust_remote_code": true}}',
+        ),
+        "",
+        "sentence",
+    ),
+    "a function of torch as a module": Case(
+        _modules("1_Pooling", "torch.hub.load"), 'class "torch.hub.load"', "sentence"
+    ),
+    "a function of torch in a layer": Case(
+        _change("2_Dense/config.json", activation_function="torch.hub.get_dir"),
+        "torch.hub.get_dir",
+        "sentence",
+    ),
+    "a way to write of its own": Case(_custom_generate, "", "writer"),
+    "a template that leads elsewhere": Case(
+        _write("chat_template.jinja", b"{% include '/etc/passwd' %}"), "", "writer"
+    ),
+    "an architecture of the hub": Case(
+        _change(CONFIG, architecture="hf-hub:own/model"), "architecture", "timm"
+    ),
+    "an architecture in a folder": Case(
+        _change(CONFIG, architecture="local-dir:/etc"), "architecture", "timm"
+    ),
+    "a checkpoint elsewhere": Case(
+        _change(CONFIG, model_args={"checkpoint_path": "/etc/passwd"}), "model_args", "timm"
+    ),
+    "weights elsewhere": Case(
+        _change(CONFIG, pretrained_cfg={**TIMM, "file": "/etc/passwd", "url": "http://127.0.0.1"}),
+        "",
+        "timm",
+    ),
+    "weights of the hub": Case(
+        _change(CONFIG, pretrained_cfg={**TIMM, "hf_hub_id": "own/model", "source": "hf-hub"}),
+        "",
+        "timm",
+    ),
+    "an image processor of its own": Case(
+        _change(PROCESSOR, image_processor_type="own.Processor"),
+        "Unrecognized image processor",
+        "image",
+    ),
+    "code of an image processor": Case(
+        _code(PROCESSOR, auto_map={"AutoImageProcessor": "modeling_own.Own"}), "", "image"
+    ),
+    "a feature extractor of its own": Case(
+        _change(PROCESSOR, feature_extractor_type="own.Extractor"), "own.Extractor", "audio"
+    ),
+    "code of a feature extractor": Case(
+        _code(PROCESSOR, auto_map={"AutoFeatureExtractor": "modeling_own.Own"}), "", "audio"
     ),
     # ---- pickles
     **{f"{name} alone": Case(_pickled(name, WEIGHTS), _IS_PICKLE) for name in _PICKLES},
@@ -383,3 +507,12 @@ HOSTILE: Mapping[str, Case] = {
         _link(ONNX, "/etc/passwd"), "is not an ONNX model", "onnx"
     ),
 }
+_NAMES = [*HOSTILE]
+BY_LIBRARY = (
+    *("auto_map inside", "a kernel of the hub", "a kernel of the hub, privately"),
+    *("a tokenizer class of its own", "a module of its own", "a function as a module"),
+    *("a function as an activation", "a pickle beside the weights", "a pickle of arguments"),
+    *_NAMES[_NAMES.index("a kernel of the hub inside") : _NAMES.index("pytorch_model.bin alone")],
+    *("tokenizer leads to /etc/passwd", "weight map to /etc/passwd", "onnx data in /etc/passwd"),
+)
+"""Those of each way by which a library runs code, reads other files or goes to the network."""

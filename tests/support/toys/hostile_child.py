@@ -1,0 +1,24 @@
+"""What a library tries over a model directory, in the confined process that reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.text.text_oracle import text_predictions
+from pipeline.models.directories.view import make_view
+
+
+def attempts(path: str, wanted: str) -> list[str]:
+    """Read a directory, let its library predict texts, and return what the process was refused."""
+    server: Any = sys.modules["__main__"]
+    with contextlib.suppress(Exception):
+        facts = read_facts(Path(path), wanted)
+        with tempfile.TemporaryDirectory() as folder:
+            view = make_view(Path(path), Path(folder))
+            text_predictions(view, facts, facts.tasks[0], [("the cat sat",)])
+    return list(server.refused)
