@@ -63,8 +63,11 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
     if task.needs_labels:
         names = card.labels if model.labels is None else _read_labels(model, model.labels)
         if not names:
+            served = facts.tasks if facts is not None else ()
+            others = [other for other in served if not task_class(other).needs_labels]
+            way = f", or another model.task: {', '.join(others)}" if others else ""
             raise JobError(
-                f"model.labels: {card.name} brings no class names; give a list or a file"
+                f"model.labels: {card.name} brings no class names; give a list or a file{way}"
             )
         labels = tuple(names)
         if facts is not None and facts.labels and len(labels) != len(facts.labels):
