@@ -124,57 +124,42 @@ def _why(state: Mapping[str, Any], wanted: Mapping[str, Any], error: Exception) 
     """Return in one line what does not fit, with the most likely reason."""
     missing = [name for name in wanted if name not in state]
     extra = [name for name in state if name not in wanted]
-    other = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in wanted
-        if _is_tensor(state.get(name)) and _is_tensor(wanted[name])
-        if state[name].shape != wanted[name].shape
-    ]
-    no_tensors = [name for name, value in state.items() if not _is_tensor(value)]
+    shapes = {
+        name: (tuple(state[name].shape), tuple(tensor.shape))
+        for name, tensor in wanted.items()
+        if _is_tensor(state.get(name)) and _is_tensor(tensor) and state[name].shape != tensor.shape
+    }
     problems = listed_problems(
         (missing, f"of {len(wanted)} tensors missing"),
         (extra, "unexpected"),
-        (other, "of another shape"),
-        (no_tensors, "that are no tensors"),
+        ([f"{n} is {a}, not {b}" for n, (a, b) in shapes.items()], "of another shape"),
+        ([n for n, value in state.items() if not _is_tensor(value)], "that are no tensors"),
     )
     if not problems:  # the module's own loading refused
         return clean_message(str(error))
-    hint = _hint(state, wanted, missing, extra)
+    hint = ""
+    if missing and extra:
+        hint = _hint_of_prefix(missing, extra)
+    elif not missing and not extra:
+        heads = [(a[0], b[0]) for a, b in shapes.values() if a and b and a[1:] == b[1:]]
+        if len(set(heads)) == 1 and len(heads) <= 2:
+            hint = (
+                f"the weights are for {heads[0][0]} outputs and the model is built for "
+                f"{heads[0][1]} (a model by name has as many outputs as model.labels)"
+            )
     return problems + (f": {hint}" if hint else "")
 
 
-def _hint(
-    state: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-    missing: Sequence[str],
-    extra: Sequence[str],
-) -> str:
-    if missing and extra:
-        for prefix in dict.fromkeys(name.partition(".")[0] + "." for name in extra):
-            bare = {name.removeprefix(prefix) for name in extra if name.startswith(prefix)}
-            if set(missing) <= bare:
-                return (
-                    f"the file has {prefix!r} before the names; save them without it: "
-                    f"{{k.removeprefix({prefix!r}): v for k, v in state.items()}}"
-                )
-            longer = {prefix + name for name in extra}
-            if longer >= set(missing):
-                return f"the module has {prefix!r} before the names, the file has not"
-        return "weights of another architecture?"
-    heads = [
-        (int(state[name].shape[0]), int(wanted[name].shape[0]))
-        for name in wanted
-        if _is_tensor(state.get(name)) and _is_tensor(wanted[name])
-        if state[name].shape != wanted[name].shape
-        if state[name].shape[1:] == wanted[name].shape[1:] and state[name].ndim
-    ]
-    if len(set(heads)) == 1 and len(heads) <= 2 and not missing and not extra:
-        theirs, ours = heads[0]
-        return (
-            f"the weights are for {theirs} outputs and the model is built for {ours} (a model by "
-            "name has as many outputs as model.labels)"
-        )
-    return ""
+def _hint_of_prefix(missing: Sequence[str], extra: Sequence[str]) -> str:
+    for prefix in dict.fromkeys(name.partition(".")[0] + "." for name in extra):
+        if set(missing) <= {n.removeprefix(prefix) for n in extra if n.startswith(prefix)}:
+            return (
+                f"the file has {prefix!r} before the names; save them without it: "
+                f"{{k.removeprefix({prefix!r}): v for k, v in state.items()}}"
+            )
+        if set(missing) <= {prefix + name for name in extra}:
+            return f"the module has {prefix!r} before the names, the file has not"
+    return "weights of another architecture?"
 
 
 def listed_problems(*groups: tuple[Sequence[str], str]) -> str:

@@ -142,8 +142,7 @@ def seeded(name: str, salt: str = "") -> Iterator[None]:
     seed = int.from_bytes(digest[:_SEED_BYTES], "big")
     plain, arrays = random.getstate(), np.random.get_state()
     has_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    on_gpu = torch.cuda.get_rng_state_all() if has_gpu else []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if has_gpu else []):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
@@ -152,8 +151,6 @@ def seeded(name: str, salt: str = "") -> Iterator[None]:
         finally:
             random.setstate(plain)
             np.random.set_state(arrays)
-            if has_gpu:
-                torch.cuda.set_rng_state_all(on_gpu)
 
 
 def warn_random_weights(factory: str) -> None:
