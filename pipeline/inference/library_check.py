@@ -8,12 +8,12 @@ files and the versions of the libraries.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import AUDIO, ERROR, IMAGE, TEXT, TEXT_PAIR
+from pipeline.core.schema import AUDIO, EMBEDDING, ERROR, IMAGE, MESSAGE, TEXT, TEXT_PAIR, TOP_K
 from pipeline.inference.engines import open_engine
 from pipeline.job.job import Job
 from pipeline.models.agreement import SAME
@@ -40,11 +40,12 @@ from pipeline.models.onnx_module import OnnxModule
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task, task_class
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.process.confined import ConfinedError, confined
 
-_VERSION = 2
+_VERSION = 3
 """Of what is compared; raise it if more is."""
 _FILE = "held_to.txt"
 _COMPARE = "pipeline.inference.library_check:compare"
@@ -52,18 +53,19 @@ _MOST_BYTES = 4 << 30
 """Weights of larger models are not loaded twice beside a run."""
 _LIBRARIES = {"sentence_transformers": ("sentence_transformers",), "timm": ("timm",)}
 _LIMITS = Limits(1 << 30, 1 << 30)
-_SOURCES: Mapping[str, Mapping[str, Any]] = {
-    "audio": {"format": "parquet", "audio_column": AUDIO},
-    "image": {"format": "parquet", "image_column": IMAGE},
-    "text": {"format": "parquet", "text_column": TEXT},
-}
-"""Registered name of an input -> the job's source of probes."""
-_HELD = {"audio": (), "image": (), "text": ("classify", "embed")}
-"""Registered name of an input -> tasks to which its library has a way, beside `generate`."""
 _COLUMN_TYPES = {
     **dict.fromkeys((TEXT, TEXT_PAIR), pa.large_string()),
     **dict.fromkeys((AUDIO, IMAGE), pa.large_binary()),
 }
+_BATCH_TOKENS = 2_048
+"""Longer texts are in batches of their own; the others pad each other."""
+_MOST_TOKENS = 1_024
+"""Texts of probes are not much longer where a model takes more: it takes time."""
+_MODEL: Mapping[str, Mapping[str, Any]] = {
+    "multilabel": {"min_score": 0.0},
+    "zero_shot": {"prompts": ("a dog", "rain in the city", "films")},
+}
+"""Task -> what a job must say of its model to be compared."""
 _WRITTEN, _NEW_TOKENS = (0, 1, 4, 5), 8
 """Texts that are continued: without special tokens, which stay text here, and short ones."""
 
@@ -81,17 +83,18 @@ def hold_to_library(spec: ModelSpec) -> str:
         JobError: A prediction differs; names the probe and both values.
     """
     directory, facts = spec.directory, spec.facts
-    source = _SOURCES.get(spec.input.name)
-    if directory is None or facts is None or source is None or not _has_library(facts):
+    held = _INPUTS.get(spec.input.name)
+    if directory is None or facts is None or held is None or not _has_library(facts):
         return ""
-    is_held = spec.task.generation is not None or spec.task.kind in _HELD[spec.input.name]
+    is_held = spec.task.generation is not None or spec.task.kind in held.tasks
     if not is_held or local_bytes(directory) > _MOST_BYTES:
         return ""
     if spec.input.name == "image" and facts.transform is None:
         return ""  # pixels are the job's
-    has_pair = spec.input.text is not None and spec.input.text.has_pair
+    has_pair = _has_pair(spec)
+    source = {"format": "parquet", **held.columns}
     if has_pair:
-        source = {**source, "text_pair_column": TEXT_PAIR}
+        source["text_pair_column"] = TEXT_PAIR
 
     def write(folder: Path) -> None:
         (folder / _FILE).write_text(_compared(spec, source))
@@ -133,10 +136,10 @@ def _compared(spec: ModelSpec, source: Mapping[str, Any]) -> str:
     return held
 
 
-def _section(spec: ModelSpec) -> dict[str, Any]:
-    """Return what a job of a task that writes says of it."""
+def _section(spec: ModelSpec) -> Mapping[str, Any]:
+    """Return what a job says of its model, beside the task."""
     if spec.task.generation is None:
-        return {}
+        return _MODEL.get(spec.task.kind, {})
     most = min(_NEW_TOKENS, spec.task.generation.max_new_tokens)
     facts = spec.facts.generation if spec.facts else None
     prompt = {"prompt": facts.image_mark} if facts and facts.image_mark else {}
@@ -153,49 +156,67 @@ def compare(path: str, spec: ModelSpec) -> str:
     assert spec.facts is not None, "it is a directory"
     assert spec.directory is not None, "likewise"
     lend(spec.directory, Path(path))
-    columns = _probes(Path(path), spec)
+    held = _INPUTS[spec.input.name]
+    columns = held.probes(Path(path), spec)
     rows, prepared = [*zip(*columns.values(), strict=True)], _prepared(spec, columns)
     with tempfile.TemporaryDirectory() as folder:
         expected = _expected(make_view(Path(path), Path(folder)), spec, rows, prepared)
     if expected is None:
         return ""
-    config = PredictorConfig(spec, len(rows), 0, 1, pa.schema([]), batch_tokens=1 << 20)
-    actual = open_engine(config).predict(prepared, {})
-    is_done = [error is None for error in actual.column(ERROR).to_pylist()]
-    places = [row for row, done in enumerate(is_done) if done]
-    task = make_task(spec.task)
-    known = task.parse_golden(expected).take(places)
-    differences = task.differences(known, actual.take(places), SAME)
+    config = PredictorConfig(spec, len(rows), 0, 1, pa.schema([]), batch_tokens=_BATCH_TOKENS)
+    actual, task = open_engine(config).predict(prepared, {}), make_task(spec.task)
+    errors = actual.select([ERROR, MESSAGE]).to_pylist()
+    known = [row for row, columns_of in enumerate(expected) if columns_of is not None]
+    places = [row for row in known if errors[row][ERROR] is None]
     library = _library(spec)
+    if not places:
+        message = errors[known[0]][MESSAGE]
+        raise JobError(f"model.path: {library} predicts each probe, and here all fail: {message}")
+    theirs = pa.Table.from_pylist([{**(expected[place] or {})} for place in places])
+    _require_length(library, theirs, spec.task)
+    if TOP_K not in theirs.column_names:
+        theirs = task.parse_golden(theirs)
+    differences = task.differences(theirs, actual.take(places), SAME)
     for place, difference in zip(places, differences, strict=True):
         if difference:
             raise JobError(
                 f"model.path: {library} predicts something else for probe {_shown(rows[place])}: "
                 f"{difference}; {_WAY_OUT}"
             )
-    what = "pair" if len(columns) > 1 else _NOUNS[spec.input.name]
-    return f"{library} on {len(places)} {what}s" if places else ""
+    return f"{library} on {len(places)} {'pair' if _has_pair(spec) else held.noun}s"
 
 
 _WAY_OUT = "return the model from model.factory, which is taken as it is"
-_NOUNS = {"audio": "clip", "image": "image", "text": "text"}
+
+
+def _require_length(library: str, theirs: pa.Table, task: TaskSpec) -> None:
+    if EMBEDDING in theirs.column_names:
+        length = len(theirs.column(EMBEDDING)[0])
+        if length != task.embedding_dim:
+            raise JobError(
+                f"model.path: {library} gives vectors of {length} numbers, and "
+                f"{task.embedding_dim} are made here; {_WAY_OUT}"
+            )
 
 
 def _expected(
     view: Path, spec: ModelSpec, rows: Sequence[Sequence[Any]], prepared: pa.Table
-) -> pa.Table | None:
-    """Return what the library predicts for rows; None: it has no way of its own to the task."""
+) -> Results | None:
     assert spec.facts is not None, "it is a directory"
     if spec.facts.format_name == "onnx":
-        return _predicted_by_onnx(view, spec, rows)
+        return _rows_of(_predicted_by_onnx(view, spec, rows))
     if (generation := spec.task.generation) is None:
-        return text_predictions(view, spec.facts, spec.task.kind, rows)
+        return _INPUTS[spec.input.name].oracle(view, spec.facts, spec.task, rows)
     if spec.input.name == "text":
-        return written_texts(view, spec.facts, generation, [text for (text,) in rows])
+        return _rows_of(written_texts(view, spec.facts, generation, [text for (text,) in rows]))
     normaliser = spec.input.normaliser(torch.float32)
     [values] = spec.input.arrays(prepared).values()
     tensors = [normaliser(torch.from_numpy(np.array(value))[None])[0] for value in values]
-    return written_texts(view, spec.facts, generation, tensors)
+    return _rows_of(written_texts(view, spec.facts, generation, tensors))
+
+
+def _rows_of(table: pa.Table | None) -> Results | None:
+    return None if table is None else table.to_pylist()
 
 
 def _has_library(facts: DirectoryFacts) -> bool:
@@ -243,20 +264,56 @@ def _library(spec: ModelSpec) -> str:
     return f"{name} {version(name)}"
 
 
-def _probes(path: Path, spec: ModelSpec) -> dict[str, Sequence[Any]]:
-    """Return the columns of the input -> values of the probes."""
-    if spec.input.name == "image":
-        return {IMAGE: probes.images()}
-    if spec.input.name == "audio":
-        return {AUDIO: probes.wav_files()}
+def _has_pair(spec: ModelSpec) -> bool:
+    return spec.input.text is not None and spec.input.text.has_pair
+
+
+def _texts(path: Path, spec: ModelSpec) -> dict[str, Sequence[Any]]:
     text = spec.facts.text if spec.facts else None
     assert text is not None, "its rows are texts"
-    special = special_tokens(load_tokenizer(path / text.tokenizer))
-    if spec.input.text is not None and spec.input.text.has_pair:
-        first, second = zip(*probes.pairs(special, text.max_tokens), strict=True)
+    special = special_tokens(load_tokenizer(path / text.tokenizer, text.overlay))
+    most = min(text.max_tokens, _MOST_TOKENS)
+    if _has_pair(spec):
+        first, second = zip(*probes.pairs(special, most), strict=True)
         return {TEXT: first, TEXT_PAIR: second}
-    texts = probes.texts(special, text.max_tokens)
+    texts = probes.texts(special, most)
     return {TEXT: texts if spec.task.generation is None else [texts[n] for n in _WRITTEN]}
+
+
+Results = Sequence[Mapping[str, Any] | None]
+"""Per row, columns as they are published, or as golden rows have them; None: the library fails."""
+
+
+class _Held(NamedTuple):
+    """How models of an input are compared, if they do not write."""
+
+    columns: Mapping[str, str]
+    """Field of the job's source -> column of probes in transit; see `_COLUMN_TYPES`."""
+    noun: str
+    """Of a probe."""
+    probes: Callable[[Path, ModelSpec], dict[str, Sequence[Any]]]
+    """Directory and model -> these columns' values."""
+    tasks: tuple[str, ...] = ()
+    """To which the library may have a way of its own."""
+    oracle: Callable[[Path, DirectoryFacts, TaskSpec, Sequence[Any]], Results | None] = lambda *_: (
+        None
+    )
+    """View of the directory, facts, task and rows -> what the library predicts; None: it has no way
+    of its own."""
+
+
+_INPUTS: Mapping[str, _Held] = {
+    "audio": _Held({"audio_column": AUDIO}, "clip", lambda *_: {AUDIO: probes.wav_files()}),
+    "image": _Held({"image_column": IMAGE}, "image", lambda *_: {IMAGE: probes.images()}),
+    "text": _Held(
+        {"text_column": TEXT},
+        "text",
+        _texts,
+        ("classify", "multilabel", "regress", "score", "tokens", "embed", "zero_shot"),
+        text_predictions,
+    ),
+}
+"""Registered name of an input -> how its models are compared."""
 
 
 def _prepared(spec: ModelSpec, columns: Mapping[str, Sequence[Any]]) -> pa.Table:

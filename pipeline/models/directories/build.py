@@ -10,11 +10,9 @@ from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.facts import (
     TOWERS,
     WRITERS,
-    DenseLayer,
     DirectoryFacts,
     LibraryClass,
     OnnxFile,
-    Pooling,
     TextFacts,
     TimmModel,
 )
@@ -54,11 +52,12 @@ def build_module(
     """
     served = require_served(task.kind, facts)
     if isinstance(facts.module, OnnxFile):
+        from pipeline.models.directories.text.text_modules import Pooled
         from pipeline.models.onnx_module import OnnxModule
 
         file = onnx_file_of(path)
         assert file is not None, "its facts were read"
-        pooled = _pooled(path, facts.pooling) if facts.pooling and served == "embed" else None
+        pooled = Pooled(path, facts.pooling) if facts.pooling and served == "embed" else None
         return OnnxModule.for_task(file, facts.module, served, pooled).eval()
     if isinstance(facts.module, TimmModel):
         from pipeline.models.directories.image.timm_models import timm_module
@@ -118,7 +117,7 @@ def _class_module(
     path: Path, facts: DirectoryFacts, named: LibraryClass, task: TaskSpec
 ) -> torch.nn.Module:
     from pipeline.models.directories.image.image_modules import DetectorModule, ImageModule
-    from pipeline.models.directories.text.text_modules import Logits, PairModule, TextModule
+    from pipeline.models.directories.text.text_modules import Logits, Pooled, TextModule
 
     model = _library_module(path, named)
     if named.head == TOWERS:
@@ -129,9 +128,7 @@ def _class_module(
         return model
     if facts.text is None:
         return ImageModule(model, facts.pooling.modes[0] if facts.pooling else "logits")
-    output = _pooled(path, facts.pooling) if facts.pooling else Logits()
-    has_types = "token_type_ids" in facts.text.tensor_names
-    return (PairModule if has_types else TextModule)(model, output)
+    return TextModule(model, Pooled(path, facts.pooling) if facts.pooling else Logits())
 
 
 def _tower(
@@ -176,25 +173,3 @@ def _library_module(path: Path, facts: LibraryClass) -> torch.nn.Module:
     config = config_of(read_object(folder, CONFIG), len(headers))
     named, built = named_class(facts.named, config), named_class(facts.built, config)
     return load(built, named, config, read_tensors(folder, headers))
-
-
-def _pooled(path: Path, pooling: Pooling) -> torch.nn.Module:
-    from pipeline.models.directories.text.text_modules import Normalize, Pooled
-
-    layers = [
-        Normalize() if layer == "normalize" else _dense(path, layer) for layer in pooling.layers
-    ]
-    return Pooled(pooling.modes, pooling.prompt_tokens, layers)
-
-
-def _dense(path: Path, layer: DenseLayer) -> torch.nn.Module:
-    from pipeline.models.directories.text.text_modules import Dense
-    from pipeline.models.weights.state_dict import load_state
-
-    folder = path / layer.at
-    module = Dense(
-        layer.in_features, layer.out_features, bias=layer.bias, activation=layer.activation
-    )
-    tensors = read_tensors(folder, read_headers(folder))
-    load_state(module, tensors, None, f"model.path: {layer.at}model.safetensors", "Dense")
-    return module

@@ -45,7 +45,7 @@ _TRANSFORMER = (
     "added_tokens.json",
     PROCESSOR,
     BOTH,
-    st.LENGTHS,
+    *st.LENGTHS,
     *_CHAT,
     GENERATION,
 )
@@ -55,7 +55,7 @@ _OF_SERIES = (
 )
 NAMES = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
 """What is looked up in a directory; `pipeline pull` copies files of these names."""
-_DENSE = (CONFIG, SINGLE)
+_MODULE = (CONFIG, SINGLE)
 _THREADS = 16
 
 Files = dict[str, StoredFile]
@@ -70,8 +70,7 @@ def choose_files(store: Store) -> list[StoredFile]:
     files = _look_up(store, NAMES)
     if st.MODULES in files:
         modules = st.parse_modules(parse_json(_read(store, st.MODULES, files), st.MODULES))
-        for name in (*_CHAT, GENERATION):
-            files.pop(name, None)  # encoders write no texts
+        files.pop(GENERATION, None)  # encoders write no texts
     else:
         modules = [("Transformer", "")]
     files |= _look_up(store, _of_modules(modules))
@@ -124,9 +123,9 @@ def _refuse_series(config: Mapping[str, Any]) -> None:
 
 
 def _of_modules(modules: Iterable[tuple[str, str]]) -> Iterator[str]:
-    names: Mapping[str, tuple[str, ...]] = {"Transformer": _TRANSFORMER, "Dense": _DENSE}
     for module_type, at in modules:
-        yield from (at + name for name in names.get(module_type, (CONFIG,)))
+        names = _TRANSFORMER if module_type == "Transformer" else _MODULE
+        yield from (at + name for name in names)
 
 
 def _require_parts(store: Store, modules: Sequence[tuple[str, str]], files: Files) -> None:

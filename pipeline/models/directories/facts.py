@@ -10,6 +10,7 @@ from pipeline.models.generation import Rules
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.input_facts import TensorColumn
+from pipeline.preprocessing.texts.text_settings import Prompt
 
 DirectoryFormat = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 TOWERS = "towers"
@@ -18,6 +19,8 @@ CAUSAL, SEQ2SEQ = "causal", "seq2seq"
 """Heads of language models: one that continues a text, one that answers to it."""
 SPEECH, CAPTION = "speech", "caption"
 """Heads of models that write down a clip of sound, or write to an image."""
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""How the vectors of tokens can become one: the modes of sentence-transformers."""
 WRITERS = (CAUSAL, SEQ2SEQ, SPEECH, CAPTION)
 
 
@@ -39,6 +42,12 @@ class TextFacts:
     """Whether what the model writes counts for `max_tokens`, too."""
     cuts_start: bool = False
     """Whether a longer text loses its start, not its end."""
+    types_alone: bool = False
+    """Whether single texts need their token types; otherwise they are as good as none."""
+    overlay: str = ""
+    """JSON of what the library puts in the place of sections of the tokenizer file; '': nothing."""
+    prompt: Prompt | None = None
+    """The chat template around each text; there is no prefix then."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +78,19 @@ class ImageContract(NamedTuple):
     width_px: int | None = None
 
 
-class DenseLayer(NamedTuple):
-    """A dense layer behind the pooling."""
+class Layer(NamedTuple):
+    """A module of sentence-transformers before or behind the pooling."""
 
-    at: str
-    """Where its weights lie: '' or a folder ending in `/`."""
+    name: Literal["dense", "layer_norm", "normalize", "truncate"]
     in_features: int
     out_features: int
-    bias: bool
-    activation: str
+    at: str = ""
+    """Where its weights lie, if it has some: '' or a folder ending in `/`."""
+    bias: bool = True
+    activation: str = "Identity"
+    """Name of a module of torch.nn."""
+    residual: bool = False
+    """Whether its input is added to its output."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,10 @@ class Pooling:
     include_prompt: bool = True
     prompt_tokens: int = 0
     """Tokens of the prompt, which are left out; 0: none are."""
-    layers: tuple[DenseLayer | Literal["normalize"], ...] = ()
+    token_layers: tuple[Layer, ...] = ()
+    """Applied to the vectors of tokens."""
+    layers: tuple[Layer, ...] = ()
+    """Applied to the vector of the text."""
 
 
 @dataclass(frozen=True)

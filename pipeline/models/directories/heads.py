@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import preview, read_object, read_value
-from pipeline.models.directories.text.sentence_transformers import PROMPTS, activation_of
+from pipeline.models.directories.json_files import preview, read_value
 
 CONFIG = "config.json"
 _PROBLEMS = {
@@ -70,24 +69,30 @@ def tasks_of(
     return (*tasks, "zero_shot") if head == "sequence" and entails else tasks
 
 
-def score_activation(folder: Any, values: Mapping[str, Any], num_labels: int) -> tuple[str, bool]:
-    """Return `identity` or `sigmoid` for the score of a pair, and whether a file names it.
+def score_activation(values: Mapping[str, Any], num_labels: int) -> tuple[str, bool]:
+    """Return `identity` or `sigmoid` for the score of a pair, and whether the config names it.
 
     Raises:
-        JobError: A file names another function.
+        JobError: It names another function.
     """
     ours = values.get("sentence_transformers")
-    for activation, where in (
-        (read_object(folder, PROMPTS, optional=True).get("activation_fn"), PROMPTS),
-        (ours.get("activation_fn") if isinstance(ours, dict) else None, CONFIG),
-        (values.get(_OLD_ACTIVATION), CONFIG),
-    ):
-        if isinstance(activation, str):
-            named = activation_of(activation, f"{where}: activation_fn")
-            if named not in ("identity", "sigmoid"):
-                raise JobError(
-                    f"model.path: {where}: activation_fn is {preview(activation)}, expected "
-                    "Sigmoid or Identity of torch.nn"
-                )
-            return named, True
-    return ("sigmoid" if num_labels == 1 else "identity"), False
+    named = ours.get("activation_fn") if isinstance(ours, dict) else values.get(_OLD_ACTIVATION)
+    activation = activation_of(named, CONFIG)
+    return activation or ("sigmoid" if num_labels == 1 else "identity"), bool(activation)
+
+
+def activation_of(named: Any, where: str) -> str:
+    """Return `identity` or `sigmoid` for a class of torch; '' if none is named.
+
+    Raises:
+        JobError: It is another one; nothing is imported by name.
+    """
+    if not isinstance(named, str):
+        return ""
+    name = named.rpartition(".")[2].lower()
+    if not named.startswith("torch.nn.") or name not in ("identity", "sigmoid"):
+        raise JobError(
+            f"model.path: {where}: activation_fn is {preview(named)}, expected Sigmoid or Identity "
+            "of torch.nn"
+        )
+    return name

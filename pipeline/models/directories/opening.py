@@ -51,6 +51,7 @@ LIMITS = {"cpu_s": 300, "memory_bytes": 8 << 30}
 """Of the process that reads a directory: seconds for the longest headers that are taken."""
 OF_TRANSFORMERS = ("torch", "transformers", "pipeline.models.directories.opening:warm_up")
 _IMPORTS = {
+    "sentence_transformers": (*OF_TRANSFORMERS, "sentence_transformers"),
     "timm": ("torch", "timm"),
     "onnx": ("onnxruntime",),
 }
@@ -183,7 +184,9 @@ def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> Director
 def _format_of(path: Path) -> str:
     if onnx_file_of(path) is not None and not (path / CONFIG).is_file():
         return "onnx"
-    has_config = (path / CONFIG).is_file() and not (path / MODULES).is_file()
+    if (path / MODULES).is_file():
+        return "sentence_transformers"
+    has_config = (path / CONFIG).is_file()
     return "timm" if has_config and is_timm(read_object(path, CONFIG)) else "transformers"
 
 
@@ -235,7 +238,7 @@ def directory_module(
 def _with_prefix(path: Path, facts: DirectoryFacts, text: TextFacts, prefix: str) -> DirectoryFacts:
     """Replace the directory's prefix; poolings may leave out its tokens, so they are counted."""
     pooling = facts.pooling
-    if pooling is not None and not pooling.include_prompt:
-        count = prompt_tokens(path / text.tokenizer, prefix) if prefix else 0
+    if prefix != text.prefix and pooling is not None and not pooling.include_prompt:
+        count = prompt_tokens(path, text, prefix) if prefix else 0
         pooling = replace(pooling, prompt_tokens=count)
     return replace(facts, text=replace(text, prefix=prefix), pooling=pooling)

@@ -66,6 +66,11 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
     name = task_name(model, card)
     if has_pairs and (model.choices or task_class(name).new_tokens(model)):
         raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")
+    if has_pairs and card.facts and card.facts.text and card.facts.text.prompt:
+        raise JobError(
+            f"source.text_pair_column: {card.name} writes single texts by its chat template; leave "
+            "it out"
+        )
     weights_uri, (model_input, transform), task = _all_of(
         lambda: _weights_uri(card, model),
         lambda: _choose_input(card, job, allow_import),

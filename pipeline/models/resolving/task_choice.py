@@ -16,6 +16,7 @@ from pipeline.core.user_code.own_code import extension_errors
 from pipeline.models.directories.build import require_served
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.snapshot import ModelDirectory, local
+from pipeline.models.directories.text.sentence_transformers import PROMPTS
 from pipeline.models.directories.text.text_facts import load_tokenizer
 from pipeline.models.directories.text.writing.image_prompts import image_prompt
 from pipeline.models.generation import Generation, Rules
@@ -75,6 +76,12 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
                 f"model.labels: has {len(labels)} names, and {facts.architecture} of model.path "
                 f"has {len(facts.labels)} labels; give as many, or leave model.labels out"
             )
+    length = facts and not model.layer and not model.pooling and facts.embedding_dim
+    if length and model.embedding_dim not in (None, length):
+        raise JobError(
+            f"model.embedding_dim = {model.embedding_dim}: {card.name} gives {length} numbers; "
+            f"leave it out, or write truncate_dim into {PROMPTS} to have the first of them alone"
+        )
     code = ""
     if model.postprocess is not None:
         require_allowed("model.postprocess", model.postprocess, allow_import)

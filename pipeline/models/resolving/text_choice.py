@@ -48,6 +48,10 @@ def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings
     name, facts = card.name, card.facts.text if card.facts else None
     task = task_class(task_name(model, card))
     prompt = _prompt(model, card, task_name(model, card), wanted)
+    frame = facts.prompt if facts and prompt is None else None
+    if facts:
+        _require_usable(facts, model, wanted)
+    of_file = facts if facts and not wanted.tokenizer else None
     new_tokens, storage_options = task.new_tokens(model), model.storage_options
     # A model with labels of its own reads prompts as hypotheses behind the text.
     behind = prompt_texts(model.prompts) if card.facts and card.facts.labels else ()
@@ -61,10 +65,13 @@ def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings
             f"text.tokenizer: {name} brings no tokenizer; give the URI of a tokenizer.json"
         )
     data = read_tokenizer_bytes(uri, storage_options)
-    tokenizer = parse_tokenizer(f"text.tokenizer = {uri}", data)
+    overlay = of_file.overlay if of_file else ""
+    tokenizer = parse_tokenizer(f"text.tokenizer = {uri}", data, overlay)
     with tokenizer_errors(f"text.tokenizer = {uri}: fails over texts"):
         reserved = reserved_tokens(hypotheses(tokenizer, behind))
         least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
+        if frame is not None:
+            least = PromptTokenizer(tokenizer, frame).num_fixed + 1
         if prompt is not None:
             prompts = PromptTokenizer(tokenizer, prompt)
             reserved += max(map(len, prompts.answers(prompt_texts(model.choices))), default=0)
@@ -89,12 +96,29 @@ def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings
         prefix=wanted.prefix if wanted.prefix is not None else (facts.prefix if facts else ""),
         pad_id=facts.pad_id if facts else pad_id_of(tokenizer),
         tensor_names=facts.tensor_names if facts else _TENSORS,
+        types_alone=bool(facts and facts.types_alone),
         has_offsets=task.is_per_token,
-        prompt=prompt,
+        prompt=prompt or frame,
         new_tokens=new_tokens,
-        cuts_start=bool(facts and facts.cuts_start and prompt is None and not wanted.tokenizer),
+        cuts_start=bool(of_file and of_file.cuts_start and prompt is None),
+        overlay=overlay,
         storage_options=storage_options,
     )
+
+
+def _require_usable(facts: TextFacts, model: Model, wanted: Text) -> None:
+    """Refuse what token types of all texts, or a chat template around them, have no place for."""
+    if facts.types_alone and model.prompts:
+        raise JobError(
+            f"model.prompts: {model.path} adds token types to all tokens, and prompts have none; "
+            "take token_type_ids out of model_input_names of tokenizer_config.json"
+        )
+    for field, given in (("prefix", wanted.prefix), ("tokenizer", wanted.tokenizer)):
+        if given and facts.prompt is not None:
+            raise JobError(
+                f"text.{field}: has no effect beside the chat template that {model.path} writes "
+                "texts by; leave it out"
+            )
 
 
 def _max_tokens(

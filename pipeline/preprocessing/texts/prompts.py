@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +24,9 @@ from pipeline.preprocessing.texts.tokenizer import (
     encoded,
     joined,
     local_tokenizer,
-    parse_tokenizer,
+    open_tokenizer,
     special_around,
+    tokenise,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ class PromptTokenizer:
         )
         encodings = encoded(encode, [self._prompt.around(text) for text in texts])
         rows = [encoding.ids for encoding in encodings]
+        if self._prompt.is_open:
+            return rows
         return [
             ids if self._count(ids) == self._num_control else self._in_pieces(text)
             for text, ids in zip(texts, rows, strict=True)
@@ -142,6 +143,15 @@ class PromptTokenizer:
         return [*self._before, *ids, *self._after]
 
 
+def tokens_of(
+    settings: TextSettings, texts: Sequence[str], pairs: Sequence[str] | None = None
+) -> Tokens:
+    """Tokenise rows with the prompt of settings, if they have one; see `tokenizer.tokenise`."""
+    if settings.prompt is not None:
+        return tokenise_prompts(settings, texts)
+    return tokenise(settings, texts, pairs)
+
+
 def tokenise_prompts(settings: TextSettings, texts: Sequence[str]) -> Tokens:
     """Tokenise the prompts of rows; raises as `tokenizer.tokenise`.
 
@@ -156,7 +166,7 @@ def tokenise_prompts(settings: TextSettings, texts: Sequence[str]) -> Tokens:
     rows = [tokenizer.cut(ids, settings.max_tokens) for ids in whole]
     return Tokens(
         ids=joined(rows, np.int32),
-        types=NO_TYPES,
+        types=np.zeros(sum(map(len, rows)), np.int8) if settings.has_types else NO_TYPES,
         counts=np.fromiter(map(len, rows), np.int32, len(rows)),
         truncated=np.fromiter(
             (len(ids) > settings.max_tokens for ids in whole), np.bool_, len(rows)
@@ -186,16 +196,12 @@ def prompt_tokenizer(settings: TextSettings) -> PromptTokenizer:
         JobError: The tokenizer cannot be read.
     """
     assert settings.prompt is not None, "the caller has asked"
-    return _opened(str(local_tokenizer(settings)), settings.prompt)
+    return _opened(str(local_tokenizer(settings)), settings.overlay, settings.prompt)
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(path: str, prompt: Prompt) -> PromptTokenizer:
-    # Cores belong to actors: its own threads would take those of others.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return PromptTokenizer(
-        parse_tokenizer(f"text.tokenizer = {path}", Path(path).read_bytes()), prompt
-    )
+def _opened(path: str, overlay: str, prompt: Prompt) -> PromptTokenizer:
+    return PromptTokenizer(open_tokenizer(path, overlay), prompt)
 
 
 def _unknown(tokenizer: Tokenizer) -> str | None:

@@ -106,7 +106,7 @@ class TextInput(Input):
         return replace(self, text=replace(self.text, has_pair=TEXT_PAIR in fields.names))
 
     def fields(self) -> list[pa.Field]:
-        types = [pa.field(TOKEN_TYPES, pa.list_(pa.int8()))] if self.text.has_pair else []
+        types = [pa.field(TOKEN_TYPES, pa.list_(pa.int8()))] if self.text.has_types else []
         places = [pa.field(name, pa.list_(pa.int32())) for name in (OFFSETS, WORD_IDS)]
         return [
             pa.field(TOKEN_IDS, pa.list_(pa.int32())),
@@ -174,7 +174,7 @@ class TextInput(Input):
         still_alive()
         ends = np.concatenate([[0], np.cumsum(tokens.counts)]).astype(np.int32)
         columns = {TOKEN_IDS: pa.ListArray.from_arrays(ends, tokens.ids)}
-        if self.text.has_pair:
+        if self.text.has_types:
             columns[TOKEN_TYPES] = pa.ListArray.from_arrays(ends, tokens.types)
         if self.text.has_offsets:
             columns[OFFSETS] = pa.ListArray.from_arrays(2 * ends, tokens.offsets)
@@ -185,20 +185,16 @@ class TextInput(Input):
 
     def _tokens_of(self, rows: pa.Table) -> Tokens:
         texts = rows.column(TEXT).to_pylist()
-        if self.text.prompt is not None:
-            from pipeline.preprocessing.texts.prompts import tokenise_prompts
-
-            return tokenise_prompts(self.text, texts)
-        from pipeline.preprocessing.texts.tokenizer import tokenise
+        from pipeline.preprocessing.texts.prompts import tokens_of
 
         pairs = rows.column(TEXT_PAIR).to_pylist() if self.text.has_pair else None
-        return tokenise(self.text, texts, pairs)
+        return tokens_of(self.text, texts, pairs)
 
     def arrays(self, rows: pa.Table) -> Arrays:
         """Return `input_ids` (N, L), padded to the longest row, and `num_tokens` (N,), int32."""
         counts = rows.column(NUM_TOKENS).fill_null(0).to_numpy()
         arrays = {IDS: _padded(rows.column(TOKEN_IDS), counts, self.text.pad_id)}
-        if self.text.has_pair:
+        if self.text.has_types:
             arrays[TYPES] = _padded(rows.column(TOKEN_TYPES), counts, 0)
         return {**arrays, NUM_TOKENS: counts}
 
@@ -252,7 +248,7 @@ class TextInput(Input):
 
     @property
     def _tensor_names(self) -> tuple[str, ...]:
-        known = (IDS, MASK, TYPES) if self.text.has_pair else (IDS, MASK)
+        known = (IDS, MASK, TYPES) if self.text.has_types else (IDS, MASK)
         return tuple(name for name in known if name in self.text.tensor_names)
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:

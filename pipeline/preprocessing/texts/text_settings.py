@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,8 @@ class Prompt:
     strips: Literal["", "both", "left", "right"] = ""
     """Ends at which a text loses its white space, as chat templates that strip a message have it;
     of a blank text what stands before (`right`) or behind it (`left`) loses its own."""
+    is_open: bool = False
+    """Whether control tokens in the text of a row count as such, as encoders have it."""
 
     def around(self, text: str) -> str:
         """Return the prompt of a text."""
@@ -35,7 +38,7 @@ class Prompt:
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the tokens, as JSON values, for fingerprints."""
         values = asdict(self)
-        return values if self.strips else {k: v for k, v in values.items() if k != "strips"}
+        return {k: v for k, v in values.items() if v or k not in ("strips", "is_open")}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class TextSettings:
     """What the model takes: `input_ids`, `attention_mask`, `token_type_ids`."""
     has_pair: bool = False
     """Whether a row is a pair of texts."""
+    types_alone: bool = False
+    """Whether rows of one text have token types, too: the model does not take zeros without."""
     has_offsets: bool = False
     """Whether the places of tokens in the text are kept, for entities."""
     prompt: Prompt | None = None
@@ -63,17 +68,28 @@ class TextSettings:
     a place for them behind it. 0: it writes none."""
     cuts_start: bool = False
     """Whether a longer row loses the start of a text, not its end."""
+    overlay: str = ""
+    """JSON of the sections of tokenizer.json in whose place the model's library has others; '':
+    none."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def has_types(self) -> bool:
+        """Tell whether tokens have types."""
+        return self.has_pair or self.types_alone
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the tokens, as JSON values, for fingerprints."""
+        overlay_sha256 = hashlib.sha256(self.overlay.encode()).hexdigest()
         return {
             "tokenizer_sha256": self.tokenizer_sha256,
+            **({"overlay_sha256": overlay_sha256} if self.overlay else {}),
             "max_tokens": self.max_tokens,
             "prefix": self.prefix,
             "pad_id": self.pad_id,
             "tensor_names": list(self.tensor_names),
             "has_pair": self.has_pair,
+            **({"types_alone": True} if self.types_alone else {}),
             **({"prompt": self.prompt.to_dict()} if self.prompt else {}),
             **({"new_tokens": self.new_tokens} if self.new_tokens else {}),
             **({"cuts_start": True} if self.cuts_start else {}),

@@ -47,7 +47,7 @@ class Tokens(NamedTuple):
     ids: npt.NDArray[np.int32]
     """(T,), special tokens included."""
     types: npt.NDArray[np.int8]
-    """(T,): 0 for the first text of a pair, 1 for the second; empty unless rows are pairs."""
+    """(T,): 0 for the first text of a pair, mostly; empty unless `has_types` of the settings."""
     counts: npt.NDArray[np.int32]
     """(N,): tokens per row."""
     truncated: npt.NDArray[np.bool_]
@@ -72,8 +72,8 @@ def tokenise(
         JobError: The tokenizer cannot be read.
         RowError: It fails over one of these texts.
     """
-    path = str(local_tokenizer(settings))
-    tokenizer = _opened(path, settings.max_tokens, cuts_start=settings.cuts_start)
+    path, overlay = str(local_tokenizer(settings)), settings.overlay
+    tokenizer = _opened(path, overlay, settings.max_tokens, cuts_start=settings.cuts_start)
     prefix = settings.prefix
     given = [prefix + text for text in texts] if prefix else list(texts)
     batch = given if pairs is None else list(zip(given, pairs, strict=True))
@@ -83,14 +83,14 @@ def tokenise(
     return Tokens(
         ids=joined([encoding.ids for encoding in encodings], np.int32),
         types=joined(
-            [encoding.type_ids for encoding in encodings] if pairs is not None else [], np.int8
+            [encoding.type_ids for encoding in encodings] if settings.has_types else [], np.int8
         ),
         counts=np.fromiter((len(encoding) for encoding in encodings), np.int32, len(encodings)),
         truncated=np.fromiter(
             (bool(encoding.overflowing) for encoding in encodings), np.bool_, len(encodings)
         ),
         offsets=_offsets(encodings, len(prefix)) if settings.has_offsets else NONE,
-        word_ids=_word_ids(_rule(path), given, encodings, len(prefix))
+        word_ids=_word_ids(_rule(path, overlay), given, encodings, len(prefix))
         if settings.has_offsets
         else NONE,
     )
@@ -138,17 +138,15 @@ def _word_ids(
 
 
 @functools.lru_cache(maxsize=4)
-def _rule(path: str) -> WordRule:
+def _rule(path: str, overlay: str) -> WordRule:
     with tokenizer_errors(f"text.tokenizer = {path}: its words cannot be told"):
-        return WordRule.of(_read(path))
+        return WordRule.of(open_tokenizer(path, overlay))
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(path: str, max_tokens: int, *, cuts_start: bool) -> Tokenizer:
+def _opened(path: str, overlay: str, max_tokens: int, *, cuts_start: bool) -> Tokenizer:
     """Return the tokenizer of this process, cut to `max_tokens` and without padding."""
-    # Cores belong to actors: its own threads would take those of others.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokenizer = _read(path)
+    tokenizer = open_tokenizer(path, overlay)
     with tokenizer_errors(f"text.tokenizer = {path}: cannot cut texts to {max_tokens} tokens"):
         side = "left" if cuts_start else "right"
         tokenizer.enable_truncation(max_tokens, strategy="longest_first", direction=side)
@@ -156,16 +154,21 @@ def _opened(path: str, max_tokens: int, *, cuts_start: bool) -> Tokenizer:
     return tokenizer
 
 
-def _read(path: str) -> Tokenizer:
-    return parse_tokenizer(f"text.tokenizer = {path}", Path(path).read_bytes())
+def open_tokenizer(path: str, overlay: str) -> Tokenizer:
+    """Make a tokenizer of a file for the rows of this process; see `parse_tokenizer`."""
+    # Cores belong to actors: its own threads would take those of others.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return parse_tokenizer(f"text.tokenizer = {path}", Path(path).read_bytes(), overlay)
 
 
-def parse_tokenizer(where: str, data: bytes) -> Tokenizer:
+def parse_tokenizer(where: str, data: bytes, overlay: str = "") -> Tokenizer:
     """Make a tokenizer from the bytes of a tokenizer.json.
 
     Args:
         where: What names the file, for messages.
         data: Its content.
+        overlay: JSON of the sections that take the place of those in the file; those of `model`
+            one by one.
 
     Raises:
         JobError: It is no tokenizer, or the library is missing.
@@ -175,7 +178,12 @@ def parse_tokenizer(where: str, data: bytes) -> Tokenizer:
     except ImportError:
         raise JobError(_EXTRA) from None
     with tokenizer_errors(f"{where} is no tokenizer"):
-        tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        if overlay:
+            content, changed = json.loads(text), json.loads(overlay)
+            changed["model"] = {**content["model"], **changed.get("model", {})}
+            text = json.dumps({**content, **changed})
+        tokenizer = Tokenizer.from_str(text)
     if tokenizer.post_processor is not None:
         _require_template(where, json.loads(tokenizer.post_processor.__getstate__()))
     return tokenizer

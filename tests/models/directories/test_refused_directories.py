@@ -152,8 +152,11 @@ CONFIGS: Mapping[str, list[tuple[dict[str, Any], str]]] = {
         ({"num_hidden_layers": 3}, "tensors 16 missing (bert.encoder.layer.2"),
         ({"num_hidden_layers": 1}, "16 unexpected (bert.encoder.layer.1"),
         ({"intermediate_size": 65}, "of another shape (bert.encoder.layer.0.intermediate"),
-        ({"sbert_ce_default_activation_function": "os.system"}, "activation_fn is os.system"),
-        ({"sentence_transformers": {"activation_fn": "torch.load"}}, "activation_fn is torch.load"),
+        ({"sbert_ce_default_activation_function": "os.system"}, 'activation_fn is "os.system"'),
+        (
+            {"sentence_transformers": {"activation_fn": "torch.load"}},
+            'activation_fn is "torch.load"',
+        ),
     ],
     "timm": [
         ({"architecture": "hf-hub:someone/model"}, "which the installed timm"),
@@ -171,36 +174,42 @@ CONFIGS: Mapping[str, list[tuple[dict[str, Any], str]]] = {
 """Kind of directory -> changes of its config.json, and what is said."""
 _OLD = "sentence_transformers.models"
 SETTINGS: list[tuple[str, dict[Any, Any], str]] = [
-    ("1_Pooling/config.json", {"pooling_mode": "median"}, 'pooling_mode is "median"'),
-    ("2_Dense/config.json", {"in_features": 31}, "in_features is 31, and what comes before"),
-    (
-        "2_Dense/config.json",
-        {"out_features": None},
-        "out_features is null, expected a",
-    ),
-    ("2_Dense/config.json", {"use_residual": True}, "use_residual is not read"),
-    ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "expected sentence_emb"),
+    ("1_Pooling/config.json", {"pooling_mode": "median"}, "Invalid pooling mode: 'median'"),
+    ("2_Dense/config.json", {"in_features": 31}, "shape torch.Size([8, 32])"),
+    ("2_Dense/config.json", {"out_features": None}, "TypeError"),
+    ("2_Dense/config.json", {"use_residual": True}, 'Missing key(s) in state_dict: "residual.w'),
+    ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "behind Pooling, which is"),
     (
         "sentence_bert_config.json",
-        {"modality_config": {"text": {"method": "get_text_features"}}},
-        'method of texts is "get_text_features", expected forward',
+        {
+            "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+            "module_output_name": "token_embeddings",
+        },
+        'the output of texts is {"method": "forward", "method_output_name": "logits"}',
     ),
-    ("modules.json", {0: {"type": f"{_OLD}.CLIPModel"}}, "names the class"),
+    ("sentence_bert_config.json", {"config_args": {"hidden_act": "silu"}}, "has hidden_act"),
+    ("sentence_bert_config.json", {"model_args": {"num_labels": 3}}, "has num_labels"),
+    ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, 'task is "fill-mask"'),
+    (
+        "config_sentence_transformers.json",
+        {"model_type": "CrossEncoder"},
+        "has Pooling, Dense behind Transformer of a cross-encoder",
+    ),
+    (
+        "config_sentence_transformers.json",
+        {"model_type": "CrossEncoder", "activation_fn": "torch.load"},
+        'activation_fn is "torch.load"',
+    ),
+    ("modules.json", {0: {"type": f"{_OLD}.CLIPModel"}}, "has CLIPModel, Pooling, Dense; expected"),
+    ("modules.json", {2: {"type": "os.path"}}, 'names the class "os.path"'),
+    ("modules.json", {2: {"type": f"{_OLD}.WeightedLayerPooling"}}, "WeightedLayerPooling"),
     ("modules.json", {1: {"type": []}}, "names the class []"),
     ("modules.json", {1: {"type": {"a": 1}}}, "names the class {"),
     ("modules.json", {0: {"path": [""]}}, 'path [""] is no folder'),
     ("modules.json", {1: {"path": 3}}, "path 3 is no folder of the directory"),
     ("modules.json", {1: {"path": "elsewhere"}}, "elsewhere/config.json is missing"),
-    (
-        "modules.json",
-        {1: {"type": "sentence_transformers.models.Normalize"}},
-        "Pooling must follow",
-    ),
-    (
-        "modules.json",
-        {1: {"type": "sentence_transformers.models.Transformer"}},
-        "the first module, and no other",
-    ),
+    ("modules.json", {1: {"type": f"{_OLD}.Normalize"}}, "before Pooling, which is not read"),
+    ("modules.json", {1: {"type": f"{_OLD}.Transformer"}}, "expected one Transformer, first"),
 ]
 """File of a directory of sentence-transformers -> its changes, and what is said."""
 REFUSED = [

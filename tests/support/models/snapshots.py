@@ -142,7 +142,9 @@ def _quietly(act: Callable[[], Any]) -> None:
     act()
 
 
-def write_tokenizer(folder: Path, manner: str, max_tokens: int = MAX_TOKENS) -> int:
+def write_tokenizer(
+    folder: Path, manner: str, max_tokens: int = MAX_TOKENS, *, has_mask: bool = True
+) -> int:
     """Save a tokenizer in the manner of `bert` or `roberta`, and return its number of tokens."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -170,7 +172,8 @@ def write_tokenizer(folder: Path, manner: str, max_tokens: int = MAX_TOKENS) -> 
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_tokens,
-        model_input_names=["input_ids", "attention_mask"]
+        model_input_names=["input_ids"]
+        + (["attention_mask"] if has_mask else [])
         + (["token_type_ids"] if manner == "bert" else []),
         **names,
     ).save_pretrained(folder)
@@ -290,7 +293,7 @@ def _two_towers(folder: Path, family: str, head: str, max_tokens: int) -> Path:
     import transformers
 
     prefix = {"clip": "CLIP", "siglip": "Siglip"}[family]
-    size = write_tokenizer(folder, "roberta", max_tokens)
+    size = write_tokenizer(folder, "roberta", max_tokens, has_mask=family == "clip")
     text = {**_SIZES, "vocab_size": size, "max_position_embeddings": max_tokens}
     text |= {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     if family == "clip":

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
-from pipeline.models.directories.facts import DirectoryFacts, OnnxFile, Pooling, TextFacts
+from pipeline.models.directories.facts import MODES, DirectoryFacts, OnnxFile, Pooling, TextFacts
 from pipeline.models.directories.json_files import read_object
 from pipeline.models.directories.library import base_of, config_of, quiet, refused
 from pipeline.models.directories.onnx.tensors import TensorFacts, fixed
-from pipeline.models.directories.text import sentence_transformers as st
-from pipeline.models.directories.text.encoder_facts import sentence_pooling, text_notes, text_of
+from pipeline.models.directories.text.encoder_facts import pooling_note, text_notes, text_of
+from pipeline.models.directories.text.sentence_transformers import MODULES, Opened
 from pipeline.models.directories.text.text_facts import TOKENIZER
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-_MEAN = f"no {st.MODULES}: pooling mean, without normalisation"
+_MEAN = f"no {MODULES}: pooling mean, without normalisation"
 
 
 def with_files_beside(folder: Path, facts: DirectoryFacts, main: TensorFacts) -> DirectoryFacts:
@@ -41,20 +41,21 @@ def with_files_beside(folder: Path, facts: DirectoryFacts, main: TensorFacts) ->
     """
     assert isinstance(facts.module, OnnxFile), "the facts are of a file"
     values = read_object(folder, CONFIG, optional=True)
-    module, problem = _library_module(values)
-    has_tokenizer = (folder / TOKENIZER).is_file()
-    text = _text(folder, facts.module, module) if has_tokenizer else None
+    opened = Opened(folder, has_weights=False) if (folder / MODULES).is_file() else None
+    module, problem = (opened.chosen.module, "") if opened else _library_module(values)
+    text = None
+    if (folder / TOKENIZER).is_file():
+        text = opened.text(folder) if opened else text_of(folder, "", module)
+        text = _fitted(text, facts.module)
     notes = [*([f"{CONFIG}: {problem}"] if problem else []), *(text_notes(text) if text else ())]
     more: dict[str, Any] = {"text": text}
-    modules = st.read_modules(folder) if (folder / st.MODULES).is_file() else []
     if facts.tasks[0] == "embed":
-        pooled, note = _pooled(folder, modules, text, main)
+        pooled, note = _pooled(opened, main)
         more |= pooled
         notes.append(note)
     elif values and facts.tasks[0] in ("classify", "tokens"):
-        types = [module_type for module_type, _ in modules]
-        is_cross_encoder = bool(modules) and st.is_cross_encoder(folder, types)
-        more |= _head(folder, values, module, facts, main, scores_pairs=is_cross_encoder)
+        is_cross_encoder = opened is not None and opened.is_cross_encoder
+        more |= _head(values, module, facts, main, scores_pairs=is_cross_encoder)
         notes.append(f"{CONFIG}: {', '.join(more['labels'] or ['no names of the outputs'])}")
     return replace(facts, **more, notes=(*facts.notes, *notes))
 
@@ -76,8 +77,7 @@ def _library_module(values: Mapping[str, Any]) -> tuple[torch.nn.Module | None, 
         return None, str(refused(error, f"makes no model of {CONFIG}"))
 
 
-def _text(folder: Path, file: OnnxFile, module: torch.nn.Module | None) -> TextFacts:
-    text = text_of(folder, "", module, st.read_prompt(folder))
+def _fitted(text: TextFacts, file: OnnxFile) -> TextFacts:
     return replace(
         text,
         max_tokens=min(text.max_tokens, file.max_tokens or text.max_tokens),
@@ -87,27 +87,19 @@ def _text(folder: Path, file: OnnxFile, module: torch.nn.Module | None) -> TextF
     )
 
 
-def _pooled(
-    folder: Path, modules: list[tuple[str, str]], text: TextFacts | None, main: TensorFacts
-) -> tuple[dict[str, Any], str]:
+def _pooled(opened: Opened | None, main: TensorFacts) -> tuple[dict[str, Any], str]:
     """Return how the vectors of tokens become one, and what `pipeline plan` says of it."""
     if main.rank != 3:
-        where = f"{st.MODULES} is not read: " if modules else ""
+        where = f"{MODULES} is not read: " if opened else ""
         return {}, f"{where}{main.name} is one vector per text already"
     width = fixed(main.shape, 2)
-    if not modules:
-        return {"pooling": Pooling(("mean",), st.MODES), "embedding_dim": width}, _MEAN
-    if width is None:
-        raise JobError(
-            f"model.path: {main.name} does not say how many numbers a vector has, and "
-            f"{st.MODULES} lies beside the file; export it with a fixed last axis"
-        )
-    pooling, dim, note = sentence_pooling(folder, modules, text, width)
-    return {"pooling": pooling, "embedding_dim": dim}, note
+    if opened is None:
+        return {"pooling": Pooling(("mean",), MODES), "embedding_dim": width}, _MEAN
+    pooling, dim = opened.pooling(), opened.embedding_dim
+    return {"pooling": pooling, "embedding_dim": dim}, pooling_note(pooling, dim)
 
 
 def _head(
-    folder: Path,
     values: Mapping[str, Any],
     module: torch.nn.Module | None,
     facts: DirectoryFacts,
@@ -122,7 +114,7 @@ def _head(
     if labels is None or (isinstance(width, int) and width != len(labels)):
         return {"labels": None}
     head = "token" if facts.tasks[0] == "tokens" else "sequence"
-    activation, is_named = heads.score_activation(folder, values, len(labels))
+    activation, is_named = heads.score_activation(values, len(labels))
     known = heads.tasks_of(head, labels, values, scores_pairs=scores_pairs or is_named)
     tasks = tuple(task for task in (*known, "raw") if task in facts.tasks)
     return {"labels": labels, "tasks": tasks, "activation": activation}

@@ -1,194 +1,345 @@
-"""Read the files of a sentence-transformers directory: modules, pooling, dense layers, prompts.
-
-The library's own classes are not used: the few that encoders of texts are made of are described
-here by their facts, of which `text_modules` are built.
-"""
+"""Open a sentence-transformers directory by the library's own classes, but for its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from packaging.version import Version
+
 from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
-from pipeline.models.directories.facts import DenseLayer, Pooling
-from pipeline.models.directories.json_files import (
-    checked,
-    preview,
-    read_json,
-    read_object,
-    read_value,
+from pipeline.models.directories.chosen import CONFIG, ModelClass
+from pipeline.models.directories.facts import MODES, Layer, Pooling, TextFacts
+from pipeline.models.directories.heads import activation_of, score_activation
+from pipeline.models.directories.json_files import checked, preview, read_json, read_object
+from pipeline.models.directories.library import (
+    FACTORY_ADVICE,
+    config_of,
+    named_class,
+    require_library,
 )
+from pipeline.models.directories.loading import check_fit
+from pipeline.models.directories.tensors import read_headers
+from pipeline.models.directories.text.text_facts import library_errors, text_facts
+from pipeline.models.directories.text.text_probes import LibraryTokens
+from pipeline.preprocessing.texts.text_settings import Prompt
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
-LENGTHS = "sentence_bert_config.json"
-
-MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""In the order in which the library puts several of them together."""
-_OLD_KEYS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-_MODULE_TYPES = ("Transformer", "Pooling", "Dense", "Normalize")
-_TYPES = {
-    **{f"sentence_transformers.models.{name}": name for name in _MODULE_TYPES},
-    **{f"sentence_transformers.models.{name}.{name}": name for name in _MODULE_TYPES},
-    **{f"sentence_transformers.base.modules.{name.lower()}.{name}": name for name in _MODULE_TYPES},
-    "sentence_transformers.sentence_transformer.modules.pooling.Pooling": "Pooling",
-}
-_USUAL_ACTIVATION = "torch.nn.modules.activation.Tanh"
-ACTIVATIONS = {
-    "torch.nn.modules.linear.Identity": "identity",
-    "torch.nn.modules.activation.Tanh": "tanh",
-    "torch.nn.modules.activation.ReLU": "relu",
-    "torch.nn.modules.activation.GELU": "gelu",
-    "torch.nn.modules.activation.SiLU": "silu",
-    "torch.nn.modules.activation.Sigmoid": "sigmoid",
-}
-
-
-def read_modules(folder: Path) -> list[tuple[str, str]]:
-    """Read the list of modules: type and path of each, the path '' or ending in `/`.
-
-    Raises:
-        JobError: A class is not one of `_MODULE_TYPES`, or a path leaves the directory.
-    """
-    return parse_modules(read_json(folder, MODULES))
+LENGTHS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Files of the settings of a Transformer: they are copied by name."""
+_PACKAGE = "sentence-transformers"
+_OLDEST = "6.0"
+"""Releases before it run code of a directory."""
+_MARK = "PlaceOfTheText"
+_LONG = "a " * 20_000
+_ARGUMENTS = ("config_args", "config_kwargs", "model_args", "model_kwargs")
+_HARMLESS = ("dtype", "torch_dtype")
+_OUTPUT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
 def parse_modules(content: Any) -> list[tuple[str, str]]:
-    """Parse the list of modules; see `read_modules`."""
+    """Parse the list of modules: class and path of each, the path '' or ending in `/`.
+
+    Raises:
+        JobError: A class is not one of the library, or a path leaves the directory.
+    """
     modules = checked(content, "modules", MODULES, list[dict[str, Any]], min_length=1)
     return [_module(entry) for entry in modules]
 
 
 def _module(entry: Mapping[str, Any]) -> tuple[str, str]:
-    name = entry.get("type")
-    if not isinstance(name, str) or name not in _TYPES:
+    name, path = entry.get("type"), entry.get("path")
+    if not isinstance(name, str) or not name.startswith("sentence_transformers."):
         raise JobError(
             f"model.path: {MODULES} names the class {preview(name)}, which is not read; expected "
-            f"{', '.join(_MODULE_TYPES)} of sentence_transformers"
+            "one of sentence_transformers"
         )
-    path = entry.get("path")
     if not isinstance(path, str) or _leaves(path):
         raise JobError(f"model.path: {MODULES}: path {preview(path)} is no folder of the directory")
-    return _TYPES[name], f"{path.rstrip('/')}/" if path.strip("./") else ""
+    return name.rpartition(".")[2], f"{path.rstrip('/')}/" if path.strip("./") else ""
 
 
 def _leaves(path: str) -> bool:
     return path.startswith("/") or "\\" in path or "\0" in path or ".." in PurePosixPath(path).parts
 
 
-def require_vectors(folder: Path, at: str) -> None:
-    """Refuse a Transformer that gives other vectors than those of the last layer.
+class Opened:
+    """The library's model of a directory."""
 
-    Raises:
-        JobError: Newer releases can name another method or output; it does.
-    """
-    where = f"{at}{LENGTHS}"
-    modes = read_object(folder, where, optional=True).get("modality_config") or {}
-    text_mode = modes.get("text") if isinstance(modes, dict) else None
-    for key, expected in (("method", "forward"), ("method_output_name", "last_hidden_state")):
-        actual = text_mode.get(key) if isinstance(text_mode, dict) else expected
-        if actual != expected:
-            raise JobError(
-                f"model.path: {where}: {key} of texts is {preview(actual)}, expected {expected}"
-            )
+    def __init__(self, folder: Path, *, has_weights: bool = True) -> None:
+        """Open a directory.
 
+        Args:
+            folder: The directory.
+            has_weights: Whether the weights are in it, with which the model must agree.
 
-def read_pooling(folder: Path, at: str) -> Pooling:
-    """Read the settings of a pooling layer.
-
-    Raises:
-        JobError: A mode is unknown.
-    """
-    where = f"{at}config.json"
-    values = read_object(folder, where)
-    mode = values.get("pooling_mode")
-    if mode is None:
-        mode = [new for old, new in _OLD_KEYS.items() if read_value(values, old, where, bool)]
-    listed = [mode] if isinstance(mode, str) else mode
-    modes: list[str] = checked(listed, "pooling_mode", where, list[str])
-    for name in modes:
-        if name not in MODES:
-            raise JobError(
-                f"model.path: {where}: pooling_mode is {preview(name)}, expected {', '.join(MODES)}"
-            )
-    include_prompt = read_value(values, "include_prompt", where, bool, True)
-    return Pooling(tuple(modes) or ("mean",), MODES, include_prompt)
-
-
-def read_dense(folder: Path, at: str) -> DenseLayer:
-    """Read the settings of a dense layer.
-
-    Raises:
-        JobError: A value is missing, or the activation is not one of `ACTIVATIONS`.
-    """
-    where = f"{at}config.json"
-    values = read_object(folder, where)
-    keys = ("in_features", "out_features")
-    width, dim = (checked(values.get(key), key, where, int, ge=1) for key in keys)
-    named = read_value(values, "activation_function", where, str, _USUAL_ACTIVATION)
-    if read_value(values, "use_residual", where, bool, False):
-        raise JobError(f"model.path: {where}: use_residual is not read")
-    _require_of_sentence(values, where)
-    bias = read_value(values, "bias", where, bool, True)
-    activation = activation_of(named, f"{where}: activation_function")
-    return DenseLayer(at, width, dim, bias, activation)
-
-
-def check_normalize(folder: Path, at: str) -> None:
-    """Check the settings of a normalisation; old directories have no file for it."""
-    where = f"{at}config.json"
-    _require_of_sentence(read_object(folder, where, optional=True), where)
-
-
-def _require_of_sentence(values: Mapping[str, Any], where: str) -> None:
-    for key in ("module_input_name", "module_output_name"):
-        if values.get(key) not in (None, "sentence_embedding"):
-            raise JobError(
-                f"model.path: {where}: {key} is {preview(values[key])}, expected sentence_embedding"
-            )
-
-
-def activation_of(name: str, where: str) -> str:
-    """Return our name of a class of torch.
-
-    Raises:
-        JobError: It is not one of `ACTIVATIONS`; nothing is imported by name.
-    """
-    if name not in ACTIVATIONS:
-        raise JobError(
-            f"model.path: {where} is {clean_message(name, 80)}, which is not read; expected one of "
-            f"{', '.join(path.rpartition('.')[2] for path in ACTIVATIONS)} of torch.nn"
+        Raises:
+            JobError: The library is missing or old, cannot open it, or it has what is not read.
+        """
+        require_library(_PACKAGE)
+        self.library = f"{_PACKAGE} {version(_PACKAGE)}"
+        if Version(version(_PACKAGE)) < Version(_OLDEST):
+            raise JobError(f"model.path: {self.library} is installed, expected {_OLDEST} or newer")
+        self.modules = parse_modules(read_json(folder, MODULES))
+        names = [name for name, _ in self.modules]
+        if names[0] != "Transformer" or names.count("Transformer") != 1:
+            raise _not_read(MODULES, f"has {', '.join(names)}; expected one Transformer, first")
+        self.at = self.modules[0][1]
+        self.is_cross_encoder = (
+            read_object(folder, PROMPTS, optional=True).get("model_type") == "CrossEncoder"
         )
-    return ACTIVATIONS[name]
+        self._require_safe(folder)
+        import sentence_transformers
+
+        cls = "CrossEncoder" if self.is_cross_encoder else "SentenceTransformer"
+        with (
+            library_errors(self.library, "makes no model of this directory"),
+            _without_weights(folder, self.at, has_weights=has_weights) as built,
+        ):
+            model = getattr(sentence_transformers, cls)(
+                str(folder), device="cpu", local_files_only=True
+            )
+        self.model, self.chosen = model, built[0]
+        self.transformer = model[0]
+        name = model.default_prompt_name
+        self.prompt: str = model.prompts[name] if name is not None else ""
+        self._require_known()
+
+    def _require_safe(self, folder: Path) -> None:
+        """Refuse functions that the library would call, and settings that change its class."""
+        task = "feature-extraction"
+        if self.is_cross_encoder:
+            task = "sequence-classification"
+            score_activation(read_object(folder, self.at + CONFIG), 0)
+            activation_of(read_object(folder, PROMPTS).get("activation_fn"), PROMPTS)
+            if len(self.modules) > 1:
+                names = ", ".join(name for name, _ in self.modules[1:])
+                raise _not_read(MODULES, f"has {names} behind Transformer of a cross-encoder")
+        for name in LENGTHS:
+            values = read_object(folder, self.at + name, optional=True)
+            if (actual := values.get("transformer_task", task)) != task:
+                raise _not_read(
+                    self.at + name, f"transformer_task is {preview(actual)}, expected {task}"
+                )
+            for key in _ARGUMENTS:
+                if other := {*(values.get(key) or {})}.difference(_HARMLESS):
+                    raise _not_read(
+                        self.at + name,
+                        f"{key} has {', '.join(sorted(other))}, expected in {CONFIG}",
+                    )
+
+    def _require_known(self) -> None:
+        """Refuse a Transformer that gives something else than we take of it."""
+        modes = self.transformer.modality_config
+        if self.is_cross_encoder:
+            if self.has_messages:
+                raise _not_read(LENGTHS[0], "writes pairs by a chat template")
+        elif modes.get("text") != _OUTPUT:
+            raise _not_read(
+                LENGTHS[0],
+                f"the output of texts is {preview(modes.get('text'))}, expected {preview(_OUTPUT)}",
+            )
+
+    @property
+    def has_messages(self) -> bool:
+        """Tell whether texts become messages of a chat."""
+        return "message" in self.transformer.modality_config
+
+    def text(self, folder: Path) -> TextFacts:
+        """Read how texts become tensors; raises as `text_facts`."""
+        has_pairs = self.is_cross_encoder
+        return text_facts(folder, self.at, self.chosen.module, self._tokens(), has_pairs=has_pairs)
+
+    def _tokens(self) -> LibraryTokens:
+        """Return the library's way from a text, with its prompt, to token ids."""
+        written = json.dumps(self.transformer.processing_kwargs)
+        frame = self._frame() if self.has_messages else None
+        return LibraryTokens(
+            self.library,
+            self.transformer.tokenizer,
+            self._tokens_of,
+            # What limits texts beside the tokenizer is seen in what is left of a long one.
+            len(self._tokens_of((_LONG,))["input_ids"]) if "max_length" in written else None,
+            "" if frame else self.prompt,
+            frame,
+        )
+
+    def _tokens_of(self, row: Sequence[str], most: int | None = None) -> dict[str, list[int]]:
+        if most is not None:
+            self.transformer.max_seq_length = most
+        given = self.model.preprocess([row[0] if len(row) == 1 else tuple(row)], prompt=self.prompt)
+        return {name: value[0].tolist() for name, value in given.items() if hasattr(value, "ndim")}
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return how many tokens of the prompt poolings may leave out."""
+        given = self.model.preprocess(["a"], prompt=self.prompt)
+        return int(given.get("prompt_length", 0))
+
+    def _frame(self) -> Prompt:
+        """Return what the chat template writes around a text; the probes show whether it is all."""
+        if "strftime_now" in str(self.transformer.processor.chat_template):
+            raise _not_read("the chat template", "writes the time of day")
+        written = self._rendered(f" {_MARK} ")
+        before, *after = self._rendered(_MARK).split(_MARK)
+        for strips in ("", "both", "left", "right") if len(after) == 1 else ():
+            prompt = Prompt(before, after[0], adds_special=False, strips=strips, is_open=True)
+            if prompt.around(f" {_MARK} ") == written:
+                return prompt
+        raise _not_read("the chat template", f"writes {preview(written)} of {preview(_MARK)}")
+
+    def _rendered(self, text: str) -> str:
+        formatter = self.transformer.input_formatter
+        _, given = formatter.batch_to_message("text", {"text": [text]})
+        messages = given["message"]
+        if self.prompt:
+            messages = formatter.prepend_prompt_to_messages(messages, self.prompt)
+        options = dict(self.transformer.processing_kwargs.get("chat_template", {}))
+        for name in ("max_length", "restore_suffix", "truncation"):
+            options.pop(name, None)
+        with library_errors(self.library, "fails over the chat template"):
+            return str(
+                self.transformer.processor.apply_chat_template(
+                    messages[0], tokenize=False, **options
+                )
+            )
+
+    @property
+    def activation(self) -> str:
+        """Return what a cross-encoder applies to its output: `identity` or `sigmoid`."""
+        name = type(self.model.activation_fn).__name__
+        if name not in ("Identity", "Sigmoid"):
+            raise _not_read(PROMPTS, f"activation_fn is {name}, expected Sigmoid or Identity")
+        return name.lower()
+
+    @property
+    def embedding_dim(self) -> int:
+        """Return the length of a vector."""
+        return int(self.model.get_embedding_dimension())
+
+    def pooling(self) -> Pooling:
+        """Return the modules behind the Transformer as facts.
+
+        Raises:
+            JobError: There is one that is not run.
+        """
+        before: list[Layer] = []
+        behind: list[Layer] = []
+        pool: Any = None
+        for (name, at), module in zip(self.modules[1:], [*self.model][1:], strict=True):
+            if name == "Pooling" and pool is None:
+                pool = module
+            elif name != "Dropout":  # which does nothing at inference
+                layer = _layer(name, at, module, "token" if pool is None else "sentence")
+                (before if pool is None else behind).append(layer)
+        if pool is None:
+            raise _not_read(MODULES, "has no Pooling")
+        modes = pool.pooling_mode
+        if self.model.truncate_dim is not None:
+            behind.append(Layer("truncate", 0, self.embedding_dim))
+        return Pooling(
+            (modes,) if isinstance(modes, str) else tuple(modes),
+            MODES,
+            pool.include_prompt,
+            0 if pool.include_prompt or not self.prompt else self.prompt_tokens,
+            tuple(before),
+            tuple(behind),
+        )
 
 
-def read_prompt(folder: Path) -> str:
-    """Read the prompt put before each text by default; '' for none.
+def _layer(name: str, at: str, module: Any, of: str) -> Layer:
+    """Return the facts of a module over the vectors of tokens, or of sentences.
 
     Raises:
-        JobError: The default prompt is not among them.
+        JobError: It is not run.
     """
-    values = read_object(folder, PROMPTS, optional=True)
-    prompts: dict[str, str] = read_value(values, "prompts", PROMPTS, dict[str, str], {})
-    name = read_value(values, "default_prompt_name", PROMPTS, str)
-    if name is not None and name not in prompts:
-        raise JobError(
-            f"model.path: {PROMPTS}: default_prompt_name is {preview(name)}, prompts has no "
-            "such one"
-        )
-    return "" if name is None else prompts[name]
+    where = f"{at}{CONFIG}"
+    vectors = {
+        getattr(module, key, "sentence_embedding")
+        for key in ("module_input_name", "module_output_name")
+    }
+    expected = {f"{of}_embedding{'s' if of == 'token' else ''}"}
+    if name not in ("Dense", "LayerNorm", "Normalize") or vectors != expected:
+        place = "before" if of == "token" else "behind"
+        raise _not_read(where, f"{name} of {', '.join(sorted(vectors))} {place} Pooling")
+    if name == "Normalize":
+        return Layer("normalize", 0, 0)
+    if name == "LayerNorm":
+        return Layer("layer_norm", module.dimension, module.dimension, at)
+    import torch
+
+    activation = type(module.activation_function).__name__
+    if getattr(torch.nn, activation, None) is not type(module.activation_function):
+        raise _not_read(where, f"activation_function {activation}")
+    return Layer(
+        name="dense",
+        in_features=module.in_features,
+        out_features=module.out_features,
+        at=at,
+        bias=module.bias,
+        activation=activation,
+        residual=module.use_residual,
+    )
 
 
-def is_cross_encoder(folder: Path, types: Sequence[str]) -> bool:
-    """Tell whether the directory is of a cross-encoder: one Transformer and nothing else."""
-    named = read_object(folder, PROMPTS, optional=True).get("model_type")
-    return named == "CrossEncoder" or (named is None and list(types) == ["Transformer"])
+def _not_read(where: str, what: str) -> JobError:
+    return JobError(f"model.path: {where}: {what}, which is not read; {FACTORY_ADVICE}")
+
+
+@contextlib.contextmanager
+def _without_weights(folder: Path, at: str, *, has_weights: bool) -> Iterator[list[ModelClass]]:
+    """Let the library build its next model in the shapes of the files; yields what was built.
+
+    It replaces `PreTrainedModel.from_pretrained`, by which the library loads the only model of a
+    directory, and puts it back.
+    """
+    from transformers import PreTrainedModel
+
+    values = read_object(folder, at + CONFIG)
+    headers = read_headers(folder / at) if has_weights else {}
+    config_of(values, len(headers))  # refuses what is not safe to build
+    built: list[ModelClass] = []
+    original = PreTrainedModel.__dict__["from_pretrained"]
+
+    def from_pretrained(cls: Any, /, *_: Any, config: Any, **__: Any) -> Any:
+        PreTrainedModel.from_pretrained = original
+        named_class(cls.__name__, config)
+        names = values.get("architectures")
+        named = named_class(str(names[0]), config) if names else cls
+        config.use_cache = False
+        module = check_fit(cls, named, config, headers) if has_weights else _hollow(cls, config)
+        built.append(ModelClass(at, values, config, named, cls, "none", module))
+        return module
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield built
+    finally:
+        PreTrainedModel.from_pretrained = original
+
+
+def _hollow(cls: Any, config: Any) -> Any:
+    """Build a class without memory for its numbers; they mean nothing."""
+    import torch
+
+    with torch.device("meta"):
+        module = cls(config)
+    for part in module.modules():
+        for values in (part._parameters, part._buffers):  # torch has no other way
+            for name, value in values.items():
+                if value is not None:
+                    hollow = torch.zeros((), dtype=value.dtype).expand(value.shape)
+                    values[name] = (
+                        torch.nn.Parameter(hollow, requires_grad=False)
+                        if isinstance(value, torch.nn.Parameter)
+                        else hollow
+                    )
+    return module

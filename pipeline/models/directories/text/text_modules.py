@@ -7,31 +7,27 @@ branches on values, so that it can be exported with dynamic B and L.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from pipeline.models.directories.facts import Layer, Pooling
+from pipeline.models.directories.tensors import read_headers, read_tensors
+from pipeline.models.weights.state_dict import load_state
 
 _LEAST = 1e-9
 """Least divisor of a mean: of a text without tokens."""
 
 
 class TextModule(nn.Module):
-    """A model of texts that takes no type ids."""
+    """A model of texts; without token types a text is of the first type."""
 
     def __init__(self, model: nn.Module, output: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.output = output
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Return (B, D), (B, K) or (B, L, K), as `output` makes it."""
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask)
-        return self.output(outputs, attention_mask)  # type: ignore[no-any-return]
-
-
-class PairModule(TextModule):
-    """A model of texts that takes type ids too; without them a text is of the first type."""
 
     def forward(
         self,
@@ -40,9 +36,8 @@ class PairModule(TextModule):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return (B, D), (B, K) or (B, L, K), as `output` makes it."""
-        outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        )
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
         return self.output(outputs, attention_mask)  # type: ignore[no-any-return]
 
 
@@ -56,21 +51,19 @@ class Logits(nn.Module):
 class Pooled(nn.Module):
     """One vector (B, D) per text, of the vectors of its tokens."""
 
-    def __init__(self, modes: Sequence[str], num_skipped: int, layers: Sequence[nn.Module]) -> None:
-        """Make the pooling.
+    def __init__(self, path: Path, pooling: Pooling) -> None:
+        """Make the pooling, and read the weights of the layers before and behind it.
 
-        Args:
-            modes: Those of `sentence_transformers.MODES`; the results are put side by side.
-            num_skipped: Tokens of a prompt at the start that take no part.
-            layers: Applied to the vectors, in order.
+        Raises:
+            JobError: The weights of a layer do not fit.
         """
         super().__init__()
-        self.modes = tuple(modes)
-        self.num_skipped = num_skipped
-        self.layers = nn.Sequential(*layers)
+        self.modes, self.num_skipped = pooling.modes, pooling.prompt_tokens
+        self.token_layers = _layers(path, pooling.token_layers)
+        self.layers = _layers(path, pooling.layers)
 
     def forward(self, outputs: Any, attention_mask: torch.Tensor) -> torch.Tensor:
-        vectors: torch.Tensor = outputs.last_hidden_state
+        vectors: torch.Tensor = self.token_layers(outputs.last_hidden_state)
         mask = attention_mask
         if self.num_skipped:
             positions = torch.arange(mask.shape[1], device=mask.device)
@@ -83,7 +76,7 @@ def pool(mode: str, vectors: torch.Tensor, mask: torch.Tensor, first: int) -> to
     """Pool the vectors of tokens as sentence-transformers does.
 
     Args:
-        mode: One of `sentence_transformers.MODES`.
+        mode: One of `facts.MODES`.
         vectors: float (B, L, D), of texts padded on the right.
         mask: int (B, L); 1 where a token takes part.
         first: Position of the first token that takes part.
@@ -116,26 +109,57 @@ class Normalize(nn.Module):
         return nn.functional.normalize(vectors, p=2.0, dim=-1)
 
 
+class Truncate(nn.Module):
+    """The first numbers of each vector."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors[..., : self.length]
+
+
+class LayerNorm(nn.Module):
+    """A layer norm, with the tensor names of the library."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(layer.in_features)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self.norm(vectors)  # type: ignore[no-any-return]
+
+
 class Dense(nn.Module):
     """A linear layer and its activation, with the tensor names of the library."""
 
-    def __init__(self, num_in: int, num_out: int, *, bias: bool, activation: str) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
-        self.linear = nn.Linear(num_in, num_out, bias=bias)
-        self.activation = activation_module(activation)
+        self.linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias)
+        self.activation = getattr(nn, layer.activation)()
+        self.has_residual = layer.residual
+        if layer.residual and layer.in_features != layer.out_features:
+            self.residual = nn.Linear(layer.in_features, layer.out_features, bias=False)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.linear(vectors))  # type: ignore[no-any-return]
+        given: torch.Tensor = self.activation(self.linear(vectors))
+        if not self.has_residual:
+            return given
+        return given + (self.residual(vectors) if hasattr(self, "residual") else vectors)
 
 
-def activation_module(name: str) -> nn.Module:
-    """Return the module of one of `sentence_transformers.ACTIVATIONS`."""
-    activations: dict[str, type[nn.Module]] = {
-        "identity": nn.Identity,
-        "tanh": nn.Tanh,
-        "relu": nn.ReLU,
-        "gelu": nn.GELU,
-        "silu": nn.SiLU,
-        "sigmoid": nn.Sigmoid,
-    }
-    return activations[name]()
+def _layers(path: Path, layers: Sequence[Layer]) -> nn.Sequential:
+    return nn.Sequential(*(_layer(path, layer) for layer in layers))
+
+
+def _layer(path: Path, layer: Layer) -> nn.Module:
+    if layer.name == "normalize":
+        return Normalize()
+    if layer.name == "truncate":
+        return Truncate(layer.out_features)
+    module = (Dense if layer.name == "dense" else LayerNorm)(layer)
+    folder = path / layer.at
+    tensors = read_tensors(folder, read_headers(folder))
+    load_state(module, tensors, None, f"model.path: {layer.at}model.safetensors", layer.name)
+    return module

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import (
+    EMBEDDING,
+    END,
+    ENTITIES,
+    ENTITY_TEXT,
+    LABEL,
+    LABEL_ID,
+    LABELS,
+    SCORE,
+    START,
+    TOP_K,
+    VALUE,
+)
+from pipeline.models.directories.facts import TOWERS, DirectoryFacts, LibraryClass
+from pipeline.models.tasks.base import TaskSpec
 
-from pipeline.core.schema import EMBEDDING, LABEL, SCORE
-from pipeline.models.directories.facts import DirectoryFacts
+Row = Mapping[str, Any]
+Predict = Callable[[Sequence[str]], Row]
 
 
 def text_predictions(
-    path: Path, facts: DirectoryFacts, task: str, rows: Sequence[Sequence[str]]
-) -> pa.Table | None:
-    """Return columns of a task for some texts, as golden rows have them.
+    path: Path, facts: DirectoryFacts, task: TaskSpec, rows: Sequence[Sequence[str]]
+) -> list[Row | None] | None:
+    """Return the columns of a task for some texts.
 
     Args:
         path: The directory.
@@ -24,25 +40,180 @@ def text_predictions(
         rows: Texts, or pairs of texts.
 
     Returns:
-        A row for each; None: the library has no way of its own to this task.
-    """
-    if task == "classify":
-        best = [entries[0] for entries in _classified(path, rows)]
-        return pa.table({name: [entry[name] for entry in best] for name in (LABEL, SCORE)})
-    if task == "embed" and facts.format_name == "sentence_transformers":
-        from sentence_transformers import SentenceTransformer
+        Columns as they are published, or as golden rows have them, per row; None for a row over
+        which the library fails. None: it has no way of its own to this task.
 
-        model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
-        vectors = [model.encode(text).tolist() for (text,) in rows]
-        width = len(vectors[0])
-        return pa.table({EMBEDDING: pa.array(vectors, pa.list_(pa.float32(), width))})
+    Raises:
+        JobError: The library fails over each row.
+    """
+    predict = _way(path, facts, task, is_pair=len(rows[0]) == 2)
+    if predict is None:
+        return None
+    results: list[Row | None] = [None] * len(rows)
+    errors = []
+    # A model may keep the mode that its first text has chosen: BigBird does, of short ones.
+    for place in sorted(range(len(rows)), key=lambda row: -sum(map(len, rows[row]))):
+        try:
+            results[place] = predict(rows[place])
+        except Exception as error:  # noqa: BLE001  # the library fails over texts in many ways
+            errors.append(clean_message(f"{type(error).__name__}: {error}", 200))
+    if len(errors) == len(rows):
+        raise JobError(f"model.path: its library fails over each probe: {errors[0]}")
+    return results
+
+
+def _way(path: Path, facts: DirectoryFacts, task: TaskSpec, *, is_pair: bool) -> Predict | None:
+    """Return what predicts a row by the library; None if nothing does."""
+    head = facts.module.head if isinstance(facts.module, LibraryClass) else ""
+    if task.kind == "score":
+        return _scores(path) if is_pair else None
+    if task.kind == "embed":
+        if facts.format_name == "sentence_transformers":
+            return _encode(path)
+        return _features(path, facts) if head == TOWERS else _means(path, facts)
+    if task.kind == "zero_shot":
+        return None if facts.labels is None else _entailment(path, facts, task)
+    if task.kind == "tokens":
+        return _entities(path, task)
+    if task.kind in ("classify", "multilabel", "regress"):
+        return _classify(path, facts, task)
     return None
 
 
-def _classified(path: Path, rows: Sequence[Sequence[str]]) -> list[list[dict[str, Any]]]:
-    """Return label and score of each class, the best first."""
+def _pipeline(name: str, path: Path, **options: Any) -> Any:
+    import torch
     from transformers import pipeline
 
-    classify = pipeline("text-classification", model=str(path), device="cpu", top_k=None)
-    names = ("text", "text_pair")
-    return [classify(dict(zip(names, row, strict=False)), truncation=True) for row in rows]
+    given = {"model": str(path), "device": "cpu", "dtype": torch.float32, **options}
+    return pipeline(name, **given)
+
+
+def _classify(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict:
+    run = _pipeline("text-classification", path, top_k=None)
+    functions = {"classify": "softmax", "multilabel": "sigmoid", "regress": "none"}
+    # The first task is what the library does by itself, but that it makes a score of a number.
+    is_default = task.kind == facts.tasks[0] and task.kind != "regress"
+    options = {} if is_default else {"function_to_apply": functions[task.kind]}
+
+    def predict(row: Sequence[str]) -> Row:
+        given = dict(zip(("text", "text_pair"), row, strict=False))
+        entries = run(given, truncation=True, **options)
+        if task.kind == "regress":
+            values = {entry["label"]: entry["score"] for entry in entries}
+            names = task.targets or (VALUE,)
+            return {
+                name: values[label] for name, label in zip(names, facts.labels or (), strict=True)
+            }
+        if task.kind == "multilabel":
+            return {LABELS: _entries(entries, task)}
+        return _best(_entries(entries, task), task)
+
+    return predict
+
+
+def _entries(entries: Sequence[Row], task: TaskSpec) -> list[Row]:
+    return [
+        {
+            LABEL: entry["label"],
+            LABEL_ID: task.labels.index(entry["label"]),
+            SCORE: entry["score"],
+        }
+        for entry in entries
+    ]
+
+
+def _best(entries: list[Row], task: TaskSpec) -> Row:
+    return {**entries[0], TOP_K: entries[: task.top_k]}
+
+
+def _entailment(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict:
+    run = _pipeline("zero-shot-classification", path)
+
+    def predict(row: Sequence[str]) -> Row:
+        given = run(row[0], [*task.prompts], hypothesis_template="{}")
+        pairs = zip(given["labels"], given["scores"], strict=True)
+        return _best(_entries([{"label": a, "score": b} for a, b in pairs], task), task)
+
+    return predict
+
+
+def _entities(path: Path, task: TaskSpec) -> Predict:
+    run = _pipeline("token-classification", path, aggregation_strategy=task.aggregation)
+
+    def predict(row: Sequence[str]) -> Row:
+        return {
+            ENTITIES: [
+                {
+                    START: entity["start"],
+                    END: entity["end"],
+                    ENTITY_TEXT: row[0][entity["start"] : entity["end"]],
+                    LABEL: entity["entity_group"],
+                    SCORE: float(entity["score"]),
+                }
+                for entity in run(row[0])
+            ]
+        }
+
+    return predict
+
+
+def _scores(path: Path) -> Predict | None:
+    try:
+        from sentence_transformers import CrossEncoder
+    except ImportError:
+        return None
+    import torch
+
+    model = CrossEncoder(str(path), device="cpu", local_files_only=True,
+                         model_kwargs={"dtype": torch.float32})  # fmt: skip
+    return lambda row: {SCORE: float(model.predict(tuple(row)))}
+
+
+def _encode(path: Path) -> Predict:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(path), device="cpu", local_files_only=True,
+                                model_kwargs={"dtype": torch.float32})  # fmt: skip
+    return lambda row: {EMBEDDING: model.encode(row[0]).tolist()}
+
+
+def _means(path: Path, facts: DirectoryFacts) -> Predict:
+    """Return the mean of the vectors of the tokens, special ones included."""
+    import torch
+    import transformers
+
+    assert isinstance(facts.module, LibraryClass), "it is of transformers"
+    cls = getattr(transformers, facts.module.built)
+    model = cls.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+    run = _pipeline("feature-extraction", path, model=model, tokenizer=str(path))
+
+    def predict(row: Sequence[str]) -> Row:
+        [vectors] = run(row[0], truncation=True, return_tensors=True)
+        return {EMBEDDING: vectors.mean(dim=0).tolist()}
+
+    return predict
+
+
+def _features(path: Path, facts: DirectoryFacts) -> Predict:
+    """Return the vectors of texts as the library compares them with those of images."""
+    from PIL import Image
+
+    run = _pipeline("zero-shot-image-classification", path)
+    image, most = Image.new("RGB", (32, 32)), facts.text.max_tokens if facts.text else None
+
+    def predict(row: Sequence[str]) -> Row:
+        import torch
+
+        given = run.preprocess(
+            image,
+            candidate_labels=[row[0]],
+            hypothesis_template="{}",
+            tokenizer_kwargs={"truncation": True, "max_length": most},
+        )
+        with torch.inference_mode():
+            made = run.model.get_text_features(**given["text_inputs"][0])
+        vectors = made if isinstance(made, torch.Tensor) else made.pooler_output
+        return {EMBEDDING: vectors[0].tolist()}
+
+    return predict

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.models.directories import probes
-from pipeline.models.directories.facts import DirectoryFacts, TextFacts
-from pipeline.preprocessing.texts.text_settings import TextSettings
-from pipeline.preprocessing.texts.tokenizer import tokenise
+from pipeline.preprocessing.texts.prompts import tokens_of
+from pipeline.preprocessing.texts.text_settings import Prompt, TextSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class LibraryTokens:
+    """The library's own way from a row to token ids."""
+
+    library: str
+    """Name and version."""
+    tokenizer: Any
+    """Of transformers."""
+    tokens_of: Callable[[Sequence[str], int], Mapping[str, Sequence[int]]]
+    """One text or two, and the most tokens -> what the model is given, by name."""
+    max_tokens: int | None = None
+    """A limit that counts in the place of the tokenizer's."""
+    prefix: str = ""
+    prompt: Prompt | None = None
 
 
 def special_tokens(tokenizer: Tokenizer) -> list[str]:
@@ -21,49 +38,27 @@ def special_tokens(tokenizer: Tokenizer) -> list[str]:
     return [added[token].content for token in sorted(added) if added[token].special]
 
 
-def require_tokens_of(library: str, path: Path, facts: DirectoryFacts, tokenizer: Any) -> int:
-    """Compare the tokens of eight texts and four pairs with those of the library's tokenizer.
+def require_tokens(made: LibraryTokens, settings: TextSettings) -> None:
+    """Compare the tokens of eight texts, or of four pairs, with those of the library.
 
     Args:
-        library: Name and version.
-        path: The directory.
-        facts: Of it, with texts.
-        tokenizer: The library's tokenizer.
-
-    Returns:
-        How many texts were compared.
+        made: The library's way.
+        settings: Ours.
 
     Raises:
-        JobError: They differ.
+        JobError: They differ; names the probe and both values.
     """
-    text = facts.text
-    assert text is not None, "its rows are texts"
-    special = special_tokens(tokenizer.backend_tokenizer)
-    single = probes.texts(special, text.max_tokens)
-    _compare(library, path, text, tokenizer, [(probe,) for probe in single])
-    if "token_type_ids" in text.tensor_names:
-        _compare(library, path, text, tokenizer, probes.pairs(special, text.max_tokens))
-    return len(single)
-
-
-def _compare(library: str, path: Path, text: TextFacts, tokenizer: Any, rows: Any) -> None:
-    file = path / text.tokenizer
-    settings = TextSettings(
-        tokenizer_uri=str(file),
-        tokenizer_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        max_tokens=text.max_tokens,
-        pad_id=text.pad_id,
-        tensor_names=text.tensor_names,
-        has_pair=len(rows[0]) == 2,
-        cuts_start=text.cuts_start,
-    )
-    ours = tokenise(settings, *(list(column) for column in zip(*rows, strict=True)))
+    special, most = made.tokenizer.all_special_tokens, settings.max_tokens
+    rows: Sequence[tuple[str, ...]] = [(text,) for text in probes.texts(special, most)]
+    if settings.has_pair:
+        rows = probes.pairs(special, most)
+    ours = tokens_of(settings, *(list(column) for column in zip(*rows, strict=True)))
     first = 0
     for row, count in zip(rows, ours.counts.tolist(), strict=True):
-        theirs = tokenizer(*row, truncation=True, max_length=text.max_tokens)
-        name, span = " | ".join(row), slice(first, first + count)
-        probes.require_same(name, "input_ids", library, theirs["input_ids"], ours.ids[span])
-        if "token_type_ids" in text.tensor_names and len(row) == 2:
-            types = theirs.get("token_type_ids", [0] * count)
-            probes.require_same(name, "token_type_ids", library, types, ours.types[span])
+        theirs, span = made.tokens_of(row, most), slice(first, first + count)
+        pairs = [("input_ids", ours.ids)]
+        if settings.has_types and "token_type_ids" in settings.tensor_names:
+            pairs.append(("token_type_ids", ours.types.astype(np.int32)))
+        for name, actual in pairs:
+            probes.require_same(" | ".join(row), name, made.library, theirs[name], actual[span])
         first += count

@@ -7,6 +7,7 @@ take `input_ids` and `attention_mask`, int64 (B, L), padded on the right.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch import nn
 
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.text.hypotheses import Hypothesis, entailment_id, hypotheses
-from pipeline.models.directories.text.text_facts import load_tokenizer
+from pipeline.models.directories.text.text_facts import load_tokenizer, settings_of
+from pipeline.preprocessing.texts.prompts import tokens_of
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 
 SCALE = 20.0
@@ -136,7 +138,7 @@ def with_prompts(
         JobError: An NLI model's labels have no entailment, or its pairs are of another form.
     """
     assert facts.text is not None, "of texts"
-    tokenizer = load_tokenizer(path / facts.text.tokenizer)
+    tokenizer = load_tokenizer(path / facts.text.tokenizer, facts.text.overlay)
     pad_id = facts.text.pad_id
     if facts.labels is not None:
         with tokenizer_errors(f"model.path: {facts.text.tokenizer}: fails over texts"):
@@ -149,8 +151,7 @@ def with_prompts(
 
 def token_ids(path: Path, text: TextFacts, prompts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of prompts, each with the directory's prefix."""
-    tokenizer = load_tokenizer(path / text.tokenizer)
     with tokenizer_errors(f"model.path: {text.tokenizer}: fails over texts"):
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(text.max_tokens)
-        return [tokenizer.encode(text.prefix + prompt).ids for prompt in prompts]
+        tokens = tokens_of(settings_of(path, text), prompts)
+    ends = tokens.counts.cumsum().tolist()
+    return [tokens.ids[a:b].tolist() for a, b in itertools.pairwise([0, *ends])]
