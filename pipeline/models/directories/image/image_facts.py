@@ -19,9 +19,10 @@ from pipeline.models.directories.loading import has_class_token, pooler_option
 from pipeline.models.directories.text.encoder_facts import text_notes, text_of
 from pipeline.models.directories.text.text_facts import TOKENIZER
 from pipeline.models.directories.text.writing.features import image_generation_facts
+from pipeline.preprocessing.images.transform import TransformSpec
 
 _USUAL_PX = 224
-_NUM_ROWS = 2
+_NUM_ROWS = _NUM_AXES = 2
 
 
 def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
@@ -30,10 +31,11 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    labels, dim, pooling = None, None, None
+    labels, dim, pooling, images = None, None, None, _images(chosen)
+    transform, problem, note = read_transform(folder, chosen.at, images.num_channels)
     tasks: tuple[str, ...]
     if chosen.head == "none":
-        lengths = _lengths(chosen)
+        lengths = _lengths(chosen, transform)
         pooling = Pooling((first := next(iter(lengths)),), (*lengths,))
         dim, tasks = lengths[first], ("embed",)
         what = f"pooling {first}; {dim} numbers per image"
@@ -45,8 +47,6 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         else:
             reading = reading_of(folder / chosen.at, chosen.named.__name__, len(labels))
             tasks, what = ("detect",), f"{len(labels)} labels ({reading}), detect"
-    images = _images(chosen)
-    transform, problem, note = read_transform(folder, chosen.at, images.num_channels)
     return chosen.directory(
         "image",
         tasks,
@@ -86,7 +86,7 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
     Raises:
         JobError: There is no such tower, or the directory is refused.
     """
-    from pipeline.models.directories.image.image_modules import ImageTower, TextTower
+    from pipeline.models.directories.image.image_modules import ImageTower
 
     name = chosen.named.__name__
     if wanted not in ("image", "text"):
@@ -96,11 +96,6 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
             f"model.path: {CONFIG}: {name} is a language model that sees images, and how it takes "
             f"an image in a prompt is not known here; {FACTORY_ADVICE}"
         )
-    wrap = ImageTower if wanted == "image" else partial(TextTower, fixed_tokens=None, pad_id=0)
-    shape = _shape(chosen, wrap, wanted)
-    if len(shape) != 2:
-        raise JobError(f"model.path: {CONFIG}: {name} gives no vector per {wanted}")
-    dim = shape[1]
     # A bias beside the scale is of a loss that gives each prompt a sigmoid of its own.
     is_sigmoid = wanted == "image" and hasattr(chosen.module, "logit_bias")
     transform, problem, text, images = None, "", None, ImageContract()
@@ -111,6 +106,10 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
     else:
         text = text_of(folder, chosen.at, chosen.module)
         notes = text_notes(text)
+    shape = _shape(chosen, ImageTower, transform)  # vectors of texts are as long
+    if len(shape) != _NUM_AXES:
+        raise JobError(f"model.path: {CONFIG}: {name} gives no vector per image")
+    dim = shape[1]
     # Of images, the prompts need the tokenizer.
     has_prompts = wanted == "text" or (folder / (chosen.at + TOKENIZER)).is_file()
     return chosen.directory(
@@ -131,7 +130,7 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
     )
 
 
-def _lengths(chosen: ModelClass) -> dict[str, int]:
+def _lengths(chosen: ModelClass, transform: TransformSpec | None) -> dict[str, int]:
     """Return the length of the vectors of each pooling of a class, the default first.
 
     Its configuration does not say that; so it runs, without numbers.
@@ -149,25 +148,30 @@ def _lengths(chosen: ModelClass) -> dict[str, int]:
     else:
         modes = ("pooler", "cls", "mean") if name.endswith("VisionModel") else ("cls", "mean")
     for mode in modes:
-        shape = _shape(chosen, partial(ImageModule, output=mode), "image")
+        shape = _shape(chosen, partial(ImageModule, output=mode), transform)
         if shape and shape[0] != _NUM_ROWS:
             raise JobError(
                 f"model.path: {CONFIG}: {name} gives no vector per image: it joins the images of a "
                 "batch; it must treat each by itself"
             )
-        if len(shape) == 2:  # CvT has a class token, and no place for it in its map
+        if len(shape) == _NUM_AXES:  # CvT has a class token, and no place for it in its map
             lengths[mode] = shape[1]
     if not lengths:
         raise JobError(f"model.path: {CONFIG}: {name} gives no vector per image")
     return lengths
 
 
-def _shape(chosen: ModelClass, wrap: Callable[[Any], Any], wanted: str) -> tuple[int, ...]:
-    """Return the shape of what a class gives for two rows; () if it has no such output.
+def _shape(
+    chosen: ModelClass, wrap: Callable[[Any], Any], transform: TransformSpec | None
+) -> tuple[int, ...]:
+    """Return the shape of what a class gives for two images, without numbers.
 
     Args:
         wrap: Makes the module that is run of the library's model.
-        wanted: `image` or `text`.
+        transform: Of the images.
+
+    Returns:
+        (): It has no such output.
 
     Raises:
         JobError: It does not run.
@@ -177,24 +181,18 @@ def _shape(chosen: ModelClass, wrap: Callable[[Any], Any], wanted: str) -> tuple
     part = getattr(chosen.config, "vision_config", chosen.config)
     side = getattr(part, "image_size", None) or _USUAL_PX
     sides = side if isinstance(side, list | tuple) else (side, side)
+    if transform is not None and transform.has_one_size:
+        sides = transform.height_px, transform.width_px
     pixels = (_NUM_ROWS, _images(chosen).num_channels or 3, *sides)
-    for device in ("meta", "cpu"):  # some of the library's models look at numbers
-        with quiet(), torch.device(device), torch.inference_mode():
-            ids = torch.ones(_NUM_ROWS, 8, dtype=torch.int64)
-            inputs = [torch.ones(pixels)] if wanted == "image" else [ids, ids]
-            try:
-                model = chosen.module if device == "cpu" else _without_numbers(chosen)
-                return tuple(wrap(model)(*inputs).shape)
-            except AttributeError:  # no such output, or None
-                return ()
-            except Exception as error:  # noqa: BLE001  # of the library
-                problem = error
-    raise refused(problem, f"runs no {chosen.built.__name__}") from problem
-
-
-def _without_numbers(chosen: ModelClass) -> Any:
     options = pooler_option(chosen.built, chosen.config, chosen.module.state_dict())
-    return chosen.built(chosen.config, **options).eval()
+    with quiet(), torch.device("meta"), torch.inference_mode():
+        try:
+            model = chosen.built(chosen.config, **options).eval()
+            return tuple(wrap(model)(torch.ones(pixels)).shape)
+        except AttributeError:  # no such output, or None
+            return ()
+        except Exception as error:
+            raise refused(error, f"does not run {chosen.built.__name__}") from error
 
 
 def _images(chosen: ModelClass) -> ImageContract:

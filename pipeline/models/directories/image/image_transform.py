@@ -144,22 +144,16 @@ def held_transform(
 
 
 def _require_pixels(data: bytes, spec: TransformSpec, expected: Pixels, library: str) -> None:
-    ours, (height, width) = our_levels(data, spec)
-    mean, std = (np.array(values)[:, None, None] for values in (spec.mean, spec.std))
-    levels = (expected * std + mean) * 255
-    name = f"image of {width} x {height} px"
-    probes.require_same(name, "pixels", library, levels, ours, MAX_LEVELS + _ROUNDING)
-
-
-def our_levels(data: bytes, spec: TransformSpec) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
-    """Return what we make of an encoded image, (C, H, W), and its own height and width."""
     from pipeline.preprocessing.images.decode import decode_image
     from pipeline.preprocessing.images.image_checks import DecodeLimits
     from pipeline.preprocessing.images.resizing import resize_and_crop
 
     decoded = decode_image(data, DecodeLimits(len(data), MOST_PX**2))
-    height, width = decoded.shape[1:]
-    return resize_and_crop(decoded, spec, MOST_PX**2).numpy(), (height, width)
+    ours = resize_and_crop(decoded, spec, MOST_PX**2).numpy()
+    mean, std = (np.array(values)[:, None, None] for values in (spec.mean, spec.std))
+    levels = (expected * std + mean) * 255
+    name = f"image of {decoded.shape[2]} x {decoded.shape[1]} px"
+    probes.require_same(name, "pixels", library, levels, ours, MAX_LEVELS + _ROUNDING)
 
 
 def pictures(images: Sequence[bytes], mode: str) -> list[Image.Image]:
