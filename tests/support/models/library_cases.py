@@ -155,9 +155,11 @@ def of_tokens(path: Path, rows: Any) -> Results:
     ]
 
 
-def published(case: Case, path: Path) -> Results:
-    """Return what the pipeline publishes of the rows, without Ray."""
+def published(case: Case, path: Path, texts: Sequence[str] = ()) -> Results:
+    """Return what the pipeline publishes of the rows, or of texts, without Ray."""
     given = ROWS[case.rows]
+    if texts:
+        given = given._replace(columns=_texts(texts), opened=texts)
     spec = resolve_model(job_of({"path": str(path), **case.model}, given.source))
     fields = [pa.field(name, column.type) for name, column in given.columns.items()]
     spec, num_rows = spec.fitted(pa.schema(fields)), len(given.opened)
@@ -174,9 +176,9 @@ def published(case: Case, path: Path) -> Results:
     return [case.columns(row) for row in table.to_pylist()]
 
 
-def require_scores_of_the_library(case: Case, folder: Path) -> None:
-    path, rows = case.make(folder), ROWS[case.rows].opened
-    expected, published_rows = case.library(path, rows), published(case, path)
+def require_scores_of_the_library(case: Case, folder: Path, texts: Sequence[str] = ()) -> None:
+    path, rows = case.make(folder), texts or ROWS[case.rows].opened
+    expected, published_rows = case.library(path, rows), published(case, path, texts)
     assert len(published_rows) == len(expected) == len(rows)
     for ours, theirs in zip(published_rows, expected, strict=True):
         if isinstance(theirs, dict):
