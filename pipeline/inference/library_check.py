@@ -31,9 +31,10 @@ from pipeline.models.directories import probes
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import KEPT_WITH, OF_TRANSFORMERS
 from pipeline.models.directories.snapshot import lend, local, local_bytes
-from pipeline.models.directories.text.text_facts import load_tokenizer
+from pipeline.models.directories.text.text_facts import load_tokenizer, output_tokenizer
 from pipeline.models.directories.text.text_oracle import text_predictions
 from pipeline.models.directories.text.text_probes import special_tokens
+from pipeline.models.directories.text.writing.opening import text_decoder
 from pipeline.models.directories.text.writing.writing_oracle import written_texts
 from pipeline.models.directories.view import make_view
 from pipeline.models.onnx_module import OnnxModule
@@ -207,12 +208,13 @@ def _expected(
         return _rows_of(_predicted_by_onnx(view, spec, rows))
     if (generation := spec.task.generation) is None:
         return _INPUTS[spec.input.name].oracle(view, spec.facts, spec.task, rows)
-    if spec.input.name == "text":
-        return _rows_of(written_texts(view, spec.facts, generation, [text for (text,) in rows]))
-    normaliser = spec.input.normaliser(torch.float32)
-    [values] = spec.input.arrays(prepared).values()
-    tensors = [normaliser(torch.from_numpy(np.array(value))[None])[0] for value in values]
-    return _rows_of(written_texts(view, spec.facts, generation, tensors))
+    decode = text_decoder(generation, output_tokenizer(view, spec.facts, spec.input))
+    values: Sequence[Any] = [text for (text, *_) in rows]
+    if spec.input.name != "text":
+        normaliser = spec.input.normaliser(torch.float32)
+        [arrays] = spec.input.arrays(prepared).values()
+        values = [normaliser(torch.from_numpy(np.array(array))[None])[0] for array in arrays]
+    return _rows_of(written_texts(view, spec.facts, generation, values, decode))
 
 
 def _rows_of(table: pa.Table | None) -> Results | None:

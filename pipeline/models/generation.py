@@ -38,6 +38,8 @@ class Rules:
     """Logits of tokens that were there are divided by it if positive, otherwise multiplied."""
     no_repeat_ngram: int = 0
     """So many tokens in a row may come once; 0: any."""
+    cleans: bool = False
+    """Whether a text loses the spaces before marks, such as ` .`."""
 
 
 @dataclass(frozen=True)

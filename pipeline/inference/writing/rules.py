@@ -63,7 +63,7 @@ class AppliedRules:
         self._rules, self._most = generation.rules, generation.max_new_tokens
         # Those alone are the same for each row at any step, or no rules of a step.
         rest = replace(self._rules, ends=(), start=(), languages=(), times_from=None, banned=())
-        self._is_plain = rest == Rules()
+        self._is_plain = replace(rest, cleans=False) == Rules()
         self._banned = torch.tensor(self._rules.banned, dtype=torch.int64, device=device)
 
     def __call__(self, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ, DirectoryFacts, TextFacts
+from pipeline.models.directories.facts import (
+    CAPTION,
+    CAUSAL,
+    SEQ2SEQ,
+    SPEECH,
+    DirectoryFacts,
+    TextFacts,
+)
 from pipeline.models.directories.json_files import is_timm, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
@@ -136,7 +143,7 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
         return caption_facts(path, chosen)
     if chosen.has_towers:
         return tower_facts(path, chosen, wanted or "image")
-    if chosen.head in (CAUSAL, SEQ2SEQ):
+    if chosen.head in (CAUSAL, SEQ2SEQ, SPEECH):
         return language_facts(path, chosen)
     return encoder_facts(path, chosen) if chosen.takes_text else image_facts(path, chosen)
 

@@ -85,6 +85,8 @@ class TaskSpec:
         values = {name: value for name, value in asdict(self).items() if value != usual[name]}
         if self.generation is not None and (schema := values["generation"].pop("schema")):
             values["generation"]["schema_sha256"] = hashlib.sha256(schema.encode()).hexdigest()
+        if self.generation is not None and not self.generation.rules.cleans:
+            del values["generation"]["rules"]["cleans"]
         values["num_labels"] = len(self.labels)
         values["labels_sha256"] = hashlib.sha256("\n".join(self.labels).encode()).hexdigest()
         if self.scores == "open":

@@ -94,6 +94,16 @@ def new_cache() -> Any:
     return DynamicCache()
 
 
+def has_linear_attention(config: Any) -> bool:
+    """Tell whether the library's cache of a model has states that are no keys and values."""
+    from transformers import DynamicCache, cache_utils
+
+    states = getattr(cache_utils, "LinearAttentionCacheLayerMixin", ())
+    with contextlib.suppress(Exception):  # some configurations name no layers
+        return any(isinstance(layer, states) for layer in DynamicCache(config=config).layers)
+    return False
+
+
 def states_of(cache: Any) -> States:
     """Return the keys and values of each layer, (B, heads, P, size) each."""
     return [(layer.keys, layer.values) for layer in cache.layers]

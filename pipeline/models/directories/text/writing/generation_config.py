@@ -14,12 +14,15 @@ from typing import Annotated, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.chosen import ModelClass
-from pipeline.models.directories.facts import GenerationFacts
+from pipeline.models.directories.facts import CAUSAL, SPEECH, GenerationFacts
 from pipeline.models.directories.json_files import checked, preview, read_value
 from pipeline.models.directories.library import quiet
+from pipeline.models.directories.text.cached_model import has_linear_attention
+from pipeline.models.directories.text.text_facts import library_tokens
 from pipeline.models.generation import Rules
 
 FILE = "generation_config.json"
+_SPACED = "a . b , c ? d ! e n't f 's g"
 _MAX_NUMBER, _MAX_TOKENS, _MAX_PENALTY = 1 << 24, 1 << 20, 100.0
 _DONE = frozenset(
     (
@@ -53,13 +56,34 @@ _SILENT = (
 
 
 def generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
-    """Read the rules of a language model's directory; what is refused there becomes `problem`."""
+    """Read the rules of a language model's directory; what is refused there becomes `problem`.
+
+    Raises:
+        JobError: Its rows can be no batch of texts.
+    """
+    _require_texts(chosen)
 
     def read() -> GenerationFacts:
         reader = Reader(folder, chosen)
         return reader.facts(reader.start() if chosen.config.is_encoder_decoder else ())
 
     return or_problem(read)
+
+
+def _require_texts(chosen: ModelClass) -> None:
+    name, taken = chosen.named.__name__, inspect.signature(chosen.built.forward).parameters
+    clips = [key for key in ("input_features", "input_values") if key in taken]
+    if clips or chosen.head == SPEECH:
+        raise JobError(
+            f"model.path: config.json: {name} reads clips of sound among the tokens of a text, "
+            "which no input gives; take Whisper, or a language model; model.factory, with "
+            "source.inputs, runs it"
+        )
+    if chosen.head == CAUSAL and has_linear_attention(chosen.config):
+        raise JobError(
+            f"model.path: config.json: {name} has layers of linear attention, whose states rows of "
+            "several lengths cannot share; take a model whose layers keep keys and values"
+        )
 
 
 def or_problem(read: Callable[[], GenerationFacts]) -> GenerationFacts:
@@ -81,6 +105,7 @@ class Reader:
         """
         from transformers import GenerationConfig
 
+        self._folder = folder
         self.module: Any = chosen.module
         self.config = chosen.config.get_text_config(decoder=True)
         self.where = FILE if (folder / FILE).is_file() else "config.json"
@@ -130,6 +155,7 @@ class Reader:
                 self.values, "repetition_penalty", self.where, float, 1.0, **bounds
             ),
             no_repeat_ngram=self.count("no_repeat_ngram_size", _MAX_TOKENS),
+            cleans=self._cleans(),
             **rules,
         )
         for key in ("max_length", "max_new_tokens"):
@@ -141,6 +167,13 @@ class Reader:
         beside = f"; greedy, so overridden: {', '.join(overridden)}" if overridden else ""
         most = most_places(self.config) if start else None
         return GenerationFacts(all_rules, most, "", f"{self.where}: {ended}{beside}")
+
+    def _cleans(self) -> bool:
+        """Tell whether the library cleans the spaces of what its tokenizer decodes."""
+        tokenizer: Any = library_tokens(self._folder, "").tokenizer
+        ids = tokenizer(_SPACED, add_special_tokens=False)["input_ids"]
+        plain = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return bool(tokenizer.decode(ids) != plain)
 
     def _not_done(self) -> list[str]:
         """Return what the library's `generate` would do and nobody here does."""

@@ -20,6 +20,7 @@ from pipeline.models.directories.text.writing.decoding import (
     Tensors,
     has_image_tokens,
 )
+from pipeline.models.generation import Generation
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
@@ -44,10 +45,7 @@ def with_decoding(
         JobError: Rows change beside others, or cannot begin at different steps.
     """
     assert task.generation is not None, "the task writes"
-    rules = task.generation.rules
-    text: Text = tokenizer.text
-    if rules.times_from is not None:
-        text = _without(text, rules.times_from)
+    text = text_decoder(task.generation, tokenizer)
     module: Decoding
     with torch.no_grad():
         if head == CAUSAL:
@@ -55,15 +53,32 @@ def with_decoding(
             _require_rows_alone(module, type(model).__name__)
         else:
             cls = _caption_class(model) if head == CAPTION else LibraryDecoding
-            module = cls(model, text, rules)
+            module = cls(model, text, task.generation.rules)
             if head == SEQ2SEQ:
                 _require_padding_is_unseen(module, type(model).__name__)
     module.grammar = Grammar.of(task.generation, tokenizer)
     return module
 
 
+def text_decoder(generation: Generation, tokenizer: PromptTokenizer) -> Text:
+    """Return what makes a text of tokens that a model has written."""
+    text: Text = tokenizer.text
+    if (times_from := generation.rules.times_from) is not None:
+        text = _without(text, times_from)
+    if generation.rules.cleans and not generation.schema:
+        text = _cleaned(text)
+    return text
+
+
 def _without(text: Text, times_from: int) -> Text:
     return lambda ids: text([token for token in ids if token < times_from])
+
+
+def _cleaned(text: Text) -> Text:
+    from transformers import PreTrainedTokenizerFast
+
+    clean = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast).clean_up_tokenization
+    return lambda ids: str(clean(text(ids)))
 
 
 def _caption_class(model: Any) -> type[LibraryDecoding]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from pipeline.core.errors import JobError
 from pipeline.core.schema import MEAN_LOGPROB
 from pipeline.models.directories.facts import DirectoryFacts, LibraryClass
+from pipeline.models.directories.json_files import preview
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.text.writing.decoding import has_image_tokens, takes_tiles
 from pipeline.models.directories.text.writing.generation_config import OVERRIDDEN
@@ -18,7 +20,11 @@ from pipeline.models.generation import Generation
 
 
 def written_texts(
-    path: Path, facts: DirectoryFacts, generation: Generation, rows: Sequence[Any]
+    path: Path,
+    facts: DirectoryFacts,
+    generation: Generation,
+    rows: Sequence[Any],
+    decode: Callable[[Sequence[int]], str],
 ) -> pa.Table:
     """Return the text of each row, and how likely it is, as golden rows of the task have them.
 
@@ -27,6 +33,10 @@ def written_texts(
         facts: Of it.
         generation: How many tokens are written, and with which prompt to an image.
         rows: Texts, or what the input makes of a clip or an image, float32 (1, ...).
+        decode: Makes a text of tokens, as we do it.
+
+    Raises:
+        JobError: The library makes another text of tokens.
     """
     import transformers
 
@@ -42,14 +52,8 @@ def written_texts(
             **{"return_dict_in_generate": True, "output_logits": True},
         }
         with torch.inference_mode():
-            written = [
-                _written(
-                    model,
-                    tokenizer,
-                    {**_inputs(facts, model, tokenizer, generation, row), **options},
-                )
-                for row in rows
-            ]
+            inputs = [_inputs(facts, model, tokenizer, generation, row) for row in rows]
+            written = [_written(model, tokenizer, {**given, **options}, decode) for given in inputs]
     texts, logprobs = zip(*written, strict=True)
     return pa.table({"expected_text": texts, MEAN_LOGPROB: logprobs})
 
@@ -71,9 +75,19 @@ def _inputs(
     return {"pixel_values": pixels, "input_ids": torch.tensor([generation.rules.start])}
 
 
-def _written(model: Any, tokenizer: Any, given: Mapping[str, Any]) -> tuple[str, float]:
+def _written(
+    model: Any,
+    tokenizer: Any,
+    given: Mapping[str, Any],
+    decode: Callable[[Sequence[int]], str],
+) -> tuple[str, float]:
     done = model.generate(**given)
     tokens = done.sequences[0, -len(done.logits) :]
     logprobs = torch.cat(done.logits).float().log_softmax(dim=1)
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    text, here = tokenizer.decode(tokens, skip_special_tokens=True), decode(tokens.tolist())
+    if text != here:
+        raise JobError(
+            f"model.path: of tokens {preview(tokens.tolist())} transformers makes {preview(text)}, "
+            f"and {preview(here)} is made here"
+        )
     return text, float(logprobs.gather(1, tokens[:, None]).mean())

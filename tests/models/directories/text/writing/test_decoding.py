@@ -14,10 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import transformers
 from support.models.choosing import MESSAGES, TEXTS, choosing, predicted, prepared
 from support.models.generating import ENDS, NEW_TOKENS, library_outputs, make_writer, writing
-from support.models.language_models import FAMILIES
-from support.models.snapshots import change_json
+from support.models.language_models import FAMILIES, write_language_tokenizer
+from support.models.snapshots import change_json, write_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from transformers.generation.logits_process import (
     ForcedEOSTokenLogitsProcessor,
     LogitsProcessor,
@@ -34,6 +37,7 @@ from pipeline.core.schema import TOKEN_IDS
 from pipeline.inference.engines.generate_engine import GenerateEngine
 from pipeline.inference.library_check import compare, hold_to_library
 from pipeline.inference.writing.rules import AppliedRules, Row
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.text.writing.causal import CausalDecoding
 from pipeline.models.directories.text.writing.opening import tensors_of
 from pipeline.models.generation import Generation, Rules
@@ -205,6 +209,56 @@ def test_a_language_that_a_model_does_not_know_is_refused(
 ):
     with pytest.raises(JobError, match=rf"model\.generate\.language = {problem}") as refused:
         writing(folder_of(family), generate={"language": "de"})
+    assert "\n" not in str(refused.value)
+
+
+def test_spaces_before_marks_are_cleaned_where_the_library_does_it(
+    folder_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = copytree(folder_of("t5"), tmp_path / "m")
+    words = [*(f"w{n}" for n in range(200)), *([".", ",", "?", "!", "n't", "'s"] * 30)]
+    vocabulary = {f"{word}{'' if n < 206 else n}": n for n, word in enumerate(words[:363])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=True, model_max_length=99
+    ).save_pretrained(path)
+    spec = writing(path, prompt=None, generate={"max_new_tokens": 8})
+    rows = prepared(spec, ["w1 w2 w3", "w4", "w5 w6 . w7 w8"])
+    expected = library_outputs(path, rows.column(TOKEN_IDS).to_pylist(), max_new_tokens=8)
+    assert [row["text"] for row in predicted(spec, rows, FEW)] == [text.text for text in expected]
+    assert hold_to_library(spec)
+    generation = spec.task.generation
+    assert generation is not None
+    assert "cleans" not in writing(folder_of("t5")).to_dict()["task"]["generation"]["rules"]
+    rules = replace(generation.rules, cleans=False)
+    wrong = replace(spec, task=replace(spec.task, generation=replace(generation, rules=rules)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(JobError, match=r"of tokens \[.*\] transformers makes \"w.*\", and \"w.* "):
+        compare(str(path), wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "problem"),
+    [
+        ("MambaForCausalLM", {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
+         "has layers of linear attention, whose states rows of several lengths cannot share"),
+        ("Qwen2AudioForConditionalGeneration",
+         {"audio_config": {"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2,
+                           "encoder_ffn_dim": 16, "d_model": 16},
+          "text_config": {"model_type": "qwen2", "hidden_size": 16, "num_hidden_layers": 1,
+                          "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 363}},
+         "reads clips of sound among the tokens of a text, which no input gives"),
+    ],
+)  # fmt: skip
+def test_a_model_whose_rows_are_no_texts_is_refused_with_the_reason(
+    name: str, values: dict[str, Any], problem: str, tmp_path: Path
+):
+    size, cls = write_language_tokenizer(tmp_path), getattr(transformers, name)
+    sizes = {} if "text_config" in values else {"vocab_size": size}
+    write_model(tmp_path, cls, cls.config_class(**values, **sizes))
+    with pytest.raises(JobError, match=problem) as refused:
+        read_facts(tmp_path)
     assert "\n" not in str(refused.value)
 
 
