@@ -232,7 +232,7 @@ def _copy(repo: HubRepo, names: Sequence[str], store: Store) -> dict[str, str]:
         folder = first_of([Path(tempfile.gettempdir()) / f"pipeline-pull-{os.geteuid()}-{key}"])
     else:
         folder = Path(store.url(_UNFINISHED))
-        folder.mkdir(parents=True, exist_ok=True)
+        store.put(f"{_UNFINISHED}/{RECORD}", b"")  # makes the folder
     _download(repo, names, folder)
     digests = {name: _checked(repo, name, folder / name) for name in names}
     for name in sorted(names, key=lambda name: _is_like(name, ("config.json", "*.onnx"))):

@@ -390,6 +390,12 @@ def test_what_does_not_fit_the_disk_is_refused(hub: HubServer, tmp_path: Path):
     assert not hub.downloads
 
 
+def test_a_folder_that_cannot_be_made_is_said(hub: HubServer, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(JobError, match=r"cannot write .*/file/m/\.pull"):
+        pull(URI, str(tmp_path / "file" / "m"))
+
+
 def test_a_disk_that_takes_no_more_is_not_called_the_hubs(hub: HubServer, tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(DATA[LARGE]) // 2, hard))
