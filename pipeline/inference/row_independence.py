@@ -15,11 +15,15 @@ from pipeline.inference.slices.slice_run import are_finite
 from pipeline.models.agreement import SAME, AgreementLimits
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Rows, num_rows, take_rows
+from pipeline.preprocessing.model_input import Input, Rows, num_rows, take_rows
 from pipeline.process.liveness import still_alive
 
 ONE_LENGTH = (
     "padding changes what the model gives for a text, so its batches are of texts of one length"
+)
+ONE_ROW = (
+    "the model takes no two texts at once, so each is a batch; a model whose config.json lacks a "
+    "pad_token_id takes more with the one of its tokenizer"
 )
 _PADDING = AgreementLimits(2e-5, 1 - 1e-7, 1e-4, allows_ties=True)
 """Tighter than what is refused: a text that is easy to judge hides what padding does to others."""
@@ -27,33 +31,44 @@ _NARROW = AgreementLimits(0.05, 0.999, 0.05, allows_ties=True)
 """Of precisions other than fp32, which round in other ways in batches of other sizes."""
 
 
-def leave_out_padding(model: DeviceModel) -> bool:
-    """Have batches without padding from now on, if padding changes what the model gives.
+def leave_out_padding(model: DeviceModel) -> str | None:
+    """Have batches from now on that the model takes, and whose padding changes nothing.
 
     Rows that are made here decide it, so that all actors decide alike.
+
+    Returns:
+        What a run says of batches without padding; None if they have it.
     """
     padded = model.config.spec.input
     trial = padded.padding_trial()
     if trial is None:
-        return False
-    rows, unpadded = trial
+        return None
+    rows, unpadded, single = trial
+    expected, outputs = _tried(model, unpadded, rows), _tried(model, padded, rows)
+    if expected is None and outputs is None and _tried(model, single, rows) is not None:
+        return ONE_ROW
+    # What is not finite without padding says nothing of it; what fails as well, its rows will tell.
+    if expected is None or not are_finite(expected, np.arange(num_rows(rows))).all():
+        model.take_input(padded)
+        return None
+    limits = _limits(model, _PADDING)
+    if outputs is not None and model.task.compare(expected, outputs, limits).agrees.all():
+        return None
+    model.take_input(unpadded)
+    return ONE_LENGTH
+
+
+def _tried(model: DeviceModel, seen: Input, rows: Inputs) -> Arrays | None:
+    """Predict rows in the batches of an input, which stays the model's; None if it fails."""
+    model.take_input(seen)
     try:
-        outputs = _given(model, rows)
-        model.take_input(unpadded)
-        expected = _given(model, rows)
-        # What is not finite without padding says nothing of it.
-        is_known = are_finite(expected, np.arange(num_rows(rows))).all()
-        limits = _limits(model, _PADDING)
-        is_same = not is_known or model.task.compare(expected, outputs, limits).agrees.all()
+        return _given(model, rows)
     except PipelineError:
         raise
-    except Exception as error:  # noqa: BLE001  # what a model cannot do, its rows will tell
+    except Exception as error:  # noqa: BLE001  # of the model
         if model.gpu is not None:
             model.gpu.lacks_memory(error)  # ends the process if its context is lost
-        is_same = True
-    if is_same:
-        model.take_input(padded)
-    return not is_same
+        return None
 
 
 def require_independent_rows(

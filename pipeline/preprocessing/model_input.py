@@ -218,10 +218,11 @@ class Input(ABC):
                 return alike_in_shape(values, rows, limits.rows, limits.pixels)
         return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
 
-    def padding_trial(self) -> tuple[Arrays, Self] | None:
-        """Return a short row and a long one, and this input with batches of rows of one length.
+    def padding_trial(self) -> tuple[Arrays, Self, Self] | None:
+        """Return a short row and two long ones, and this input in batches without padding.
 
-        None if batches are not padded, or cannot be without.
+        The first such input has batches of rows of one length, the second one of a row each. None
+        if batches are not padded, or cannot be without.
         """
         return None
 

@@ -15,11 +15,7 @@ from pipeline.core.figures.counters import LAUNCH, Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import SliceFigures, Tokens
 from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.exact import alone, reduced
-from pipeline.inference.row_independence import (
-    ONE_LENGTH,
-    leave_out_padding,
-    require_independent_rows,
-)
+from pipeline.inference.row_independence import leave_out_padding, require_independent_rows
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import SliceRun
 from pipeline.models.agreement import AgreementLimits
@@ -41,7 +37,7 @@ class TorchEngine(ModelEngine):
         ends_process: bool = False,
     ) -> None:
         super().__init__(config, first, ends_process=ends_process)
-        self._has_independent_rows, self._is_unpadded = False, leave_out_padding(self._model)
+        self._has_independent_rows, self._advice = False, leave_out_padding(self._model)
 
     def _predicted(self, part: Slice, counters: Counters) -> Predicted:
         model, inputs, faults = self._model, part.inputs, part.faults
@@ -61,7 +57,7 @@ class TorchEngine(ModelEngine):
             add(counters, LAUNCH, StageCounters(num_rows, num_rows, busy_s=timer.launch_s))
         SliceFigures(
             tokens=Tokens(timer.num_tokens, timer.num_padded) if timer.num_tokens else None,
-            advice={ONE_LENGTH: 0} if self._is_unpadded else {},
+            advice={self._advice: 0} if self._advice else {},
         ).add_to(counters)
         return Predicted(run.results, run.is_done, timer.transfer_s, timer.predict_s)
 

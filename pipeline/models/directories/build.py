@@ -18,7 +18,6 @@ from pipeline.models.directories.facts import (
 )
 from pipeline.models.directories.json_files import read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
-from pipeline.models.directories.tensors import read_headers, read_tensors
 from pipeline.models.tasks import served_as, task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
@@ -146,12 +145,10 @@ def _tower(
         return _text_tower(model, facts, facts.text)
     if not task.prompts:
         return ImageTower(model)
-    from pipeline.models.directories.chosen import choose
-    from pipeline.models.directories.image.image_facts import tower_facts
     from pipeline.models.directories.text.zero_shot import EncoderZeroShot, token_ids
 
-    text = tower_facts(path, choose(path), "text").text
-    assert text is not None, "the other tower takes texts"
+    text = facts.prompt_text
+    assert text is not None, "it serves zero_shot"
     ids = token_ids(path, text, task.prompts)
     encoder = EncoderZeroShot(_text_tower(model, facts, text), ids, text.pad_id)  # only once
     return ImageZeroShot(model, encoder.prompts)
@@ -168,8 +165,5 @@ def _library_module(path: Path, facts: LibraryClass) -> torch.nn.Module:
     from pipeline.models.directories.library import config_of, named_class
     from pipeline.models.directories.loading import load
 
-    folder = path / facts.at
-    headers = read_headers(folder)
-    config = config_of(read_object(folder, CONFIG), len(headers))
-    named, built = named_class(facts.named, config), named_class(facts.built, config)
-    return load(built, named, config, read_tensors(folder, headers))
+    config = config_of(read_object(path / facts.at, CONFIG))
+    return load(named_class(facts.built, config), config, path / facts.at, facts.absent)

@@ -5,23 +5,31 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.facts import WRITERS, DirectoryFacts, LibraryClass
+from pipeline.models.directories.facts import CLIPS, SPEECH, WRITERS, DirectoryFacts, LibraryClass
 from pipeline.models.directories.json_files import json_type_of, preview, read_object
-from pipeline.models.directories.library import base_of, config_of, encoder_of, head_of, named_class
-from pipeline.models.directories.loading import check_fit
-from pipeline.models.directories.tensors import read_headers
+from pipeline.models.directories.library import (
+    MAX_LAYERS,
+    base_of,
+    check_numbers,
+    config_of,
+    encoder_of,
+    head_of,
+    named_class,
+)
+from pipeline.models.directories.loading import check_fit, leave_out, load, require_none_missing
+from pipeline.models.directories.tensors import TensorHeader, read_headers
+from pipeline.models.directories.trial import require_run
+from pipeline.models.weights.state_dict import first_names
 
-if TYPE_CHECKING:
-    import torch
-
-
+_MAIN = ("input_ids", "pixel_values", *CLIPS)
 CONFIG = "config.json"
-_CLIPS = ("input_values", "input_features")
 CLAP = "clap"
 """The model type of two models, of clips and of texts, of which a job takes the first."""
 _DATA = re.compile(
@@ -32,6 +40,8 @@ _DATA = re.compile(
 """Parameters of `forward` that are data of a row, or places in it."""
 _IN_TEXT = re.compile(r'"(image|audio)_token_(id|index)"')
 """Keys of models that put images or clips in the place of tokens: a text without them is whole."""
+_MOST_NUMBERS = 1 << 29
+"""Of weights that are loaded to run a class once."""
 _WAY_OUT = "model.factory, with source.inputs, gives a module several inputs"
 
 
@@ -50,8 +60,14 @@ class ModelClass:
     """The class that is built."""
     head: str
     """As `LibraryClass.head`."""
-    module: torch.nn.Module
-    """An instance of `built`; its numbers mean nothing."""
+    module: Any = None
+    """An instance of `built` on the device `meta`: shapes without numbers."""
+    absent: tuple[str, ...] = ()
+    """Tensors that no file has, and no prediction reads."""
+    unused: tuple[str, ...] = ()
+    """Tensors of the files that are of other heads."""
+    width: int | None = None
+    """Length of its vectors of texts; None: its config says it."""
 
     @property
     def has_towers(self) -> bool:
@@ -66,12 +82,12 @@ class ModelClass:
     @property
     def takes_audio(self) -> bool:
         """Tell whether its first input is a clip of sound."""
-        return self.built.main_input_name in _CLIPS or self.config.model_type == CLAP
+        return self.built.main_input_name in CLIPS or self.config.model_type == CLAP
 
     @property
     def facts(self) -> LibraryClass:
         """Return what the builder needs to build the class again."""
-        return LibraryClass(self.at, self.named.__name__, self.built.__name__, self.head)
+        return LibraryClass(self.at, self.built.__name__, self.head, self.absent)
 
     def directory(self, input_name: str, tasks: tuple[str, ...], **more: Any) -> DirectoryFacts:
         """Return the facts of a directory of this class.
@@ -82,45 +98,63 @@ class ModelClass:
             more: Other fields of the facts.
         """
         fields: dict[str, Any] = {"format_name": "transformers", "module": self.facts, **more}
+        if self.unused:
+            line = f"{CONFIG}: tensors of other heads are not used: {first_names(self.unused)}"
+            fields["notes"] = (*fields.get("notes", ()), line)
         return DirectoryFacts(
             architecture=self.built.__name__, input=input_name, tasks=tasks, **fields
         )
 
 
 def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> ModelClass:
-    """Choose the class that a config names, and check that the weights fit.
+    """Choose the class that a config names, and check that the weights fit and that it runs.
 
     Args:
+        folder: A view of the directory.
         at: Where config and weights lie: '' or a folder ending in `/`.
         is_encoder: Another file says that embeddings are wanted, whatever the head.
 
     Raises:
-        JobError: The library has no such class, or the weights do not fit.
+        JobError: The library has no such class, the weights do not fit, or rows would fail.
     """
     values = read_object(folder, at + CONFIG)
     headers = read_headers(folder / at)
-    config = config_of(values, len(headers))
-    if is_encoder and values.get("architectures") is None and base_of(config) is not None:
-        named = base_of(config)
-    else:
-        named = named_class(_architecture(values), config)
+    check_numbers(values, max(len(headers), MAX_LAYERS))
+    config = config_of(values)
+    named = named_class(_architecture(values, config), config)
     head = "none" if is_encoder else head_of(named, config)
     built = named if head != "none" else encoder_of(named, config, is_declared=is_encoder)
-    if built.main_input_name not in ("input_ids", "pixel_values", *_CLIPS):
-        raise JobError(
-            f"model.path: {CONFIG}: {named.__name__} takes {built.main_input_name}; expected a "
-            "model of texts, images or clips of sound"
-        )
     require_one_input(built, config, head)
-    module = check_fit(built, named, config, headers)
-    return ModelClass(at, values, config, named, built, head, module)
+    return fitted(folder, ModelClass(at, values, config, named, built, head), headers)
 
 
-def _architecture(values: Mapping[str, Any]) -> str:
+def fitted(folder: Path, chosen: ModelClass, headers: Mapping[str, TensorHeader]) -> ModelClass:
+    """Check that the weights of a class fit, and that it runs; see `choose`.
+
+    Args:
+        folder: A view of the directory.
+        chosen: The class, without a module.
+        headers: Of the weights.
+    """
+    built, config, head = chosen.built, chosen.config, chosen.head
+    module, missing, unused = check_fit(built, config, headers, head)
+    leave_out(module, missing)
+    is_small = sum(header.num_values for header in headers.values()) < _MOST_NUMBERS
+    load_it = partial(load, built, config, folder / chosen.at, missing) if is_small else None
+    run = require_run(module, head, is_whole=not missing, load=load_it)
+    require_none_missing(built, () if run.is_done else missing)
+    return replace(chosen, module=module, absent=missing, unused=unused, width=run.width)
+
+
+def _architecture(values: Mapping[str, Any], config: Any) -> str:
+    """Return the class that a config names; if it names none, the encoder of its model type."""
     names = values.get("architectures")
+    if names is None and (base := base_of(config)) is not None:
+        return str(base.__name__)
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise JobError(
-            f"model.path: {CONFIG}: architectures is {preview(names)}, expected a list of one class"
+            f"model.path: {CONFIG}: architectures is {preview(names)}, expected a list of one "
+            f"class; add the class of transformers {version('transformers')} that saved the model"
         )
     return names[0]
 
@@ -140,7 +174,7 @@ def width_of(config: Any, *keys: str) -> int:
 
 
 def require_one_input(cls: Any, config: Any, head: str) -> None:
-    """Refuse a class that needs more than its main input.
+    """Refuse a class that takes other data of a row than its main input.
 
     Args:
         cls: A class of transformers.
@@ -151,33 +185,23 @@ def require_one_input(cls: Any, config: Any, head: str) -> None:
         JobError: It takes other data; names it.
     """
     main, taken = cls.main_input_name, inspect.signature(cls.forward).parameters
-    wanted = {name for name in taken if _DATA.fullmatch(name)} - {main}
-    if _IN_TEXT.search(config.to_json_string(use_diff=False)):
-        wanted -= {name for name in wanted if "pixel_values" in name or "input_" in name}
-    if head in WRITERS or hasattr(cls, "get_image_features") or hasattr(cls, "get_audio_features"):
+    is_whole_text = _IN_TEXT.search(config.to_json_string(use_diff=False)) is not None
+    has_towers = hasattr(cls, "get_image_features") or hasattr(cls, "get_audio_features")
+    wanted = {
+        name
+        for name in taken
+        if _DATA.fullmatch(name)
+        and name != main
+        and not (is_whole_text and ("pixel_values" in name or "input_" in name))
         # It writes to one input, or its towers take one each.
-        wanted -= {"input_ids", "input_features", "pixel_values"}
-    required = {name for name, parameter in taken.items() if _is_required(parameter)}
-    wanted |= required - {"self", main}
-    if main == "input_ids" and getattr(config, "type_vocab_sizes", None):
-        wanted.add("rows and columns of a table")
-    if main == "pixel_values" and getattr(config, "num_frames", None):
-        wanted.add("num_frames images of a video")
+        and not ((head in WRITERS or has_towers) and name in _MAIN)
+    }
+    if head == SPEECH and main not in CLIPS:
+        wanted |= {"clips among the tokens of a prompt"}
+    if main not in _MAIN:
+        wanted |= {main}
     if wanted:
         raise JobError(
-            f"model.path: config.json: {cls.__name__} takes more of a row than {main}, which a "
-            f"directory gets: {', '.join(sorted(wanted))}; {_WAY_OUT}"
+            f"model.path: {CONFIG}: {cls.__name__} takes more of a row than a text, an image or a "
+            f"clip, one of which a directory gets: {', '.join(sorted(wanted))}; {_WAY_OUT}"
         )
-    draws = "noise" in taken and "is_mae" not in inspect.signature(cls.__init__).parameters
-    if draws and getattr(config, "mask_ratio", None):
-        raise JobError(
-            f"model.path: config.json: {cls.__name__} hides patches by chance, mask_ratio is "
-            f"{config.mask_ratio}: its vectors are random; put mask_ratio 0 into config.json"
-        )
-
-
-def _is_required(parameter: inspect.Parameter) -> bool:
-    return parameter.default is parameter.empty and parameter.kind not in (
-        parameter.VAR_POSITIONAL,
-        parameter.VAR_KEYWORD,
-    )

@@ -8,9 +8,8 @@ what they hold is digested; links to folders are not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.json_files import (
@@ -21,7 +20,6 @@ from pipeline.models.directories.json_files import (
     parse_json,
     parse_object,
 )
-from pipeline.models.directories.library import FACTORY_ADVICE
 from pipeline.models.directories.refused import ADAPTER, MERGE, explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text import sentence_transformers as st
@@ -48,10 +46,6 @@ _TRANSFORMER = (
     *st.LENGTHS,
     *_CHAT,
     GENERATION,
-)
-_OF_SERIES = (
-    *("autoformer", "informer", "patchtsmixer", "patchtst", "timesfm", "timesfm2_5"),
-    *("time_series_transformer", "tinytimemixer"),
 )
 NAMES = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
 """What is looked up in a directory; `pipeline pull` copies files of these names."""
@@ -83,15 +77,13 @@ def choose_files(store: Store) -> list[StoredFile]:
             f"which would not be applied: {MERGE}; or take the file away if the weights have it"
         )
     config = parse_object(_read(store, at + CONFIG, files), at + CONFIG)
-    if at + TOKENIZER_CONFIG in files:
-        parse_object(_read(store, at + TOKENIZER_CONFIG, files), at + TOKENIZER_CONFIG)
-    _refuse_series(config)
     is_for_images = is_timm(config) or bool({at + PROCESSOR, at + BOTH} & files.keys())
     if not is_for_images and not {TOKENIZER, at + TOKENIZER} & files.keys():
         raise explain(store, at, has_config=True, has_weights=True)
     _require_parts(store, modules, files)
-    if at + INDEX in files:
-        files.pop(at + SINGLE, None)
+    if at + SINGLE in files:  # which the library takes, whatever lies beside it
+        files.pop(at + INDEX, None)
+    else:
         files |= _shards(store, at, files)
     _require_no_links(store, files)
     return [files[path] for path in sorted(files)]
@@ -113,15 +105,6 @@ def files_beside(store: Store) -> list[StoredFile]:
     return [*files.values()]
 
 
-def _refuse_series(config: Mapping[str, Any]) -> None:
-    """Refuse models of time series, which have no tokenizer and no processor."""
-    if config.get("model_type") in _OF_SERIES or "chronos_config" in config:
-        raise JobError(
-            "model.path: config.json is of a model of time series, which is not read; "
-            f"source.features of one list, and {FACTORY_ADVICE}"
-        )
-
-
 def _of_modules(modules: Iterable[tuple[str, str]]) -> Iterator[str]:
     for module_type, at in modules:
         names = _TRANSFORMER if module_type == "Transformer" else _MODULE
@@ -139,7 +122,7 @@ def _require_parts(store: Store, modules: Sequence[tuple[str, str]], files: File
 
 def _shards(store: Store, at: str, files: Files) -> Files:
     index = parse_object(_read(store, at + INDEX, files), at + INDEX)
-    names = sorted({at + name for name in shards_of(index).values()})
+    names = sorted(at + name for name in shards_of(index))
     shards = _look_up(store, names)
     missing = [name for name in names if name not in shards]
     if missing:

@@ -21,6 +21,8 @@ SPEECH, CAPTION = "speech", "caption"
 """Heads of models that write down a clip of sound, or write to an image."""
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """How the vectors of tokens can become one: the modes of sentence-transformers."""
+CLIPS = ("input_values", "input_features")
+"""What classes of transformers call clips of sound."""
 WRITERS = (CAUSAL, SEQ2SEQ, SPEECH, CAPTION)
 
 
@@ -116,12 +118,12 @@ class LibraryClass:
 
     at: str
     """Where config and weights lie: '' or a folder ending in `/`."""
-    named: str
-    """The class that the config names."""
     built: str
     """The class that is built."""
     head: str
     """`sequence`, `token`, `image`, `audio`, `detection`, one of `WRITERS`, `none` or `TOWERS`."""
+    absent: tuple[str, ...] = ()
+    """Tensors that no file has, and no prediction reads."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,8 @@ class DirectoryFacts:
     """Why there is no transform."""
     images: ImageContract = field(default_factory=ImageContract)
     text: TextFacts | None = None
+    prompt_text: TextFacts | None = None
+    """How prompts of zero_shot become tensors, if the rows are no texts."""
     audio: AudioSettings | None = None
     pooling: Pooling | None = None
     activation: str = "identity"

@@ -58,30 +58,12 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     """Parse a JSON file that holds one object.
 
     Raises:
-        JobError: It is too large, holds something else, or names code of the directory.
+        JobError: It is too large, or holds something else.
     """
     content = parse_json(data, name)
     if not isinstance(content, dict):
         raise JobError(f"model.path: {name} holds {json_type_of(content)}, expected an object")
-    if _names_code(content):
-        raise JobError(
-            f"model.path: {name} has auto_map, which names code of the directory; none is run. "
-            "Take a model whose class is in transformers, or return yours from model.factory"
-        )
     return content
-
-
-def _names_code(value: Any) -> bool:
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            if item.get("auto_map"):
-                return True
-            waiting += item.values()
-        elif isinstance(item, list):
-            waiting += item
-    return False
 
 
 def read_json(folder: Path, name: str) -> Any:

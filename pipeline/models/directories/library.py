@@ -7,68 +7,52 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ, SPEECH
 from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.view import cleaned
 
+_CONFIG = "config.json"
 _LAYERS = re.compile(r"(layers?|depths?|blocks|stages)$")
 """Keys that count layers, each of which is a Python object."""
 _MOST = {"num_labels": 1_000_000}
 _MAX_NUMBER = 1 << 40
-_MAX_LAYERS = 256
-_NOT_TAKEN = (
-    "_attn_implementation",
-    "attn_implementation",
-    "_experts_implementation",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "torchscript",
-)
-"""Keys that choose how the library runs, not what it computes."""
-_TIMM_NAME = re.compile(r"[\w.]+")
-_NAMES_TIMM = (
-    *("conditional_detr", "dab-detr", "deformable_detr", "detr", "maskformer", "omdet-turbo"),
-    "table-transformer",
-)
-"""Model types whose `backbone` names an architecture of timm; others look it up in the hub."""
+MAX_LAYERS = 256
 _SILENT = 50
 """Level of the library's log: critical errors alone."""
-_ENCODERS = ("ModelWithProjection", "VisionModel", "TextModel", "EncoderModel")
-"""Endings of classes that are encoders besides the one of their model type."""
-_WITHOUT_HEAD = ("ForMaskedLM", "ForPreTraining")
-"""Endings of classes whose encoder gives embeddings, and whose head is for training."""
+_HEAD = re.compile(r"For[A-Z]")
+"""What the library calls a class with a head, or has in its name."""
+_PLAIN = {
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "use_cache"), False),
+    "return_dict": True,
+}
+"""How the library runs a model here, whatever a config says."""
 
 FACTORY_ADVICE = "model.factory runs any module, with task raw, outputs and a postprocess"
-_ELSEWHERE = {
-    "HF_ColBERT": "gives a vector for each token (late interaction), which is no task here",
-    "model2vec": "is a table of static vectors, which transformers has no class for",
+_NO_CODE = "code of a directory is never run"
+_HEADS = {
+    CAPTION: "IMAGE_TEXT_TO_TEXT",
+    SPEECH: "SPEECH_SEQ_2_SEQ",
+    "sequence": "SEQUENCE_CLASSIFICATION",
+    "token": "TOKEN_CLASSIFICATION",
+    "image": "IMAGE_CLASSIFICATION",
+    "audio": "AUDIO_CLASSIFICATION",
+    "detection": "OBJECT_DETECTION",
+    CAUSAL: "CAUSAL_LM",
+    SEQ2SEQ: "SEQ_TO_SEQ_CAUSAL_LM",
 }
-"""Classes and model types of other libraries -> what they are."""
-_NEARBY = {
-    "ForCTC": "; speech is written down by Whisper or Moonshine",
-    "ForQuestionAnswering": "; answers are written by a language model, task generate",
-    "ForZeroShotObjectDetection": "; detectors of fixed labels serve detect",
-}
-"""Endings of classes -> what of the same use is read."""
-
-_FLOAT = "__float__"
-_WRITERS = {
-    "BlipForConditionalGeneration": "caption",
-    "GitForCausalLM": "caption",
-    "Idefics3ForConditionalGeneration": "caption",
-    "LlavaForConditionalGeneration": "caption",
-    "SmolVLMForConditionalGeneration": "caption",
-    "VisionEncoderDecoderModel": "caption",
-    "MoonshineForConditionalGeneration": "speech",
-    "WhisperForConditionalGeneration": "speech",
-}
-"""Classes that write and read no text, whose own `generate` was read -> their head."""
+"""Heads as `LibraryClass.head` names them -> what the library's list of their classes is for."""
+_TRAINED = ("MASKED_LM", "PRETRAINING", "MASKED_IMAGE_MODELING")
+"""Heads that are for training alone."""
 
 
 def require_library(extra: str) -> None:
@@ -86,83 +70,41 @@ def require_library(extra: str) -> None:
         ) from None
 
 
-def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
-    """Make the library's configuration of a `config.json`.
+def config_of(values: Mapping[str, Any]) -> Any:
+    """Let the library make the configuration of a `config.json`.
 
     Raises:
-        JobError: The model type is unknown to the installed library, or a number is absurd.
+        JobError: It names files elsewhere, the installed library does not know the model type, or
+            it refuses a value.
     """
     require_library("transformers")
-    model_type = values.get("model_type")
-    check_numbers(values, max(num_tensors, _MAX_LAYERS))
-    if values.get("quantization_config"):
-        raise JobError(
-            "model.path: config.json has quantization_config: quantised weights are not read; take "
-            "the float weights of this model"
-        )
-    _require_no_download(values)
-    from transformers import CONFIG_MAPPING
+    values = cleaned(values, _CONFIG)
+    from transformers import CONFIG_MAPPING, AutoConfig
 
+    model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        if isinstance(model_type, str) and model_type in _ELSEWHERE:
-            raise JobError(
-                f"model.path: config.json: {model_type} {_ELSEWHERE[model_type]}; {FACTORY_ADVICE}"
-            )
         made = values.get("transformers_version")
         of = f", the directory was made with {preview(made)}" if made else ""
         raise JobError(
             f"model.path: config.json: model_type is {preview(model_type)}, which the installed "
-            f"transformers {version('transformers')} does not know{of}; install one that does"
+            f"transformers {version('transformers')} does not know{of}; {_NO_CODE}: install a "
+            f"release that knows it, or return the model from model.factory"
         )
-    plain = {key: _decoded(value) for key, value in values.items() if key not in _NOT_TAKEN}
     try:
-        with quiet():
-            config = CONFIG_MAPPING[model_type].from_dict({**plain, "use_cache": False})
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            (Path(folder) / _CONFIG).write_text(json.dumps(values))
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+            for key in _PLAIN.keys() & vars(part or object).keys():
+                setattr(part, key, _PLAIN[key])
     except Exception as error:  # the library checks values in many ways
         raise refused(error, f"makes no configuration of {model_type} of config.json") from error
-    for name in config.sub_configs:
-        part: Any = getattr(config, name, None)
-        if hasattr(part, "use_cache"):
-            part.use_cache = False
     return config
 
 
-def _decoded(value: Any) -> Any:
-    """Return a value of a config with the floats that the library writes as objects.
-
-    JSON has no infinity, which is in configs of Mamba 2 and of what is made of it.
-    """
-    if isinstance(value, list):
-        return [_decoded(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {_FLOAT} and value[_FLOAT] in ("Infinity", "-Infinity", "NaN"):
-        return float(value[_FLOAT])
-    return {key: _decoded(item) for key, item in value.items()}
-
-
-def _require_no_download(values: Mapping[str, Any]) -> None:
-    """Refuse a backbone that the library would look up in the hub, or in a folder.
-
-    Raises:
-        JobError: There is one; names it.
-    """
-    inner = values.get("backbone_config")
-    inner_name = inner.get("backbone") if isinstance(inner, dict) else None
-    for name in (values.get("backbone"), inner_name):
-        if isinstance(name, str) and not _TIMM_NAME.fullmatch(name):
-            raise JobError(
-                f"model.path: config.json: backbone is {preview(name)}, which the library would "
-                "fetch; expected the name of an architecture of timm"
-            )
-    if values.get("backbone") and not inner and values.get("model_type") not in _NAMES_TIMM:
-        raise JobError(
-            f"model.path: config.json: backbone is {preview(values['backbone'])}, which the "
-            "library would look up in the hub; give its numbers as backbone_config"
-        )
-
-
-def check_numbers(values: Any, most_layers: int = _MAX_LAYERS, key: str = "") -> None:
+def check_numbers(values: Any, most_layers: int = MAX_LAYERS, key: str = "") -> None:
     """Refuse numbers that make a library build endless Python objects.
 
     Raises:
@@ -191,36 +133,23 @@ def named_class(name: str, config: Any) -> Any:
     """
     import transformers
 
-    cls = getattr(transformers, name, None) if name.isidentifier() else None
+    cls: Any = getattr(transformers, name, None) if name.isidentifier() else None
     is_model = inspect.isclass(cls) and issubclass(cls, transformers.PreTrainedModel)
-    if name in _ELSEWHERE:
-        raise JobError(f"model.path: config.json: {name} {_ELSEWHERE[name]}; {FACTORY_ADVICE}")
-    if cls is None or not is_model or cls.config_class is not type(config):
+    heads = ["", *_HEADS.values()]
+    if not is_model or not (
+        cls.config_class is type(config) or any(cls in _classes(head, config) for head in heads)
+    ):
         raise JobError(
             f"model.path: config.json: architectures names {clean_message(name, 80)!r}, which is "
-            f"no model of type {config.model_type} in transformers {version('transformers')}"
+            f"no model of type {config.model_type} in transformers {version('transformers')}; "
+            f"{_NO_CODE}: {FACTORY_ADVICE}"
         )
     return cls
 
 
 def head_of(cls: Any, config: Any) -> str:
     """Return what a class's head is for, as `LibraryClass.head` names it; otherwise `none`."""
-    import transformers
-
-    if cls.__name__ in _WRITERS:
-        return _WRITERS[cls.__name__]
-    for head, mapping in (
-        ("sequence", transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
-        ("token", transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
-        ("image", transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
-        ("audio", transformers.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING),
-        ("detection", transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING),
-        ("causal", transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
-        ("seq2seq", transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
-    ):
-        if _is_in(cls, mapping, config):
-            return head
-    return "none"
+    return next((head for head, name in _HEADS.items() if cls in _classes(name, config)), "none")
 
 
 def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
@@ -228,43 +157,36 @@ def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
 
     Args:
         cls: The class that `architectures` names.
+        config: Its configuration.
         is_declared: Another file says that the encoder is meant, whatever the head.
 
     Raises:
         JobError: The class is for something that is no task here.
     """
-    import transformers
-
-    for mapping in (transformers.MODEL_MAPPING, transformers.MODEL_FOR_TEXT_ENCODING_MAPPING):
-        if _is_in(cls, mapping, config):
-            return cls
-    if cls.__name__.endswith(_ENCODERS):
-        return cls
     base = base_of(config)
-    if base is not None and (is_declared or cls.__name__.endswith(_WITHOUT_HEAD)):
+    if cls is base or not _HEAD.search(cls.__name__):
+        return cls
+    is_trained = any(cls in _classes(name, config) for name in _TRAINED)
+    if base is not None and (is_declared or is_trained):
         return base
     raise JobError(
         f"model.path: config.json: architectures names {cls.__name__}, whose outputs are no task "
-        f"here; expected an encoder, a language model, or a classification{_nearby(cls)}; "
-        f"{FACTORY_ADVICE}"
+        f"here; expected an encoder, a language model, or a classification; {FACTORY_ADVICE}"
     )
-
-
-def _nearby(cls: Any) -> str:
-    return next((text for end, text in _NEARBY.items() if cls.__name__.endswith(end)), "")
 
 
 def base_of(config: Any) -> Any:
     """Return the library's encoder of a configuration; None if there is none."""
+    return next(iter(_classes("", config)), None)
+
+
+def _classes(head: str, config: Any) -> tuple[Any, ...]:
+    """Return the library's classes of a head, '' for none, for a configuration."""
     import transformers
 
-    classes = transformers.MODEL_MAPPING.get(type(config), None)
-    return classes[0] if isinstance(classes, tuple) else classes
-
-
-def _is_in(cls: Any, mapping: Any, config: Any) -> bool:
-    classes = mapping.get(type(config), ())
-    return cls in (classes if isinstance(classes, tuple) else (classes,))
+    mapping = f"MODEL_FOR_{head}_MAPPING" if head else "MODEL_MAPPING"
+    classes = getattr(transformers, mapping).get(type(config), ())
+    return classes if isinstance(classes, tuple) else (classes,)
 
 
 def refused(error: Exception, what: str) -> JobError:

@@ -1,4 +1,4 @@
-"""Build a class of transformers with our tensors, and refuse what does not fit.
+"""Let transformers build a class with the weights of a directory, and refuse what does not fit.
 
 The library renames, ties and ignores tensors as it declares for each family; its own report of what
 is missing, unexpected or of another shape is refused here instead of being filled with random
@@ -7,104 +7,172 @@ numbers.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.library import base_of, quiet, refused
-from pipeline.models.directories.tensors import TensorHeader, repeating_tensors, require_size
+from pipeline.models.directories.library import quiet, refused
+from pipeline.models.directories.tensors import (
+    TensorHeader,
+    meta_tensors,
+    require_numbers,
+    require_size,
+)
 from pipeline.models.weights.state_dict import listed_problems
 
 if TYPE_CHECKING:
     import torch
 
-_POOLER = "encoder.pooler."
-"""Of an encoder within a model, a layer over its vectors that no decoder looks at."""
-_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+_POOLER = "pooler"
+"""What the library calls a layer over the vectors of an encoder."""
 
 
-def check_fit(
-    cls: Any, named: Any, config: Any, headers: Mapping[str, TensorHeader]
-) -> torch.nn.Module:
+class Fit(NamedTuple):
+    """How the tensors of a directory fit a class."""
+
+    module: torch.nn.Module
+    """On the device `meta`: shapes without numbers."""
+    missing: tuple[str, ...]
+    """Tensors that no file has."""
+    unused: tuple[str, ...]
+    """Tensors of heads that the class does not have."""
+
+
+def check_fit(cls: Any, config: Any, headers: Mapping[str, TensorHeader], head: str) -> Fit:
     """Refuse a config and files that do not fit, without the memory of either.
 
-    Returns:
-        The module, with numbers that mean nothing.
+    Args:
+        cls: A class of transformers.
+        config: Its configuration.
+        headers: Of the files.
+        head: As `LibraryClass.head`.
 
     Raises:
-        JobError: Tensors are missing, superfluous or of other shapes.
+        JobError: Tensors are superfluous, of other shapes or types, or fewer than the class needs.
     """
     import torch
 
     with quiet(), torch.device("meta"):
         try:
-            module = cls(config, **pooler_option(cls, config, headers))
+            module = cls(config)
         except Exception as error:
             raise refused(error, f"builds no {cls.__name__} of this config.json") from error
     require_size(module, headers, "config.json")
-    return load(cls, named, config, repeating_tensors(headers))
+    numbers = {name: header for name, header in headers.items() if header.is_number}
+    _, report = _from_pretrained(cls, config, None, meta_tensors(numbers))
+    unused = _require_fit(cls, module, report, head)
+    missing = report["missing_keys"]
+    if missing:
+        require_numbers(headers)
+    return Fit(module, tuple(sorted(missing)), tuple(sorted(unused)))
 
 
-def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """Build a class of the library with these tensors, in float32 on the CPU, in eval mode.
+def load(cls: Any, config: Any, folder: Path, absent: Collection[str]) -> torch.nn.Module:
+    """Load a class of the library from a folder, in float32 on the CPU, in eval mode.
 
     Args:
-        cls: What to build.
-        named: The class that `architectures` names; its head may be among the tensors.
-        tensors: By name, as in the files; they may become the module's own.
+        cls: A class of transformers.
+        config: Its configuration.
+        folder: Has the weights that `check_fit` took; nothing else of it is read.
+        absent: Tensors that no file has, and no prediction reads.
 
     Raises:
-        JobError: Tensors are missing, superfluous or of other shapes.
+        JobError: The library loads nothing, or a tensor is missing or of another shape.
     """
-    import torch
+    module: torch.nn.Module
+    module, report = _from_pretrained(cls, config, folder)
+    _require_no_problems(cls, report["missing_keys"] - {*absent}, (), report["mismatched_keys"])
+    leave_out(module, absent)
+    module.eval()
+    return module
 
-    options = {
-        "config": config,
-        "state_dict": dict(tensors),
-        "local_files_only": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-        "dtype": torch.float32,
+
+def _from_pretrained(
+    cls: Any,
+    config: Any,
+    folder: Path | None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Return the library's module, and its report."""
+    import torch
+    from transformers import GenerationConfig
+
+    options: dict[str, Any] = {
+        **{"config": config, "state_dict": tensors and dict(tensors), "dtype": torch.float32},
+        **{"local_files_only": True, "trust_remote_code": False, "use_safetensors": True},
+        **{"output_loading_info": True, "ignore_mismatched_sizes": True},
         "attn_implementation": _attention(cls, config),
-        **pooler_option(cls, config, tensors),
     }
+    if cls.can_generate():  # how a text is written is read elsewhere
+        options["generation_config"] = GenerationConfig.from_model_config(config)
     with quiet():
         try:
-            module, info = cls.from_pretrained(None, **options)
+            module, report = cls.from_pretrained(folder, **options)
         except Exception as error:
             raise refused(error, f"loads no {cls.__name__} from these tensors") from error
-    unexpected = set(info["unexpected_keys"])
-    if unexpected and named is not cls:
-        unexpected -= _names(named, config)
-    if unexpected:
-        unexpected -= _names_of_pooler(cls, config)
-    missing = set(info["missing_keys"])
-    if hasattr(config, "encoder") and any(name.startswith(_POOLER) for name in missing):
-        # Decoders look at all vectors of an encoder, so TrOCR's files have none.
-        missing = {name for name in missing if not name.startswith(_POOLER)}
-        module.encoder.pooler = None
-    _require_fit(cls.__name__, info, missing, unexpected)
-    module.eval()
-    return module  # type: ignore[no-any-return]
+    return module, report
 
 
-def _require_fit(
-    name: str, info: Mapping[str, Any], missing: set[str], unexpected: set[str]
+def _require_fit(cls: Any, module: Any, report: Mapping[str, Any], head: str) -> set[str]:
+    """Return the tensors of heads that the class does not have; refuse what else does not fit.
+
+    An encoder leaves aside all heads, which lie beside it. A class with a head leaves aside layers
+    over its encoder that it has not, which files often keep from the encoder's training.
+    """
+    base = getattr(module, cls.base_model_prefix, module)
+    prefix, parts = f"{cls.base_model_prefix}.", {name for name, _ in base.named_children()}
+    unused = {
+        name
+        for name in report["unexpected_keys"]
+        if name.removeprefix(prefix).partition(".")[0] not in parts
+        and (head == "none" or name.removeprefix(prefix).startswith(f"{_POOLER}."))
+    }
+    unexpected = report["unexpected_keys"] - unused
+    _require_no_problems(cls, (), unexpected, report["mismatched_keys"])
+    return unused
+
+
+def require_none_missing(cls: Any, missing: Collection[str]) -> None:
+    """Refuse a class of which the files lack tensors.
+
+    Raises:
+        JobError: They lack some; names them.
+    """
+    _require_no_problems(cls, missing, (), ())
+
+
+def _require_no_problems(
+    cls: Any, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[Any]
 ) -> None:
-    other = sorted(
-        f"{key} is {tuple(held)}, not {tuple(wanted)}"
-        for key, held, wanted in info["mismatched_keys"]
-    )
+    other = [f"{key} is {tuple(held)}, not {tuple(wanted)}" for key, held, wanted in mismatched]
     problems = listed_problems(
         (sorted(missing), "missing"),
         (sorted(unexpected), "unexpected"),
-        (other, "of another shape"),
+        (sorted(other), "of another shape"),
     )
     if problems:
         raise JobError(
-            f"model.path: the safetensors do not fit {name} of config.json: tensors {problems}"
+            f"model.path: the safetensors do not fit {cls.__name__} of config.json: tensors "
+            f"{problems}"
         )
+
+
+def leave_out(module: torch.nn.Module, names: Collection[str]) -> None:
+    """Take tensors out of a module, and the whole of a layer over an encoder that has any of them.
+
+    Args:
+        module: It is changed; what reads one of them raises an error from now on.
+        names: Of tensors.
+    """
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        before, is_pooler, _ = f".{path}".partition(f".{_POOLER}")
+        part: Any = module.get_submodule(before[1:] if is_pooler else path)
+        if is_pooler:
+            part.pooler = None
+        elif hasattr(part, leaf):
+            delattr(part, leaf)
 
 
 def _attention(cls: Any, config: Any) -> str | None:
@@ -140,54 +208,3 @@ def use_sdpa(module: torch.nn.Module) -> None:
         if _has_windows(config) and getattr(part, "_supports_sdpa", False) and not is_capped:
             with quiet():
                 part.set_attn_implementation("sdpa")  # type: ignore[operator]
-
-
-def pooler_option(cls: Any, config: Any, names: Iterable[str]) -> dict[str, bool]:
-    """Return the option that leaves out a layer whose output is not used, if there is one.
-
-    Args:
-        cls: What is built.
-        config: Of it.
-        names: Of the tensors in the files.
-    """
-    if "add_pooling_layer" not in inspect.signature(cls.__init__).parameters:
-        return {}
-    if _pools_patches(config):
-        return {"add_pooling_layer": any("pooler." in name for name in names)}
-    is_used = cls.main_input_name == "pixel_values" and not has_class_token(cls, config)
-    return {} if is_used else {"add_pooling_layer": False}
-
-
-def has_class_token(cls: Any, config: Any) -> bool:
-    """Tell whether the first vector of a model of images stands for the whole image."""
-    return not _pools_patches(config) and any(
-        name.endswith(_CLASS_TOKENS) for name in _names(cls, config)
-    )
-
-
-def _pools_patches(config: Any) -> bool:
-    """Tell whether a model of images (BEiT, data2vec) has a class token and was trained without it.
-
-    Its last layer norm is in its pooler, behind the mean of the patches.
-    """
-    return getattr(config, "use_mean_pooling", False) is True
-
-
-def _names_of_pooler(cls: Any, config: Any) -> set[str]:
-    """Return the names of a layer over the encoder that a class does not use.
-
-    Classifiers that were trained from an encoder often keep it in their files.
-    """
-    base = base_of(config)
-    if base is None:
-        return set()
-    names = [name for name in _names(base, config) if name.startswith("pooler.")]
-    return {*names, *(f"{cls.base_model_prefix}.{name}" for name in names)}
-
-
-def _names(cls: Any, config: Any) -> set[str]:
-    """Return the names of all tensors of a class; no memory is used."""
-    import torch
-
-    with quiet(), torch.device("meta"):
-        return set(cls(config).state_dict())

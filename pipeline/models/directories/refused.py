@@ -14,46 +14,30 @@ from pipeline.storage.object_store import object_store
 from pipeline.storage.store import Store
 from pipeline.storage.uris import normalise, root_path
 
-_AGAIN = "AutoModel...from_pretrained(DIR).save_pretrained(NEW)"
-_TO_SAFETENSORS = (
-    "convert it where you trust it: load it with the class of its library, then save_pretrained "
-    f"writes safetensors, as in {_AGAIN} with the class that config.json names"
-)
 ADAPTER = "adapter_config.json"
 MERGE = "merge it with peft: model.merge_and_unload().save_pretrained(NEW)"
-_BY_NAME = {
-    "MLmodel": "is an MLflow model, which can run code when it is loaded; take the directory that "
-    "was logged in it, with config.json and safetensors",
-    "saved_model.pb": "is a TensorFlow SavedModel, which is not read; take the PyTorch weights of "
-    "this model as safetensors",
-    ADAPTER: f"is an adapter (LoRA), not a model; {MERGE}",
-    "model_index.json": "is a diffusers pipeline, which is not read",
-    "gliner_config.json": (
-        f"is of GLiNER, whose class is in no library that is read; {FACTORY_ADVICE}"
-    ),
-    "config.cfg": f"is a spaCy pipeline, which is not read; {FACTORY_ADVICE}",
-}
+_TAKE = "which is not read; take the PyTorch weights of this model as safetensors"
 _CODE = "which can run code when it is loaded"
-_PICKLE = f"a pickle, {_CODE}; {_TO_SAFETENSORS}"
-_TAKE = "take the PyTorch weights of this model as safetensors"
-_BY_SUFFIX = {
-    **dict.fromkeys((".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib"), _PICKLE),
-    ".ckpt": f"a training checkpoint and {_PICKLE}",
-    **dict.fromkeys((".torchscript", ".ts"), f"a TorchScript archive, {_CODE}; {_TAKE}"),
-    ".pt2": f"an exported program, {_CODE}; {_TAKE}",
-    ".gguf": f"GGUF, which is not read; {_TAKE}",
-    **dict.fromkeys((".h5", ".keras"), f"a Keras model, which is not read; {_TAKE}"),
-    ".msgpack": f"a Flax model, which is not read; {_TAKE}",
+_PICKLE = (
+    f"a pickle, {_CODE}; convert it where you trust it: load it with the class of its library, and "
+    "save_pretrained(NEW) writes safetensors"
+)
+_KINDS = {
+    "MLmodel": f"of an MLflow model, {_CODE}; take the directory that was logged in it",
+    "saved_model.pb": f"a TensorFlow SavedModel, {_TAKE}",
+    ADAPTER: f"of an adapter (LoRA), not a model; {MERGE}",
+    "model_index.json": "of a diffusers pipeline, which is not read",
+    "gliner_config.json": f"of GLiNER, which is not read; {FACTORY_ADVICE}",
+    "config.cfg": f"of a spaCy pipeline, which is not read; {FACTORY_ADVICE}",
     ".onnx": "an ONNX file: name the file itself in model.path",
+    **dict.fromkeys((".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt"), _PICKLE),
+    **dict.fromkeys((".torchscript", ".ts"), f"a TorchScript archive, {_CODE}, {_TAKE}"),
+    ".pt2": f"an exported program, {_CODE}, {_TAKE}",
+    ".gguf": f"GGUF, {_TAKE}",
+    **dict.fromkeys((".h5", ".keras"), f"a Keras model, {_TAKE}"),
+    ".msgpack": f"a Flax model, {_TAKE}",
 }
-_NEVER_FAST = {
-    ("source.spm",): "and save_pretrained writes none for MarianTokenizer of transformers",
-    ("sentencepiece.bpe.model", "vocab.json"): (
-        "and save_pretrained writes none for M2M100Tokenizer of transformers"
-    ),
-    ("tekken.json",): "only Mistral's own tekken.json, which is not read",
-}
-"""Files of tokenizers for which the library writes no tokenizer.json -> what to say of it."""
+"""Names and suffixes of files of other formats -> what they are, and the way out."""
 VOCABULARIES = (
     "vocab.txt",
     "vocab.json",
@@ -68,21 +52,15 @@ ONNX_FOLDER = "onnx"
 _HUB = "hf://"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HEAD_BYTES = 512
-_ONNX = "and give the .onnx file"
+_EXPORT = "export it to ONNX ({}) and give the .onnx file"
 _TYPES = 'initial_types=[("x", FloatTensorType([None, NUM_FEATURES]))]'
-_PICKLED = f"is a pickle, which can run code: export it to ONNX (skl2onnx.to_onnx) {_ONNX}"
-_XGBOOST = (
-    "is a model of XGBoost, which is not read: export it to ONNX "
-    f"(onnxmltools.convert_xgboost(model, {_TYPES})) {_ONNX}"
+_PICKLED = f"is a pickle, which can run code: {_EXPORT.format('skl2onnx.to_onnx')}"
+_TREES = "is a model of {}, which is not read: " + _EXPORT
+_XGBOOST = _TREES.format("XGBoost", f"onnxmltools.convert_xgboost(model, {_TYPES})")
+_LIGHTGBM = _TREES.format(
+    "LightGBM", f"onnxmltools.convert_lightgbm(model, {_TYPES}, zipmap=False)"
 )
-_LIGHTGBM = (
-    "is a model of LightGBM, which is not read: export it to ONNX "
-    f"(onnxmltools.convert_lightgbm(model, {_TYPES}, zipmap=False)) {_ONNX}"
-)
-_CATBOOST = (
-    "is a model of CatBoost, which is not read: export it to ONNX "
-    f'(model.save_model("model.onnx", format="onnx")) {_ONNX}'
-)
+_CATBOOST = _TREES.format("CatBoost", 'model.save_model("model.onnx", format="onnx")')
 _WEIGHTS = (
     "is weights without what says how to build their model: name the folder that has config.json, "
     "or give model.name or model.factory with model.weights"
@@ -119,18 +97,15 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
         return JobError(f"{where}: no such directory, or there is no file in it")
     if has_weights:
         return JobError(f"{where}: {_without_tokenizer(names)}")
-    for name, reason in _BY_NAME.items():
-        if name in names:
-            return JobError(f"{where}: {name} says that it {reason}")
     if exported := [
         name for name in _names(store, f"{at}{ONNX_FOLDER}/") if name.endswith(".onnx")
     ]:
         file = store.url(f"{at}{ONNX_FOLDER}/{_first(exported)}")
         return JobError(f"{where}: its weights are ONNX: name the file in model.path: {file}")
-    for suffix, reason in _BY_SUFFIX.items():
+    for known, what in _KINDS.items():
         for name in names:
-            if PurePosixPath(name.lower()).suffix == suffix:
-                return JobError(f"{where}: {clean_message(name, 80)} is {reason}")
+            if known in (name, PurePosixPath(name.lower()).suffix):
+                return JobError(f"{where}: {clean_message(name, 80)} is {what}")
     lacks = "no model.safetensors" if has_config else "no config.json"
     shown = ", ".join(clean_message(name, 60) for name in names[:5])
     return JobError(
@@ -145,20 +120,15 @@ def _first(exported: list[str]) -> str:
 
 
 def _without_tokenizer(names: list[str]) -> str:
-    for files, why in _NEVER_FAST.items():
-        if set(files) <= set(names):
-            return (
-                f"has no tokenizer.json, {why}: take a snapshot that has one, or make it yourself"
-            )
     old = [name for name in VOCABULARIES if name in names]
     if not old:
         return (
             "neither tokenizer.json, as models of texts have it, nor preprocessor_config.json, as "
-            "models of images have it"
+            f"models of images have it; {FACTORY_ADVICE}"
         )
     return (
-        f"has {old[0]} and no tokenizer.json; make one with the library: "
-        "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        f"has {old[0]} and no tokenizer.json; make one with the library: AutoTokenizer."
+        "from_pretrained(DIR).save_pretrained(DIR), or take a snapshot with one if it writes none"
     )
 
 

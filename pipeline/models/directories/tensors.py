@@ -1,21 +1,21 @@
-"""The safetensors of a local model directory: names, shapes and tensors, checked strictly.
+"""The headers of a model directory's safetensors, with limits: names, shapes and types.
 
-A header that does not fit its file, a shard that the index does not name, and tensors that are not
-numbers of a model are refused before anything is allocated.
+A file that is another format, or whose header is larger than any model's, is refused before
+anything is allocated.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.json_files import read_object
+from pipeline.models.directories.view import QUANTISED
 from pipeline.models.weights.state_dict import first_names
 from pipeline.models.weights.weights_file import fault_of_download, has_header
 
@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_FLOATS = ("F32", "F16", "BF16", "F64")
-_WHOLE = ("I64", "I32")
-"""Buffers such as position_ids; no weights."""
+_FLOATS, _WHOLE = ("F32", "F16", "BF16", "F64"), ("I64", "I32")
 _SPARE = 64 << 20
 """Numbers that a model may have beyond twice those of its files."""
-_LENGTH_BYTES, _MAX_HEADER_BYTES = 8, 8 << 20
+_HEAD_BYTES, _LENGTH_BYTES, _MAX_HEADER_BYTES = 64, 8, 8 << 20
 """A header of this length has 100,000 tensors, more than any model's file; what is made of it takes
 thirty times as much memory."""
 
@@ -40,16 +38,22 @@ class TensorHeader:
 
     file: str
     shape: tuple[int, ...]
-    is_float: bool
+    dtype: str
+    """As safetensors has it, such as `BF16`."""
 
     @property
     def num_values(self) -> int:
         """Return how many numbers it holds."""
         return math.prod(self.shape)
 
+    @property
+    def is_number(self) -> bool:
+        """Tell whether it is what a model computes with, no mask and not quantised."""
+        return self.dtype in (*_FLOATS, *_WHOLE)
 
-def shards_of(index: Mapping[str, object]) -> dict[str, str]:
-    """Return tensor -> file of an index; files lie beside it.
+
+def shards_of(index: Mapping[str, object]) -> set[str]:
+    """Return the files that an index names; they lie beside it.
 
     Raises:
         JobError: The index names a file elsewhere, or one that is no safetensors.
@@ -57,108 +61,107 @@ def shards_of(index: Mapping[str, object]) -> dict[str, str]:
     named = index.get("weight_map")
     if not isinstance(named, dict) or not named:
         raise JobError(f"model.path: {INDEX} has no weight_map of tensors and files")
-    for file in set(map(str, named.values())):
+    files = set(map(str, named.values()))
+    for file in files:
         if "/" in file or "\\" in file or not file.endswith(".safetensors"):
             raise JobError(
                 f"model.path: {INDEX} names {clean_message(file)!r}, expected a .safetensors file "
                 "beside it"
             )
-    return {str(name): str(file) for name, file in named.items()}
+    return files
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Read the headers of a folder's weights: tensor name -> what it is.
+    """Read the headers of the weights that a library loads: tensor name -> what it is.
 
     Raises:
-        JobError: A file is damaged, or differs from the index, or holds tensors of other types.
+        JobError: A file is damaged.
     """
-    if not (folder / INDEX).is_file():
-        return _header(folder, SINGLE)
-    named = shards_of(read_object(folder, INDEX))
+    is_whole = (folder / SINGLE).is_file()
     headers: dict[str, TensorHeader] = {}
-    for file in sorted(set(named.values())):
+    for file in [SINGLE] if is_whole else sorted(shards_of(read_object(folder, INDEX))):
         headers.update(_header(folder, file))
-    _require_equal(named, {name: header.file for name, header in headers.items()})
     return headers
-
-
-def _require_equal(named: Mapping[str, str], files: Mapping[str, str]) -> None:
-    other = sorted(
-        name for name in named.keys() | files.keys() if named.get(name) != files.get(name)
-    )
-    if other:
-        raise JobError(
-            f"model.path: {INDEX} and its files differ: {first_names(other)}; copy the directory "
-            "again"
-        )
 
 
 def _header(folder: Path, name: str) -> dict[str, TensorHeader]:
     from safetensors import SafetensorError, safe_open
 
-    path = folder / name
-    _check(path)
+    with (folder / name).open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    fault, length = fault_of_download(head), int.from_bytes(head[:_LENGTH_BYTES], "little")
+    if fault is None and has_header(head) and length > _MAX_HEADER_BYTES:
+        fault = f"has a header of {length} bytes, at most {_MAX_HEADER_BYTES} can be; copy it again"
+    if fault is not None:
+        raise JobError(f"model.path: {name} {fault}")
     try:
-        with safe_open(path, framework="pt") as opened:
+        with safe_open(folder / name, framework="pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # no dict
-            dtypes = {key: str(tensor.get_dtype()) for key, tensor in slices.items()}
-            shapes = {key: tuple(tensor.get_shape()) for key, tensor in slices.items()}
+            return {
+                key: TensorHeader(name, tuple(part.get_shape()), str(part.get_dtype()))
+                for key, part in slices.items()
+            }
     except SafetensorError as error:
         reason = clean_message(str(error), 120)
         raise JobError(
-            f"model.path: {name} is damaged or cut off: {reason}; copy it again"
+            f"model.path: {name} is damaged, cut off or no safetensors: {reason}; copy it again, "
+            "or save the weights with their library: save_pretrained(NEW)"
         ) from None
-    other = sorted(key for key, dtype in dtypes.items() if dtype not in (*_FLOATS, *_WHOLE))
-    if other:
+
+
+def require_numbers(headers: Mapping[str, TensorHeader]) -> None:
+    """Refuse quantised weights.
+
+    Raises:
+        JobError: A tensor is of another type than floats and whole numbers; names it.
+    """
+    others = sorted(name for name, header in headers.items() if not header.is_number)
+    if others:
+        header = headers[others[0]]
         raise JobError(
-            f"model.path: {name} holds tensors of type {dtypes[other[0]]} ({first_names(other)}): "
-            "quantised weights are not read; take the float weights of this model"
+            f"model.path: {header.file} holds tensors of type {header.dtype} "
+            f"({first_names(others)}): {QUANTISED}"
         )
-    return {key: TensorHeader(name, shapes[key], dtypes[key] in _FLOATS) for key in shapes}
-
-
-def _check(path: Path) -> None:
-    """Refuse a file that is no safetensors, or whose header is larger than any model's."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    fault = fault_of_download(head)
-    if fault is None and not has_header(head):
-        fault = "is no safetensors file, or it is damaged: copy it again"
-        if head.startswith((b"\x80", b"PK\x03\x04")):
-            fault = (
-                "is a pickle under another name, which can run code when it is loaded; save the "
-                "weights with the library: save_pretrained(NEW)"
-            )
-    length = int.from_bytes(head[:_LENGTH_BYTES], "little")
-    if fault is None and length > _MAX_HEADER_BYTES:
-        fault = (
-            f"has a header of {length} bytes, at most {_MAX_HEADER_BYTES} can be: damaged? Copy it "
-            "again"
-        )
-    if fault is not None:
-        raise JobError(f"model.path: {path.name} {fault}")
 
 
 def read_tensors(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:
-    """Map the tensors of a folder's weights, by name; pages are read when they are used."""
-    from safetensors import safe_open
+    """Map the tensors of a folder's weights, by name; pages are read when they are used.
 
+    Raises:
+        JobError: One is quantised.
+    """
+    from safetensors.torch import load_file
+
+    require_numbers(headers)
     tensors: dict[str, torch.Tensor] = {}
-    with ExitStack() as stack:
-        for file in sorted({header.file for header in headers.values()}):
-            opened = stack.enter_context(safe_open(folder / file, framework="pt"))
-            names = [name for name, header in headers.items() if header.file == file]
-            tensors.update({name: opened.get_tensor(name) for name in names})
+    for file in sorted({header.file for header in headers.values()}):
+        tensors.update(load_file(folder / file))
     return tensors
 
 
-def repeating_tensors(headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:
-    """Return tensors of these shapes that take no memory: each repeats one number."""
+def meta_tensors(headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:
+    """Return tensors of these shapes without numbers, which stay so whatever a library does.
+
+    transformers moves each tensor that it loads to the CPU, which one of the device `meta` cannot
+    follow: these take no notice.
+    """
     import torch
+
+    class Shape(torch.Tensor):
+        @classmethod
+        def __torch_function__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.Tensor.to:
+                kwargs = {"dtype": (kwargs or {}).get("dtype") or args[0].dtype}
+                args = args[:1]
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
     dtypes = {True: torch.float32, False: torch.int64}
     return {
-        name: torch.zeros((), dtype=dtypes[header.is_float]).expand(header.shape)
+        name: torch.empty(
+            header.shape, dtype=dtypes[header.dtype in _FLOATS], device="meta"
+        ).as_subclass(Shape)
         for name, header in headers.items()
     }
 

@@ -57,7 +57,7 @@ _LIKE, _PARTS = 0.85, 4
 """Rows of at least this share of the longest row's length are alike; batches of at least a fourth
 of the limit consist of such rows."""
 _ROWS_AT_ONCE = 64
-_TRIED = ("a", "the cat and the dog sat; " * 6)
+_TRIED = ("a", *["the cat and the dog sat; " * 6] * 2)
 _USUAL = ("text", "content", "body", "sentence", "document", "passage")
 
 
@@ -68,6 +68,8 @@ class TextInput(Input):
     text: TextSettings
     is_padded: bool = True
     """Whether a batch may have rows of several lengths."""
+    is_single: bool = False
+    """Whether each batch has one row."""
     name: ClassVar[str] = "text"
     stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
     takes: ClassVar[str] = "text"
@@ -214,18 +216,20 @@ class TextInput(Input):
             alike = first + int((lengths[first:last] >= least).sum())
             enough = first + max(1, -(-limits.tokens // (_PARTS * longest)))
             last = min(last, max(alike, enough) if self.is_padded else alike)
+            last = first + 1 if self.is_single else last
             batches.append(order[first:last])
             first = last
         return batches
 
-    def padding_trial(self) -> tuple[Arrays, Self] | None:
+    def padding_trial(self) -> tuple[Arrays, Self, Self] | None:
         texts = pa.array(_TRIED)
         rows = pa.table({TEXT: texts, **({TEXT_PAIR: texts} if self.text.has_pair else {})})
         try:
-            arrays = self.arrays(self._tokenised(rows, np.arange(2)))
+            arrays = self.arrays(self._tokenised(rows, np.arange(len(_TRIED))))
         except RowError:  # the rows of the source will tell
             return None
-        return arrays, replace(self, is_padded=False)
+        unpadded = replace(self, is_padded=False)
+        return arrays, unpadded, replace(unpadded, is_single=True)
 
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32]:
         lengths: npt.NDArray[np.int32] = inputs[NUM_TOKENS][rows]

@@ -15,7 +15,6 @@ from pipeline.models.directories.facts import TOWERS, DirectoryFacts, ImageContr
 from pipeline.models.directories.image.detectors import reading_of
 from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
-from pipeline.models.directories.loading import has_class_token, pooler_option
 from pipeline.models.directories.text.encoder_facts import text_notes, text_of
 from pipeline.models.directories.text.text_facts import TOKENIZER
 from pipeline.models.directories.text.writing.features import image_generation_facts
@@ -23,6 +22,7 @@ from pipeline.preprocessing.images.transform import TransformSpec
 
 _USUAL_PX = 224
 _NUM_ROWS = _NUM_AXES = 2
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
 def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
@@ -98,11 +98,14 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
         )
     # A bias beside the scale is of a loss that gives each prompt a sigmoid of its own.
     is_sigmoid = wanted == "image" and hasattr(chosen.module, "logit_bias")
-    transform, problem, text, images = None, "", None, ImageContract()
+    transform, problem, text, prompt_text, images = None, "", None, None, ImageContract()
     if wanted == "image":
         images = _images(chosen)
         transform, problem, line = read_transform(folder, chosen.at, images.num_channels)
         notes: tuple[str, ...] = (line,)
+        # Prompts need the tokenizer, and the scale of what they are compared by.
+        if (folder / (chosen.at + TOKENIZER)).is_file() and hasattr(chosen.module, "logit_scale"):
+            prompt_text = text_of(folder, chosen.at, chosen.module)
     else:
         text = text_of(folder, chosen.at, chosen.module)
         notes = text_notes(text)
@@ -110,17 +113,16 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
     if len(shape) != _NUM_AXES:
         raise JobError(f"model.path: {CONFIG}: {name} gives no vector per image")
     dim = shape[1]
-    # Of images, the prompts need the tokenizer.
-    has_prompts = wanted == "text" or (folder / (chosen.at + TOKENIZER)).is_file()
     return chosen.directory(
         wanted,
-        ("embed", "zero_shot") if has_prompts else ("embed",),
+        ("embed", "zero_shot") if text or prompt_text else ("embed",),
         embedding_dim=dim,
         module=replace(chosen.facts, head=TOWERS),
         transform=transform,
         transform_problem=problem,
         images=images,
         text=text,
+        prompt_text=prompt_text,
         scores="sigmoid" if is_sigmoid else None,
         notes=(
             f"{CONFIG}: {name}, {dim} numbers per {wanted}"
@@ -143,7 +145,7 @@ def _lengths(chosen: ModelClass, transform: TransformSpec | None) -> dict[str, i
     name, lengths = chosen.built.__name__, {}
     if name.endswith("WithProjection"):
         modes: tuple[str, ...] = ("projection",)
-    elif not has_class_token(chosen.built, chosen.config):
+    elif not _has_class_token(chosen):
         modes = ("pooler", "mean")
     else:
         modes = ("pooler", "cls", "mean") if name.endswith("VisionModel") else ("cls", "mean")
@@ -184,15 +186,23 @@ def _shape(
     if transform is not None and transform.has_one_size:
         sides = transform.height_px, transform.width_px
     pixels = (_NUM_ROWS, _images(chosen).num_channels or 3, *sides)
-    options = pooler_option(chosen.built, chosen.config, chosen.module.state_dict())
     with quiet(), torch.device("meta"), torch.inference_mode():
         try:
-            model = chosen.built(chosen.config, **options).eval()
-            return tuple(wrap(model)(torch.ones(pixels)).shape)
+            return tuple(wrap(chosen.module.eval())(torch.ones(pixels)).shape)
         except AttributeError:  # no such output, or None
             return ()
         except Exception as error:
             raise refused(error, f"does not run {chosen.built.__name__}") from error
+
+
+def _has_class_token(chosen: ModelClass) -> bool:
+    """Tell whether the first vector of a model of images stands for the whole image.
+
+    BEiT and data2vec have a class token and were trained without it, if they say so.
+    """
+    names = [name for name, _ in chosen.module.named_parameters()]
+    has_token = any(name.endswith(_CLASS_TOKENS) for name in names)
+    return has_token and getattr(chosen.config, "use_mean_pooling", False) is not True
 
 
 def _images(chosen: ModelClass) -> ImageContract:

@@ -65,7 +65,7 @@ def _library_module(values: Mapping[str, Any]) -> tuple[torch.nn.Module | None, 
     if not values:
         return None, ""
     try:
-        config = config_of(values, 0)
+        config = config_of(values)
         cls = base_of(config)
         import torch
 

@@ -60,7 +60,7 @@ def encoder_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     text = text_of(folder, chosen.at, chosen.module, has_pairs=has_pairs)
     if chosen.head != "none":
         return _head_facts(chosen, text)
-    dim = width_of(chosen.config, "hidden_size")
+    dim = chosen.width or width_of(chosen.config, "hidden_size")
     notes = [
         f"{CONFIG}: {chosen.named.__name__}",
         f"no {MODULES}: pooling mean, without normalisation; {dim} numbers per text",

@@ -12,17 +12,19 @@ from typing import Any
 from packaging.version import Version
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.chosen import CONFIG, ModelClass
+from pipeline.models.directories.chosen import CONFIG, ModelClass, fitted
 from pipeline.models.directories.facts import MODES, Layer, Pooling, TextFacts
 from pipeline.models.directories.heads import activation_of, score_activation
 from pipeline.models.directories.json_files import checked, preview, read_json, read_object
 from pipeline.models.directories.library import (
     FACTORY_ADVICE,
+    MAX_LAYERS,
+    check_numbers,
     config_of,
+    head_of,
     named_class,
     require_library,
 )
-from pipeline.models.directories.loading import check_fit
 from pipeline.models.directories.tensors import read_headers
 from pipeline.models.directories.text.text_facts import library_errors, text_facts
 from pipeline.models.directories.text.text_probes import LibraryTokens
@@ -305,7 +307,8 @@ def _without_weights(folder: Path, at: str, *, has_weights: bool) -> Iterator[li
 
     values = read_object(folder, at + CONFIG)
     headers = read_headers(folder / at) if has_weights else {}
-    config_of(values, len(headers))  # refuses what is not safe to build
+    check_numbers(values, max(len(headers), MAX_LAYERS))
+    config_of(values)  # refuses what is not safe to build
     built: list[ModelClass] = []
     original = PreTrainedModel.__dict__["from_pretrained"]
 
@@ -315,8 +318,10 @@ def _without_weights(folder: Path, at: str, *, has_weights: bool) -> Iterator[li
         names = values.get("architectures")
         named = named_class(str(names[0]), config) if names else cls
         config.use_cache = False
-        module = check_fit(cls, named, config, headers) if has_weights else _hollow(cls, config)
-        built.append(ModelClass(at, values, config, named, cls, "none", module))
+        head = "sequence" if head_of(cls, config) == "sequence" else "none"
+        module = _hollow(cls, config)
+        chosen = ModelClass(at, values, config, named, cls, head, module)
+        built.append(fitted(folder, chosen, headers) if has_weights else chosen)
         return module
 
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)

@@ -41,7 +41,7 @@ def written_texts(
     import transformers
 
     assert isinstance(facts.module, LibraryClass), "it writes"
-    cls = getattr(transformers, facts.module.named)
+    cls = getattr(transformers, facts.module.built)
     with quiet():
         model = cls.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
