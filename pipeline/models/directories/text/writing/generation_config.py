@@ -7,7 +7,7 @@ asks for other outputs, such as samples, is overridden, and said.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from pipeline.models.generation import Rules
 
 FILE = "generation_config.json"
 _SPACED = "a . b , c ? d ! e n't f 's g"
-_MAX_NUMBER, _MAX_TOKENS, _MAX_PENALTY = 1 << 24, 1 << 20, 100.0
+_MOST = 1 << 20
 _DONE = frozenset(
     (
         *("bad_words_ids", "begin_suppress_tokens", "bos_token_id", "decoder_start_token_id"),
@@ -140,31 +140,26 @@ class Reader:
         listed = read_value(self.values, "bad_words_ids", self.where, list, [])
         words = [self.checked_ids("bad_words_ids", word) for word in listed]
         words = [word for word in words if len(word) != 1 or word[0] not in ends]
-        bounds = {"gt": 0, "le": _MAX_PENALTY}
         all_rules = Rules(
             ends=ends,
             start=start,
             first=forced[0] if forced else None,
             last=self.ids("forced_eos_token_id"),
-            min_length=self.count("min_length", _MAX_TOKENS),
-            min_new_tokens=self.count("min_new_tokens", _MAX_TOKENS),
+            min_length=self._number("min_length", int),
+            min_new_tokens=self._number("min_new_tokens", int),
             banned=(*self.ids("suppress_tokens"), *(w[0] for w in words if len(w) == 1)),
             banned_first=self.ids("begin_suppress_tokens"),
             banned_words=tuple(word for word in words if len(word) > 1),
-            repetition_penalty=read_value(
-                self.values, "repetition_penalty", self.where, float, 1.0, **bounds
-            ),
-            no_repeat_ngram=self.count("no_repeat_ngram_size", _MAX_TOKENS),
+            repetition_penalty=self._number("repetition_penalty", float) or 1.0,
+            no_repeat_ngram=self._number("no_repeat_ngram_size", int),
             cleans=self._cleans(),
             **rules,
         )
-        for key in ("max_length", "max_new_tokens"):
-            self.count(key, _MAX_NUMBER)
-        if problem := ", ".join(self._not_done()):
-            raise JobError(f"model.path: {self.where}: {problem}: task 'generate' does not do that")
-        overridden = [self._setting(key) for key in OVERRIDDEN if self._asks(key)]
+        if problem := ", ".join(self._asked(self._not_done())):
+            raise self.refused(problem)
+        overridden = ", ".join(self._asked(OVERRIDDEN))
         ended = f"ends at {', '.join(map(str, ends))}" if ends else "nothing ends a text"
-        beside = f"; greedy, so overridden: {', '.join(overridden)}" if overridden else ""
+        beside = f"; greedy, so overridden: {overridden}" if overridden else ""
         most = most_places(self.config) if start else None
         return GenerationFacts(all_rules, most, "", f"{self.where}: {ended}{beside}")
 
@@ -175,24 +170,23 @@ class Reader:
         plain = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return bool(tokenizer.decode(ids) != plain)
 
-    def _not_done(self) -> list[str]:
-        """Return what the library's `generate` would do and nobody here does."""
+    def _not_done(self) -> Iterable[str]:
+        """Return what the library's `generate` knows and nobody here does."""
         known = {*self.usual, *inspect.signature(self.module.generate).parameters}
-        left = known - _DONE - {*OVERRIDDEN}
-        return [
-            self._setting(key)
-            for key in sorted(left)
-            if not key.startswith(_SILENT) and self._asks(key)
-        ]
+        left = sorted(known - _DONE - {*OVERRIDDEN})
+        return [key for key in left if not key.startswith(_SILENT)]
 
-    def _asks(self, key: str) -> bool:
-        """Tell whether a value asks for something: it is neither empty nor what changes nothing."""
-        value = self.values.get(key)
-        is_one = type(value) in (int, float) and value == 1
-        return bool(value) and not is_one and value != self.usual.get(key)
+    def _asked(self, keys: Iterable[str]) -> Iterator[str]:
+        """Yield those whose value asks for something, neither empty nor what changes nothing."""
+        for key in keys:
+            value = self.values.get(key)
+            is_one = type(value) in (int, float) and value == 1
+            if value and not is_one and value != self.usual.get(key):
+                yield f"{key} {preview(value)}"
 
-    def _setting(self, key: str) -> str:
-        return f"{key} {preview(self.values[key])}"
+    def refused(self, what: str) -> JobError:
+        """Return the error of what is asked for and not done."""
+        return JobError(f"model.path: {self.where}: {what}: task 'generate' does not do that")
 
     def start(self) -> tuple[int, ...]:
         """Return the token that a decoder begins with which reads no text.
@@ -202,18 +196,14 @@ class Reader:
         """
         ids = self.ids("decoder_start_token_id") or self.ids("bos_token_id")
         if not ids:
-            raise JobError(
-                f"model.path: {self.where}: no decoder_start_token_id: task 'generate' does not do "
-                "that"
-            )
+            raise self.refused("no decoder_start_token_id")
         return ids[:1]
 
     def ids(self, key: str) -> tuple[int, ...]:
         """Return a token id or several of them; () if there is none."""
         value = self.values.get(key)
-        if value is None:
-            return ()
-        return self.checked_ids(key, value if isinstance(value, list) else [value])
+        listed = value if isinstance(value, list) else [value]
+        return () if value is None else self.checked_ids(key, listed)
 
     def checked_ids(self, key: str, value: Any) -> tuple[int, ...]:
         """Return a list of token ids as a tuple, without -1, which stands for none in old files."""
@@ -224,9 +214,8 @@ class Reader:
         listed = checked(value, key, self.where, list[token], max_length=most)
         return tuple(number for number in listed if number != -1)
 
-    def count(self, key: str, most: int) -> int:
-        """Return a number of tokens; 0 if there is none."""
-        return int(read_value(self.values, key, self.where, int, 0, ge=0, le=most))
+    def _number(self, key: str, type_: type) -> Any:
+        return read_value(self.values, key, self.where, type_, 0, ge=0, le=_MOST)
 
 
 def most_places(config: Any) -> int | None:
