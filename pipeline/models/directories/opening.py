@@ -27,7 +27,12 @@ from pipeline.models.directories.facts import (
 )
 from pipeline.models.directories.json_files import is_timm, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
-from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
+from pipeline.models.directories.snapshot import (
+    ModelDirectory,
+    local,
+    local_bytes,
+    open_directory,
+)
 from pipeline.models.directories.text.sentence_transformers import MODULES
 from pipeline.models.directories.text.text_facts import prompt_tokens
 from pipeline.models.directories.view import make_view
@@ -57,10 +62,12 @@ _LIBRARIES = {
 LIMITS = {"cpu_s": 300, "memory_bytes": 8 << 30}
 """Of the process that reads a directory: seconds for the longest headers that are taken."""
 OF_TRANSFORMERS = ("torch", "transformers", "pipeline.models.directories.opening:warm_up")
+_OF_ONNX = ("onnx", "pydantic", "pipeline.models.directories.onnx.file", "onnxruntime")
 _IMPORTS = {
     "sentence_transformers": (*OF_TRANSFORMERS, "sentence_transformers"),
     "timm": ("torch", "timm"),
-    "onnx": ("onnxruntime",),
+    "onnx": _OF_ONNX,
+    "onnx of texts": (*OF_TRANSFORMERS, *_OF_ONNX),
 }
 """Format of a directory -> modules that take long to import; others are of transformers."""
 
@@ -177,7 +184,9 @@ def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> Director
     def write(folder: Path) -> None:
         imports = _IMPORTS.get(_format_of(path), OF_TRANSFORMERS)
         try:
-            answer = confined(_READ, str(path), wanted, reads=[path], imports=imports, **LIMITS)
+            # An .onnx file is opened with its weights.
+            limits = {**LIMITS, "memory_bytes": LIMITS["memory_bytes"] + 2 * local_bytes(directory)}
+            answer = confined(_READ, str(path), wanted, reads=[path], imports=imports, **limits)
         except ConfinedError as error:
             raise JobError(
                 f"model.path = {directory.uri}: its library cannot read it: {error}"
@@ -189,8 +198,8 @@ def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> Director
 
 
 def _format_of(path: Path) -> str:
-    if onnx_file_of(path) is not None and not (path / CONFIG).is_file():
-        return "onnx"
+    if onnx_file_of(path) is not None:
+        return "onnx of texts" if (path / CONFIG).is_file() else "onnx"
     if (path / MODULES).is_file():
         return "sentence_transformers"
     has_config = (path / CONFIG).is_file()
