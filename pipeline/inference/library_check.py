@@ -106,7 +106,6 @@ def hold_to_library(spec: ModelSpec) -> str:
 
 def _compared(spec: ModelSpec, source: Mapping[str, Any]) -> str:
     assert spec.directory is not None, "it is a directory"
-    path = local(spec.directory)
     job = Job.model_validate(
         {
             "source": {"uri": "probes", **source},
@@ -116,23 +115,30 @@ def _compared(spec: ModelSpec, source: Mapping[str, Any]) -> str:
     )
     columns = [value for key, value in source.items() if key.endswith("_column")]
     plain = resolve_model(job).fitted(pa.schema([(name, _COLUMN_TYPES[name]) for name in columns]))
-    facts = plain.facts
+    return compare_confined(plain)
+
+
+def compare_confined(spec: ModelSpec) -> str:
+    """Compare both ways over a model directory; see `hold_to_library`."""
+    directory, facts = spec.directory, spec.facts
+    assert directory is not None, "it is a directory"
     assert facts is not None, "likewise"
-    if isinstance(plain.input, TextInput) and facts.text:
-        text = replace(plain.input.text, tokenizer_uri=str(path / facts.text.tokenizer))
-        plain = replace(plain, input=replace(plain.input, text=text))
+    path = local(directory)
+    if isinstance(spec.input, TextInput) and facts.text:
+        text = replace(spec.input.text, tokenizer_uri=str(path / facts.text.tokenizer))
+        spec = replace(spec, input=replace(spec.input, text=text))
     try:
         held: str = confined(
             _COMPARE,
             str(path),
-            plain,
+            spec,
             reads=[path.parent],
             imports=(*OF_TRANSFORMERS, *_LIBRARIES.get(facts.format_name, ())),
-            memory_bytes=(8 << 30) + 4 * local_bytes(spec.directory),
+            memory_bytes=(8 << 30) + 4 * local_bytes(directory),
         )
     except ConfinedError as error:
         raise JobError(
-            f"model.path = {spec.directory.uri}: its library does not run it: {error}"
+            f"model.path = {directory.uri}: its library does not run it: {error}"
         ) from None
     return held
 

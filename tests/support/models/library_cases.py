@@ -22,6 +22,7 @@ from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
+from pipeline.preprocessing.texts.text_input import TextInput
 from support.inputs.clips import encoded, tone
 from support.models.snapshots import PAIRS, TEXTS, make_snapshot
 from support.runs.jobs import SOURCES, job_of
@@ -117,6 +118,13 @@ class Case(NamedTuple):
     """One of ROWS."""
     tolerance: float = 1e-5
     """Absolute; of vectors with larger numbers as a share of the largest."""
+
+
+class UntriedInput(TextInput):
+    """Texts whose batches are padded, whatever padding changes."""
+
+    def padding_trial(self) -> None:
+        return None
 
 
 def made(family: str, head: str = "none", **options: Any) -> Callable[[Path], Path]:
