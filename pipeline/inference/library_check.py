@@ -23,12 +23,24 @@ from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import AUDIO, EMBEDDING, ERROR, IMAGE, MESSAGE, TEXT, TEXT_PAIR, TOP_K
+from pipeline.core.schema import (
+    AUDIO,
+    EMBEDDING,
+    ERROR,
+    HEIGHT_PX,
+    IMAGE,
+    MESSAGE,
+    TEXT,
+    TEXT_PAIR,
+    TOP_K,
+    WIDTH_PX,
+)
 from pipeline.inference.engines import open_engine
 from pipeline.job.job import Job
 from pipeline.models.agreement import SAME
 from pipeline.models.directories import probes
 from pipeline.models.directories.facts import DirectoryFacts
+from pipeline.models.directories.image.image_oracle import image_predictions, image_probes
 from pipeline.models.directories.opening import KEPT_WITH, OF_TRANSFORMERS
 from pipeline.models.directories.snapshot import lend, local, local_bytes
 from pipeline.models.directories.text.text_facts import load_tokenizer, output_tokenizer
@@ -46,7 +58,7 @@ from pipeline.preprocessing.model_input import Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.process.confined import ConfinedError, confined
 
-_VERSION = 3
+_VERSION = 4
 """Of what is compared; raise it if more is."""
 _FILE = "held_to.txt"
 _COMPARE = "pipeline.inference.library_check:compare"
@@ -63,6 +75,7 @@ _BATCH_TOKENS = 2_048
 _MOST_TOKENS = 1_024
 """Texts of probes are not much longer where a model takes more: it takes time."""
 _MODEL: Mapping[str, Mapping[str, Any]] = {
+    "detect": {"min_score": 0.05},
     "multilabel": {"min_score": 0.0},
     "zero_shot": {"prompts": ("a dog", "rain in the city", "films")},
 }
@@ -187,8 +200,8 @@ def compare(path: str, spec: ModelSpec) -> str:
     for place, difference in zip(places, differences, strict=True):
         if difference:
             raise JobError(
-                f"model.path: {library} predicts something else for probe {_shown(rows[place])}: "
-                f"{difference}; {_WAY_OUT}"
+                f"model.path: {library} predicts something else for probe "
+                f"{_shown(rows[place], f'{held.noun} {place + 1}')}: {difference}; {_WAY_OUT}"
             )
     return f"{library} on {len(places)} {'pair' if _has_pair(spec) else held.noun}s"
 
@@ -212,15 +225,21 @@ def _expected(
     assert spec.facts is not None, "it is a directory"
     if spec.facts.format_name == "onnx":
         return _rows_of(_predicted_by_onnx(view, spec, rows))
+    seen = rows if spec.input.name == "text" else _seen(spec, prepared)
     if (generation := spec.task.generation) is None:
-        return _INPUTS[spec.input.name].oracle(view, spec.facts, spec.task, rows)
+        return _INPUTS[spec.input.name].oracle(view, spec.facts, spec.task, seen)
     decode = text_decoder(generation, output_tokenizer(view, spec.facts, spec.input))
-    values: Sequence[Any] = [text for (text, *_) in rows]
-    if spec.input.name != "text":
-        normaliser = spec.input.normaliser(torch.float32)
-        [arrays] = spec.input.arrays(prepared).values()
-        values = [normaliser(torch.from_numpy(np.array(array))[None])[0] for array in arrays]
+    values = [value for value, *_ in seen]
     return _rows_of(written_texts(view, spec.facts, generation, values, decode))
+
+
+def _seen(spec: ModelSpec, prepared: pa.Table) -> list[tuple[Any, ...]]:
+    """Return the tensor that a model sees of each row, in a batch of one; and an image's size."""
+    normaliser = spec.input.normaliser(torch.float32)
+    [values] = spec.input.arrays(prepared).values()
+    tensors = [normaliser(torch.from_numpy(np.array(value))[None])[0] for value in values]
+    names = [name for name in (HEIGHT_PX, WIDTH_PX) if name in prepared.column_names]
+    return [*zip(tensors, *(prepared.column(name).to_pylist() for name in names), strict=True)]
 
 
 def _rows_of(table: pa.Table | None) -> Results | None:
@@ -256,8 +275,9 @@ def _predicted_by_onnx(
     return pa.table(task.columns(arrays, np.ones(len(rows), np.bool_), table))
 
 
-def _shown(row: Sequence[Any]) -> str:
-    return clean_message(" | ".join(repr(value) for value in row), 80)
+def _shown(row: Sequence[Any], name: str) -> str:
+    is_text = all(isinstance(value, str) for value in row)
+    return clean_message(" | ".join(map(repr, row)), 80) if is_text else name
 
 
 def _library(spec: ModelSpec) -> str:
@@ -307,12 +327,18 @@ class _Held(NamedTuple):
         None
     )
     """View of the directory, facts, task and rows -> what the library predicts; None: it has no way
-    of its own."""
+    of its own. Rows are texts, or what the model sees; see `_seen`."""
 
 
 _INPUTS: Mapping[str, _Held] = {
     "audio": _Held({"audio_column": AUDIO}, "clip", lambda *_: {AUDIO: probes.wav_files()}),
-    "image": _Held({"image_column": IMAGE}, "image", lambda *_: {IMAGE: probes.images()}),
+    "image": _Held(
+        {"image_column": IMAGE},
+        "image",
+        lambda _, spec: {IMAGE: image_probes(spec)},
+        ("classify", "multilabel", "regress", "embed", "detect", "zero_shot"),
+        image_predictions,
+    ),
     "text": _Held(
         {"text_column": TEXT},
         "text",
