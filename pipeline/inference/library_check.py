@@ -49,10 +49,9 @@ from pipeline.models.directories.text.text_probes import special_tokens
 from pipeline.models.directories.text.writing.opening import text_decoder
 from pipeline.models.directories.text.writing.writing_oracle import written_texts
 from pipeline.models.directories.view import make_view
-from pipeline.models.onnx_module import OnnxModule
 from pipeline.models.resolving.resolve import resolve_model
-from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
-from pipeline.models.tasks import make_task, task_class
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Limits
 from pipeline.preprocessing.texts.text_input import TextInput
@@ -224,7 +223,9 @@ def _expected(
 ) -> Results | None:
     assert spec.facts is not None, "it is a directory"
     if spec.facts.format_name == "onnx":
-        return _rows_of(_predicted_by_onnx(view, spec, rows))
+        from pipeline.models.directories.onnx.alone import predictions_alone
+
+        return _rows_of(predictions_alone(view, spec, rows))
     seen = rows if spec.input.name == "text" else _seen(spec, prepared)
     if (generation := spec.task.generation) is None:
         return _INPUTS[spec.input.name].oracle(view, spec.facts, spec.task, seen)
@@ -251,28 +252,6 @@ def _has_library(facts: DirectoryFacts) -> bool:
     if facts.format_name != "onnx":
         return True
     return facts.text is not None and find_spec("transformers") is not None
-
-
-def _predicted_by_onnx(
-    view: Path, spec: ModelSpec, rows: Sequence[Sequence[str]]
-) -> pa.Table | None:
-    """Return the task's columns of what an .onnx file gives for each row alone."""
-    assert spec.facts is not None, "it is a directory"
-    if task_class(spec.task.kind).is_per_token:
-        return None
-    from pipeline.models.directories.onnx.alone import outputs_alone
-
-    outputs = outputs_alone(view, spec.facts, rows)
-    if outputs is None:
-        return None
-    module = load_module(spec)
-    assert isinstance(module, OnnxModule), "it is a file"
-    if module.pooled is not None:
-        outputs = [module.pool(vectors, torch.ones(vectors.shape[:2])) for vectors in outputs]
-    task, table = make_task(spec.task), pa.table({"row_id": [*map(str, range(len(rows)))]})
-    results = task.reduce(torch.cat(outputs), len(rows))
-    arrays = {name: tensor.numpy() for name, tensor in results.items()}
-    return pa.table(task.columns(arrays, np.ones(len(rows), np.bool_), table))
 
 
 def _shown(row: Sequence[Any], name: str) -> str:

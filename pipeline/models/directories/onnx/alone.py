@@ -6,12 +6,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import AutoTokenizer
 
 from pipeline.models.directories.facts import DirectoryFacts, OnnxFile
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.onnx.graph import open_session
+from pipeline.models.onnx_module import OnnxModule
+from pipeline.models.spec import ModelSpec, load_module
+from pipeline.models.tasks import make_task, task_class
+
+
+def predictions_alone(
+    view: Path, spec: ModelSpec, rows: Sequence[Sequence[str]]
+) -> pa.Table | None:
+    """Return the task's columns of what an .onnx file gives for each row alone; None: nothing."""
+    assert spec.facts is not None, "it is a file"
+    if task_class(spec.task.kind).is_per_token:
+        return None
+    outputs = outputs_alone(view, spec.facts, rows)
+    if outputs is None:
+        return None
+    module = load_module(spec)
+    assert isinstance(module, OnnxModule), "it is a file"
+    if module.pooled is not None:
+        outputs = [module.pool(vectors, torch.ones(vectors.shape[:2])) for vectors in outputs]
+    task, table = make_task(spec.task), pa.table({"row_id": [*map(str, range(len(rows)))]})
+    results = task.reduce(torch.cat(outputs), len(rows))
+    arrays = {name: tensor.numpy() for name, tensor in results.items()}
+    return pa.table(task.columns(arrays, np.ones(len(rows), np.bool_), table))
 
 
 def outputs_alone(

@@ -108,7 +108,7 @@ def test_a_tokenizer_that_gives_siglip_a_mask_is_refused(
 ):
     """The model then sees no filling, and it was trained to see it."""
     spec = resolved(siglip(tmp_path / "m", "attention_mask"), PROMPTS)
-    with pytest.raises(JobError, match="predicts something else for probe image 1: .*'rain'"):
+    with pytest.raises(JobError, match=r"predicts something else for probe image 1: .*'rain'"):
         held(spec)
 
 
