@@ -57,13 +57,15 @@ _DECODERS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 SPEECH = ("whisper", "moonshine")
 _TILED = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}
 _MARKS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<image>")
-LOOKERS = {"llava": ("<image>",), **dict.fromkeys(_TILED, _MARKS)}
+_LLAVAS = {"llava": "Llava", "vipllava": "VipLlava"}
+LOOKERS = {**dict.fromkeys(_LLAVAS, ("<image>",)), **dict.fromkeys(_TILED, _MARKS)}
 """Models with an image in their prompt, which they need -> their control tokens."""
+_OF_LLAVA = {"patch_size": 8, "vision_feature_select_strategy": "default",
+             "num_additional_image_tokens": 1}  # fmt: skip
 _PROCESSORS: Mapping[str, Mapping[str, Any]] = {
-    "llava": {"patch_size": 8, "vision_feature_select_strategy": "default",
-              "num_additional_image_tokens": 1},
+    **{family: _OF_LLAVA for family in _LLAVAS},
     **{family: {"image_seq_len": 16} for family in _TILED},
-}  # fmt: skip
+}
 PICTURES = (*_DECODERS, "blip", "git", *LOOKERS)
 TILE = Transform(
     size_px=32, resize="stretch", interpolation="lanczos", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
@@ -152,11 +154,13 @@ def _config_of(family: str, ids: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         vision = {**_SIZES, "image_size": 32, "patch_size": 8}
         return "GitForCausalLM", {**_SIZES, **ids, "max_position_embeddings": 64,
                                   "vision_config": vision}  # fmt: skip
-    if family == "llava":
+    if family in _LLAVAS:
         vision = {**_SIZES, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 8}
         text = {**_SIZES, **ids, "model_type": "llama", "max_position_embeddings": 96}
         values = {"vision_config": vision, "text_config": text}
-        return "LlavaForConditionalGeneration", {
+        if family == "vipllava":
+            values["vision_feature_layers"] = [-1]
+        return f"{_LLAVAS[family]}ForConditionalGeneration", {
             **values,
             "image_token_index": ids["vocab_size"] - 1,
         }

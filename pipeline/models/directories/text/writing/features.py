@@ -27,7 +27,11 @@ _ANY_LANGUAGE = -1
 _TENSORS = {"input_ids", "attention_mask", "pixel_values", "pixel_attention_mask"}
 """What the library makes of a prompt with an image for the models that are run here."""
 _MOST_PLACES = 1 << 20
-_WAY_OUT = "model.factory, with source.inputs, runs it"
+_READS = "makes no prompt with an image, by its processor's files, for"
+_WAY_OUT = (
+    "model.factory, with source.inputs, runs it; a directory of its language model alone writes to "
+    "texts"
+)
 
 
 def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
@@ -120,7 +124,7 @@ def _image_prompt_facts(folder: Path, reader: Reader, chosen: ModelClass) -> Gen
                 shapes.add(tuple(made["pixel_values"].shape))
                 tensors |= {*made}
     except Exception as error:  # the library fails over files in many ways
-        raise refused(error, "makes no prompt with an image") from error
+        raise refused(error, f"{_READS} {chosen.named.__name__}") from error
     if beside := ", ".join(sorted(tensors - _TENSORS)):
         raise JobError(
             f"model.path: {chosen.named.__name__} reads images and texts, and its library gives it "

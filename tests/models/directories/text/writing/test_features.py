@@ -32,7 +32,8 @@ from support.models.feature_writers import (
     make_feature_writer,
     prepared_features,
 )
-from support.models.snapshots import change_json
+from support.models.language_models import write_language_tokenizer
+from support.models.snapshots import change_json, write_image_processor, write_json, write_model
 from support.runs.jobs import job_over
 
 from pipeline.core.errors import JobError
@@ -68,6 +69,7 @@ NUM_INPUT = {
     "moonshine": {15, 27, 40, 52},
     "donut": {16},
     "llava": {23},
+    "vipllava": {23},
     "idefics3": {26},
     "smolvlm": {26},
 }
@@ -335,7 +337,8 @@ def test_an_encoder_needs_no_layer_that_no_decoder_looks_at(folder_of: Any, tmp_
     ("file", "values", "problem"),
     [
         ("processor_config.json", {"num_additional_image_tokens": 90}, "an image is 105 tokens of"),
-        ("processor_config.json", {"patch_size": None}, "makes no prompt with an image: TypeError"),
+        ("processor_config.json", {"patch_size": None},
+         "makes no prompt with an image, .*: TypeError"),
         ("preprocessor_config.json", {"do_resize": False, "do_center_crop": False},
          "reads an image in a prompt as .* tokens, by its size; expected one number"),
     ],
@@ -348,3 +351,28 @@ def test_an_image_of_too_many_or_of_any_number_of_tokens_is_refused(
     generation = read_facts(path).generation
     assert generation is not None
     assert re.search(problem, generation.problem)
+
+
+def test_a_model_that_gets_more_of_an_image_and_a_prompt_says_what_and_the_way_out(tmp_path: Path):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    marks = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<soft>"}
+    size = write_language_tokenizer(tmp_path, ends=False, control=[*marks.values()])
+    change_json(tmp_path / "tokenizer_config.json", extra_special_tokens=marks)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**sizes, "head_dim": 8, "num_key_value_heads": 2, "vocab_size": size}
+    vision = {**sizes, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
+    config = Gemma3Config(
+        text_config={**text, "intermediate_size": 64}, vision_config=vision, mm_tokens_per_image=4,
+        boi_token_index=size - 3, eoi_token_index=size - 2, image_token_id=size - 1,
+    )  # fmt: skip
+    write_model(tmp_path, Gemma3ForConditionalGeneration, config)
+    write_image_processor(tmp_path, image_processor_type="Gemma3ImageProcessor")
+    write_json(tmp_path / "processor_config.json", {"image_seq_length": 4})
+    generation = read_facts(tmp_path).generation
+    assert generation is not None
+    assert generation.problem == (
+        "model.path: Gemma3ForConditionalGeneration reads images and texts, and its library gives "
+        "it token_type_ids as well; model.factory, with source.inputs, runs it; a directory of its "
+        "language model alone writes to texts"
+    )
