@@ -1,6 +1,6 @@
-"""Probes of predictions refuse a directory whose texts are read otherwise than its library does.
+"""Probes of predictions: directories of texts are equal to their library, as each run finds out.
 
-Each case is a real directory that is equal to its library; then one fact of it is taken out.
+Also without the library: one fact of a directory that is equal is taken out, and it is refused.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from support.models.language_models import (
 from support.models.library_cases import UntriedInput
 from support.models.snapshots import (
     MAX_TOKENS,
+    TEXT_FAMILIES,
     change_json,
     make_snapshot,
     write_json,
     write_model,
 )
 from support.runs.jobs import SOURCES, job_of
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.inference.library_check import compare_confined
-from pipeline.models.directories.facts import DirectoryFacts
+from pipeline.models.directories.facts import MODES, DirectoryFacts
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 
@@ -233,6 +235,63 @@ CASES: dict[str, Case] = {
         "expected",
     ),
 }
+
+
+MULTI = {"problem_type": "multi_label_classification"}
+NUMBER = {"num_labels": 1, "problem_type": "regression"}
+PROMPTED = {"prompts": {"query": "query: ", "other": ""}, "default_prompt": "query"}
+SCORED = {"task": "score", "has_pair": True}
+ASKED = {"task": "zero_shot", "prompts": ["a dog", "rain", "the long way"]}
+Held = tuple[str, str, dict[str, Any], dict[str, Any]]
+HELD: dict[str, Held] = {
+    # family, head, options of the directory; of the job's model, and whether rows are pairs
+    **{f"{family} classify": (family, "sequence", {}, {}) for family in TEXT_FAMILIES},
+    **{f"{family} tokens": (family, "token", {"num_labels": 5}, {}) for family in TEXT_FAMILIES},
+    **{
+        f"{family} embed": (family, "none", {"pooling": "mean", "normalize": True}, {})
+        for family in TEXT_FAMILIES
+    },
+    **{f"{family} zero_shot": (family, "sequence", NLI, ASKED) for family in TEXT_FAMILIES},
+    **{
+        f"{family} score": (family, "sequence", {"num_labels": 1}, SCORED)
+        for family in TEXT_FAMILIES
+    },
+    **{f"{family} embed without pooling": (family, "none", {}, {}) for family in TEXT_FAMILIES},
+    "bert pairs": ("bert", "sequence", {}, {"has_pair": True}),
+    "bert multilabel": ("bert", "sequence", {"num_labels": 3, **MULTI}, {}),
+    "bert regress": ("bert", "sequence", NUMBER, {}),
+    "bert head that is for training": ("bert", "masked", {}, {}),
+    "clip embed": ("clip", "none", {}, {}),
+    "siglip embed": ("siglip", "none", {}, {}),
+    **{
+        f"bert {mode}, {'with' if has_prompt else 'without'} prompt": (
+            "bert",
+            "none",
+            {
+                **{"pooling": mode, "dense": 8, "include_prompt": has_prompt},
+                **{"max_seq_length": 12, **PROMPTED},
+            },
+            {},
+        )
+        for mode in (*MODES, ("cls", "mean", "lasttoken"))
+        for has_prompt in (True, False)
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    quick_cases(
+        ((name,) for name in HELD),
+        lambda name: name.startswith(("bert ", "clip", "siglip")) or name.endswith("classify"),
+    ),
+)
+def test_each_family_and_task_is_equal_to_its_library(name: str, tmp_path: Path):
+    family, head, options, model = HELD[name]
+    path = make_snapshot(tmp_path / "model", family, head, **options)
+    held = compare_confined(spec_of(path, **model))
+    assert held.endswith(("on 8 texts", "on 7 texts", "on 4 pairs"))
 
 
 @pytest.mark.filterwarnings("ignore")
