@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import AutoTokenizer
 
 from pipeline.models.directories.facts import DirectoryFacts, OnnxFile
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.onnx.graph import open_session
+from pipeline.models.directories.text.sentence_transformers import MODULES, Opened
+from pipeline.models.directories.text.text_facts import library_tokens
 from pipeline.models.onnx_module import OnnxModule
 from pipeline.models.spec import ModelSpec, load_module
 from pipeline.models.tasks import make_task, task_class
+from pipeline.preprocessing.texts.text_input import IDS, MASK, TYPES
 
 
 def predictions_alone(
@@ -57,18 +59,17 @@ def outputs_alone(
     assert path is not None, "its facts were read"
     if file.batch_size is not None or file.max_tokens is not None:
         return None
-    tokenizer = AutoTokenizer.from_pretrained(str(view), local_files_only=True)
+    if (view / MODULES).is_file():
+        made = Opened(view, has_weights=False).tokens()
+    else:
+        made = library_tokens(view, "")
     session = open_session(str(path.resolve()))
     outputs = []
-    for first, *second in rows:
-        tokens = tokenizer(
-            *(text.prefix + first, *second),
-            truncation=True,
-            max_length=text.max_tokens,
-            return_tensors="np",
-        )
-        zeros = np.zeros_like(tokens["input_ids"])
-        feeds = {end.name: tokens.get(end.name, zeros).astype(end.dtype) for end in file.inputs}
+    for row in rows:
+        tokens = {n: np.array([ids]) for n, ids in made.tokens_of(row, text.max_tokens).items()}
+        ids = tokens[IDS]
+        tokens = {MASK: np.ones_like(ids), TYPES: np.zeros_like(ids), **tokens}
+        feeds = {end.name: tokens[end.name].astype(end.dtype) for end in file.inputs}
         [output] = session.run([file.output], feeds)
         outputs.append(torch.from_numpy(output))
     return outputs

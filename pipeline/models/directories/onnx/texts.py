@@ -20,6 +20,7 @@ from pipeline.models.directories.onnx.tensors import TensorFacts, fixed
 from pipeline.models.directories.text.encoder_facts import pooling_note, text_notes, text_of
 from pipeline.models.directories.text.sentence_transformers import MODULES, Opened
 from pipeline.models.directories.text.text_facts import TOKENIZER
+from pipeline.preprocessing.texts.text_input import TYPES
 
 if TYPE_CHECKING:
     import torch
@@ -78,13 +79,10 @@ def _library_module(values: Mapping[str, Any]) -> tuple[torch.nn.Module | None, 
 
 
 def _fitted(text: TextFacts, file: OnnxFile) -> TextFacts:
-    return replace(
-        text,
-        max_tokens=min(text.max_tokens, file.max_tokens or text.max_tokens),
-        tensor_names=tuple(
-            tensor.name for tensor in file.inputs if tensor.name in text.tensor_names
-        ),
-    )
+    """Return how texts become the tensors of the file: types only if its tokenizer gives them."""
+    names = [end.name for end in file.inputs if end.name != TYPES or TYPES in text.tensor_names]
+    most = min(text.max_tokens, file.max_tokens or text.max_tokens)
+    return replace(text, max_tokens=most, tensor_names=tuple(names))
 
 
 def _pooled(opened: Opened | None, main: TensorFacts) -> tuple[dict[str, Any], str]:

@@ -158,9 +158,9 @@ class Opened:
     def text(self, folder: Path) -> TextFacts:
         """Read how texts become tensors; raises as `text_facts`."""
         has_pairs = self.is_cross_encoder
-        return text_facts(folder, self.at, self.chosen.module, self._tokens(), has_pairs=has_pairs)
+        return text_facts(folder, self.at, self.chosen.module, self.tokens(), has_pairs=has_pairs)
 
-    def _tokens(self) -> LibraryTokens:
+    def tokens(self) -> LibraryTokens:
         """Return the library's way from a text, with its prompt, to token ids."""
         written = json.dumps(self.transformer.processing_kwargs)
         frame = self._frame() if self.has_messages else None

@@ -195,6 +195,8 @@ def test_probes_hold_it_to_onnx_runtime(exported: Exported, tmp_path: Path):
     path = exported.write(tmp_path / "d", ENCODER)
     held = f"onnxruntime {onnxruntime.__version__} on 8 texts"
     assert hold_to_library(spec_of(path).fitted(fields)) == held
+    add_pooling(tmp_path / "d", "mean", prompts={"q": "query: "}, default_prompt="q")
+    assert hold_to_library(spec_of(path).fitted(fields)) == held
     model = onnx.load(path)
     [output] = model.graph.output
     model.graph.node.extend(
