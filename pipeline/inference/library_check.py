@@ -50,6 +50,7 @@ from pipeline.models.directories.text.writing.opening import text_decoder
 from pipeline.models.directories.text.writing.writing_oracle import written_texts
 from pipeline.models.directories.view import make_view
 from pipeline.models.resolving.resolve import resolve_model
+from pipeline.models.resolving.transform_choice import image_misfit
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
@@ -102,8 +103,10 @@ def hold_to_library(spec: ModelSpec) -> str:
     is_held = spec.task.generation is not None or spec.task.kind in held.tasks
     if not is_held or local_bytes(directory) > _MOST_BYTES:
         return ""
-    if spec.input.name == "image" and facts.transform is None:
-        return ""  # pixels are the job's
+    if spec.input.name == "image":
+        transform = facts.transform
+        if transform is None or image_misfit(facts.images, transform):
+            return ""  # pixels are the job's
     has_pair = _has_pair(spec)
     source = {"format": "parquet", **held.columns}
     if has_pair:

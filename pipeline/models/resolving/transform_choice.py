@@ -156,35 +156,36 @@ def require_image_fits(name: str, taken: ImageContract, transform: TransformSpec
     Raises:
         JobError: They differ; the message has both numbers.
     """
+    if problem := image_misfit(taken, transform):
+        raise JobError(f"model: {name} takes {problem}")
+
+
+def image_misfit(taken: ImageContract, transform: TransformSpec) -> str:
+    """Say what a model takes and a transform does not give; '' if it does."""
     count = transform.num_channels
     if taken.num_channels not in (None, count):
         channels = num_of(taken.num_channels or 0, "channel")
         names = [name for name, number in CHANNELS.items() if number == taken.num_channels]
         way = f"set transform.channels: {names[0]}" if names else "an image has 3, or 1 of gray"
-        raise JobError(f"model: {name} takes {channels}, transform gives {count}: {way}")
+        return f"{channels}, transform gives {count}: {way}"
+    taken_px = taken.height_px, taken.width_px
     if not transform.has_one_size:
-        _refuse_one_size(name, taken)
-        return
+        if taken_px == (None, None):
+            return ""
+        height, width = ("any" if side is None else side for side in taken_px)
+        size = height if height == width else [height, width]
+        return (
+            f"images of {height} x {width} px (height x width), and images keep their sizes: set "
+            f"transform.size_px: {size}"
+        )
     given = transform.height_px, transform.width_px
     wanted = tuple(
-        have if want is None else want
-        for have, want in zip(given, (taken.height_px, taken.width_px), strict=True)
+        have if want is None else want for have, want in zip(given, taken_px, strict=True)
     )
-    if wanted != given:
-        size = wanted[0] if wanted[0] == wanted[1] else [*wanted]
-        raise JobError(
-            f"model: {name} takes images of {wanted[0]} x {wanted[1]} px (height x width), "
-            f"transform gives {given[0]} x {given[1]}: set transform.size_px: {size}"
-        )
-
-
-def _refuse_one_size(name: str, taken: ImageContract) -> None:
-    """Refuse a model that takes one size for images that keep their sizes."""
-    sides = taken.height_px, taken.width_px
-    if sides != (None, None):
-        height, width = ("any" if side is None else side for side in sides)
-        size = height if height == width else [height, width]
-        raise JobError(
-            f"model: {name} takes images of {height} x {width} px (height x width), and images "
-            f"keep their sizes: set transform.size_px: {size}"
-        )
+    if wanted == given:
+        return ""
+    size = wanted[0] if wanted[0] == wanted[1] else [*wanted]
+    return (
+        f"images of {wanted[0]} x {wanted[1]} px (height x width), transform gives {given[0]} x "
+        f"{given[1]}: set transform.size_px: {size}"
+    )
