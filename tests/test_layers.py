@@ -62,6 +62,8 @@ IN_WORKERS = (
     "preprocessing.images.images",
 )
 
+IN_DRIVERS = ("operations.plan", "models.resolving.resolve", "inference.library_check")
+
 MAX_LINES = 350
 
 SERVERS = ("aiohttp.web", "http.server", "socketserver", "uvicorn", "wsgiref", "xmlrpc.server")
@@ -283,6 +285,13 @@ def test_nothing_happens_at_import():
 def test_workers_do_not_wait_for_what_only_the_driver_needs():
     program = "; ".join(f"import pipeline.{name}" for name in IN_WORKERS)
     program += "; import sys; print({'pydantic', 'typer', 'pandas', 'ray.data'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("set()", 0), done.stderr
+
+
+def test_a_driver_that_knows_its_model_waits_for_no_library_of_models():
+    program = "; ".join(f"import pipeline.{name}" for name in IN_DRIVERS)
+    program += "; import sys; print({'torch', 'transformers', 'onnxruntime'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == ("set()", 0), done.stderr
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
@@ -39,15 +38,13 @@ from pipeline.inference.engines import open_engine
 from pipeline.job.job import Job
 from pipeline.models.agreement import SAME
 from pipeline.models.directories import probes
+from pipeline.models.directories.audio_oracle import audio_predictions
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.image.image_oracle import image_predictions, image_probes
 from pipeline.models.directories.opening import KEPT_WITH, OF_TRANSFORMERS
 from pipeline.models.directories.snapshot import lend, local, local_bytes
-from pipeline.models.directories.text.text_facts import load_tokenizer, output_tokenizer
-from pipeline.models.directories.text.text_oracle import text_predictions
-from pipeline.models.directories.text.text_probes import special_tokens
-from pipeline.models.directories.text.writing.opening import text_decoder
-from pipeline.models.directories.text.writing.writing_oracle import written_texts
+from pipeline.models.directories.text.text_facts import output_tokenizer
+from pipeline.models.directories.text.text_oracle import text_columns, text_predictions
 from pipeline.models.directories.view import make_view
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.resolving.transform_choice import image_misfit
@@ -65,6 +62,8 @@ _COMPARE = "pipeline.inference.library_check:compare"
 _MOST_BYTES = 4 << 30
 """Weights of larger models are not loaded twice beside a run."""
 _LIBRARIES = {"sentence_transformers": ("sentence_transformers",), "timm": ("timm",)}
+_IMPORTS = ("pandas", "transformers.pipelines", "pipeline.inference.engines.torch_engine")
+"""What each comparison needs, beside what the reading does."""
 _LIMITS = Limits(1 << 30, 1 << 30)
 _COLUMN_TYPES = {
     **dict.fromkeys((TEXT, TEXT_PAIR), pa.large_string()),
@@ -72,16 +71,13 @@ _COLUMN_TYPES = {
 }
 _BATCH_TOKENS = 2_048
 """Longer texts are in batches of their own; the others pad each other."""
-_MOST_TOKENS = 1_024
-"""Texts of probes are not much longer where a model takes more: it takes time."""
 _MODEL: Mapping[str, Mapping[str, Any]] = {
     "detect": {"min_score": 0.05},
     "multilabel": {"min_score": 0.0},
     "zero_shot": {"prompts": ("a dog", "rain in the city", "films")},
 }
 """Task -> what a job must say of its model to be compared."""
-_WRITTEN, _NEW_TOKENS = (0, 1, 4, 5), 8
-"""Texts that are continued: without special tokens, which stay text here, and short ones."""
+_NEW_TOKENS = 8
 
 
 def hold_to_library(spec: ModelSpec) -> str:
@@ -148,7 +144,7 @@ def compare_confined(spec: ModelSpec) -> str:
             str(path),
             spec,
             reads=[path.parent],
-            imports=(*OF_TRANSFORMERS, *_LIBRARIES.get(facts.format_name, ())),
+            imports=(*OF_TRANSFORMERS, *_IMPORTS, *_LIBRARIES.get(facts.format_name, ())),
             memory_bytes=(8 << 30) + 4 * local_bytes(directory),
         )
     except ConfinedError as error:
@@ -229,9 +225,14 @@ def _expected(
         from pipeline.models.directories.onnx.alone import predictions_alone
 
         return _rows_of(predictions_alone(view, spec, rows))
-    seen = rows if spec.input.name == "text" else _seen(spec, prepared)
+    is_encoded = spec.input.name == "audio" and spec.task.generation is None
+    seen = rows if is_encoded or spec.input.name == "text" else _seen(spec, prepared)
     if (generation := spec.task.generation) is None:
         return _INPUTS[spec.input.name].oracle(view, spec.facts, spec.task, seen)
+    # The driver, which imports this file, imports no torch.
+    from pipeline.models.directories.text.writing.opening import text_decoder
+    from pipeline.models.directories.text.writing.writing_oracle import written_texts
+
     decode = text_decoder(generation, output_tokenizer(view, spec.facts, spec.input))
     values = [value for value, *_ in seen]
     return _rows_of(written_texts(view, spec.facts, generation, values, decode))
@@ -239,6 +240,8 @@ def _expected(
 
 def _seen(spec: ModelSpec, prepared: pa.Table) -> list[tuple[Any, ...]]:
     """Return the tensor that a model sees of each row, in a batch of one; and an image's size."""
+    import torch
+
     normaliser = spec.input.normaliser(torch.float32)
     [values] = spec.input.arrays(prepared).values()
     tensors = [normaliser(torch.from_numpy(np.array(value))[None])[0] for value in values]
@@ -278,18 +281,6 @@ def _has_pair(spec: ModelSpec) -> bool:
     return spec.input.text is not None and spec.input.text.has_pair
 
 
-def _texts(path: Path, spec: ModelSpec) -> dict[str, Sequence[Any]]:
-    text = spec.facts.text if spec.facts else None
-    assert text is not None, "its rows are texts"
-    special = special_tokens(load_tokenizer(path / text.tokenizer, text.overlay))
-    most = min(text.max_tokens, _MOST_TOKENS)
-    if _has_pair(spec):
-        first, second = zip(*probes.pairs(special, most), strict=True)
-        return {TEXT: first, TEXT_PAIR: second}
-    texts = probes.texts(special, most)
-    return {TEXT: texts if spec.task.generation is None else [texts[n] for n in _WRITTEN]}
-
-
 Results = Sequence[Mapping[str, Any] | None]
 """Per row, columns as they are published, or as golden rows have them; None: the library fails."""
 
@@ -313,7 +304,13 @@ class _Held(NamedTuple):
 
 
 _INPUTS: Mapping[str, _Held] = {
-    "audio": _Held({"audio_column": AUDIO}, "clip", lambda *_: {AUDIO: probes.wav_files()}),
+    "audio": _Held(
+        {"audio_column": AUDIO},
+        "clip",
+        lambda *_: {AUDIO: probes.wav_files()},
+        ("classify", "multilabel", "embed"),
+        audio_predictions,
+    ),
     "image": _Held(
         {"image_column": IMAGE},
         "image",
@@ -324,7 +321,7 @@ _INPUTS: Mapping[str, _Held] = {
     "text": _Held(
         {"text_column": TEXT},
         "text",
-        _texts,
+        text_columns,
         ("classify", "multilabel", "regress", "score", "tokens", "embed", "zero_shot"),
         text_predictions,
     ),

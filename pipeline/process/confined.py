@@ -34,6 +34,7 @@ _SET = {
     "HF_HUB_OFFLINE": "1",
     "HOME": "/nonexistent",  # no settings, caches or tokens of the user
     "MALLOC_ARENA_MAX": "2",  # each more reserves 64 MiB of the addresses that are limited
+    "OMP_WAIT_POLICY": "passive",  # threads of small models would spend their time waiting
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_OFFLINE": "1",
 }

@@ -1,4 +1,4 @@
-"""Scores of directories of images and sound are those of the libraries' own pipelines."""
+"""Scores of directories of images are those of the libraries' own pipelines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.audio_snapshots import FAMILIES, make_listener
 from support.models.library_cases import (
     EVERY,
     MULTI,
@@ -56,11 +55,9 @@ def of_model(vectors: Vectors, name: str = "AutoModel") -> Callable[[Path, Any],
         import transformers
 
         model = getattr(transformers, name).from_pretrained(path).eval()
-        is_sound = not hasattr(rows[0], "convert")
-        cls = transformers.AutoFeatureExtractor if is_sound else transformers.AutoImageProcessor
-        prepare, more = cls.from_pretrained(path), {"sampling_rate": 16_000} if is_sound else {}
+        prepare = transformers.AutoImageProcessor.from_pretrained(path)
         with torch.inference_mode():
-            given = [prepare(row, return_tensors="pt", **more) for row in rows]
+            given = [prepare(row, return_tensors="pt") for row in rows]
             return [vectors(model, item)[0].tolist() for item in given]
 
     return give
@@ -103,12 +100,7 @@ def timm(name: str, **options: Any) -> Maker:
     return lambda folder: make_timm(folder, name, 3, label_names=names, **options)
 
 
-def listener(family: str, head: str | None = None) -> Maker:
-    return lambda folder: make_listener(folder, family, head)
-
-
 ALL_IMAGES = of_pipeline("image-classification", top_k=None, function_to_apply=None)
-ALL_CLIPS = of_pipeline("audio-classification", top_k=None)
 PROMPTED = of_pipeline(
     "zero-shot-image-classification", candidate_labels=PROMPTS, hypothesis_template="{}"
 )
@@ -164,25 +156,12 @@ IMAGES = {
         for name, options in (("test_resnet", {}), ("vit_tiny_patch16_224", SMALL_VIT))
     },
 }
-SOUND = {
-    **{
-        f"{family} classify": Case(listener(family), ALL_CLIPS, best)
-        for family in FAMILIES
-        if family != "clap"
-    },
-    "wav2vec2 embed": Case(listener("wav2vec2", "Model"), of_model(mean), embedding),
-    "ast embed": Case(listener("ast", "Model"), of_model(pooled), embedding),
-}
+# Of vectors nothing evens out that timm resizes on Pillow.
 CASES = {
-    # Of vectors nothing evens out that timm resizes on Pillow.
-    **{
-        name: case._replace(rows="image", tolerance=1e-2 if case.columns is embedding else 1e-3)
-        for name, case in IMAGES.items()
-    },
-    **{name: case._replace(rows="audio") for name, case in SOUND.items()},
+    name: case._replace(rows="image", tolerance=1e-2 if case.columns is embedding else 1e-3)
+    for name, case in IMAGES.items()
 }
 LONG = (
-    *("wav2vec2 of layer norm classify", "hubert classify", "wavlm classify"),
     *(f"{family} embed" for family in VISION_FAMILIES if family not in ("vit", "convnext")),
     *(f"{family} embed mean" for family in VISION_FAMILIES if family not in ("vit", "convnext")),
 )

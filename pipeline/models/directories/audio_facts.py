@@ -1,163 +1,39 @@
-"""Models that hear clips of sound: their tasks, and the numbers of their feature extractors.
+"""Models that hear clips of sound: their tasks, and what their feature extractor makes of clips.
 
-No extractor of a directory is run: its numbers are read, as data and bounded, for classes of an
-allow-list. What makes features depend on chance, as dither does, is refused.
+The library makes the extractor, and features of a few clips: these say what the model sees of a
+clip, and are compared with ours. What the model gives for them, run without numbers, says the rest.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories import heads
-from pipeline.models.directories.chosen import CLAP, CONFIG, ModelClass, width_of
+from pipeline.models.directories import heads, probes
+from pipeline.models.directories.chosen import CONFIG, ModelClass
 from pipeline.models.directories.facts import SPEECH, TOWERS, DirectoryFacts, Pooling
-from pipeline.models.directories.json_files import (
-    PROCESSOR,
-    checked,
-    preview,
-    processor_settings,
-    read_value,
-)
+from pipeline.models.directories.json_files import PROCESSOR, preview, processor_settings
+from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
 from pipeline.models.directories.text.writing.features import speech_facts
-from pipeline.preprocessing.audio.audio_settings import (
-    NORMALISED,
-    SPECTROGRAMS,
-    USUAL_MAX_S,
-    AudioSettings,
-)
+from pipeline.preprocessing.audio.audio_input import extracted
+from pipeline.preprocessing.audio.audio_settings import NORMALISED, USUAL_MAX_S, AudioSettings
 
-_AST, _WHISPER, _CLAP = SPECTROGRAMS
-_CLASSES = (NORMALISED, *SPECTROGRAMS)
-_RATES_HZ, _BINS = range(1_000, 768_001), range(1, 513)
-_HOPS, _FRAME, _SECONDS = range(16, 4_097), range(16, 8_193), range(1, 121)
-_WHOLE = {
-    NORMALISED: (("sampling_rate", 16_000, _RATES_HZ), ("feature_size", 1, range(1, 2))),
-    _AST: (
-        ("sampling_rate", 16_000, range(16_000, 16_001)),  # its frames are of 400 samples
-        ("num_mel_bins", 128, _BINS),
-        ("max_length", 1_024, range(1, 16_385)),
-    ),
-    _WHISPER: (
-        ("sampling_rate", 16_000, _RATES_HZ),
-        ("feature_size", 80, _BINS),
-        ("hop_length", 160, _HOPS),
-        ("chunk_length", 30, _SECONDS),
-        ("n_fft", 400, _FRAME),
-    ),
-    _CLAP: (
-        ("sampling_rate", 48_000, _RATES_HZ),
-        ("feature_size", 64, _BINS),
-        ("hop_length", 480, _HOPS),
-        ("max_length_s", 10, _SECONDS),
-        ("fft_window_size", 1_024, _FRAME),
-    ),
-}
-"""Class -> the whole numbers that it takes: name, the library's default, and what can be."""
-_REAL: Mapping[str, Mapping[str, float]] = {
-    NORMALISED: {},
-    _AST: {"mean": -4.2677393, "std": 4.5689974},
-    _WHISPER: {"padding_value": 0.0},
-    _CLAP: {"frequency_min": 0.0, "frequency_max": 14_000.0},
-}
-_MUST: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    NORMALISED: {},
-    _AST: {},
-    _WHISPER: {"dither": (0, None), "padding_side": ("right", None)},
-    _CLAP: {"truncation": ("rand_trunc",), "padding": ("repeatpad", "repeat", "pad")},
-}
-"""Class -> what else decides its features, and the values that are taken."""
-_AST_HOP = 160
-_MAX_NUMBER = 1e6
-_POOLED = "audio-spectrogram-transformer"
-"""The model type that has a vector of the whole clip of its own."""
-
-
-class _Window(NamedTuple):
-    """The features of a clip, if they have one shape."""
-
-    shape: tuple[int, ...]
-    length_s: float
-    config: Mapping[str, Any]
-    """What the model's config must say."""
-
-
-def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str]:
-    """Read the feature extractor of a snapshot.
-
-    Returns:
-        The settings, with the longest clip that the model hears, and what is said of them.
-
-    Raises:
-        JobError: There is none, or one that is not known here.
-    """
-    where, values = processor_settings(folder, chosen.at, "feature_extractor")
-    name = read_value(values, "feature_extractor_type", where, str) or _usual(chosen)
-    if not values or name not in _CLASSES:
-        problem = f"its feature extractor is {preview(name)}" if values else f"no {PROCESSOR}"
-        raise JobError(f"model.path: {where}: {problem}, expected one of {', '.join(_CLASSES)}")
-    options: dict[str, Any] = {
-        key: checked(values.get(key, usual), key, where, int, ge=may[0], le=may[-1])
-        for key, usual, may in _WHOLE[name]
-    }
-    for key, usual in _REAL[name].items():
-        above = 0.0 if key == "std" else -_MAX_NUMBER
-        value = values.get(key, usual)
-        options[key] = checked(value, key, where, float, gt=above, lt=_MAX_NUMBER)
-    for key, taken in _MUST[name].items():
-        if values.get(key) not in taken:
-            expected = " or ".join(map(preview, taken))
-            raise JobError(
-                f"model.path: {where}: {key} is {preview(values.get(key))}, expected {expected}"
-            )
-    if name == _CLAP:
-        options |= {key: values[key] for key in _MUST[name]}
-    if name in (NORMALISED, _AST):
-        options["do_normalize"] = read_value(values, "do_normalize", where, bool, True)
-    rate = options["sampling_rate"]
-    if name == NORMALISED:
-        how = "normalised, " if options["do_normalize"] else ""
-        note = f"{where}: {rate} Hz, {how}clips of any length"
-        return AudioSettings(rate, USUAL_MAX_S, name, options), note
-    window = _window(name, options)
-    for key, wanted in window.config.items():
-        config = getattr(chosen.config, "audio_config", chosen.config)
-        if (has := getattr(config, key, None)) != wanted:
-            raise JobError(
-                f"model.path: {CONFIG}: {key} is {preview(has)}, and {where} gives {wanted}"
-            )
-    length_s, frames = window.length_s, " x ".join(map(str, window.shape))
-    note = f"{where}: {rate} Hz, {frames} features of clips up to {length_s:g} s ({name})"
-    return AudioSettings(rate, min(USUAL_MAX_S, length_s), name, options, window.shape), note
-
-
-def _window(name: str, options: Mapping[str, Any]) -> _Window:
-    rate = options["sampling_rate"]
-    if name == _AST:
-        frames, bins = options["max_length"], options["num_mel_bins"]
-        config = {"num_mel_bins": bins, "max_length": frames}
-        return _Window((frames, bins), frames * _AST_HOP / rate, config)
-    bins, hop = options["feature_size"], options["hop_length"]
-    if name == _WHISPER:
-        length_s = options["chunk_length"]
-        frames = length_s * rate // hop
-        config = {"num_mel_bins": bins, "max_source_positions": frames // 2}
-        return _Window((bins, frames), float(length_s), config)
-    length_s = options["max_length_s"]
-    # Where models fuse features, which parts of a clip they hear is chosen by chance.
-    config = {"num_mel_bins": bins, "enable_fusion": False}
-    return _Window((1, length_s * rate // hop + 1, bins), float(length_s), config)
-
-
-def _usual(chosen: ModelClass) -> str | None:
-    """Return the extractor that the library takes for a model type if the file names none."""
-    from transformers import FEATURE_EXTRACTOR_MAPPING
-
-    extractor = FEATURE_EXTRACTOR_MAPPING.get(type(chosen.config), None)
-    return None if extractor is None else str(extractor.__name__)
+TOLERANCE = 1e-4
+"""How far features may be off: normalised samples, or logarithms. Seen are 2e-6."""
+_RATES_HZ = range(1_000, 768_001)
+_MOST_NUMBERS = 1 << 23
+"""Of the features of a clip."""
+_FRAME_S = 0.01
+"""Of extractors that count frames alone, not samples."""
+_TOWER = "get_audio_features"
 
 
 def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
@@ -166,9 +42,16 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    tasks: tuple[str, ...]
-    labels, dim, pooling, module = None, None, None, chosen.facts
-    written = None
+    named = chosen.named.__name__
+    tasks: tuple[str, ...] = ("embed",)
+    labels, dim, pooling, module, written = None, None, None, chosen.facts, None
+    if chosen.head != SPEECH and chosen.head != "audio" and chosen.config.is_encoder_decoder:
+        raise JobError(
+            f"model.path: {CONFIG}: {named} has a decoder beside its encoder; expected an encoder "
+            "of clips, or a classification"
+        )
+    audio, note = read_extractor(folder, chosen)
+    given = _outputs(chosen, audio)
     if chosen.head == SPEECH:
         written = speech_facts(folder, chosen)
         tasks, what = ("generate",), "writes what is said"
@@ -176,24 +59,16 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         labels = heads.labels_of(chosen.config, chosen.values)
         tasks = heads.tasks_of("audio", labels, chosen.values, scores_pairs=False)
         what = f"{len(labels)} outputs, {', '.join(tasks)}"
-    elif chosen.config.model_type.startswith(CLAP):
-        dim = width_of(chosen.config, "projection_dim")
-        tasks, what = ("embed",), f"{dim} numbers per clip"
-        if chosen.config.model_type == CLAP:
-            module = replace(module, head=TOWERS)
-        else:
-            pooling = Pooling(("projection",), ("projection",))
+    elif hasattr(chosen.built, _TOWER):
+        dim, module = given["pooler_output"][-1], replace(module, head=TOWERS)
+        what = f"{dim} numbers per clip"
+    elif "audio_embeds" in given:
+        dim, pooling = given["audio_embeds"][-1], Pooling(("projection",), ("projection",))
+        what = f"{dim} numbers per clip"
     else:
-        if chosen.config.is_encoder_decoder:
-            raise JobError(
-                f"model.path: {CONFIG}: {chosen.named.__name__} has a decoder beside its encoder; "
-                "expected an encoder of clips, or a classification"
-            )
-        known = ("pooler", "mean") if chosen.config.model_type == _POOLED else ("mean",)
-        pooling = Pooling(known[:1], known)
-        dim = width_of(chosen.config, "output_hidden_size", "hidden_size")
-        tasks, what = ("embed",), f"pooling {known[0]}; {dim} numbers per clip"
-    audio, note = read_extractor(folder, chosen)
+        known = ("pooler", "mean") if "pooler_output" in given else ("mean",)
+        dim, pooling = given["last_hidden_state"][-1], Pooling(known[:1], known)
+        what = f"pooling {known[0]}; {dim} numbers per clip"
     return chosen.directory(
         "audio",
         tasks,
@@ -203,9 +78,99 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         audio=audio,
         pooling=pooling,
         generation=written,
-        notes=(
-            f"{CONFIG}: {chosen.named.__name__}, {what}",
-            note,
-            *([written.note] if written else []),
-        ),
+        notes=(f"{CONFIG}: {named}, {what}", note, *([written.note] if written else [])),
     )
+
+
+def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str]:
+    """Ask the library for the feature extractor of a directory, and hold ours to it.
+
+    Returns:
+        The settings, with the longest clip that the model hears, and what is said of them.
+
+    Raises:
+        JobError: There is none, or its features are not ours; names the clip and both values.
+    """
+    from transformers import AutoFeatureExtractor
+
+    where, values = processor_settings(folder, chosen.at, "feature_extractor")
+    if not values:
+        raise JobError(f"model.path: {PROCESSOR} with a feature extractor is missing")
+    clips = probes.clips()
+    try:
+        with quiet():
+            made: Any = AutoFeatureExtractor.from_pretrained(
+                folder / chosen.at, local_files_only=True, trust_remote_code=False
+            )
+            shapes = [_features(made, clip).shape for clip in clips]
+    except Exception as error:  # the library checks values in many ways
+        raise refused(error, f"makes no features with {where}") from error
+    rate, name = made.sampling_rate, type(made).__name__
+    if rate not in _RATES_HZ:
+        raise JobError(f"model.path: {where}: sampling_rate is {preview(rate)} Hz")
+    if shapes == [clip.shape for clip in clips]:
+        is_normalised = bool(getattr(made, "do_normalize", False))
+        options = {"sampling_rate": rate, "feature_size": 1, "do_normalize": is_normalised}
+        settings = AudioSettings(rate, USUAL_MAX_S, NORMALISED, options)
+        note = f"{rate} Hz, {'normalised, ' if is_normalised else ''}clips of any length"
+    elif len(set(shapes)) == 1 and math.prod(shapes[0]) <= _MOST_NUMBERS:
+        length_s = _heard_s(made, shapes[0])
+        max_s = min(USUAL_MAX_S, length_s)
+        settings = AudioSettings(rate, max_s, name, _options(made), shapes[0])
+        frames = " x ".join(map(str, shapes[0]))
+        note = f"{rate} Hz, {frames} features of clips up to {length_s:g} s ({name})"
+    else:
+        raise JobError(
+            f"model.path: {where}: the features of {name} have shapes {preview(shapes)}, expected "
+            f"the samples, or one shape for clips of all lengths; {FACTORY_ADVICE}"
+        )
+    library = f"transformers {version('transformers')}"
+    for clip in clips:
+        heard = clip[: settings.max_samples]
+        probe = f"a clip of {len(heard)} samples"
+        expected, ours = _features(made, heard), extracted(settings, heard)
+        probes.require_same(probe, "features", library, expected, ours, TOLERANCE)
+    return settings, f"{where}: {note}"
+
+
+def _features(extractor: Any, clip: Any) -> Any:
+    made = extractor(clip, sampling_rate=extractor.sampling_rate, return_tensors="np")
+    return np.asarray(made[extractor.model_input_names[0]][0])
+
+
+def _heard_s(extractor: Any, shape: tuple[int, ...]) -> float:
+    """Return the length of the longest clip that features of one shape hold."""
+    for name in ("n_samples", "nb_max_samples"):
+        if (samples := getattr(extractor, name, None)) is not None:
+            return float(samples / extractor.sampling_rate)
+    return shape[0] * _FRAME_S
+
+
+def _options(extractor: Any) -> Mapping[str, Any]:
+    """Return the arguments that make the same extractor."""
+    names = inspect.signature(type(extractor).__init__).parameters
+    return {name: getattr(extractor, name) for name in names if hasattr(extractor, name)}
+
+
+def _outputs(chosen: ModelClass, audio: AudioSettings) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of what the class gives for a clip, by name; it is run without numbers.
+
+    Raises:
+        JobError: It takes other features.
+    """
+    import torch
+
+    shape = audio.shape or (len(probes.clips()[0]),)
+    model = chosen.module
+    try:
+        with quiet(), torch.device("meta"), torch.inference_mode():
+            features = torch.empty(1, *shape)
+            if hasattr(model, _TOWER):
+                given = model.get_audio_features(input_features=features)
+            else:
+                name = model.main_input_name
+                model = model.get_encoder() if chosen.head == SPEECH else model
+                given = model(**{name: features})
+    except Exception as error:  # of the library
+        raise refused(error, f"runs no {chosen.built.__name__} on these features") from error
+    return {name: tuple(value.shape) for name, value in given.items() if hasattr(value, "shape")}

@@ -25,7 +25,6 @@ from pipeline.core.schema import AUDIO, DURATION_S
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.audio.audio_settings import (
     NORMALISED,
-    SPECTROGRAMS,
     AudioSettings,
     require_decoders,
 )
@@ -208,9 +207,9 @@ def _extractor(name: str, options: str) -> Callable[[Samples], Any]:
     """Make a feature extractor of the installed transformers; its filters are computed once."""
     import transformers
 
-    assert name in SPECTROGRAMS, name
-    numbers = json.loads(options)
-    made = getattr(transformers, name)(**numbers)
+    numbers, cls = json.loads(options), getattr(transformers, name)
+    assert issubclass(cls, transformers.FeatureExtractionMixin), name
+    made = cls(**numbers)
     rate = numbers["sampling_rate"]
 
     def extract(samples: Samples) -> Any:

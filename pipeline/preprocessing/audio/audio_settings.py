@@ -1,7 +1,7 @@
 """What a clip of sound becomes: the settings. The driver reads them, so nothing here imports torch.
 
-The classes of feature extractors are those of the installed transformers, by an allow-list; a model
-directory gives their numbers.
+The classes of feature extractors are those of the installed transformers; a model directory gives
+their numbers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from pipeline.core.errors import JobError
 USUAL_MAX_S = 30.0
 NORMALISED = "Wav2Vec2FeatureExtractor"
 """The extractor whose features are the samples themselves, normalised or not."""
-SPECTROGRAMS = ("ASTFeatureExtractor", "WhisperFeatureExtractor", "ClapFeatureExtractor")
-"""Extractors of transformers whose features have one shape, whatever the length of the clip."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,8 @@ class AudioSettings:
     sample_rate_hz: int
     max_s: float
     extractor: str = ""
-    """`NORMALISED`, one of `SPECTROGRAMS`, or '': the samples as they are."""
+    """`NORMALISED`, a class of transformers whose features have one shape, whatever the length of
+    the clip, or '': the samples as they are."""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Arguments of the extractor: JSON values."""
     shape: tuple[int, ...] = ()

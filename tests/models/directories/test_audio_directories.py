@@ -2,53 +2,84 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
-import torch
 from support.inputs.clips import tone
-from support.models.audio_snapshots import make_listener
+from support.models.audio_snapshots import FAMILIES, make_listener
 from support.models.snapshots import change_json
+from support.runs.jobs import SOURCES, job_of
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
+from pipeline.core.schema import AUDIO
+from pipeline.inference.library_check import hold_to_library
 from pipeline.job.transform import Audio
-from pipeline.models.directories.build import build_module
-from pipeline.models.directories.opening import read_facts
-from pipeline.models.resolving.resolve import choose_audio
-from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.audio.audio_input import extracted
+from pipeline.models.directories.opening import OF_TRANSFORMERS, read_facts
+from pipeline.models.directories.snapshot import local
+from pipeline.models.resolving.resolve import choose_audio, resolve_model
+from pipeline.models.spec import ModelSpec
+from pipeline.preprocessing.audio.audio_input import AudioInput, extracted
+from pipeline.process.confined import confined
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+HEARD = [(family, None) for family in FAMILIES] + [
+    *((family, "Model") for family in ("wav2vec2", "hubert", "ast")),
+    ("clap", "AudioModelWithProjection"),
+]
+LONG = ("wav2vec2 of layer norm", "hubert", "wavlm")
+"""Further families of what one family shows."""
+
+
+def resolved(path: Path, **model: Any) -> ModelSpec:
+    spec = resolve_model(job_of({"path": str(path), **model}, SOURCES["audio"]))
+    return spec.fitted(pa.schema([(AUDIO, pa.large_binary())]))
 
 
 @pytest.mark.parametrize(
-    "head", [None, pytest.param("AudioModelWithProjection", marks=pytest.mark.slow)]
+    ("family", "head"), quick_cases(HEARD, lambda family, head: not (family in LONG and head))
 )
-def test_vectors_of_clap_are_those_of_the_library(head: str | None, tmp_path: Path):
-    """Also of a clip that resampling makes a sample too long, of which CLAP would take any part."""
-    import transformers
+def test_predictions_are_those_of_the_library(family: str, head: str | None, tmp_path: Path):
+    spec = resolved(make_listener(tmp_path / "m", family, head))
+    assert re.fullmatch(r"transformers [\d.]+ on [123] clips", hold_to_library(spec))
 
-    path = make_listener(tmp_path / "m", "clap", head=head)
-    facts = read_facts(path)
-    assert (facts.input, facts.tasks, facts.embedding_dim) == ("audio", ("embed",), 24)
-    assert facts.audio is not None
-    assert (facts.audio.max_s, facts.audio.shape) == (2, (1, 201, 16))
-    model = getattr(transformers, f"Clap{head or 'Model'}").from_pretrained(path).eval()
-    extractor = transformers.ClapFeatureExtractor.from_pretrained(path)
-    module = build_module(path, facts, TaskSpec("embed", embedding_dim=24))
-    samples = tone(2.0, rate_hz=48_000)
-    with torch.inference_mode():
-        for clip in (samples[:30_000], samples):
-            given = extractor(clip, sampling_rate=48_000, return_tensors="pt")
-            features = given["input_features"].float()
-            if head is None:
-                wanted = model.get_audio_features(features).pooler_output
-            else:
-                wanted = model(features).audio_embeds
-            longer = np.append(clip, np.float32(0.5))
-            heard = extracted(facts.audio, longer if len(clip) == len(samples) else clip)
-            torch.testing.assert_close(module(torch.from_numpy(heard)[None]), wanted, **CLOSE)
+
+@pytest.mark.parametrize("task", ["multilabel", "embed"])
+def test_tasks_that_the_job_names_are_held_too(task: str, tmp_path: Path):
+    head = "Model" if task == "embed" else None
+    spec = resolved(make_listener(tmp_path / "m", "ast", head), task=task)
+    assert hold_to_library(spec)
+
+
+def test_what_we_do_otherwise_is_refused_with_the_clip(tmp_path: Path):
+    """Here: features with another mean, as if the directory's file were not read."""
+    spec = resolved(make_listener(tmp_path / "m", "ast"))
+    assert isinstance(spec.input, AudioInput)
+    assert spec.directory is not None
+    options = {**spec.input.audio.options, "mean": 0.0}
+    other = replace(spec, input=AudioInput(replace(spec.input.audio, options=options)))
+    path = local(spec.directory)
+    with pytest.raises(JobError, match="something else for probe clip 1: "):
+        confined(
+            "pipeline.inference.library_check:compare",
+            *(str(path), other),
+            reads=[path.parent],
+            imports=OF_TRANSFORMERS,
+        )
+
+
+def test_a_sample_too_many_changes_nothing(tmp_path: Path):
+    """Resampling may round up; of what is too long CLAP takes any part."""
+    settings = read_facts(make_listener(tmp_path / "m", "clap")).audio
+    assert settings is not None
+    assert (settings.max_s, settings.shape) == (2, (1, 201, 16))
+    clip = tone(2.0, rate_hz=48_000)
+    longer = np.append(clip, np.float32(0.5))
+    np.testing.assert_array_equal(extracted(settings, longer), extracted(settings, clip))
 
 
 def test_an_extractor_that_is_not_named_is_the_one_of_the_model_type(tmp_path: Path):
@@ -61,14 +92,15 @@ def test_an_extractor_that_is_not_named_is_the_one_of_the_model_type(tmp_path: P
 
 
 REFUSED = {
-    "an unknown extractor": ("hubert", {"feature_extractor_type": "EncodecFeatureExtractor"},
-                             "EncodecFeatureExtractor.*expected one of Wav2Vec2"),
-    "a number without bounds": ("whisper", {"n_fft": 10**9}, "n_fft is 1000000000"),
-    "chance": ("whisper", {"dither": 0.1}, "dither is 0.1, expected 0"),
-    "parts by chance": ("clap", {"truncation": "fusion"}, "fusion.*expected .rand_trunc"),
-    "another shape": ("ast", {"max_length": 64}, "max_length is 128.* gives 64"),
+    "features of other shapes": ("hubert", {"feature_extractor_type": "EncodecFeatureExtractor"},
+                                 "EncodecFeatureExtractor have shapes .*expected the samples"),
+    "chance": ("whisper", {"dither": 0.1}, "a clip of 6400 samples.: features .* and .* here"),
+    "parts by chance": ("clap", {"truncation": "fusion"}, "runs no ClapModel on these features"),
+    "another shape": ("ast", {"max_length": 64}, "runs no ASTFor.* on these features"),
+    "other features": ("whisper", {"feature_size": 20}, "runs no WhisperFor.* on these features"),
     "a rate of nothing": ("wav2vec2", {"sampling_rate": 0}, "sampling_rate is 0"),
-    "division by nothing": ("ast", {"std": 0.0}, "std is 0.0"),
+    "division by nothing": ("ast", {"std": 0.0}, "features .* is -inf in transformers"),
+    "features of more time": ("whisper", {"hop_length": 80}, "runs no WhisperFor.* expects"),
 }  # fmt: skip
 
 

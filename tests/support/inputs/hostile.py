@@ -371,8 +371,11 @@ HOSTILE: Mapping[str, Case] = {
         _code(PROCESSOR, auto_map={"AutoImageProcessor": "modeling_own.Own"}), "", "image"
     ),
     "a feature extractor of its own": Case(
-        _change(PROCESSOR, feature_extractor_type="own.Extractor"), "own.Extractor", "audio"
+        _change(PROCESSOR, feature_extractor_type="own.E"),
+        "Unrecognized feature extractor",
+        "audio",
     ),
+    "endless features": Case(_change(PROCESSOR, num_mel_bins=10**9), "MemoryError", "audio"),
     "code of a feature extractor": Case(
         _code(PROCESSOR, auto_map={"AutoFeatureExtractor": "modeling_own.Own"}), "", "audio"
     ),

@@ -1,6 +1,6 @@
 """Cases of "scores are those of the library": a model directory, its rows, and both ways over it.
 
-Both sides see the same encoded images, clips or texts; nothing but the pipeline's own way from
+Both sides see the same encoded images or texts; nothing but the pipeline's own way from
 bytes to published columns is between them.
 """
 
@@ -17,13 +17,12 @@ import pytest
 from PIL import Image
 
 from pipeline.core.failures import failure_columns
-from pipeline.core.schema import AUDIO, IMAGE, TEXT, TEXT_PAIR
+from pipeline.core.schema import IMAGE, TEXT, TEXT_PAIR
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 from pipeline.preprocessing.texts.text_input import TextInput
-from support.inputs.clips import encoded, tone
 from support.models.snapshots import PAIRS, TEXTS, make_snapshot
 from support.runs.jobs import SOURCES, job_of
 
@@ -45,7 +44,6 @@ def noise(size: tuple[int, int], seed: int) -> bytes:
 
 
 IMAGES = [noise(size, seed) for seed, size in enumerate([(40, 52), (64, 36), (36, 36)])]
-CLIPS = [tone(0.7, 300), tone(0.4, 700), tone(0.7, 1200), np.zeros(4_000, np.float32)]
 FEATURES = np.random.default_rng(0).normal(size=(96, 4)).astype(np.float32)
 
 
@@ -76,11 +74,6 @@ ROWS = {
         SOURCES["image"],
         _bytes(IMAGE, IMAGES),
         [Image.open(io.BytesIO(data)).convert("RGB") for data in IMAGES],
-    ),
-    "audio": Rows(
-        SOURCES["audio"],
-        _bytes(AUDIO, [encoded(clip, subtype="FLOAT") for clip in CLIPS]),
-        CLIPS,
     ),
     "features": Rows(
         {**SOURCES["features"], "features": ["a", "b", "c", "d"]},
@@ -137,8 +130,7 @@ def of_pipeline(task: str, **options: Any) -> Callable[[Path, Any], Results]:
     def give(path: Path, rows: Any) -> Results:
         from transformers import pipeline
 
-        more = {"feature_extractor": str(path)} if task.startswith("audio") else {}
-        results = pipeline(task, model=str(path), device="cpu", **more)(list(rows), **options)
+        results = pipeline(task, model=str(path), device="cpu")(list(rows), **options)
         return [{entry["label"]: entry["score"] for entry in row} for row in results]
 
     return give

@@ -18,14 +18,38 @@ from pipeline.core.schema import (
     LABELS,
     SCORE,
     START,
+    TEXT,
+    TEXT_PAIR,
     TOP_K,
     VALUE,
 )
+from pipeline.models.directories import probes
 from pipeline.models.directories.facts import TOWERS, DirectoryFacts, LibraryClass
+from pipeline.models.directories.text.text_facts import load_tokenizer
+from pipeline.models.directories.text.text_probes import special_tokens
+from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
+
+_MOST_TOKENS = 1_024
+"""Probes are not much longer where a model takes more: it takes time."""
+_WRITTEN = (0, 1, 4, 5)
+"""Texts that are continued: without special tokens, which stay text here, and short ones."""
 
 Row = Mapping[str, Any]
 Predict = Callable[[Sequence[str]], Row]
+
+
+def text_columns(path: Path, spec: ModelSpec) -> dict[str, Sequence[str]]:
+    """Return probes of texts, or of pairs: a column of each text."""
+    text = spec.facts.text if spec.facts else None
+    assert text is not None, "its rows are texts"
+    special = special_tokens(load_tokenizer(path / text.tokenizer, text.overlay))
+    most = min(text.max_tokens, _MOST_TOKENS)
+    if spec.input.text is not None and spec.input.text.has_pair:
+        first, second = zip(*probes.pairs(special, most), strict=True)
+        return {TEXT: first, TEXT_PAIR: second}
+    texts = probes.texts(special, most)
+    return {TEXT: texts if spec.task.generation is None else [texts[n] for n in _WRITTEN]}
 
 
 def text_predictions(

@@ -11,7 +11,6 @@ from pipeline.models.directories import probes
 from pipeline.models.directories.json_files import preview
 from pipeline.models.directories.snapshot import ModelDirectory
 from pipeline.models.directories.text.chat_template import WAY_OUT, Messages, ask, loaded, rendered
-from pipeline.models.directories.text.writing.features import with_image
 
 _IDS = "pipeline.models.directories.text.writing.image_prompts:image_ids"
 
@@ -39,6 +38,8 @@ def image_prompt(
 
 def image_ids(path: str, prompt: str, messages: Messages, mark: str) -> list[int]:
     """Return the tokens; see `image_prompt`."""
+    from pipeline.models.directories.text.writing.features import with_image
+
     with loaded(Path(path), "AutoProcessor") as processor:
         if messages:
             prompt = _written(processor, messages, mark)
