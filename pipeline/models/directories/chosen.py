@@ -106,26 +106,23 @@ class ModelClass:
         )
 
 
-def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> ModelClass:
+def choose(folder: Path) -> ModelClass:
     """Choose the class that a config names, and check that the weights fit and that it runs.
 
     Args:
         folder: A view of the directory.
-        at: Where config and weights lie: '' or a folder ending in `/`.
-        is_encoder: Another file says that embeddings are wanted, whatever the head.
 
     Raises:
         JobError: The library has no such class, the weights do not fit, or rows would fail.
     """
-    values = read_object(folder, at + CONFIG)
-    headers = read_headers(folder / at)
+    values, headers = read_object(folder, CONFIG), read_headers(folder)
     check_numbers(values, max(len(headers), MAX_LAYERS))
     config = config_of(values)
     named = named_class(_architecture(values, config), config)
-    head = "none" if is_encoder else head_of(named, config)
-    built = named if head != "none" else encoder_of(named, config, is_declared=is_encoder)
+    head = head_of(named, config)
+    built = named if head != "none" else encoder_of(named, config)
     require_one_input(built, config, head)
-    return fitted(folder, ModelClass(at, values, config, named, built, head), headers)
+    return fitted(folder, ModelClass("", values, config, named, built, head), headers)
 
 
 def fitted(folder: Path, chosen: ModelClass, headers: Mapping[str, TensorHeader]) -> ModelClass:

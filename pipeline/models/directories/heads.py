@@ -65,8 +65,14 @@ def tasks_of(
     if problem == "regression":
         return ("regress",)
     tasks = _PROBLEMS[problem or "single_label_classification"]
-    entails = any(name.lower().startswith(_ENTAILS) for name in labels)
+    entails = entailment_id(labels) is not None
     return (*tasks, "zero_shot") if head == "sequence" and entails else tasks
+
+
+def entailment_id(labels: tuple[str, ...]) -> int | None:
+    """Return which output of an NLI model says that a text entails another; None: none does."""
+    starts = (id_ for id_, name in enumerate(labels) if name.lower().startswith(_ENTAILS))
+    return next(starts, None)
 
 
 def score_activation(values: Mapping[str, Any], num_labels: int) -> tuple[str, bool]:

@@ -152,13 +152,12 @@ def head_of(cls: Any, config: Any) -> str:
     return next((head for head, name in _HEADS.items() if cls in _classes(name, config)), "none")
 
 
-def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
+def encoder_of(cls: Any, config: Any) -> Any:
     """Return the class of the encoder of a class without a head that is a task.
 
     Args:
         cls: The class that `architectures` names.
         config: Its configuration.
-        is_declared: Another file says that the encoder is meant, whatever the head.
 
     Raises:
         JobError: The class is for something that is no task here.
@@ -166,8 +165,7 @@ def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
     base = base_of(config)
     if cls is base or not _HEAD.search(cls.__name__):
         return cls
-    is_trained = any(cls in _classes(name, config) for name in _TRAINED)
-    if base is not None and (is_declared or is_trained):
+    if base is not None and any(cls in _classes(name, config) for name in _TRAINED):
         return base
     raise JobError(
         f"model.path: config.json: architectures names {cls.__name__}, whose outputs are no task "

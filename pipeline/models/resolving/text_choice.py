@@ -12,7 +12,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.transform import Text
 from pipeline.models.directories.facts import TextFacts
 from pipeline.models.directories.text.chat_template import chat_prompt
-from pipeline.models.directories.text.hypotheses import hypotheses, reserved_tokens
+from pipeline.models.directories.text.hypotheses import hypotheses
 from pipeline.models.resolving.cards import ResolvedModel
 from pipeline.models.resolving.task_choice import prompt_texts, task_name
 from pipeline.models.tasks import task_class
@@ -68,7 +68,8 @@ def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings
     overlay = of_file.overlay if of_file else ""
     tokenizer = parse_tokenizer(f"text.tokenizer = {uri}", data, overlay)
     with tokenizer_errors(f"text.tokenizer = {uri}: fails over texts"):
-        reserved = reserved_tokens(hypotheses(tokenizer, behind))
+        pairs = hypotheses(tokenizer, behind)
+        reserved = max((len(pair.ids) for pair in pairs), default=0)
         least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
         if frame is not None:
             least = PromptTokenizer(tokenizer, frame).num_fixed + 1

@@ -67,24 +67,19 @@ class Detect(Task):
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         """Return boxes (B, M, 4) in pixels of the model input, scores and label ids (B, M)."""
-        return self._reduced(outputs, num_rows, None)
+        return self.reduce_batch(outputs, num_rows, {})
 
     def reduce_batch(
         self, outputs: Any, num_rows: int, batch: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        # Images are channels last, (B, H, W, C).
-        sizes = [tensor.shape[1:3] for tensor in batch.values() if tensor.ndim == 4]
-        px = (int(sizes[0][0]), int(sizes[0][1])) if len(sizes) == 1 else None
-        return self._reduced(outputs, num_rows, px)
-
-    def _reduced(
-        self, outputs: Any, num_rows: int, px: tuple[int, int] | None
     ) -> dict[str, torch.Tensor]:
         from pipeline.models.detection.boxes import best
         from pipeline.models.detection.detector_outputs import candidates
 
         if self.spec.postprocess is not None:
             outputs = self._step(outputs)
+        # Images are channels last, (B, H, W, C).
+        sizes = [tensor.shape[1:3] for tensor in batch.values() if tensor.ndim == 4]
+        px = (int(sizes[0][0]), int(sizes[0][1])) if len(sizes) == 1 else None
         spec = self.spec
         boxes, scores, label_ids = best(
             candidates(outputs, num_rows, len(spec.labels), px),

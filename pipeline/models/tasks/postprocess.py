@@ -74,44 +74,38 @@ def load_postprocess(factory: str, args: Mapping[str, Any]) -> Postprocess:
     Raises:
         JobError: The factory cannot be imported or called, or has no Arrow schema.
     """
-    contract = _contract(factory, "an object with .schema (pyarrow) and __call__(outputs)")
-    step = _built(factory, args, contract)
-    if not isinstance(getattr(step, "schema", None), pa.Schema) or not callable(step):
-        raise JobError(f"{contract}; it returned a {type(step).__name__}")
-    return step  # type: ignore[no-any-return]  # checked above
+    step: Postprocess = _built(
+        factory,
+        args,
+        "an object with .schema (pyarrow) and __call__(outputs)",
+        lambda made: isinstance(getattr(made, "schema", None), pa.Schema) and callable(made),
+    )
+    return step
 
 
 def load_step(factory: str, args: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """Import and call a factory of a step that turns a model's outputs into others.
-
-    Args:
-        factory: `package.module:callable`; the caller has allowed its module.
-        args: Its arguments, by name.
-
-    Raises:
-        JobError: The factory cannot be imported or called, or returns nothing that can be called.
-    """
-    contract = _contract(factory, "a callable that takes the model's outputs, tensors (B, ...)")
-    step = _built(factory, args, contract)
-    if not callable(step):
-        raise JobError(f"{contract}; it returned a {type(step).__name__}")
-    return step  # type: ignore[no-any-return]  # checked above
+    """Do the same for a step that turns a model's outputs into others, and has no schema."""
+    what = "a callable that takes the model's outputs, tensors (B, ...)"
+    step: Callable[[Any], Any] = _built(factory, args, what, callable)
+    return step
 
 
-def _contract(factory: str, what: str) -> str:
-    return (
+def _built(
+    factory: str, args: Mapping[str, Any], what: str, is_right: Callable[[Any], bool]
+) -> Any:
+    contract = (
         f"model.postprocess = {factory!r}: is called with model.postprocess_args and must return "
         f"{what}; see jobs/README.md, Postprocess"
     )
-
-
-def _built(factory: str, args: Mapping[str, Any], contract: str) -> Any:
     build = import_callable("model.postprocess", factory)
     try:
         check_arguments("model.postprocess", factory, build, args)
     except JobError as error:
         raise JobError(f"{error}; {contract}") from None
     try:
-        return build(**copy.deepcopy(dict(args)))
+        step = build(**copy.deepcopy(dict(args)))
     except Exception as error:  # a user's code may raise anything
         raise JobError(failed("model.postprocess", factory, error)) from error
+    if not is_right(step):
+        raise JobError(f"{contract}; it returned a {type(step).__name__}")
+    return step

@@ -35,7 +35,7 @@ def judge(name: str) -> None:
     named = getattr(transformers, name)
     config = named.config_class()
     head = head_of(named, config)
-    built = named if head != "none" else encoder_of(named, config, is_declared=False)
+    built = named if head != "none" else encoder_of(named, config)
     require_one_input(built, config, head)
 
 

@@ -13,8 +13,6 @@ from pipeline.core.errors import JobError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_ENTAILS = "entail"
-
 
 class Hypothesis(NamedTuple):
     """What follows the tokens of a text, special tokens included, to make a pair of it."""
@@ -47,23 +45,3 @@ def hypotheses(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Hypothesis]
             )
         pairs.append(Hypothesis(pair.ids[len(alone) :], pair.type_ids[len(alone) :]))
     return pairs
-
-
-def reserved_tokens(pairs: Sequence[Hypothesis]) -> int:
-    """Return how many tokens must be left free beside a text, so that every prompt fits."""
-    return max((len(pair.ids) for pair in pairs), default=0)
-
-
-def entailment_id(labels: Sequence[str]) -> int:
-    """Return which output of an NLI model says that the text entails the hypothesis.
-
-    Raises:
-        JobError: No label says so.
-    """
-    for index, label in enumerate(labels):
-        if label.lower().startswith(_ENTAILS):
-            return index
-    raise JobError(
-        f"model.task = 'zero_shot': none of the model's labels ({', '.join(labels)}) begins with "
-        f"{_ENTAILS!r}; use an NLI model or a text encoder"
-    )

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
-from pipeline.models.directories.text.hypotheses import Hypothesis, entailment_id, hypotheses
+from pipeline.models.directories.heads import entailment_id
+from pipeline.models.directories.text.hypotheses import Hypothesis, hypotheses
 from pipeline.models.directories.text.text_facts import load_tokenizer, settings_of
 from pipeline.preprocessing.texts.prompts import tokens_of
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
@@ -76,7 +77,7 @@ class EntailmentZeroShot(nn.Module):
 
         Args:
             model: Takes `input_ids`, `attention_mask`, and `token_type_ids` if it has types; gives
-                logits (B, C). Takes `reserved_tokens(found)` more tokens than the texts have.
+                logits (B, C). Takes more tokens than the texts have.
             pairs: Of K prompts.
             entails: Which of the C outputs counts.
             pad_id: Token id that fills up a batch.
@@ -135,7 +136,7 @@ def with_prompts(
         prompts: K texts. Those of an encoder get the directory's prefix, as texts do.
 
     Raises:
-        JobError: An NLI model's labels have no entailment, or its pairs are of another form.
+        JobError: The tokens of an NLI model's pairs do not begin with those of a text.
     """
     assert facts.text is not None, "of texts"
     tokenizer = load_tokenizer(path / facts.text.tokenizer, facts.text.overlay)
@@ -144,6 +145,7 @@ def with_prompts(
         with tokenizer_errors(f"model.path: {facts.text.tokenizer}: fails over texts"):
             pairs = hypotheses(tokenizer, prompts)
         entails = entailment_id(facts.labels)
+        assert entails is not None, "it serves zero_shot"
         has_types = "token_type_ids" in facts.text.tensor_names
         return EntailmentZeroShot(module, pairs, entails, pad_id, has_types=has_types)
     return EncoderZeroShot(module, token_ids(path, facts.text, prompts), pad_id)
