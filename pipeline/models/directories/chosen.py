@@ -23,7 +23,7 @@ from pipeline.models.directories.library import (
     head_of,
     named_class,
 )
-from pipeline.models.directories.loading import check_fit, leave_out, load, require_none_missing
+from pipeline.models.directories.loading import check_fit, leave_out, load, require_no_problems
 from pipeline.models.directories.tensors import TensorHeader, read_headers
 from pipeline.models.directories.trial import require_run
 from pipeline.models.weights.state_dict import first_names
@@ -139,7 +139,7 @@ def fitted(folder: Path, chosen: ModelClass, headers: Mapping[str, TensorHeader]
     is_small = sum(header.num_values for header in headers.values()) < _MOST_NUMBERS
     load_it = partial(load, built, config, folder / chosen.at, missing) if is_small else None
     run = require_run(module, head, is_whole=not missing, load=load_it)
-    require_none_missing(built, () if run.is_done else missing)
+    require_no_problems(built, () if run.is_done else missing)
     return replace(chosen, module=module, absent=missing, unused=unused, width=run.width)
 
 

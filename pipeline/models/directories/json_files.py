@@ -18,23 +18,17 @@ MAX_INDEX_BYTES = 16 << 20
 _SHOWN_CHARS = 80
 
 
-def max_bytes(name: str) -> int | None:
-    """Return how large a file of a directory may be, by its name; None: as large as it is."""
-    if name.endswith(".safetensors"):
-        return None
-    if name.rpartition("/")[2] == "tokenizer.json":
-        return MAX_BYTES
-    return MAX_INDEX_BYTES if name.endswith(".index.json") else MAX_CONFIG_BYTES
-
-
 def check_size(name: str, size_bytes: int, where: str) -> None:
-    """Refuse a file that is larger than any such file can be.
+    """Refuse a file that is larger than any of its name can be; weights may be of any size.
 
     Raises:
         JobError: It is too large; names both sizes.
     """
-    limit = max_bytes(name)
-    if limit is not None and size_bytes > limit:
+    if name.endswith(".safetensors"):
+        return
+    limit = MAX_INDEX_BYTES if name.endswith(".index.json") else MAX_CONFIG_BYTES
+    limit = MAX_BYTES if name.rpartition("/")[2] == "tokenizer.json" else limit
+    if size_bytes > limit:
         raise JobError(
             f"model.path: {where} has {size_bytes} bytes, at most {limit} are read of such a file"
         )
@@ -60,7 +54,10 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     Raises:
         JobError: It is too large, or holds something else.
     """
-    content = parse_json(data, name)
+    return _object(parse_json(data, name), name)
+
+
+def _object(content: Any, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise JobError(f"model.path: {name} holds {json_type_of(content)}, expected an object")
     return content
@@ -68,7 +65,11 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
 
 def read_json(folder: Path, name: str) -> Any:
     """Read a JSON file of a local directory; raises as `parse_json`, or if there is none."""
-    return parse_json(_bytes(folder, name), name)
+    path = folder / name
+    if not path.is_file():
+        raise JobError(f"model.path: {name} is missing")
+    check_size(name, path.stat().st_size, name)
+    return parse_json(path.read_bytes(), name)
 
 
 def read_object(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def read_object(folder: Path, name: str, *, optional: bool = False) -> dict[str,
     """
     if optional and not (folder / name).is_file():
         return {}
-    return parse_object(_bytes(folder, name), name)
+    return _object(read_json(folder, name), name)
 
 
 def processor_settings(folder: Path, at: str, key: str) -> tuple[str, Mapping[str, Any]]:
@@ -94,14 +95,6 @@ def processor_settings(folder: Path, at: str, key: str) -> tuple[str, Mapping[st
     if isinstance(both, dict):
         return at + BOTH, both
     return at + PROCESSOR, read_object(folder, at + PROCESSOR, optional=True)
-
-
-def _bytes(folder: Path, name: str) -> bytes:
-    path = folder / name
-    if not path.is_file():
-        raise JobError(f"model.path: {name} is missing")
-    check_size(name, path.stat().st_size, name)
-    return path.read_bytes()
 
 
 def json_type_of(value: Any) -> str:

@@ -82,7 +82,7 @@ def load(cls: Any, config: Any, folder: Path, absent: Collection[str]) -> torch.
     """
     module: torch.nn.Module
     module, report = _from_pretrained(cls, config, folder)
-    _require_no_problems(cls, report["missing_keys"] - {*absent}, (), report["mismatched_keys"])
+    require_no_problems(cls, report["missing_keys"] - {*absent}, (), report["mismatched_keys"])
     leave_out(module, absent)
     module.eval()
     return module
@@ -129,22 +129,21 @@ def _require_fit(cls: Any, module: Any, report: Mapping[str, Any], head: str) ->
         and (head == "none" or name.removeprefix(prefix).startswith(f"{_POOLER}."))
     }
     unexpected = report["unexpected_keys"] - unused
-    _require_no_problems(cls, (), unexpected, report["mismatched_keys"])
+    require_no_problems(cls, (), unexpected, report["mismatched_keys"])
     return unused
 
 
-def require_none_missing(cls: Any, missing: Collection[str]) -> None:
-    """Refuse a class of which the files lack tensors.
+def require_no_problems(
+    cls: Any,
+    missing: Collection[str],
+    unexpected: Collection[str] = (),
+    mismatched: Collection[Any] = (),
+) -> None:
+    """Refuse a class that the tensors do not fit.
 
     Raises:
-        JobError: They lack some; names them.
+        JobError: Tensors are missing, superfluous or of another shape; names them.
     """
-    _require_no_problems(cls, missing, (), ())
-
-
-def _require_no_problems(
-    cls: Any, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[Any]
-) -> None:
     other = [f"{key} is {tuple(held)}, not {tuple(wanted)}" for key, held, wanted in mismatched]
     problems = listed_problems(
         (sorted(missing), "missing"),

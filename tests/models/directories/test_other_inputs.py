@@ -20,7 +20,6 @@ from support.runs.selection import quick_cases
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.chosen import require_one_input
-from pipeline.models.directories.json_files import read_object
 from pipeline.models.directories.library import config_of, encoder_of, head_of
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.tasks.base import TaskSpec
@@ -181,13 +180,6 @@ def test_no_part_of_a_model_keeps_what_it_has_seen():
     parts = {"text_config": {"model_type": "qwen3_5_text"}, "vision_config": {}}
     config = config_of({"model_type": "qwen3_5", **parts})
     assert not config.text_config.use_cache
-
-
-def test_a_number_that_json_has_not_is_read_as_the_library_writes_it(tmp_path):
-    transformers.Mamba2Config(time_step_limit=(0.5, float("inf"))).save_pretrained(tmp_path)
-    values = read_object(tmp_path, "config.json")
-    assert values["time_step_limit"] == [0.5, {"__float__": "Infinity"}]
-    assert [*config_of(values).time_step_limit] == [0.5, float("inf")]
 
 
 def test_a_model_that_joins_the_images_of_a_batch_is_refused(tmp_path):

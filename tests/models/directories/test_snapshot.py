@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -165,33 +164,6 @@ def test_of_a_file_beside_shards_the_library_takes_the_file(path):
     assert torch.equal(embed(open_directory(str(path))[1]), expected)
     (path / where[min(where)]).unlink()  # as the library leaves it when it saves the whole again
     assert torch.equal(embed(open_directory(str(path))[1]), expected)
-
-
-def test_half_precision_is_read_as_float32(path):
-    expected = embed(path)
-    tensors = load_file(path / "model.safetensors")
-    halves = {key: value.to(torch.bfloat16) for key, value in tensors.items()}
-    save_file(halves, path / "model.safetensors")
-    values = json.loads((path / "config.json").read_text())
-    write_json(path / "config.json", values | {"dtype": "bfloat16", "torch_dtype": "bfloat16"})
-    vectors = embed(path)
-    assert vectors.dtype == torch.float32
-    torch.testing.assert_close(vectors, expected, atol=0.5, rtol=0.1)
-
-
-def test_buffers_that_the_library_ignores_are_no_extra_tensors(path):
-    expected = embed(path)
-    tensors = load_file(path / "model.safetensors")
-    tensors["embeddings.position_ids"] = torch.arange(64)[None]
-    save_file(tensors, path / "model.safetensors")
-    assert torch.equal(embed(path), expected)
-    old = {
-        f"bert.{key.replace('LayerNorm.weight', 'LayerNorm.gamma')}": value
-        for key, value in tensors.items()
-        if "pooler" not in key  # not used for embeddings
-    }
-    save_file(old, path / "model.safetensors")
-    assert torch.equal(embed(path), expected)
 
 
 def test_a_pooler_that_a_classifier_does_not_use_is_no_extra_tensor(tmp_path):
