@@ -87,7 +87,7 @@ def hold_to_library(spec: ModelSpec) -> str:
 
     Returns:
         What was held, such as `transformers 5.24.0 on 8 texts`; '': the library has no way of its
-        own to the task, or the weights are too large.
+        own to the task.
 
     Raises:
         JobError: A prediction differs; names the probe and both values.
@@ -97,12 +97,14 @@ def hold_to_library(spec: ModelSpec) -> str:
     if directory is None or facts is None or held is None or not _has_library(facts):
         return ""
     is_held = spec.task.generation is not None or spec.task.kind in held.tasks
-    if not is_held or local_bytes(directory) > _MOST_BYTES:
+    if not is_held:
         return ""
     if spec.input.name == "image":
         transform = facts.transform
         if transform is None or image_misfit(facts.images, transform):
             return ""  # pixels are the job's
+    if local_bytes(directory) > _MOST_BYTES:
+        return f"{_library(spec)} in its preprocessing alone: the weights have more than 4 GiB"
     has_pair = _has_pair(spec)
     source = {"format": "parquet", **held.columns}
     if has_pair:

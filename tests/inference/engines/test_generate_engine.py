@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from support.models.choosing import prepared
-from support.models.generating import NEW_TOKENS, make_writer, tensors_of, writing
+from support.models.generating import NEW_TOKENS, make_writer, writing
 
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.figures.counters import PREFILL, Counters
@@ -24,6 +24,7 @@ from pipeline.inference.writing.greedy import is_repeating
 from pipeline.inference.writing.rules import Row, num_agreed
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.directories.text.writing.opening import tensors_of
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.process.liveness import tell_parent
 

@@ -56,19 +56,6 @@ def writing(
     return resolve_model(job_over("text", model_section, text=text or Text()))
 
 
-def tensors_of(prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Return texts as the model takes them: ids and mask, int64 (B, L), padded on the right."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    ids = [torch.tensor(prompt, dtype=torch.int64) for prompt in prompts]
-    masks = [torch.ones_like(row) for row in ids]
-    return {
-        "input_ids": pad_sequence(ids, batch_first=True),
-        "attention_mask": pad_sequence(masks, batch_first=True),
-    }
-
-
 class Written(NamedTuple):
     """What the library writes."""
 

@@ -1,13 +1,15 @@
-"""Make the module that writes for a task, and what makes a text of its tokens."""
+"""Make the module that writes for a task, and try whether rows stay as they are beside others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from pipeline.models.directories.facts import CAPTION, CAUSAL
+from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ
+from pipeline.models.directories.text.cached_model import refused_for
 from pipeline.models.directories.text.writing.causal import CausalDecoding
 from pipeline.models.directories.text.writing.decoding import (
     BlipDecoding,
@@ -15,6 +17,7 @@ from pipeline.models.directories.text.writing.decoding import (
     ImageFirstDecoding,
     ImagePromptDecoding,
     LibraryDecoding,
+    Tensors,
     has_image_tokens,
 )
 from pipeline.models.generation import Generation
@@ -22,6 +25,7 @@ from pipeline.models.records.grammar import Grammar
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 
+_CHECKED_TOKENS, _CHECKED_STEPS, _TOLERANCE = (7, 4, 1), 3, 1e-3
 Text = Callable[[Sequence[int]], str]
 """Tokens -> their text."""
 
@@ -36,15 +40,22 @@ def with_decoding(
         model: Of the library, with this head.
         task: Its rules say what the decoder begins with.
         tokenizer: Makes a text of tokens that the model has written.
+
+    Raises:
+        JobError: Rows change beside others, or cannot begin at different steps.
     """
     assert task.generation is not None, "the task writes"
     text = text_decoder(task.generation, tokenizer)
     module: Decoding
-    if head == CAUSAL:
-        module = CausalDecoding(model, text)
-    else:
-        cls = _caption_class(model) if head == CAPTION else LibraryDecoding
-        module = cls(model, text, task.generation.rules)
+    with torch.no_grad():
+        if head == CAUSAL:
+            module = CausalDecoding(model, text)
+            _require_rows_alone(module, type(model).__name__)
+        else:
+            cls = _caption_class(model) if head == CAPTION else LibraryDecoding
+            module = cls(model, text, task.generation.rules)
+            if head == SEQ2SEQ:
+                _require_padding_is_unseen(module, type(model).__name__)
     module.grammar = Grammar.of(task.generation, tokenizer)
     return module
 
@@ -76,3 +87,58 @@ def _caption_class(model: Any) -> type[LibraryDecoding]:
     if hasattr(model, "git"):
         return ImageFirstDecoding
     return BlipDecoding if hasattr(model, "text_decoder") else LibraryDecoding
+
+
+def tensors_of(prompts: Sequence[Sequence[int]]) -> Tensors:
+    """Return texts as the model takes them: ids and mask, int64 (B, L), padded on the right."""
+    ids = [torch.tensor(prompt, dtype=torch.int64) for prompt in prompts]
+    masks = [torch.ones_like(row) for row in ids]
+    pad = nn.utils.rnn.pad_sequence
+    return {"input_ids": pad(ids, batch_first=True), "attention_mask": pad(masks, batch_first=True)}
+
+
+def _require_rows_alone(module: CausalDecoding, name: str) -> None:
+    """Refuse a model whose logits change where rows begin at different steps and leave."""
+    prompts = _prompts(module)
+    count, size = len(prompts), _num_tokens(module)
+    output = [(17 * n + 5) % size for n in range(2 * _CHECKED_STEPS)]
+    with refused_for("generate", name, "write rows that begin at different steps"):
+        begun, late = module.begin(tensors_of(prompts[:-1])), module.begin(tensors_of(prompts[-1:]))
+        expected = [module.plain(tensors_of([ids]), ids, output) for ids in prompts]
+        batch, rows, steps = begun.batch, [*range(count - 1)], [0] * count
+        for number in range(2 * _CHECKED_STEPS):
+            if number == _CHECKED_STEPS:  # the last one enters, and of three the first leaves
+                batch = batch.joined(late.batch).kept([*range(count)][-2:])
+                rows = [*range(count)][-2:]
+            given = [output[steps[row] - 1] if steps[row] else prompts[row][-1] for row in rows]
+            places = [len(prompts[row]) - 1 + steps[row] for row in rows]
+            logits = module.step(batch, given, places)
+            for actual, row in zip(logits, rows, strict=True):
+                _require_near(actual, expected[row][steps[row]])
+                steps[row] += 1
+
+
+def _require_padding_is_unseen(module: LibraryDecoding, name: str) -> None:
+    """Refuse a model whose logits change where a text is beside others."""
+    prompts = _prompts(module)
+    with refused_for("generate", name, "read texts of several lengths at once"):
+        for actual, ids in zip(module(**tensors_of(prompts)), prompts, strict=True):
+            _require_near(actual, module(**tensors_of([ids]))[0])
+
+
+def _prompts(module: Decoding) -> list[list[int]]:
+    size = _num_tokens(module)
+    return [
+        [(31 * n + row) % size for n in range(length)] for row, length in enumerate(_CHECKED_TOKENS)
+    ]
+
+
+def _num_tokens(module: Decoding) -> int:
+    num_tokens: int = module.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    return num_tokens
+
+
+def _require_near(actual: torch.Tensor, wanted: torch.Tensor) -> None:
+    off = float((actual - wanted).abs().max())
+    if not off <= _TOLERANCE * max(1.0, float(wanted.abs().max())):
+        raise ValueError(f"logits are off by {off:.2g}")

@@ -21,7 +21,6 @@ from support.models.generating import (
     NEW_TOKENS,
     library_outputs,
     make_writer,
-    tensors_of,
     writing,
 )
 from support.models.language_models import FAMILIES, write_language_tokenizer
@@ -41,11 +40,13 @@ from transformers.generation.logits_process import (
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TOKEN_IDS
+from pipeline.inference import library_check
 from pipeline.inference.engines.generate_engine import GenerateEngine
 from pipeline.inference.library_check import compare, hold_to_library
 from pipeline.inference.writing.rules import AppliedRules, Row
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.text.writing.causal import CausalDecoding
+from pipeline.models.directories.text.writing.opening import tensors_of
 from pipeline.models.generation import Generation, Rules
 from pipeline.models.spec import PredictorConfig, load_module
 from pipeline.preprocessing.model_input import BatchLimits
@@ -110,6 +111,9 @@ def test_a_directory_is_held_to_what_its_library_writes(
     spec = writing(path, prompt=None, generate={"max_new_tokens": 8})
     assert re.fullmatch(r"transformers [\d.]+ on 4 texts", hold_to_library(spec))
     assert hold_to_library(choosing(path)) == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(library_check, "_MOST_BYTES", 0)
+        assert "in its preprocessing alone: the weights have" in hold_to_library(spec)
     generation = spec.task.generation
     assert generation is not None
     rules = replace(generation.rules, banned=(*range(3, 300),))
