@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, (B, heads, P, size) each."""
@@ -59,6 +63,28 @@ class CachedModel(nn.Module):
         if self.chooses_logits:
             options["logits_to_keep"] = keep
         return self.run(cache, input_ids=ids, attention_mask=mask.long(), **options)
+
+
+@contextlib.contextmanager
+def refused_for(task: str, name: str, cannot: str) -> Iterator[None]:
+    """Try a model during the body; any error there refuses it.
+
+    Args:
+        task: Of the job.
+        name: The model's class.
+        cannot: What it cannot do, as the message says.
+
+    Raises:
+        JobError: The body raised an error, which the message has.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = clean_message(f"{type(error).__name__}: {error}", 200)
+        raise JobError(
+            f"model.task = {task!r}: {name} of model.path cannot {cannot}: {reason}; take another "
+            "model"
+        ) from error
 
 
 def new_cache() -> Any:

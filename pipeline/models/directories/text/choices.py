@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import CAUSAL
 from pipeline.models.directories.text.cached_model import (
     CachedModel,
     moved,
     new_cache,
     places_of,
+    refused_for,
     states_of,
 )
 from pipeline.models.tasks.base import TaskSpec
@@ -274,7 +273,7 @@ def _require_shares(
         rows: What `plain` takes of the first rows of each.
     """
     name = type(module.model).__name__
-    try:
+    with refused_for("choices", name, "score answers that share a prompt"):
         scores = torch.stack([module(*batch)[: len(rows)] for batch in batches])
         for row, prompt in enumerate(rows):
             for number, answer in enumerate(module.answers()[:_CHECKED_ANSWERS]):
@@ -282,9 +281,3 @@ def _require_shares(
                 off = float((scores[:, row, number] - expected).abs().max())
                 if not off <= _TOLERANCE * max(1.0, abs(float(expected))):
                     raise ValueError(f"log-likelihoods are off by {off:.2g}")
-    except Exception as error:
-        reason = clean_message(f"{type(error).__name__}: {error}", 200)
-        raise JobError(
-            f"model.task = 'choices': {name} of model.path cannot score answers that share a "
-            f"prompt: {reason}; take another model"
-        ) from error
