@@ -15,7 +15,13 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories.chosen import CONFIG, ModelClass, fitted
 from pipeline.models.directories.facts import MODES, Layer, Pooling, TextFacts
 from pipeline.models.directories.heads import activation_of, score_activation
-from pipeline.models.directories.json_files import checked, preview, read_json, read_object
+from pipeline.models.directories.json_files import (
+    checked,
+    preview,
+    read_json,
+    read_object,
+    read_value,
+)
 from pipeline.models.directories.library import (
     FACTORY_ADVICE,
     MAX_LAYERS,
@@ -43,7 +49,7 @@ _OLDEST = "6.0"
 _MARK = "PlaceOfTheText"
 _LONG = "a " * 20_000
 _ARGUMENTS = ("config_args", "config_kwargs", "model_args", "model_kwargs")
-_HARMLESS = ("dtype", "torch_dtype")
+_HARMLESS = {"dtype", "torch_dtype"}
 _OUTPUT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
@@ -122,21 +128,16 @@ class Opened:
             task = "sequence-classification"
             score_activation(read_object(folder, self.at + CONFIG), 0)
             activation_of(read_object(folder, PROMPTS).get("activation_fn"), PROMPTS)
-            if len(self.modules) > 1:
-                names = ", ".join(name for name, _ in self.modules[1:])
+            if names := ", ".join(name for name, _ in self.modules[1:]):
                 raise _not_read(MODULES, f"has {names} behind Transformer of a cross-encoder")
-        for name in LENGTHS:
-            values = read_object(folder, self.at + name, optional=True)
+        for where in (self.at + name for name in LENGTHS):
+            values = read_object(folder, where, optional=True)
             if (actual := values.get("transformer_task", task)) != task:
-                raise _not_read(
-                    self.at + name, f"transformer_task is {preview(actual)}, expected {task}"
-                )
+                raise _not_read(where, f"transformer_task is {preview(actual)}, expected {task}")
             for key in _ARGUMENTS:
-                if other := {*(values.get(key) or {})}.difference(_HARMLESS):
-                    raise _not_read(
-                        self.at + name,
-                        f"{key} has {', '.join(sorted(other))}, expected in {CONFIG}",
-                    )
+                given = read_value(values, key, where, dict[str, Any], {})
+                if other := sorted(given.keys() - _HARMLESS):
+                    raise _not_read(where, f"{key} has {', '.join(other)}, expected in {CONFIG}")
 
     def _require_known(self) -> None:
         """Refuse a Transformer that gives something else than we take of it."""
@@ -337,14 +338,6 @@ def _hollow(cls: Any, config: Any) -> Any:
 
     with torch.device("meta"):
         module = cls(config)
-    for part in module.modules():
-        for values in (part._parameters, part._buffers):  # torch has no other way
-            for name, value in values.items():
-                if value is not None:
-                    hollow = torch.zeros((), dtype=value.dtype).expand(value.shape)
-                    values[name] = (
-                        torch.nn.Parameter(hollow, requires_grad=False)
-                        if isinstance(value, torch.nn.Parameter)
-                        else hollow
-                    )
-    return module
+    return module.requires_grad_(False)._apply(  # as `to_empty` does
+        lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+    )
