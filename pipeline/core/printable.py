@@ -42,6 +42,13 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(json.dumps(n) if n != n.strip() or not n else printable(n) for n in names)
 
 
+def first_names(names: Iterable[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are, for messages."""
+    cleaned = [clean_message(name, 200) for name in names]
+    num_more = len(cleaned) - most
+    return ", ".join(cleaned[:most]) + (f" and {num_more} more" if num_more > 0 else "")
+
+
 def num_of(count: int, noun: str) -> str:
     """Return a number with its noun: `1 row`, `12,345 rows`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -40,9 +40,8 @@ class OutputsCheck:
         self._task, self._is_open = spec.task, spec.task.scores == OPEN
         self._tolerance = INT8_TOLERANCE if spec.precision == INT8 else TOLERANCE
         self._is_published = config.models is not None
-        adds_up = task_class(spec.task.kind).scores_of_logits == SOFTMAX
-        self._adds_up = adds_up
-        self._like = "lie within [0, 1]" + (" and add up to 1" if adds_up else "")
+        self._adds_up = task_class(spec.task.kind).scores_of_logits == SOFTMAX
+        self._like = "lie within [0, 1]" + (" and add up to 1" if self._adds_up else "")
 
     def check(self, results: Arrays, rows: Rows, row_ids: Sequence[str] = ()) -> None:
         """Check a finished batch.

@@ -127,7 +127,6 @@ def torchvision_module(
     of their download it is given the state.
 
     Args:
-        name: Of torchvision.
         weights_sha256: Digest of the weights file.
         state: Its content.
         options: Of the builder, such as `num_classes`.

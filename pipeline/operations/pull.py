@@ -29,11 +29,10 @@ from typing import Any, NamedTuple
 from pipeline.core.backoff import TransientError, with_retries
 from pipeline.core.cache.private_files import first_of
 from pipeline.core.errors import InfraError, JobError, PipelineError
-from pipeline.core.printable import clean_message, num_of
+from pipeline.core.printable import clean_message, first_names, num_of
 from pipeline.models.directories.contents import NAMES
 from pipeline.models.directories.refused import ADAPTER, MERGE, VOCABULARIES
 from pipeline.models.directories.text.text_facts import TOKENIZER
-from pipeline.models.weights.state_dict import first_names
 from pipeline.report.showing.number_format import format_size
 from pipeline.storage.store import Store
 

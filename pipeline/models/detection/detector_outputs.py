@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.models.detection.boxes import Candidates, corners
-from pipeline.models.outputs import OutputError
+from pipeline.models.outputs import OutputError, require
 
 Px = tuple[int, int]
 """Height and width of the model input."""
@@ -42,7 +42,8 @@ def candidates(outputs: Any, num_rows: int, num_labels: int, px: Px | None) -> C
     if isinstance(outputs, list | tuple) and all(isinstance(row, Mapping) for row in outputs):
         return _of_rows(outputs, num_rows)
     if not isinstance(outputs, Mapping):
-        raise OutputError(f"output is {_shown(outputs)}; {_SAYS}")
+        shown = tuple(getattr(outputs, "shape", ())) or type(outputs).__name__
+        raise OutputError(f"output is {shown}; {_SAYS}")
     if "pred_boxes" in outputs and "logits" in outputs:
         return _of_queries(outputs["logits"], outputs["pred_boxes"], num_rows, num_labels, px)
     if "boxes" not in outputs or "scores" not in outputs:
@@ -59,7 +60,7 @@ def _of_rows(outputs: Sequence[Mapping[str, Any]], num_rows: int) -> Candidates:
             raise OutputError(f"the dicts have no {missing[0]}, but {', '.join(row)}; {_SAYS}")
         size = len(row["scores"])
         for name, shape in (("boxes", (size, _BOX)), ("scores", (size,)), ("labels", (size,))):
-            _require(row[name], shape, name)
+            require(row[name], shape, "", name)
     boxes, scores, labels = (padded([row[name] for row in outputs]) for name in _NAMES)
     return Candidates(boxes, scores, labels)
 
@@ -81,12 +82,9 @@ def _of_queries(
         raise OutputError("pred_boxes are shares of an image, and the rows are no images")
     queries, num_logits = tuple(logits.shape[1:]) if _is_tensor(logits, 3) else (0, 0)
     has_nothing = num_logits == num_labels + 1
-    _require(
-        logits,
-        (num_rows, queries, num_labels + has_nothing),
-        "logits (one per label of model.labels)",
-    )
-    _require(boxes, (num_rows, queries, _BOX), "pred_boxes")
+    shape = (num_rows, queries, num_labels + has_nothing)
+    require(logits, shape, "", "logits, one per label of model.labels")
+    require(boxes, (num_rows, queries, _BOX), "", "pred_boxes")
     logits = logits.float()
     height, width = px
     in_px = corners(boxes.float())
@@ -105,29 +103,19 @@ def _of_queries(
 def _of_tensors(outputs: Mapping[str, Any], num_rows: int, num_labels: int) -> Candidates:
     boxes, scores = outputs["boxes"], outputs["scores"]
     size = int(boxes.shape[1]) if _is_tensor(boxes, 3) else 0
-    _require(boxes, (num_rows, size, _BOX), "boxes")
+    require(boxes, (num_rows, size, _BOX), "", "boxes")
     if _is_tensor(scores, 3):
-        _require(scores, (num_rows, size, num_labels), "scores (one per label of model.labels)")
+        shape = (num_rows, size, num_labels)
+        require(scores, shape, "", "scores, one per label of model.labels")
         scores, label_ids = scores.max(dim=2)
         return Candidates(boxes, scores, label_ids)
-    _require(scores, (num_rows, size), "scores")
+    require(scores, (num_rows, size), "", "scores")
     label_ids = outputs.get("label_ids", outputs.get("labels"))
     if label_ids is None:
         raise OutputError(f"the outputs are {', '.join(map(str, outputs))}; {_SAYS}")
-    _require(label_ids, (num_rows, size), "label_ids")
+    require(label_ids, (num_rows, size), "", "label_ids")
     return Candidates(boxes, scores, label_ids.long())
 
 
 def _is_tensor(value: Any, rank: int) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == rank
-
-
-def _require(value: Any, shape: tuple[int, ...], what: str) -> None:
-    if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
-        raise OutputError(f"output {what} is {_shown(value)}, expected {shape}")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{tuple(value.shape)}"
-    return f"a {type(value).__name__}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
+from pipeline.core.printable import first_names
 from pipeline.models.directories.facts import CLIPS, SPEECH, WRITERS, DirectoryFacts, LibraryClass
 from pipeline.models.directories.json_files import json_type_of, preview, read_object
 from pipeline.models.directories.library import (
@@ -26,7 +27,6 @@ from pipeline.models.directories.library import (
 from pipeline.models.directories.loading import check_fit, leave_out, load, require_no_problems
 from pipeline.models.directories.tensors import TensorHeader, read_headers
 from pipeline.models.directories.trial import require_run
-from pipeline.models.weights.state_dict import first_names
 
 _MAIN = ("input_ids", "pixel_values", *CLIPS)
 CONFIG = "config.json"

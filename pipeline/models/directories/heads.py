@@ -43,8 +43,6 @@ def tasks_of(
 
     Args:
         head: `sequence`, `token`, `image` or `audio`.
-        labels: The class names.
-        values: The config.
         scores_pairs: The directory says that it is a cross-encoder's.
 
     Raises:

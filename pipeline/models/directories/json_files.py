@@ -87,7 +87,6 @@ def processor_settings(folder: Path, at: str, key: str) -> tuple[str, Mapping[st
     """Return the file with the settings of a preprocessor, and these; {} if there are none.
 
     Args:
-        folder: The snapshot.
         at: Where the model's files lie: '' or a folder ending in `/`.
         key: Of the settings in a file with those of several: `image_processor`, for example.
     """

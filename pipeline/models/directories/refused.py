@@ -100,7 +100,8 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
     if exported := [
         name for name in _names(store, f"{at}{ONNX_FOLDER}/") if name.endswith(".onnx")
     ]:
-        file = store.url(f"{at}{ONNX_FOLDER}/{_first(exported)}")
+        name = "model.onnx" if "model.onnx" in exported else exported[0]
+        file = store.url(f"{at}{ONNX_FOLDER}/{clean_message(name, 80)}")
         return JobError(f"{where}: its weights are ONNX: name the file in model.path: {file}")
     for known, what in _KINDS.items():
         for name in names:
@@ -112,11 +113,6 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
         f"{where}: {lacks}; expected a directory with config.json and model.safetensors, it has "
         f"{shown}"
     )
-
-
-def _first(exported: list[str]) -> str:
-    """Return the exporters' usual name, or the first one."""
-    return clean_message("model.onnx" if "model.onnx" in exported else exported[0], 80)
 
 
 def _without_tokenizer(names: list[str]) -> str:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
+from pipeline.core.printable import clean_message, first_names
 from pipeline.models.directories.json_files import read_object
 from pipeline.models.directories.view import QUANTISED
-from pipeline.models.weights.state_dict import first_names
 from pipeline.models.weights.weights_file import fault_of_download, has_header
 
 if TYPE_CHECKING:

@@ -69,7 +69,6 @@ class Grammar:
 
         Args:
             schema: Canonical.
-            tokenizer: Of the model.
             ends: Tokens that end a text; they are no part of a record.
 
         Raises:

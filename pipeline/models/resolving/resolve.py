@@ -218,8 +218,6 @@ def choose_audio(name: str, wanted: Audio, declared: AudioSettings | None) -> Au
     """Choose sample rate and longest clip.
 
     Args:
-        name: The model, for messages.
-        wanted: The job's section.
         declared: What the model directory says; None for a model without one.
 
     Raises:

@@ -49,7 +49,6 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
     """Choose the task of a model, with its labels.
 
     Args:
-        card: The model.
         allow_import: Prefixes of modules that `postprocess` may name, beside the environment's.
 
     Raises:
@@ -139,11 +138,6 @@ def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
 
 def _with_prompt(model: Model, facts: GenerationFacts, directory: ModelDirectory) -> Rules:
     """Return the rules of a model that reads no text, begun with the job's prompt if it has one.
-
-    Args:
-        model: The job's section.
-        facts: Of the model directory.
-        directory: The directory.
 
     Raises:
         JobError: It has messages and there is no place for an image, or a place for a text.
@@ -243,11 +237,11 @@ def _read_labels(model: Model, labels: str | tuple[str, ...]) -> tuple[str, ...]
     data = read_file(labels, model.storage_options, "model.labels")
     try:
         text = data.decode("utf-8-sig")
-        names = json.loads(text) if labels.endswith(".json") else None
+        if not labels.endswith(".json"):
+            return tuple(line.strip() for line in text.splitlines() if line.strip())
+        names = json.loads(text)
     except ValueError as error:
         raise JobError(f"model.labels = {labels}: cannot be read: {error}") from None
-    if labels.endswith(".json"):
-        if not (isinstance(names, list) and all(isinstance(item, str) for item in names)):
-            raise JobError(f"model.labels = {labels}: expected a JSON list of strings")
-        return tuple(names)
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not (isinstance(names, list) and all(isinstance(item, str) for item in names)):
+        raise JobError(f"model.labels = {labels}: expected a JSON list of strings")
+    return tuple(names)

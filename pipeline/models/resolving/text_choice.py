@@ -38,9 +38,7 @@ def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings
     """Choose the tokenizer and its limits.
 
     Args:
-        card: The model.
         model: The job's section of it, whose prompts and output must fit beside a text.
-        wanted: The job's section of texts.
 
     Raises:
         JobError: There is no tokenizer or limit, or they cannot be used.
@@ -129,10 +127,8 @@ def _max_tokens(
     most = wanted.max_tokens or (min(free, usual) if free and usual else free)
     if most is None:
         raise JobError(f"text.max_tokens: {name} says no limit; give the most tokens of a row")
-    if facts and most > facts.max_tokens - reserved:
-        raise JobError(
-            f"text.max_tokens = {most}: {name} takes {facts.max_tokens - reserved} at most"
-        )
+    if free is not None and most > free:
+        raise JobError(f"text.max_tokens = {most}: {name} takes {free} at most")
     return most
 
 

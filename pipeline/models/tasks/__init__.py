@@ -42,7 +42,6 @@ def served_as(name: str, served: Sequence[str]) -> str | None:
     """Return the task whose outputs a model gives for a task: itself, or the first it reduces.
 
     Args:
-        name: Of the task.
         served: The tasks that the model serves by itself.
 
     Returns:

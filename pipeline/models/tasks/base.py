@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from pipeline.job.model import Model
 
-_DESCRIBED = 3
 Arrays = dict[str, npt.NDArray[Any]]
 """The results of N rows after `Task.reduce`: name -> (N, ...)."""
 Mask = npt.NDArray[np.bool_]
@@ -255,10 +254,3 @@ def as_lists(entries: pa.Array, places: npt.NDArray[Any], ok: Mask) -> pa.Array:
     until = np.cumsum(np.bincount(places, minlength=len(ok)))
     offsets = pa.array(np.concatenate([[0], until]).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, entries, mask=pa.array(~ok))
-
-
-def first_of(shown: Iterable[str]) -> str:
-    """Return the first entries of a list in words, and how many more there are."""
-    entries = [*shown]
-    more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
-    return ", ".join(entries[:_DESCRIBED]) + more

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
-from pipeline.core.printable import clean_message
+from pipeline.core.printable import clean_message, first_names
 from pipeline.core.schema import DETECTIONS, GEOMETRY, HEIGHT_PX, LABEL, LABEL_ID, SCORE, WIDTH_PX
 from pipeline.models.agreement import Agreement, AgreementLimits
 from pipeline.models.detection.box_agreement import (
@@ -27,7 +27,7 @@ from pipeline.models.detection.box_agreement import (
     match,
 )
 from pipeline.models.outputs import OutputError
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists, first_of
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists
 from pipeline.models.tasks.postprocess import load_step
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Detect(Task):
         entries, count = row[DETECTIONS], len(self.spec.labels)
         if not entries:
             return f"no {DETECTIONS} from score {self.spec.min_score:g} on, {count} labels"
-        shown = first_of(f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries)
+        shown = first_names(f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries)
         return f"{DETECTIONS} {shown}, {count} labels"
 
 

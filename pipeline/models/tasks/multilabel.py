@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.printable import clean_message
+from pipeline.core.printable import clean_message, first_names
 from pipeline.core.schema import LABEL, LABEL_ID, LABELS, LABELS_FIELD, SCORE
 from pipeline.models.agreement import Agreement, AgreementLimits, within
 from pipeline.models.known_rows import entry_differences
 from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists, first_of
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ class Multilabel(Task):
         entries, count = row[LABELS], len(self.spec.labels)
         if not entries:
             return f"none of {count} labels reaches {self.spec.min_score:g}"
-        shown = first_of(f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries)
+        shown = first_names(f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries)
         return f"labels {shown}, {count} outputs, {count} labels"
 
 

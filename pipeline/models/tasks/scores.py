@@ -39,11 +39,6 @@ _FAR = 1e9
 def choose_scores(model: Model, card: ResolvedModel, task: type[Task]) -> str:
     """Return `TaskSpec.scores` of a job's model.
 
-    Args:
-        model: The job's model section.
-        card: The model.
-        task: The class of the task.
-
     Raises:
         JobError: What the job says has no meaning for the model.
     """
@@ -123,12 +118,7 @@ def are_probabilities(off: Any, num_labels: int, *, adds_up: bool) -> bool | Non
 
 
 def describe_scores(spec: TaskSpec, name: str) -> str | None:
-    """Say in one line what the outputs of a model are, if they are not plainly logits.
-
-    Args:
-        spec: The task.
-        name: Of the model.
-    """
+    """Say in one line what the outputs of a model are, if they are not plainly logits."""
     if spec.scores == PROBABILITIES:
         return f"{clean_message(name)} gives probabilities: taken as they are"
     if spec.scores == SIGMOID:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
-from pipeline.core.printable import clean_message
+from pipeline.core.printable import clean_message, first_names
 from pipeline.core.schema import (
     END,
     ENTITIES,
@@ -26,7 +26,7 @@ from pipeline.core.schema import (
 )
 from pipeline.models.agreement import Agreement, AgreementLimits, within
 from pipeline.models.outputs import OutputError, require
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists, first_of
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists
 from pipeline.models.tasks.entities import Entities, Tokenised, entities_of
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Tokens(Task):
         entries = row[ENTITIES]
         if not entries:
             return "no entities"
-        shown = first_of(f'"{clean_message(e[ENTITY_TEXT])}" {_name(e)}' for e in entries)
+        shown = first_names(f'"{clean_message(e[ENTITY_TEXT])}" {_name(e)}' for e in entries)
         return f"entities {shown}"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
+from pipeline.core.printable import clean_message, first_names
 
 if TYPE_CHECKING:
     import torch
@@ -169,16 +169,8 @@ def listed_problems(*groups: tuple[Sequence[str], str]) -> str:
     )
 
 
-def first_names(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are, for messages."""
-    shown = ", ".join(clean_message(name, 200) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
 def _keys(held: Mapping[Any, Any]) -> str:
-    names = [clean_message(repr(key)) for key in list(held)[:_MAX_KEYS]]
-    more = len(held) - len(names)
-    return (", ".join(names) or "nothing") + (f" and {more} more" if more else "")
+    return first_names(map(repr, held), _MAX_KEYS) or "nothing"
 
 
 def _is_tensor(value: Any) -> bool:

@@ -122,10 +122,7 @@ def _reason(error: Exception) -> str:
         match = _GLOBAL.search(reason)
         what = f" ({match.group(1)})" if match else ""
         return f"it holds more than tensors{what}, and loading that could run code; {SAVE}"
-    words = " ".join(reason.split())
-    if len(words) <= _REASON_CHARS:
-        return words
-    return f"{words[:_REASON_CHARS].rpartition(' ')[0]} ..."
+    return clean_message(reason, _REASON_CHARS)
 
 
 @contextlib.contextmanager

@@ -109,10 +109,13 @@ WRONG = {
     "too few dicts": ([{}], "output has 1 dicts for 2 rows"),
     "dicts without labels": ([{"boxes": BOXES[0], "scores": SCORES[0]}] * 2, "no labels"),
     "no label ids": ({"boxes": BOXES, "scores": SCORES}, "the outputs are boxes, scores; expected"),
-    "other scores": ({"boxes": BOXES, "scores": SCORES[:, :2]}, "output scores is (2, 2)"),
+    "other scores": (
+        {"boxes": BOXES, "scores": SCORES[:, :2]},
+        "output is (2, 2), expected (2, 3): scores",
+    ),
     "other labels": (
         {"logits": torch.rand(2, 3, 9), "pred_boxes": BOXES},
-        "output logits (one per label of model.labels) is (2, 3, 9), expected (2, 3, 4)",
+        "output is (2, 3, 9), expected (2, 3, 4): logits, one per label of model.labels",
     ),
     "other names": ({"masks": BOXES}, "the outputs are masks; expected per row"),
 }

@@ -223,9 +223,7 @@ def with_choices(head: str, model: nn.Module, task: TaskSpec, model_input: Input
 
     Args:
         head: As `LibraryClass.head`, of a model that writes.
-        model: Of the library, with this head.
         task: Its prompts are the answers.
-        model_input: What the model sees of a row.
 
     Raises:
         JobError: Keys and values of the model cannot be shared.

@@ -27,7 +27,6 @@ def hypotheses(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Hypothesis]
 
     Args:
         tokenizer: Its padding and truncation are switched off.
-        prompts: The texts of the job.
 
     Raises:
         JobError: The tokenizer does not write pairs as a text and something behind it.

@@ -130,9 +130,7 @@ def with_prompts(
     """Return a module that gives logits (B, K) of texts for K prompts.
 
     Args:
-        path: The directory.
-        facts: What it says; with labels its outputs are an NLI model's, otherwise embeddings.
-        module: The module of the directory.
+        facts: With labels its outputs are an NLI model's, otherwise embeddings.
         prompts: K texts. Those of an encoder get the directory's prefix, as texts do.
 
     Raises:
