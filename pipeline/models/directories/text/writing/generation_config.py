@@ -98,7 +98,9 @@ class Reader:
     """Reads the library's rules, and refuses what they cannot be."""
 
     def __init__(self, folder: Path, chosen: ModelClass) -> None:
-        """Make them of a directory's `generation_config.json`, otherwise of its configuration.
+        """Make them of a directory's `generation_config.json`, otherwise of its `config.json`.
+
+        The file itself, for the library's configuration of a model drops rules of writing.
 
         Raises:
             JobError: The library cannot.
@@ -111,10 +113,12 @@ class Reader:
         self.where = FILE if (folder / FILE).is_file() else "config.json"
         try:
             with quiet():
-                if self.where == FILE:
-                    made = GenerationConfig.from_pretrained(folder, local_files_only=True)
-                else:
-                    made = GenerationConfig.from_model_config(chosen.config)
+                made = GenerationConfig.from_pretrained(
+                    folder,
+                    config_file_name=self.where,
+                    local_files_only=True,
+                    _from_model_config=self.where != FILE,
+                )
         except Exception as error:  # the library checks values in many ways
             raise self.failed(error) from error
         self.made = made

@@ -133,20 +133,30 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
+FILE = "generation_config.json"
+
+
 @pytest.mark.parametrize(
-    ("family", "rules"),
+    ("family", "rules", "file"),
     [
-        pytest.param(family, rules, marks=[pytest.mark.slow] * (number > 1 or family != LLAMA))
-        for family in (LLAMA, "bart")
-        for number, rules in enumerate(RULES)
+        *(
+            pytest.param(
+                *(family, rules, FILE), marks=[pytest.mark.slow] * (number > 1 or family != LLAMA)
+            )
+            for family in (LLAMA, "bart")
+            for number, rules in enumerate(RULES)
+        ),
+        ("bart", RULES[1], "config.json"),  # as published before there was the other file
     ],
 )
 def test_rules_of_the_directory_are_applied_as_the_library_does_it(
-    family: str, rules: dict[str, Any], folder_of: Any, tmp_path: Path
+    family: str, rules: dict[str, Any], file: str, folder_of: Any, tmp_path: Path
 ):
     path = copytree(folder_of(family), tmp_path / "m")
     plain = writing(path)
-    change_json(path / "generation_config.json", **rules)
+    if file != FILE:
+        (path / FILE).unlink()
+    change_json(path / file, **rules)
     spec = writing(path)
     assert spec.to_dict() != plain.to_dict()
     rows = prepared(spec, TEXTS)
