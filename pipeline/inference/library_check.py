@@ -158,6 +158,8 @@ def compare_confined(spec: ModelSpec) -> str:
 
 def _section(spec: ModelSpec) -> Mapping[str, Any]:
     """Return what a job says of its model, beside the task."""
+    if spec.task.kind == "regress" and spec.facts and (labels := spec.facts.labels or ())[1:]:
+        return {"targets": tuple(f"value_{number}" for number in range(len(labels)))}
     if spec.task.generation is None:
         return _MODEL.get(spec.task.kind, {})
     most = min(_NEW_TOKENS, spec.task.generation.max_new_tokens)

@@ -260,6 +260,10 @@ HELD: dict[str, Held] = {
     "bert pairs": ("bert", "sequence", {}, {"has_pair": True}),
     "bert multilabel": ("bert", "sequence", {"num_labels": 3, **MULTI}, {}),
     "bert regress": ("bert", "sequence", NUMBER, {}),
+    "bert regress, three targets": (
+        *("bert", "sequence", {**NUMBER, "num_labels": 3}),
+        {"targets": ["mass", "charge", "spin"]},
+    ),
     "bert head that is for training": ("bert", "masked", {}, {}),
     "clip embed": ("clip", "none", {}, {}),
     "siglip embed": ("siglip", "none", {}, {}),

@@ -227,7 +227,7 @@ def _edges(processor: Any, name: str) -> dict[str, int]:
 
 def _candidates(processor: Any, made: _Made) -> Iterator[dict[str, Any]]:
     """Yield the transforms that the attributes of a processor can mean, the usual one first."""
-    interpolation = _FILTERS.get(getattr(processor, "resample", -1))
+    interpolation = _filter(processor)
     for sizes in _sizes(processor):
         is_resized = sizes["resize"] != "none"
         is_cropped = sizes["size_px"] is not None and sizes.keys() != {"size_px", "resize"}
@@ -270,6 +270,12 @@ def _sizes(processor: Any) -> Iterator[dict[str, Any]]:
         yield {"size_px": side, "resize": "stretch"}
 
 
+def _filter(processor: Any) -> str | None:
+    """Return the resampling filter of a processor: a number of Pillow, or torchvision's name."""
+    resample = getattr(processor, "resample", None)
+    return next((name for key, name in _FILTERS.items() if resample in (key, name)), None)
+
+
 def _unusual(made: _Made) -> str:
     """Say what no transform here does; '': nothing of that."""
     if made.is_swapped:
@@ -288,7 +294,7 @@ def _advice(processor: Any, made: _Made) -> str:
     side = height if height == width else [height, width]
     is_shortest = not shapes and height == width and "shortest_edge" in size
     how = f"resize_px: {side}" if is_shortest else "resize: stretch"
-    interpolation = _FILTERS.get(getattr(processor, "resample", -1), "bilinear")
+    interpolation = _filter(processor) or "bilinear"
     mean, std = ([round(value, _DIGITS) for value in values] for values in (made.mean, made.std))
     return (
         f"give the fields of transform: size_px: {side}, {how}, interpolation: {interpolation}, "

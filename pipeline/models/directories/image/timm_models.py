@@ -165,6 +165,8 @@ def _transform(data: Mapping[str, Any]) -> tuple[TransformSpec | None, str]:
     from timm.data import create_transform
 
     library, count = f"timm {version('timm')}", data["input_size"][0]
+    if data["interpolation"] == "random":
+        return None, "interpolation is random: another filter for each image"
     mode = {1: "L", 3: "RGB"}.get(count)
     if mode is None:
         return None, f"the model takes {count} channels; an image has 3, or 1 of gray"

@@ -57,10 +57,15 @@ def parse_modules(content: Any) -> list[tuple[str, str]]:
     """Parse the list of modules: class and path of each, the path '' or ending in `/`.
 
     Raises:
-        JobError: A class is not one of the library, or a path leaves the directory.
+        JobError: A class is not one of the library, a path leaves the directory, or texts are not
+            read by one Transformer.
     """
-    modules = checked(content, "modules", MODULES, list[dict[str, Any]], min_length=1)
-    return [_module(entry) for entry in modules]
+    content = checked(content, "modules", MODULES, list[dict[str, Any]], min_length=1)
+    modules = [_module(entry) for entry in content]
+    names = [name for name, _ in modules]
+    if names[0] != "Transformer" or names.count("Transformer") != 1:
+        raise _not_read(MODULES, f"has {', '.join(names)}; expected one Transformer, first")
+    return modules
 
 
 def _module(entry: Mapping[str, Any]) -> tuple[str, str]:
@@ -97,9 +102,6 @@ class Opened:
         if Version(version(_PACKAGE)) < Version(_OLDEST):
             raise JobError(f"model.path: {self.library} is installed, expected {_OLDEST} or newer")
         self.modules = parse_modules(read_json(folder, MODULES))
-        names = [name for name, _ in self.modules]
-        if names[0] != "Transformer" or names.count("Transformer") != 1:
-            raise _not_read(MODULES, f"has {', '.join(names)}; expected one Transformer, first")
         self.at = self.modules[0][1]
         self.is_cross_encoder = (
             read_object(folder, PROMPTS, optional=True).get("model_type") == "CrossEncoder"
