@@ -55,7 +55,7 @@ from pipeline.preprocessing.model_input import Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.process.confined import ConfinedError, confined
 
-_VERSION = 4
+_VERSION = 5
 """Of what is compared; raise it if more is."""
 _FILE = "held_to.txt"
 _COMPARE = "pipeline.inference.library_check:compare"
@@ -96,8 +96,7 @@ def hold_to_library(spec: ModelSpec) -> str:
     held = _INPUTS.get(spec.input.name)
     if directory is None or facts is None or held is None or not _has_library(facts):
         return ""
-    is_held = spec.task.generation is not None or spec.task.kind in held.tasks
-    if not is_held:
+    if spec.task.generation is None and spec.task.kind not in held.tasks:
         return ""
     if spec.input.name == "image":
         transform = facts.transform
@@ -275,9 +274,7 @@ def _library(spec: ModelSpec) -> str:
         import onnxruntime
 
         return f"onnxruntime {onnxruntime.__version__}"
-    name = {"timm": "timm", "sentence_transformers": "sentence-transformers"}.get(
-        spec.facts.format_name, "transformers"
-    )
+    name = spec.facts.format_name.replace("_", "-")
     return f"{name} {version(name)}"
 
 
@@ -298,11 +295,9 @@ class _Held(NamedTuple):
     """Of a probe."""
     probes: Callable[[Path, ModelSpec], dict[str, Sequence[Any]]]
     """Directory and model -> these columns' values."""
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str, ...]
     """To which the library may have a way of its own."""
-    oracle: Callable[[Path, DirectoryFacts, TaskSpec, Sequence[Any]], Results | None] = lambda *_: (
-        None
-    )
+    oracle: Callable[[Path, DirectoryFacts, TaskSpec, Sequence[Any]], Results | None]
     """View of the directory, facts, task and rows -> what the library predicts; None: it has no way
     of its own. Rows are texts, or what the model sees; see `_seen`."""
 

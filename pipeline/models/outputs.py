@@ -30,8 +30,6 @@ def require(output: Any, shape: tuple[int, ...], declared: str, what: str) -> to
     """Check the shape of an output.
 
     Args:
-        output: One output of the model.
-        shape: The expected shape.
         declared: How the job declares the last dimension, with a placeholder for the number.
         what: What the output is, for the message.
 

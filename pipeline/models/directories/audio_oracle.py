@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.schema import EMBEDDING, LABEL, LABEL_ID, LABELS, TOP_K
+from pipeline.core.schema import EMBEDDING
 from pipeline.models.directories.facts import DirectoryFacts, LibraryClass
+from pipeline.models.directories.probes import labelled
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.audio.decode import Samples, decode_clip, resampled
 
@@ -51,13 +52,8 @@ def _classes(path: Path, task: TaskSpec) -> Callable[[Samples], Row]:
     run: Any = pipeline("audio-classification", dtype=torch.float32, top_k=None, **names)
 
     def predict(clip: Samples) -> Row:
-        entries = [
-            {LABEL_ID: task.labels.index(entry[LABEL]), **entry}
-            for entry in run(clip, function_to_apply=_ACTIVATIONS[task.kind])
-        ]
-        if task.kind == "multilabel":
-            return {LABELS: entries}
-        return {**entries[0], TOP_K: entries[: task.top_k]}
+        entries = run(clip, function_to_apply=_ACTIVATIONS[task.kind])
+        return labelled(task, ((entry["label"], entry["score"]) for entry in entries))
 
     return predict
 

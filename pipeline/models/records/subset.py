@@ -125,7 +125,6 @@ class _Reader:
         """Read the schema of one value.
 
         Args:
-            given: The schema.
             place: Where it stands.
             refs: The references by which it was reached; '' stands for an anyOf.
             depth: In how many others it stands.

@@ -149,10 +149,6 @@ def _pair(size: Any) -> tuple[int, int]:
 def require_image_fits(name: str, taken: ImageContract, transform: TransformSpec) -> None:
     """Refuse a transform whose images the model does not take.
 
-    Args:
-        name: Of the model, for the message.
-        taken: What it says.
-
     Raises:
         JobError: They differ; the message has both numbers.
     """

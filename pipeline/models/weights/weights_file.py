@@ -61,7 +61,6 @@ def check_weights(named: str, data: bytes) -> None:
 
     Args:
         named: Field and file, for messages; the suffix gives the expected kind.
-        data: The content of the file.
 
     Raises:
         JobError: The file is refused; says what it is and what to use instead.

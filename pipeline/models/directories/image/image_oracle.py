@@ -20,9 +20,7 @@ from pipeline.core.schema import (
     EMBEDDING,
     LABEL,
     LABEL_ID,
-    LABELS,
     SCORE,
-    TOP_K,
     VALUE,
 )
 from pipeline.models.directories import probes
@@ -149,7 +147,7 @@ def _of_timm(path: Path, task: TaskSpec) -> _Predict:
             return _vector(model.forward_head(features, pre_logits=True))
         logits = model(seen.pixels)[0]
         scores = logits.softmax(0) if task.kind == "classify" else logits.sigmoid()
-        return _labelled(task, dict(zip(task.labels, scores.tolist(), strict=True)))
+        return probes.labelled(task, zip(task.labels, scores.tolist(), strict=True))
 
     return predict
 
@@ -162,7 +160,7 @@ def _of_classifier(path: Path, task: TaskSpec) -> _Predict:
         entries = run.postprocess(outputs, function_to_apply=function, top_k=every)
         if task.kind == "regress":
             return {(*task.targets, VALUE)[0]: entries[0]["score"]}
-        return _labelled(task, {entry["label"]: entry["score"] for entry in entries})
+        return probes.labelled(task, ((entry["label"], entry["score"]) for entry in entries))
 
     return predict
 
@@ -175,7 +173,8 @@ def _of_prompts(path: Path, task: TaskSpec) -> _Predict:
         given = run.preprocess(Image.new("RGB", (64, 64)), [*labels], "{}")
         outputs = run.forward({**given, "pixel_values": seen.pixels})
         entries = run.postprocess(outputs)
-        return _labelled(task, {labels[entry["label"]]: entry["score"] for entry in entries})
+        named = ((labels[entry["label"]], entry["score"]) for entry in entries)
+        return probes.labelled(task, named)
 
     return predict
 
@@ -206,15 +205,6 @@ def _of_detector(path: Path, model: Any, task: TaskSpec) -> _Predict:
         return {DETECTIONS: entries}
 
     return predict
-
-
-def _labelled(task: TaskSpec, scores: Mapping[str, float]) -> Row:
-    """Return the columns of labels with scores."""
-    best = sorted(scores.items(), key=lambda item: -item[1])
-    entries = [
-        {LABEL: label, LABEL_ID: task.labels.index(label), SCORE: score} for label, score in best
-    ]
-    return {LABELS: entries} if task.kind == "multilabel" else {**entries[0], TOP_K: entries}
 
 
 def _vector(outputs: Any) -> Row:

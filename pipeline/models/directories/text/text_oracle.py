@@ -14,13 +14,10 @@ from pipeline.core.schema import (
     ENTITIES,
     ENTITY_TEXT,
     LABEL,
-    LABEL_ID,
-    LABELS,
     SCORE,
     START,
     TEXT,
     TEXT_PAIR,
-    TOP_K,
     VALUE,
 )
 from pipeline.models.directories import probes
@@ -96,7 +93,7 @@ def _way(path: Path, facts: DirectoryFacts, task: TaskSpec, *, is_pair: bool) ->
             return _encode(path)
         return _features(path, facts) if head == TOWERS else _means(path, facts)
     if task.kind == "zero_shot":
-        return None if facts.labels is None else _entailment(path, facts, task)
+        return None if facts.labels is None else _entailment(path, task)
     if task.kind == "tokens":
         return _entities(path, task)
     if task.kind in ("classify", "multilabel", "regress"):
@@ -128,35 +125,17 @@ def _classify(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict:
             return {
                 name: values[label] for name, label in zip(names, facts.labels or (), strict=True)
             }
-        if task.kind == "multilabel":
-            return {LABELS: _entries(entries, task)}
-        return _best(_entries(entries, task), task)
+        return probes.labelled(task, ((entry["label"], entry["score"]) for entry in entries))
 
     return predict
 
 
-def _entries(entries: Sequence[Row], task: TaskSpec) -> list[Row]:
-    return [
-        {
-            LABEL: entry["label"],
-            LABEL_ID: task.labels.index(entry["label"]),
-            SCORE: entry["score"],
-        }
-        for entry in entries
-    ]
-
-
-def _best(entries: list[Row], task: TaskSpec) -> Row:
-    return {**entries[0], TOP_K: entries[: task.top_k]}
-
-
-def _entailment(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict:
+def _entailment(path: Path, task: TaskSpec) -> Predict:
     run = _pipeline("zero-shot-classification", path)
 
     def predict(row: Sequence[str]) -> Row:
         given = run(row[0], [*task.prompts], hypothesis_template="{}")
-        pairs = zip(given["labels"], given["scores"], strict=True)
-        return _best(_entries([{"label": a, "score": b} for a, b in pairs], task), task)
+        return probes.labelled(task, zip(given["labels"], given["scores"], strict=True))
 
     return predict
 
