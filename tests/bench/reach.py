@@ -80,8 +80,13 @@ def of_library(spec: ModelSpec, cls: Any, folder: Path, prepared: pa.Table) -> l
     results = []
     for row in range(prepared.num_rows):
         if counts is not None:
-            ids = torch.from_numpy(inputs["input_ids"][row, : counts[row]].astype(np.int64))[None]
-            given = seen = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            given = {
+                name: torch.from_numpy(values[row, : counts[row]].astype(np.int64))[None]
+                for name, values in inputs.items()
+                if name in ("input_ids", "token_type_ids")
+            }
+            given["attention_mask"] = torch.ones_like(given["input_ids"])
+            seen = given
         else:
             [(slot, values)] = take_rows(inputs, [row]).items()
             tensor = np.stack(values) if values.dtype == object else values
