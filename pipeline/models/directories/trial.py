@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import CLIPS, WRITERS
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
@@ -97,7 +99,10 @@ def _inputs(module: Any) -> dict[str, torch.Tensor]:
 
     main, config = module.main_input_name, module.config
     if main == "input_ids":
-        ids = torch.zeros(2, _TOKENS, dtype=torch.int64)
+        ids, config = torch.zeros(2, _TOKENS, dtype=torch.int64), config.get_text_config()
+        end = np.ravel(getattr(config, "eos_token_id", None) or 0)[0]
+        if 0 < end < getattr(config, "vocab_size", 0):
+            ids[:, -1] = int(end)  # BART and T5 judge a text by the vector of its end
         return {main: ids, "attention_mask": torch.ones_like(ids)}
     if main == "pixel_values":
         config = getattr(config, "vision_config", None) or getattr(config, "encoder", config)

@@ -122,6 +122,13 @@ READ: Mapping[str, tuple[Callable[[Path], Path], str]] = {
                    max_position_embeddings=64, num_attention_heads=2, attn_layers=["local"]),
         "embed",
     ),
+    "a text without its end is no text": (
+        text_model("BartForSequenceClassification", vocab_size=120, d_model=32, encoder_layers=1,
+                   decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+                   encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
+                   pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=3),
+        "classify",
+    ),
     "no vector of masked frames": (
         without_tensors(lambda path: make_listener(path, "wav2vec2"), "masked_spec_embed"),
         "classify",
