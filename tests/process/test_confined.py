@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -188,12 +189,18 @@ except Exception as error:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_server_and_child_end_with_the_caller(number: signal.Signals):
     program = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 from pipeline.process.confined import confined
 confined("confinement:never_end", reads=[])
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", program], env=environment(), stderr=subprocess.DEVNULL
-    ) as caller:
+    with contextlib.ExitStack() as stack:
+        caller = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", program], env=environment(), stderr=subprocess.DEVNULL
+            )
+        )
+        stack.callback(caller.kill)
         family: list[psutil.Process] = []
 
         def is_at_work() -> bool:
