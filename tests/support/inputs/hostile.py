@@ -51,7 +51,7 @@ BY_COMMAND = (
 """Some of each sort, which are run by the real command as well."""
 LONG = (
     *("a header of 400,000 tensors", "a header of 100,000 tensors", "a pattern that takes hours"),
-    "256 layers",
+    *("256 layers", "endless features"),
 )
 """What takes seconds to refuse."""
 
