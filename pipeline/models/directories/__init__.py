@@ -1,6 +1,8 @@
-"""Model directories as data: choose and copy files, read facts, build the module.
+"""Model directories as data: choose and copy files, ask their library, build the module.
 
-In: a folder or an .onnx file. Out: `DirectoryFacts` on the driver, without torch, and the module in
-an actor, its class from the installed library. Begin with `opening.py` and `facts.py`. What a file
-says is believed only once it is checked (`json_files.py`, `tensors.py`).
+In: a folder or an .onnx file. Out: `DirectoryFacts` on the driver, and the module in an actor, its
+class from the installed library. Begin with `opening.py`, which asks the library in a confined
+child process, and `facts.py`, its answers. The library gets a copy of the chosen files
+(`contents.py`, `snapshot.py`) without what names code (`view.py`). `probes.py` has the rows that it
+and we prepare; files named `*_oracle.py` predict for them by the library's own way.
 """

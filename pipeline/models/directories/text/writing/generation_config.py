@@ -175,7 +175,7 @@ class Reader:
         return bool(tokenizer.decode(ids) != plain)
 
     def _not_done(self) -> Iterable[str]:
-        """Return what the library's `generate` knows and nobody here does."""
+        """Return the settings that the library's `generate` applies and our loop does not."""
         known = {*self.usual, *inspect.signature(self.module.generate).parameters}
         left = sorted(known - _DONE - {*OVERRIDDEN})
         return [key for key in left if not key.startswith(_SILENT)]
