@@ -18,7 +18,7 @@ PROCESSES ?= 3
 MUTANTS ?= pipeline.*
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text reach soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text reach reference soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,9 @@ lint: venv ## Check style and format
 
 types: venv ## Check types
 	$(BIN)/python -m mypy
+
+reference: venv ## Write jobs/reference.md from the schema of the job file
+	$(BIN)/python tests/support/runs/reference.py
 
 long: venv ## Run the tests that `make test` leaves out, and properties with new examples (one to two hours)
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder --max-worker-restart 0 \

@@ -36,6 +36,7 @@ DOCUMENTS = {
     for folder in FOLDERS
     for path in sorted(ROOT.glob(f"{folder}/README.md" if folder else "README.md"))
 }
+DOCUMENTS["jobs/reference.md"] = (ROOT / "jobs" / "reference.md").read_text("ascii")
 MARKED = re.compile(r"<!-- (test|slow test: \w+|file: \S+) -->\n```(\w+)\n(.*?)```", re.DOTALL)
 """Blocks of code that a test runs, or writes to a file: mark, language, text."""
 NUM_ROWS, NUM_BAD = 24, 2
