@@ -73,13 +73,17 @@ def _ray_stream(parts: StreamParts, allocation: Allocation) -> Generator[StagedS
     ray_options.limit_read_ahead(allocation.max_actors)
     are_long = parts.actor.predictor.spec.task.generation is not None
     with ray_errors(), lost_nodes_blamed(), listening(parts.actor.predictor.run_id):
-        num_units = len(parts.units)
+        num_units, deadline = len(parts.units), parts.actor.deadline_at_s
         units = [ray.put(unit) for unit in parts.units]
         stages: list[tuple[type, list[Any], Callable[..., dict[str, Any]]]] = [
-            (Read, [parts.read, units, ray.get], partial(ray_options.read, num_units=num_units)),
-            (Preprocess, [parts.preprocess], ray_options.preprocess),
+            (
+                Read,
+                [parts.read, units, ray.get, deadline],
+                partial(ray_options.read, num_units=num_units),
+            ),
+            (Preprocess, [parts.preprocess, deadline], ray_options.preprocess),
             (PredictorActor, [parts.actor], partial(ray_options.predict, are_long=are_long)),
-            (Write, [parts.write], ray_options.write),
+            (Write, [parts.write, deadline], ray_options.write),
         ]
         dataset = ray.data.from_items(list(range(num_units)), override_num_blocks=num_units)
         # A row of what follows is a slice (slices.pack): Ray cannot cut or merge slices.

@@ -31,7 +31,7 @@ def stream(
         PipelineError: As that of Ray.
     """
     with _stage_errors():
-        actor = PredictorActor(replace(parts.actor, asked_at_s=None))
+        actor = PredictorActor(replace(parts.actor, asked_at_s=None, deadline_at_s=None))
         try:
             stages = [
                 stage for stage in (parts.preprocess, actor, parts.write) if stage is not None

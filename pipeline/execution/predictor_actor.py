@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
+from pipeline.core.backoff import stop_retrying_at
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures
@@ -64,6 +65,8 @@ class ActorConfig:
     asked_at_s: float | None = None
     """The driver's clock, seconds since 1970, when it asked for actors; None if the pool may
     grow."""
+    deadline_at_s: float | None = None
+    """When the run stops, seconds since 1970; None if it has no deadline. For all stages."""
     golden: GoldenRows | None = None
     """Rows that must come out as they are known to before anything else is predicted."""
     writer: StagingWriter | None = None
@@ -81,6 +84,7 @@ class PredictorActor:
         A failure is kept and raised at the first call: what an actor's constructor raises
         reaches the driver only as text.
         """
+        stop_retrying_at(config.deadline_at_s)
         if config.predictor.num_gpus:
             set_gpu_allocator()
         startup: Counters = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
+from pipeline.core.backoff import stop_retrying_at
 from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import INPUTS
 from pipeline.core.slices import pack, unpack
@@ -148,7 +149,8 @@ class StageActor:
     and its imports.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, deadline_at_s: float | None = None) -> None:
+        stop_retrying_at(deadline_at_s)
         self._stage = stage
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -172,12 +174,15 @@ class Read:
         read: Callable[[Any], Iterable[pa.Table]],
         units: Sequence[Any],
         get: Callable[[Any], Any],
+        deadline_at_s: float | None = None,
     ) -> None:
         """Take what reads a unit, as `stream_parts.read_unit` does, and a reference to each.
 
         Args:
             get: Gets the unit of a reference: those of a million photos are half a GiB.
+            deadline_at_s: When the run stops, seconds since 1970; None if it has no deadline.
         """
+        stop_retrying_at(deadline_at_s)
         self._read, self._units, self._get = read, units, get
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:

@@ -75,6 +75,7 @@ def make_stream(
             fields=plan.fields,
             preprocessing=in_actor,
             asked_at_s=asked_at_s,
+            deadline_at_s=run.deadline_at_s,
             golden=settled.golden and replace(settled.golden, preprocess=preprocessing),
             writer=writer if allocation.writes_in_actors else None,
             first_rows=first_rows(run, plan),

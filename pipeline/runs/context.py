@@ -13,6 +13,7 @@ from pipeline.commit.lease import Lease, hold_lease
 from pipeline.commit.tables.delta import Delta, table_of
 from pipeline.gates.golden import GoldenRows
 from pipeline.job.job import Job
+from pipeline.job.reading.dates import seconds_until
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
@@ -77,6 +78,12 @@ class RunContext:
         """
         source = settled_source(self.job)
         return replace(self, job=self.job.model_copy(update={"source": source}))
+
+    @property
+    def deadline_at_s(self) -> float | None:
+        """Return when the run stops, seconds since 1970; None if the job has no deadline."""
+        deadline, started_at = self.job.run.deadline, self.record.started_at
+        return started_at.timestamp() + seconds_until(deadline, started_at) if deadline else None
 
     def held(self) -> AbstractContextManager[Lease]:
         """Hold the partition's lease for the body; it says all the while how far the run is.

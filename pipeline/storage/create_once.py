@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from enum import StrEnum
 
-from pipeline.core.backoff import TRIES, wait_before_retry
+from pipeline.core.backoff import Retries
 from pipeline.core.errors import InfraError, PipelineError
 
 _TIME_LIMIT_S = 60.0
@@ -36,12 +35,8 @@ def create_once(
         InfraError: The outcome is still unclear after several tries.
     """
     trouble: PipelineError | None = None
-    give_up = time.monotonic() + _TIME_LIMIT_S
-    for attempt in range(TRIES):
-        if attempt and time.monotonic() > give_up:
-            break
-        if attempt:
-            wait_before_retry(attempt)
+    retries = Retries(limit_s=_TIME_LIMIT_S)
+    while True:
         try:
             if create():
                 return CreateOutcome.CREATED
@@ -50,11 +45,13 @@ def create_once(
         try:
             is_mine = token.encode() in read()
         except FileNotFoundError:
-            continue
+            pass
         except InfraError as error:
             trouble = error
-            continue
-        return CreateOutcome.MINE if is_mine else CreateOutcome.OTHER
+        else:
+            return CreateOutcome.MINE if is_mine else CreateOutcome.OTHER
+        if not retries.wait():
+            break
     cause = trouble or "the store says that it exists and that it does not"
     raise InfraError(
         f"cannot create {url}: still unclear after several tries whether it was; {cause}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +11,7 @@ from support.runs.report_examples import BARE, report_of
 
 from pipeline.core import backoff
 from pipeline.core.backoff import TRIES, TransientError, retries_taken, with_retries
-from pipeline.core.errors import InfraError, JobError
+from pipeline.core.errors import InfraError, JobError, Stopped
 from pipeline.core.figures.counters import Counters, measure
 from pipeline.report.showing.render import to_html
 
@@ -58,6 +59,23 @@ def test_no_try_begins_when_patience_is_at_its_end(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(backoff, "TIME_LIMIT_S", -1.0)
     with pytest.raises(TransientError):
         with_retries(failing(1))
+
+
+@pytest.fixture
+def deadline() -> Iterator[Callable[[float], None]]:
+    yield backoff.stop_retrying_at
+    backoff.stop_retrying_at(None)
+
+
+def test_no_try_begins_after_the_deadline_of_the_run(deadline: Callable[[float], None]) -> None:
+    before = retries_taken()
+    deadline(time.time() + 3600)
+    assert with_retries(failing(1)) == "done"
+    deadline(time.time() - 1)
+    assert with_retries(failing(0)) == "done"
+    with pytest.raises(Stopped, match="deadline"):
+        with_retries(failing(1))
+    assert retries_taken() - before == 1
 
 
 def test_retries_of_many_threads_all_count() -> None:

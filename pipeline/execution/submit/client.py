@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import itertools
 import logging
+import math
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.core.backoff import wait_before_retry
+from pipeline.core.backoff import Retries
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.printable import clean_message
 from pipeline.execution.environment import authorization, refused_token, send_token
@@ -184,8 +183,9 @@ def until_answered(ask: Callable[[], Any], shown: str, *, is_known: bool) -> Any
     """
     from requests import RequestException
 
-    give_up = time.monotonic() + (GIVE_UP_S if is_known else FIRST_CONTACT_S)
-    for attempt in itertools.count(1):
+    limit_s = GIVE_UP_S if is_known else FIRST_CONTACT_S
+    retries = Retries(math.inf, limit_s, longest_wait_after=_SLOWEST)
+    while True:
         root: BaseException | None = None
         try:
             answer = ask()
@@ -202,13 +202,11 @@ def until_answered(ask: Callable[[], Any], shown: str, *, is_known: bool) -> Any
                 raise
             trouble = refused_token("it no longer lets us in")
         is_nowhere = not is_known and isinstance(root, ConnectionRefusedError | socket.gaierror)
-        if is_nowhere or time.monotonic() > give_up:
+        level = logging.INFO if retries.num_failed + 1 == _SLOWEST else logging.DEBUG
+        log.log(level, "%s: try %d, as it may pass: %s", shown, retries.num_failed + 1, trouble)
+        if is_nowhere or not retries.wait():
             what = "does not answer" if is_known else "no Ray job API answers"
             raise InfraError(f"{shown}: {what}: {trouble}")
-        level = logging.INFO if attempt == _SLOWEST else logging.DEBUG
-        log.log(level, "%s: try %d, as it may pass: %s", shown, attempt, trouble)
-        wait_before_retry(min(attempt, _SLOWEST))
-    raise AssertionError("not reached: the loop has no end")
 
 
 def _trouble_of(answer: Any) -> str:

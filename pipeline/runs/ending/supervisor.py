@@ -8,8 +8,8 @@ that way is blocked, too, a process of ours is ended from here, after its report
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import logging
+import math
 import signal
 import sys
 import threading
@@ -22,7 +22,6 @@ from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution import health
 from pipeline.execution.cluster import in_flight
-from pipeline.job.reading.dates import seconds_until
 from pipeline.planning.tiling import missing_units
 from pipeline.process.interrupts import defer_stops, interrupt, reason, stoppable_body
 from pipeline.process.keeper import exit_with
@@ -96,8 +95,7 @@ class _Watchdog(threading.Thread):
         self._stall = Stall(run.job.run.stall_s)
         self._stopping_since: float | None = None
         self._has_killed_ray = False
-        deadline = run.job.run.deadline
-        left_s = seconds_until(deadline, dt.datetime.now(dt.UTC)) if deadline else float("inf")
+        left_s = math.inf if run.deadline_at_s is None else run.deadline_at_s - time.time()
         self._deadline_at = time.monotonic() + left_s
 
     def run(self) -> None:

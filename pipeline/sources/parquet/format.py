@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
+from pipeline.core.backoff import BAD_BLOCK, BadBlockError, Retries, is_bad_block
 from pipeline.core.errors import AccessDenied
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.semantics import SEMANTICS
@@ -85,8 +85,8 @@ class _Damage(NamedTuple):
 def _read_until_damage(
     reader: Reader, extent: Extent, *, one_by_one: bool = False
 ) -> Generator[pa.Table, None, _Damage | None]:
-    skip = 0
-    for attempt in itertools.count(1):
+    skip, retries = 0, Retries(limit_s=math.inf)
+    while True:
         try:
             for table in _read_batches(reader, extent, skip, one_by_one=one_by_one):
                 skip += table.num_rows
@@ -95,8 +95,7 @@ def _read_until_damage(
         except FileNotFoundError:
             return _Damage(skip, Failure(Reason.MISSING, STAGE, "vanished since it was planned"))
         except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
-            if is_bad_block(error) and attempt < TRIES:
-                wait_before_retry(attempt)
+            if is_bad_block(error) and retries.wait():
                 continue
             if not is_unreadable(error):
                 raise

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin
 
-from pipeline.core.backoff import wait_before_retry
+from pipeline.core.backoff import Retries
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason, RowError
 from pipeline.sources.uris.policy import (
@@ -116,19 +116,18 @@ class Web:
             InfraError: This machine has no more sockets.
         """
         policy = self._policy
-        give_up = time.monotonic() + policy.timeout_s
-        for attempt in range(1, policy.tries + 1):
+        retries = Retries(policy.tries, policy.timeout_s)
+        while True:
+            deadline = min(retries.give_up_at, time.monotonic() + policy.try_timeout_s)
             try:
-                return self._try(url, min(give_up, time.monotonic() + policy.try_timeout_s))
+                return self._try(url, deadline)
             except _Transient as error:
-                trouble = error
-            if attempt == policy.tries or time.monotonic() + trouble.wait_s >= give_up:
-                break
-            time.sleep(trouble.wait_s)
-            wait_before_retry(attempt)
-        raise RowError(
-            Reason.UNREACHABLE, f"{shown_uri(url)}: {trouble}; gave up after try {attempt}"
-        )
+                if retries.wait(error.wait_s):
+                    continue
+                raise RowError(
+                    Reason.UNREACHABLE,
+                    f"{shown_uri(url)}: {error}; gave up after try {retries.num_failed}",
+                ) from None
 
     def _try(self, url: str, deadline: float) -> bytes:
         came_by = ""

@@ -754,7 +754,7 @@ def test_a_server_that_asks_for_patience_is_given_as_much_as_a_row_may_take(
     [rows] = read_all(inputs, source, row_timeout_s=row_timeout_s)
     assert rows["image"].to_pylist() == [b"late" if num_requests == 2 else None]
     assert len(web.requests) == num_requests
-    assert (61.0 in naps) == (num_requests == 2)
+    assert any(nap > 61.0 for nap in naps) == (num_requests == 2)
 
 
 # Secrets and the policy itself
