@@ -30,7 +30,7 @@ from pipeline.gates.results import parse_accepted
 from pipeline.job.reading.loader import read_job
 from pipeline.operations.backfill import states_of
 from pipeline.operations.jobs import load_job, run_options, warn_of_local_code
-from pipeline.runs.partitions.survey import survey_job
+from pipeline.runs.job_survey import survey_job
 
 log = logging.getLogger(__name__)
 

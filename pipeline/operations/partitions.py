@@ -19,8 +19,9 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job, read_date, read_dates, run_options
 from pipeline.report.showing.printed import printed
+from pipeline.runs.job_survey import survey_job
 from pipeline.runs.partitions.overview import Status
-from pipeline.runs.partitions.survey import survey_job, survey_output
+from pipeline.runs.partitions.survey import survey_output
 
 
 def status(

@@ -18,7 +18,7 @@ from typing import Protocol
 from pipeline.process.liveness import unfinished
 from pipeline.process.screen import clear_status, in_notebook, show_status, status_stream
 from pipeline.report.recording.rate import Rate
-from pipeline.report.showing.number_format import format_rate
+from pipeline.report.showing.number_format import duration, format_rate
 
 log = logging.getLogger(__name__)
 _DRAW_S, _LOOK_S = 0.5, 1.0
@@ -224,12 +224,3 @@ def describe_unfinished(num_rows: int, num_tokens: int) -> str:
     if not num_tokens:
         return f"{num_rows:,} rows of slices under way" if num_rows else ""
     return f"{num_rows:,} rows and {num_tokens:,} tokens of slices under way"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -15,12 +15,12 @@ from support.runs.cli import environment, write_job
 from pipeline.process import screen
 from pipeline.process.liveness import note_unfinished
 from pipeline.report.recording.rate import WINDOW_S, Rate
+from pipeline.report.showing.number_format import duration
 from pipeline.runs.progress import (
     Counts,
     Silent,
     TerminalProgress,
     describe,
-    duration,
 )
 
 

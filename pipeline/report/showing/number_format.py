@@ -77,6 +77,15 @@ def format_duration(value_s: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
+def duration(seconds: float) -> str:
+    """Return whole seconds: `12 s`, `2 min 03 s` or `1 h 02 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 def format_mib(amount_bytes: float | None, over_s: float | None) -> str:
     """Return MiB/s, without the unit."""
     return (

@@ -6,10 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+from pipeline.report.showing.number_format import duration
 from pipeline.report.showing.printed import Printed
-from pipeline.runs.exports import folder_name
 from pipeline.runs.partitions.state import PartitionStatus, State
-from pipeline.runs.progress import duration
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Status(Printed):
         """Return the name of the job that ran last, or that of the output's folder."""
         named = [status for status in self.partitions if status.job and status.run_id]
         last = max(named, key=lambda status: status.run_id or "", default=None)
-        return (last.job if last else None) or folder_name(self.sink)
+        return (last.job if last else None) or self.sink.rstrip("/").rpartition("/")[2]
 
 
 def _row(status: PartitionStatus) -> dict[str, Any]:
