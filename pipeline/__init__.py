@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from pipeline.operations.outputs import verify
     from pipeline.operations.partitions import status, stop
     from pipeline.operations.plan import plan
-    from pipeline.operations.published.output import Output, Partition, open_output
     from pipeline.operations.run import retry, run
     from pipeline.operations.tune import tune
+    from pipeline.published.output import Output, Partition, open_output
     from pipeline.report.document import Report
 
 __all__ = [
@@ -64,15 +64,15 @@ __all__ = [
 _HOMES = {
     "Diff": "pipeline.operations.diff",
     "Job": "pipeline.job.job",
-    "Output": "pipeline.operations.published.output",
-    "Partition": "pipeline.operations.published.output",
+    "Output": "pipeline.published.output",
+    "Partition": "pipeline.published.output",
     "Report": "pipeline.report.document",
     "backfill": "pipeline.operations.backfill",
     "diff": "pipeline.operations.diff",
     "errors": "pipeline.errors",
     "gc": "pipeline.operations.maintenance",
     "load_job": "pipeline.operations.jobs",
-    "open_output": "pipeline.operations.published.output",
+    "open_output": "pipeline.published.output",
     "plan": "pipeline.operations.plan",
     "predict": "pipeline.operations.first_steps.predict",
     "retry": "pipeline.operations.run",

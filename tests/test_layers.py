@@ -29,6 +29,7 @@ FOLDERS = (
     "reuse",
     "execution",
     "report",
+    "published",
     "runs",
     "operations",
     "commands",

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.published.diff.comparing import WriteRows, compare_versions
-from pipeline.commit.published.diff.difference import Difference, Mover
-from pipeline.commit.published.diff.joining import Version
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL
-from pipeline.operations.published.output import Partition, open_output
-from pipeline.operations.published.pages import write_page
+from pipeline.published.diff.comparing import WriteRows, compare_versions
+from pipeline.published.diff.difference import Difference, Mover
+from pipeline.published.diff.joining import Version
+from pipeline.published.output import Partition, open_output
+from pipeline.published.pages import write_page
 from pipeline.report.showing.printed import Printed, document_html
 from pipeline.report.showing.render import page_html
 

@@ -8,19 +8,19 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.commit.garbage import collect_garbage, unneeded_models
 from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.lease import Lease, hold_lease, latest_epoch
 from pipeline.commit.manifest import log_numbers
-from pipeline.commit.published.garbage import collect_garbage, unneeded_models
-from pipeline.commit.published.rollback import rollback as restore
+from pipeline.commit.rollback import rollback as restore
 from pipeline.commit.tables.delta import table_of
 from pipeline.core.errors import PartitionBusy
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job
 from pipeline.operations.partitions import depends_on_date
+from pipeline.published.survey import is_partition
 from pipeline.report.showing.printed import printed
-from pipeline.runs.partitions.survey import is_partition
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)

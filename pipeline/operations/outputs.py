@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.commit.published.describe import describe_output
-from pipeline.commit.published.verify import verify_output
+from pipeline.published.describe import describe_output
+from pipeline.published.verify import verify_output
 from pipeline.report.document import Report
 from pipeline.report.history import load_report
 from pipeline.report.showing.printed import printed
@@ -39,7 +39,7 @@ def inspect(
     """
     document = describe_output(uri, partition, dict(storage_options or {}))
     if html is not None:
-        from pipeline.operations.published.pages import inspect_page, write_page
+        from pipeline.published.pages import inspect_page, write_page
 
         write_page(inspect_page(document, uri, samples, storage_options or {}), Path(html))
     return document

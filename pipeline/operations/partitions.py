@@ -13,15 +13,15 @@ from typing import Any
 
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
 from pipeline.commit.lease import ask_to_stop, latest_epoch, read_heartbeat
-from pipeline.commit.published.read import locate
+from pipeline.commit.read import locate
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job, read_date, read_dates, run_options
+from pipeline.published.overview import Status
+from pipeline.published.survey import survey_output
 from pipeline.report.showing.printed import printed
 from pipeline.runs.job_survey import survey_job
-from pipeline.runs.partitions.overview import Status
-from pipeline.runs.partitions.survey import survey_output
 
 
 def status(

@@ -14,7 +14,6 @@ from typing import Any
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_or_unknown, require_one_key
 from pipeline.commit.plan_store import named
-from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
 from pipeline.inference.library_check import hold_to_library
 from pipeline.inference.runtimes.base import emulated_reason
@@ -25,6 +24,7 @@ from pipeline.models.tasks.scores import describe_scores
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
+from pipeline.published.describe import DIGEST_CHARS, version_facts
 from pipeline.report.history import find_past_run, is_basis
 from pipeline.report.recording.carried_rows import first_shards, plan_facts
 from pipeline.report.sections import ModelSection

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.commit.layout import Layout, partition_order
-from pipeline.commit.published.read import locate
+from pipeline.commit.read import locate
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.job.model import AUTO
 from pipeline.report.document import REPORT_VERSION, Report

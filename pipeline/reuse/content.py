@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.commit.published.version_rows import PartReader, Version
 from pipeline.core.arrays import Numbers, as_array
 from pipeline.core.cache.eviction import let_go
 from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.row_digests import HASH_BYTES
 from pipeline.core.schema import INPUT_HASH
+from pipeline.reuse.version_rows import PartReader, Version
 
 UNKNOWN = -1
 """Instead of a place: no row has this hash."""

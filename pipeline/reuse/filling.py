@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.commit.published.version_rows import PartReader, Version
 from pipeline.commit.staging import StagedSlice, StagingWriter
 from pipeline.core.arrays import Numbers, as_array
 from pipeline.core.aside import NOT_READ
@@ -32,6 +31,7 @@ from pipeline.reuse.checking import are_drawn
 from pipeline.reuse.content import UNKNOWN
 from pipeline.reuse.dividing import known_slices
 from pipeline.reuse.known import Known
+from pipeline.reuse.version_rows import PartReader, Version
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import RowFilter
 from pipeline.sources.rows import Reader

@@ -16,8 +16,7 @@ import numpy as np
 
 from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, current_or_unknown, read_or_unknown
-from pipeline.commit.published.rollback import history_numbers
-from pipeline.commit.published.version_rows import Version
+from pipeline.commit.rollback import history_numbers
 from pipeline.commit.shard_table import KnownShard, NoKeys, ShardTable, read_shard_table
 from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason
@@ -32,6 +31,7 @@ from pipeline.reuse.content import ContentIndex
 from pipeline.reuse.dividing import Division, divide, known_counts, known_runs, slice_rows
 from pipeline.reuse.failures import kept_failures
 from pipeline.reuse.known import Known
+from pipeline.reuse.version_rows import Version
 from pipeline.storage.store import Store
 
 _MOST_SOURCES, _MOST_LOOKED_AT = 4, 8

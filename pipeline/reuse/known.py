@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.commit.published.version_rows import Version
 from pipeline.core.arrays import Numbers
 from pipeline.core.slices import SliceKey
 from pipeline.reuse.content import UNKNOWN, ContentIndex
+from pipeline.reuse.version_rows import Version
 from pipeline.sources.units import Unit
 
 _NO_RUNS = np.zeros((0, 5), np.int64)

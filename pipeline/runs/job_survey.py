@@ -1,4 +1,4 @@
-"""Say what a run of a job would do to its partition: the state of the partition, seen by its job."""
+"""Say what a run of a job would do, and the state of its partition as the job sees it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pipeline.commit.plan_store import named
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InputMissing, PipelineError
 from pipeline.job.job import Job
+from pipeline.published.state import PartitionStatus
+from pipeline.published.survey import survey
 from pipeline.reuse.finding import find_reuse
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.partitions.state import PartitionStatus
-from pipeline.runs.partitions.survey import survey
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import is_published, next_step
 from pipeline.runs.staleness import why_stale

@@ -21,6 +21,7 @@ from support.runs.published import (
 )
 from support.runs.published_rows import read_predictions
 
+from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import (
     Manifest,
@@ -31,13 +32,12 @@ from pipeline.commit.manifest import (
     read_manifest,
 )
 from pipeline.commit.publish import commit, repair, sync_published_folder
-from pipeline.commit.published.garbage import collect_garbage
-from pipeline.commit.published.rollback import history_numbers, rollback
-from pipeline.commit.published.verify import verify_output
+from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.tables.delta import table_of
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.process import failpoints
+from pipeline.published.verify import verify_output
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import PROBES, Store, StoredFile
 

@@ -37,7 +37,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import read_job
 from pipeline.runs.progress import Silent
 from pipeline.dataflow import run_job
-from pipeline.operations.published.output import open_output
+from pipeline.published.output import open_output
 from pipeline.runs.context import RunOptions
 
 def state():

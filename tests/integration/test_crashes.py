@@ -16,7 +16,7 @@ from support.runs.published_rows import read_part, read_predictions
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.published.verify import verify_output
+from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.early]

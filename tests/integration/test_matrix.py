@@ -30,10 +30,10 @@ from support.runs.published_rows import read_predictions
 from support.servers.commandserver import CommandServer
 from support.servers.localserver import LocalServer
 
-from pipeline.commit.published.verify import verify_output
 from pipeline.core.causes import SystematicFailure
 from pipeline.execution.caller import share_ray, without_ray
 from pipeline.execution.tasks import run_tasks
+from pipeline.published.verify import verify_output
 from pipeline.report.document import Report
 from pipeline.storage.store import Store
 

@@ -23,7 +23,7 @@ from support.servers.faultproxy import (
 )
 from support.servers.s3server import S3Server
 
-from pipeline.commit.published.verify import verify_output
+from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.no_ray, pytest.mark.early]

@@ -31,8 +31,8 @@ from support.runs.published import DAY, Rows, make_plan, slice_table, snapshot
 from support.runs.selection import quick_cases
 
 from pipeline.commit.layout import staged_name
-from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged
+from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 
 OLD, NEW, NEXT = Rows(2, num_slices=3), Rows(3, num_slices=4), Rows(4, num_slices=3)

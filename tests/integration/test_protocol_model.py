@@ -37,13 +37,13 @@ from support.runs.published import Rows, make_plan, slice_table
 from support.runs.published_rows import read_in_turn, read_part
 from support.runs.stepping import Fault, Killed, Program
 
+from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, log_numbers, read_manifest
-from pipeline.commit.published.garbage import collect_garbage
-from pipeline.commit.published.rollback import history_numbers, rollback
-from pipeline.commit.published.verify import verify_output
+from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishConflict
+from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import pipeline
 from pipeline.commands.app import app
-from pipeline.commit.published.diff.columns import ColumnSums
-from pipeline.commit.published.diff.difference import Difference, LabelScores, Mover
 from pipeline.core.errors import InfraError, JobError
+from pipeline.published.diff.columns import ColumnSums
+from pipeline.published.diff.difference import Difference, LabelScores, Mover
 from pipeline.storage.store import Store
 
 DAYS = [f"date=2026-11-{day}" for day in (23, 24)]

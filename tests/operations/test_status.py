@@ -17,7 +17,7 @@ from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError
 from pipeline.execution.caller import without_ray
 from pipeline.operations.partitions import status_of_job
-from pipeline.runs.partitions.state import PartitionStatus
+from pipeline.published.state import PartitionStatus
 from pipeline.storage.store import Store
 
 DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]

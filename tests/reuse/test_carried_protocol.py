@@ -20,8 +20,8 @@ from support.runs.earlier_partitions import EarlierPartition
 from support.runs.protocol import LONG_AGO_S, Children, assert_tidy
 from support.runs.selection import quick_cases
 
+from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
-from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.storage.store import Store
 

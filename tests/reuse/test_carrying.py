@@ -34,7 +34,7 @@ from support.runs.night_inputs import FORMATS, image
 from support.runs.published import Rows, make_plan
 from support.runs.selection import quick_cases
 
-from pipeline.commit.published.garbage import collect_garbage
+from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.shard_table import read_shard_table
 from pipeline.core.arrays import Numbers
 from pipeline.core.aside import NOT_READ

@@ -14,13 +14,13 @@ from support.runs.carried_runs import TODAY, YESTERDAY, assert_as, change, witho
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.protocol import assert_tidy
 
+from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import release_lost
 from pipeline.commit.manifest import log_numbers
-from pipeline.commit.published.garbage import collect_garbage
-from pipeline.commit.published.rollback import rollback
-from pipeline.commit.published.verify import verify_output
+from pipeline.commit.rollback import rollback
 from pipeline.core.errors import InfraError, PartitionBusy, PublishConflict
+from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 
 SOURCE = Layout(YESTERDAY)

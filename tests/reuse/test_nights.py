@@ -23,9 +23,9 @@ from support.runs.carried_runs import assert_as_all_computed
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.night_inputs import FORMATS, Change, NightInputs
 
+from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.manifest import log_numbers
-from pipeline.commit.published.garbage import collect_garbage
-from pipeline.commit.published.rollback import rollback
+from pipeline.commit.rollback import rollback
 from pipeline.commit.shard_table import KnownShard, read_shard_table
 from pipeline.core.errors import GateRefused
 from pipeline.reuse.checking import LEAST_ROWS

@@ -17,9 +17,9 @@ from support.runs.published import DAY, Rows, publish_rows
 from support.servers.ports import free_ports
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, PartitionBusy
 from pipeline.job.reading.loader import parse_job
+from pipeline.published.verify import verify_output
 from pipeline.report.document import Report
 from pipeline.report.metrics.prometheus import Port
 from pipeline.report.recording.recorder import RunRecorder

@@ -42,8 +42,8 @@ def _sheets(run: RunContext, status: RunStatus) -> str:
     manifest, number = run.record.current, run.job.report.samples
     if status != "published" or manifest is None:
         return ""
-    from pipeline.runs.samples.originals import OriginalFinder  # takes what reads sources along
-    from pipeline.runs.samples.sheets import try_sheet
+    from pipeline.published.originals import OriginalFinder  # takes what reads sources along
+    from pipeline.published.sheets import try_sheet
 
     options = run.job.source.storage_options
     return try_sheet(OriginalFinder(run.store, run.layout, manifest, options), number)

@@ -24,15 +24,15 @@ from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.parts.compaction import Compacted, Compactor
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.publish import commit, sync_published_folder
-from pipeline.commit.published.describe import describe_output
-from pipeline.commit.published.rollback import rollback
-from pipeline.commit.published.verify import verify_output
+from pipeline.commit.rollback import rollback
 from pipeline.commit.staging import StagingWriter, quarantine_without_folder
 from pipeline.core.errors import GateRefused
 from pipeline.core.failures import failure_columns
 from pipeline.core.hive_paths import MAX_VALUES, values_of
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema, staged_schema
 from pipeline.core.slices import SliceKey
+from pipeline.published.describe import describe_output
+from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 
 LAYOUT = Layout(DAY)

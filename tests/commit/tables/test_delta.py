@@ -22,12 +22,12 @@ from support.servers.s3server import S3Server
 from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, sync_published_folder
-from pipeline.commit.published.verify import verify_output
 from pipeline.commit.tables import delta
 from pipeline.commit.tables.delta import Delta
 from pipeline.commit.tables.delta_storage import library_options
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
+from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.no_ray, pytest.mark.early]

@@ -6,7 +6,6 @@ import pytest
 from support.runs.plan_examples import planned, shard_extents
 
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.published.version_rows import Version
 from pipeline.commit.shard_table import About, KnownShard, ShardTable
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.aside import NOT_READ
@@ -17,6 +16,7 @@ from pipeline.report.recording.carried_rows import carried_section, first_shards
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.reuse.dividing import Division, ShardRows
 from pipeline.reuse.finding import Earlier, Reuse
+from pipeline.reuse.version_rows import Version
 from pipeline.storage.store import Store
 
 SHARDS = (

@@ -14,8 +14,8 @@ from support.servers.chromium import PROGRAM, Browser
 
 import pipeline
 from pipeline.operations.outputs import inspect
-from pipeline.operations.published.output import Partition
 from pipeline.preprocessing.images.thumbnails import Thumbnail
+from pipeline.published.output import Partition
 from pipeline.report.showing.render import to_html
 from pipeline.report.showing.samples import Small, sheet_html
 from pipeline.storage.store import Store

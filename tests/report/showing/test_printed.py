@@ -7,9 +7,9 @@ from html import escape
 import pytest
 
 from pipeline.operations.backfill import Backfill, DateRun
+from pipeline.published.overview import Status
+from pipeline.published.state import PartitionStatus
 from pipeline.report.showing.printed import Printed, PrintedDict
-from pipeline.runs.partitions.overview import Status
-from pipeline.runs.partitions.state import PartitionStatus
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -12,10 +12,10 @@ from support.runs.published import Rows, make_plan, run_here, slice_table, work_
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import current_manifest, log_numbers
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import StagedSlice, list_staged
 from pipeline.core.errors import GateRefused, InfraError
-from pipeline.operations.published.output import open_output
+from pipeline.published.output import open_output
+from pipeline.published.verify import verify_output
 from pipeline.runs.ending.finish import finish
 from pipeline.storage.store import Store
 

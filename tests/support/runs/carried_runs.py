@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.commit.published.verify import verify_output
+from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 from support.models.model_cases import colours_state
 from support.runs.earlier_partitions import EarlierPartition

@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 
 import pyarrow as pa
 
+from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import (
@@ -29,15 +30,14 @@ from pipeline.commit.manifest import (
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
-from pipeline.commit.published.garbage import collect_garbage
-from pipeline.commit.published.rollback import history_numbers
-from pipeline.commit.published.verify import verify_output
+from pipeline.commit.rollback import history_numbers
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
+from pipeline.published.verify import verify_output
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.finish import finish

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.runs.samples.originals import OriginalFinder
+from pipeline.published.originals import OriginalFinder
 from pipeline.storage.store import Store
 from support.runs.published import Rows, labels_of, publish_rows
 from support.runs.reading import read_whole

@@ -39,8 +39,8 @@ OF_RUNS = (
     *("pipeline.commands.app", "pipeline.operations.run", "pipeline.operations.plan"),
     *("pipeline.execution.local", "pipeline.runs.preparing.one_row"),
     *("pipeline.inference.engines.torch_engine", "pipeline.preprocessing.images.images"),
-    *("pipeline.commit.staging", "pipeline.commit.published.verify"),
-    *("pipeline.report.showing.render", "pipeline.runs.samples.sheets", "models"),
+    *("pipeline.commit.staging", "pipeline.published.verify"),
+    *("pipeline.report.showing.render", "pipeline.published.sheets", "models"),
     *("rich.console", "rich.table", "jinja2", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"),
 )
 """What most commands import that run jobs."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import ERROR
 from pipeline.execution.stages import Preprocessing
-from pipeline.runs.samples.originals import OriginalFinder, Originals
+from pipeline.published.originals import OriginalFinder, Originals
 
 CRASH = b"crash"
 

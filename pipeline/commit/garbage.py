@@ -1,0 +1,81 @@
+"""Find and delete what an output no longer needs."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import latest_epoch
+from pipeline.commit.manifest import kept_manifests, log_numbers
+from pipeline.commit.rollback import history_numbers
+from pipeline.commit.shard_table import unneeded_keys
+from pipeline.process.failpoints import failpoint
+from pipeline.storage.store import PROBES, Store, StoredFile
+
+
+def unneeded_models(store: Store, grace_s: float) -> list[StoredFile]:
+    """Find calibrated models that nothing names: no profile, and no run's choice.
+
+    Args:
+        grace_s: Younger ones may be named in a moment.
+    """
+    now = store.now()
+    models = [f for f in store.list_files("_control/models") if _age_s(f, now) > grace_s]
+    if not models:
+        return []
+    folders = ["_control/profiles"]
+    folders += [f"_control/{name}/choice" for name in store.list_folders("_control")]
+    named = b"".join(
+        store.read_bytes(file.path) for folder in folders for file in store.list_files(folder)
+    )
+    return [file for file in models if Path(file.path).stem.encode() not in named]
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What `collect_garbage` removed."""
+
+    num_files: int
+    num_bytes: int
+
+
+def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
+    """Delete staging, and what killed runs left, older than a grace period.
+
+    A run deletes its staging once it has published. That of one that has not is kept for `grace_s`
+    after its last write, for the run that goes on from it. Killed runs leave files half written,
+    and keys of versions that never came about. All runs leave their plan and their lease, of which
+    those are needed that a kept version or staging names, and the last one.
+    """
+    now = store.now()
+    folders = (layout.predictions, layout.quarantine, layout.control)
+    current = max(log_numbers(store, layout), default=0)
+    files = [file for folder in folders for file in store.list_leftovers(folder)]
+    files += store.list_files(PROBES)
+    versions = kept_manifests(store, layout, history_numbers(store, layout), current)
+    files += [file for _, file in unneeded_keys(store, layout, versions)]
+    staged: dict[str, list[StoredFile]] = {}
+    prefix = f"{layout.control}/staging/"
+    for file in store.list_files(prefix.rstrip("/")):
+        staged.setdefault(file.path.removeprefix(prefix).split("/")[0], []).append(file)
+    dead = {
+        name: group
+        for name, group in staged.items()
+        if min(_age_s(file, now) for file in group) > grace_s
+    }
+    named = {*staged.keys() - dead.keys(), *(manifest.plan_name for manifest in versions)}
+    files += [file for file in store.list_files(layout.plans) if Path(file.path).stem not in named]
+    leases, last = store.list_files(layout.leases), f"{latest_epoch(store, layout):010d}"
+    files += [file for file in leases if Path(file.path).stem != last]
+    leftovers = [file for file in files if _age_s(file, now) > grace_s]
+    for group in (*dead.values(), leftovers):
+        store.delete([file.path for file in group])
+        failpoint("mid_gc")
+    sizes = [file.size_bytes for group in (*dead.values(), leftovers) for file in group]
+    return Garbage(len(sizes), sum(sizes))
+
+
+def _age_s(file: StoredFile, now: dt.datetime) -> float:
+    return (now - file.modified).total_seconds() if file.modified else 0.0

@@ -1,0 +1,179 @@
+"""The parts of published versions as a pyarrow Dataset, by their manifests and on every store.
+
+Nothing is listed: a dataset has the parts that the manifest names, in input order. A version stays
+readable when it is replaced, as long as the history has it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+from fsspec import AbstractFileSystem
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.parts.part_reader import open_part
+from pipeline.core.hive_paths import hive_values
+from pipeline.core.schema import QUARANTINE_SCHEMA
+from pipeline.reuse.version_rows import PartPlace
+from pipeline.storage.store import Store
+
+OutputFolder = Literal["predictions", "quarantine"]
+_FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
+_KEPT: deque[pafs.PyFileSystem] = deque(maxlen=16)
+"""Those of the last datasets. Otherwise a thread of Arrow may be the one that frees such an object
+of Python while the interpreter ends, which aborts the process."""
+
+
+@dataclass(frozen=True)
+class PublishedPart:
+    """A part, where it lies, and the columns that its folders hold."""
+
+    file: PartPlace
+    values: Mapping[str, Any]
+    """Column -> value of all its rows, as a pyarrow scalar."""
+
+    @classmethod
+    def of(cls, layout: Layout, manifest: Manifest, part: Part, *, with_key: bool) -> PublishedPart:
+        """Return a part of a version.
+
+        Args:
+            part: The part.
+            with_key: The key of the partition is a column, too.
+        """
+        types, folder_values = manifest.partition_columns, hive_values(part.path)
+        values = {
+            name: pa.scalar(folder_values[name]).cast(pa.type_for_alias(types[name]))
+            for name in types
+            if name in folder_values  # the only part of an empty version has them in its file
+        }
+        if with_key and layout.partition:
+            key, _, value = layout.partition.partition("=")
+            values[key] = pa.scalar(value)
+        return cls(PartPlace.of(layout, manifest.number, part), values)
+
+
+@dataclass(frozen=True)
+class PublishedParts:
+    """Parts of one folder, of one or several versions; a value that pickles."""
+
+    store: Store
+    folder: OutputFolder
+    parts: tuple[PublishedPart, ...]
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        versions: Sequence[tuple[Layout, Manifest]],
+        folder: OutputFolder,
+        *,
+        with_key: bool = False,
+    ) -> PublishedParts:
+        """Return the parts of versions, in order; arguments: `PublishedPart.of`."""
+        is_good = folder == "predictions"
+        parts = (
+            PublishedPart.of(layout, manifest, part, with_key=with_key)
+            for layout, manifest in versions
+            for part in (manifest.parts if is_good else manifest.quarantine_parts)
+        )
+        return cls(store, folder, tuple(parts))
+
+    def only(self, numbers: Sequence[int]) -> PublishedParts:
+        """Return some of the parts, by their places in `parts`."""
+        return replace(self, parts=tuple(self.parts[number] for number in numbers))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all parts, as the manifests count them."""
+        return sum(part.file.part.num_rows for part in self.parts)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns, by the last part: those in its file, then those of folders.
+
+        Raises:
+            NotReadable: That part is gone.
+        """
+        if not self.parts:
+            return QUARANTINE_SCHEMA if self.folder == "quarantine" else pa.schema([])
+        last = self.parts[-1]
+        schema = last.file.find(self.store, self._schema_at)
+        for name, value in last.values.items():
+            schema = schema.append(pa.field(name, value.type))
+        return schema.remove_metadata()
+
+    def _schema_at(self, path: str) -> pa.Schema:
+        with open_part(self.store, path) as part:
+            return part.schema_arrow
+
+    def dataset(self) -> ds.Dataset:
+        """Return the rows as a dataset: columns and filters are read as far as needed.
+
+        Reading raises:
+            NotReadable: A part is gone, also from the history.
+        """
+        if not self.parts:
+            return ds.dataset(self.schema.empty_table())
+        files = pafs.PyFileSystem(_Handler(_Files(self)))
+        _KEPT.append(files)
+        fragments = [
+            _FORMAT.make_fragment(part.file.part.path, files, _expression(part.values))
+            for part in self.parts
+        ]
+        return ds.FileSystemDataset(fragments, self.schema, _FORMAT, files)
+
+
+def _expression(values: Mapping[str, Any]) -> pc.Expression | None:
+    expression: pc.Expression | None = None
+    for name, value in values.items():
+        field = pc.field(name)
+        condition = field == value if value.is_valid else field.is_null()
+        expression = condition if expression is None else expression & condition
+    return expression
+
+
+class _Files(AbstractFileSystem):  # type: ignore[misc]
+    """The parts as files that can be read, wherever they lie now."""
+
+    cachable = False
+
+    def __init__(self, parts: PublishedParts) -> None:
+        super().__init__()
+        self._store = parts.store
+        self._files = {part.file.part.path: part.file for part in parts.parts}
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Return name and size, as the manifest has them."""
+        return {"name": path, "size": self._files[path].part.size_bytes, "type": "file"}
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
+        """Open a part for reading."""
+        return self._files[path].find(self._store, self._store.open)
+
+    def native(self, path: str) -> pa.NativeFile:
+        """Open a part for Arrow: on local disk as a file that Arrow reads and closes by itself."""
+        return self._files[path].find(self._store, self._native)
+
+    def _native(self, path: str) -> pa.NativeFile:
+        file = self._store.open(path)
+        if not isinstance(file, io.BufferedReader):
+            return pa.PythonFile(file, mode="r")
+        with file:
+            return pa.OSFile(file.name)
+
+
+class _Handler(pafs.FSSpecHandler):  # type: ignore[misc]
+    """A thread of Arrow that closes a file of Python after the interpreter ended aborts it."""
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return self.fs.native(path)

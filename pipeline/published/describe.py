@@ -1,0 +1,153 @@
+"""Say what is published; writes nothing.
+
+Out: plain nested dicts, for `--json` and for render.render_document.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.commit.layout import Layout, partition_order
+from pipeline.commit.manifest import Manifest, Part, list_partitions
+from pipeline.commit.read import locate, require_current
+from pipeline.commit.rollback import history_numbers
+from pipeline.core.errors import JobError
+from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
+from pipeline.published.dataset import PublishedParts
+from pipeline.storage.store import Store
+
+DIGEST_CHARS = 12
+EXAMPLES = 5
+_TOP_LABELS = 10
+_COLUMNS_SHOWN = 6
+
+
+def choose_partition(
+    store: Store, uri_layout: Layout | None, partition: str | None
+) -> list[Layout]:
+    """Return the partition that is named, or else all that the output has.
+
+    Raises:
+        JobError: None is published.
+    """
+    if partition is not None:
+        return [Layout.named(partition)]
+    if uri_layout is not None and uri_layout.partition:
+        return [uri_layout]
+    known = list_partitions(store)
+    if not known:
+        raise JobError(f"{store.url('')}: nothing is published there")
+    return known
+
+
+def describe_output(
+    uri: str, partition: str | None, storage_options: dict[str, Any]
+) -> dict[str, Any]:
+    """Say what is published: of one partition, or a list of all and the newest one in full.
+
+    The newest is the last date or number, whenever it was published: see `partition_order`.
+
+    Args:
+        uri: The sink's root, or a partition's folder.
+        partition: Which partition; None takes all there are.
+
+    Raises:
+        JobError: Nothing is published there.
+        InfraError: A part that the current manifest names is missing.
+    """
+    store, uri_layout = locate(uri, storage_options)
+    layouts = choose_partition(store, uri_layout, partition)
+    if len(layouts) == 1:
+        return _describe_current(store, layouts[0])
+    manifests = [require_current(store, layout) for layout in layouts]
+    last = max(layouts, key=lambda layout: partition_order(layout.name))
+    return {
+        "partitions": [
+            {"partition": manifest.partition, **(version_facts(manifest) or {})}
+            for manifest in manifests
+        ],
+        "newest": _describe_current(store, last),
+    }
+
+
+def _describe_current(store: Store, layout: Layout) -> dict[str, Any]:
+    """Describe the current version; examples of rows are read from its parts."""
+    manifest = require_current(store, layout)
+    versions = [(layout, manifest)]
+    predictions = PublishedParts.of(store, versions, "predictions")
+    quarantine = PublishedParts.of(store, versions, "quarantine")
+    schema = predictions.schema
+    has_labels = LABEL in schema.names
+    return {
+        "partition": layout.name,
+        "version": manifest.number,
+        "kind": manifest.kind,
+        "restored_from": manifest.restored_from,
+        "run_id": manifest.run_id,
+        "created_at": manifest.created_at,
+        "fingerprint": manifest.fingerprint[:DIGEST_CHARS],
+        "rows": {
+            "total": manifest.num_rows,
+            "predicted": manifest.num_predicted,
+            "quarantined": manifest.num_quarantined,
+            "unreadable_shards": manifest.num_unreadable_shards,
+        },
+        "parts": [
+            _sum_parts("predictions", manifest.parts),
+            _sum_parts("quarantine", manifest.quarantine_parts),
+        ],
+        "model": manifest.model,
+        "carried": manifest.carried,
+        "gates": list(manifest.gates),
+        "skipped": manifest.skipped.get("reasons", []),
+        "schema": [{"column": field.name, "type": str(field.type)} for field in schema],
+        "labels": _count(predictions, LABEL)[:_TOP_LABELS] if has_labels else [],
+        "predictions": _first_rows(predictions, _shown_columns(schema)),
+        "reasons": _count(quarantine, "reason"),
+        "quarantine": _first_rows(quarantine, [ROW_ID, "reason", MESSAGE]),
+        "history": history_numbers(store, layout),
+    }
+
+
+def _shown_columns(schema: pa.Schema) -> list[str]:
+    """The id and what a line has room for: label and score, or else the first plain columns."""
+    if LABEL in schema.names and SCORE in schema.names:
+        return [ROW_ID, LABEL, SCORE]
+    plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    return [ROW_ID, *(name for name in plain if name not in (ROW_ID, URI))][:_COLUMNS_SHOWN]
+
+
+def _sum_parts(folder: str, parts: Sequence[Part]) -> dict[str, Any]:
+    size_bytes = sum(part.size_bytes for part in parts)
+    return {"kind": folder, "parts": len(parts), "bytes": size_bytes}
+
+
+def _count(parts: PublishedParts, column: str) -> list[dict[str, Any]]:
+    """Count the values of a text column, most frequent first, few batches in memory at a time."""
+    counts: Counter[str] = Counter()
+    for batch in parts.dataset().to_batches(columns=[column], batch_readahead=1):
+        for pair in pc.value_counts(batch.column(0)).to_pylist():
+            counts[pair["values"]] += pair["counts"]
+    return [{column: value, "rows": rows} for value, rows in counts.most_common()]
+
+
+def _first_rows(parts: PublishedParts, columns: list[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = parts.dataset().head(EXAMPLES, columns=columns).to_pylist()
+    return rows
+
+
+def version_facts(manifest: Manifest | None) -> dict[str, Any] | None:
+    """Return which version is published, in a few facts."""
+    if manifest is None or not manifest.is_known:
+        return None
+    return {
+        "version": manifest.number,
+        "run_id": manifest.run_id,
+        "created_at": manifest.created_at,
+        "rows": manifest.num_rows,
+    }

@@ -1,0 +1,197 @@
+"""Compare one column of matched rows, by its Arrow type; sums can be added bucket after bucket."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.arrays import as_array
+from pipeline.published.diff.equality import Mask, as_mask, equal_rows, list_lengths
+
+Comparison = Literal["value", "number", "vector", "entries"]
+Floats = npt.NDArray[np.float64]
+_MOST_PAIRS = 2_000
+"""Pairs of different values that are counted one by one; further ones together."""
+
+
+@dataclass
+class ColumnSums:
+    """How a column of the rows of both sides differs, summed over the rows compared so far."""
+
+    name: str
+    comparison: Comparison
+    differing: int = 0
+    """Rows whose values differ by more than the tolerance."""
+    became_null: int = 0
+    was_null: int = 0
+    compared: int = 0
+    """Rows with a value on both sides."""
+    sum_diff: float = 0.0
+    """Of numbers: now minus before. Of vectors: cosines."""
+    sum_abs_diff: float = 0.0
+    max_abs_diff: float = 0.0
+    min_cosine: float = 1.0
+    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Of values: before, now -> rows, where they differ."""
+    other_pairs: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form: what has a meaning for the comparison."""
+        document: dict[str, Any] = {
+            "kind": self.comparison,
+            "differing_rows": self.differing,
+            "became_null": self.became_null,
+            "was_null": self.was_null,
+        }
+        if self.comparison == "number" and self.compared:
+            document["mean_shift"] = self.sum_diff / self.compared
+            document["mean_abs_diff"] = self.sum_abs_diff / self.compared
+            document["max_abs_diff"] = self.max_abs_diff
+        if self.comparison == "vector" and self.compared:
+            document["mean_cosine"] = self.sum_diff / self.compared
+            document["min_cosine"] = self.min_cosine
+        return document
+
+
+def comparison_of(column_type: pa.DataType) -> Comparison:
+    """Return how columns of a type are compared."""
+    if pa.types.is_floating(column_type):
+        return "number"
+    if _is_list(column_type):
+        if pa.types.is_floating(column_type.value_type):
+            return "vector"
+        if pa.types.is_struct(column_type.value_type):
+            return "entries"
+    return "value"
+
+
+def compare_column(
+    sums: ColumnSums, before: pa.ChunkedArray, now: pa.ChunkedArray, tolerance: float
+) -> tuple[Mask, Floats]:
+    """Compare a column of N matched rows, and add to its sums.
+
+    Args:
+        sums: Of the column.
+        before: (N,).
+        now: (N,), of the same type.
+        tolerance: How far numbers may be off: absolutely up to 1, relatively above. Vectors: how
+            far the cosine may be below 1.
+
+    Returns:
+        Which rows differ, bool (N,), and how much, float64 (N,): 0 if they do not.
+    """
+    one, other = as_array(before), as_array(now)
+    nulls = as_mask(pc.is_null(one)), as_mask(pc.is_null(other))
+    both = ~(nulls[0] | nulls[1])
+    differs, size = np.asarray(nulls[0] != nulls[1]), np.zeros(len(one))
+    size[differs] = 1.0
+    sums.became_null += int((nulls[1] & ~nulls[0]).sum())
+    sums.was_null += int((nulls[0] & ~nulls[1]).sum())
+    rows = np.flatnonzero(both)
+    sums.compared += len(rows)
+    if len(rows):
+        pair = one.take(pa.array(rows)), other.take(pa.array(rows))
+        differs[rows], size[rows] = _COMPARE[sums.comparison](sums, *pair, tolerance)
+    sums.differing += int(differs.sum())
+    return differs, size
+
+
+def _values(sums: ColumnSums, one: pa.Array, other: pa.Array, _: float) -> tuple[Mask, Floats]:
+    differs = ~equal_rows(one, other)
+    rows = pa.array(np.flatnonzero(differs))
+    if len(rows) and not pa.types.is_nested(one.type):
+        texts = (pc.cast(column.take(rows), pa.string(), safe=False) for column in (one, other))
+        counted = pa.table(dict(zip("ab", texts, strict=True))).group_by(["a", "b"])
+        for entry in counted.aggregate([([], "count_all")]).to_pylist():
+            key = (entry["a"], entry["b"])
+            if key in sums.pairs or len(sums.pairs) < _MOST_PAIRS:
+                sums.pairs[key] += entry["count_all"]
+            else:
+                sums.other_pairs += entry["count_all"]
+    return differs, differs.astype(np.float64)
+
+
+def _numbers(
+    sums: ColumnSums, one: pa.Array, other: pa.Array, tolerance: float
+) -> tuple[Mask, Floats]:
+    diff, size = _differences(one, other)
+    sums.sum_diff += float(diff.sum())
+    sums.sum_abs_diff += float(np.abs(diff).sum())
+    sums.max_abs_diff = max(sums.max_abs_diff, float(np.abs(diff).max()))
+    return size > tolerance, size
+
+
+def _differences(one: pa.Array, other: pa.Array) -> tuple[Floats, Floats]:
+    """Return now minus before, 0 where either is no finite number, and the size of that.
+
+    The size is absolute up to 1, relative above; 1 where only one is a finite number.
+    """
+    before, now = (np.asarray(column, np.float64) for column in (one, other))
+    with np.errstate(invalid="ignore"):
+        diff = np.where(equal_rows(one, other), 0.0, now - before)
+    is_odd = ~np.isfinite(diff)
+    diff[is_odd] = 0.0
+    size = np.abs(diff) / np.maximum(1.0, np.nan_to_num(np.abs(before), posinf=1.0))
+    size[is_odd] = 1.0
+    return diff, size
+
+
+def _vectors(
+    sums: ColumnSums, one: pa.Array, other: pa.Array, tolerance: float
+) -> tuple[Mask, Floats]:
+    lengths = [np.asarray(pc.list_value_length(column)) for column in (one, other)]
+    size = np.ones(len(one))
+    for length in np.unique(lengths[0][lengths[0] == lengths[1]]).tolist():
+        rows = np.flatnonzero((lengths[0] == length) & (lengths[1] == length))
+        sides = [
+            np.asarray(column.take(pa.array(rows)).flatten(), np.float64).reshape(len(rows), length)
+            for column in (one, other)
+        ]
+        norms = [np.linalg.norm(side, axis=1) for side in sides]
+        product = norms[0] * norms[1]
+        is_same = (sides[0] == sides[1]).all(axis=1)
+        cosine = np.divide(
+            (sides[0] * sides[1]).sum(axis=1), product, where=product > 0, out=np.zeros(len(rows))
+        )
+        size[rows] = np.where(is_same, 0.0, 1.0 - np.clip(cosine, -1.0, 1.0))
+    sums.sum_diff += float((1.0 - size).sum())
+    sums.min_cosine = min(sums.min_cosine, float(1.0 - size.max()))
+    return size > tolerance, size
+
+
+def _entries(
+    _: ColumnSums, one: pa.Array, other: pa.Array, tolerance: float
+) -> tuple[Mask, Floats]:
+    """Lists differ by 1, or if of one length and alike but for numbers, by as much as these do."""
+    size = np.where(equal_rows(one, other), 0.0, 1.0)
+    lengths = list_lengths(one)
+    rows = np.flatnonzero((size > 0) & (lengths == list_lengths(other)) & (lengths > 0))
+    if len(rows):
+        before, now = (column.take(pa.array(rows)).flatten() for column in (one, other))
+        sizes = [np.where(equal_rows(before.is_null(), now.is_null()), 0.0, 1.0)]
+        for pair in zip(before.flatten(), now.flatten(), strict=True):
+            is_number = pa.types.is_floating(pair[0].type)
+            field_size = (
+                _differences(*pair)[1] if is_number else np.where(equal_rows(*pair), 0.0, 1.0)
+            )
+            sizes.append(field_size)
+        starts = np.cumsum(lengths[rows]) - lengths[rows]
+        size[rows] = np.maximum.reduceat(np.max(sizes, axis=0), starts)
+    return size > tolerance, size
+
+
+def _is_list(column_type: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(column_type)
+        or pa.types.is_large_list(column_type)
+        or pa.types.is_fixed_size_list(column_type)
+    )
+
+
+_COMPARE = {"value": _values, "number": _numbers, "vector": _vectors, "entries": _entries}

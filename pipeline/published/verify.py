@@ -1,0 +1,328 @@
+"""Prove a published partition: nothing lost, nothing doubled, nothing changed.
+
+What the parts hold is read in `part_audit.py`; ids are looked at again only if their hashes
+say that something is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.commit.layout import Layout, part_target
+from pipeline.commit.manifest import Manifest, current_manifest, log_numbers
+from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
+from pipeline.commit.plan_store import plan_from_json
+from pipeline.commit.read import locate, require_current
+from pipeline.commit.tables.delta import Delta
+from pipeline.commit.tables.delta_storage import LOG
+from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.hive_paths import values_of, without
+from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, QUARANTINE_SCHEMA
+from pipeline.planning.plan import Plan
+from pipeline.published.describe import choose_partition
+from pipeline.published.part_audit import (
+    BATCH_ROWS,
+    AuditedPart,
+    Hashes,
+    audit_part,
+    ids_of,
+    join,
+)
+from pipeline.published.receipt import (
+    Check,
+    check_keys,
+    check_log,
+    linked_files,
+    verdict,
+)
+from pipeline.sources.source_format import planned_ids
+from pipeline.storage.store import Store
+
+_PART_THREADS = 4
+_TRIES = 3
+
+
+def verify_output(
+    uri: str, partition: str | None, storage_options: dict[str, Any]
+) -> dict[str, Any]:
+    """Prove the current version of a partition, or of each.
+
+    Args:
+        uri: The sink's root, or a partition's folder.
+        partition: Which partition; None takes all there are.
+
+    Returns:
+        Partition, version, status `ok` and every check; of several only the number of checks.
+
+    Raises:
+        JobError: Nothing is published there.
+        PipelineError: A check failed: something was lost, doubled or changed.
+    """
+    store, uri_layout = locate(uri, storage_options)
+    documents, problems = list[dict[str, Any]](), list[str]()
+    for layout in choose_partition(store, uri_layout, partition):
+        manifest, checks = _check_current(store, layout)
+        if failed := [check for check in checks if check.status == "fail"]:
+            also = f"; also failed: {', '.join(check.name for check in failed[1:])}"
+            problems.append(
+                f"{len(failed)} of {len(checks)} checks: {failed[0].name}: {failed[0].message}"
+                f"{also if len(failed) > 1 else ''}"
+            )
+        documents.append(
+            {
+                "partition": layout.name,
+                "version": manifest.number,
+                "status": "fail" if failed else "ok",
+                "checks": [asdict(check) for check in checks],
+            }
+        )
+    if problems:
+        names = [document["partition"] for document in documents if document["status"] == "fail"]
+        others = f"; failed partitions: {', '.join(names)}" if len(documents) > 1 else ""
+        raise PipelineError(f"verify failed: {problems[0]}{others}")
+    if len(documents) == 1:
+        return documents[0]
+    return {
+        "status": "ok",
+        "partitions": [{**one, "checks": len(one["checks"])} for one in documents],
+    }
+
+
+def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]:
+    """Check what is current; a version that was replaced while it was read proves nothing."""
+    for _ in range(_TRIES):
+        manifest = require_current(store, layout)
+        try:
+            checks = _check_version(store, layout, manifest)
+        except FileNotFoundError:
+            continue  # gone between two looks: the next round tells if it was replaced
+        latest = current_manifest(store, layout)
+        if latest is not None and latest.number == manifest.number:
+            return manifest, checks
+    raise InfraError(f"partition {layout.name}: replaced {_TRIES} times while it was read")
+
+
+def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
+    """Check one version; if a part cannot be read, what needs all parts is left out."""
+    with ThreadPoolExecutor(_PART_THREADS) as pool:
+        good = list(pool.map(lambda part: audit_part(store, part), manifest.parts))
+        bad = list(pool.map(lambda part: audit_part(store, part), manifest.quarantine_parts))
+    plan, plan_check = _read_plan(store, layout, manifest)
+    parts = good + bad
+    checks = [
+        _check_parts(parts),
+        _check_folder(store, layout, manifest),
+        _check_success(store, layout),
+        check_log(store, layout, manifest),
+        plan_check,
+        check_keys(store, layout, manifest),
+        *_check_table(store, layout, manifest),
+    ]
+    if any(audited.problem for audited in parts):
+        return checks
+    return [
+        *checks,
+        _check_rows(parts),
+        _check_schema(good, bad, manifest, plan),
+        _check_counts(good, bad, manifest, plan),
+        _check_unique(store, good),
+        _check_hash(parts, manifest),
+        _check_planned(parts, plan),
+    ]
+
+
+def _check_parts(parts: Sequence[AuditedPart]) -> Check:
+    problems = []
+    for audited in parts:
+        wanted = audited.part
+        if audited.size_bytes == 0:
+            problem = audited.problem or "is empty"
+        elif audited.size_bytes != wanted.size_bytes:
+            problem = f"has {audited.size_bytes} bytes, the manifest says {wanted.size_bytes}"
+        elif audited.sha256 != wanted.sha256:
+            problem = f"sha256 is {audited.sha256}, the manifest says {wanted.sha256}"
+        else:
+            problem = audited.problem
+        if problem:
+            problems.append(f"{wanted.path} {problem}")
+    size_bytes = sum(audited.size_bytes for audited in parts)
+    return verdict("parts", problems, f"{len(parts)} parts, {size_bytes} bytes as published")
+
+
+def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
+    named = {part.path for part in manifest.all_parts}
+    present: set[str] = set()
+    for folder in (layout.predictions, layout.quarantine):
+        for file in store.list_files(folder):
+            below = file.path.removeprefix(folder + "/").split("/")
+            is_foreign = layout.partition is None and len(below) > 1  # another partition's
+            if not is_foreign and not below[-1].startswith(("_", ".")):
+                present.add(file.path)
+    problems = [
+        f"{path} is no part of version {manifest.number}; a publish is under way, or run the job "
+        "again to tidy up"
+        if part_target(path) is not None
+        else f"{path} is no file of this pipeline, and readers of the folder take it for rows: "
+        f"remove {store.url(path)}"
+        for path in present - named
+    ]
+    problems += [f"{path} is not there" for path in named - present]
+    problems += [f"{path} is a link, which readers follow" for path in linked_files(store, layout)]
+    return verdict("folder", sorted(problems), f"exactly the {len(named)} parts of the manifest")
+
+
+def _check_success(store: Store, layout: Layout) -> Check:
+    problems = []
+    # The bytes, as another version of this package may have written them.
+    entry = store.read_bytes(layout.log_entry(log_numbers(store, layout)[-1]))
+    for path, expected in ((layout.current, entry), (layout.success, b"")):
+        try:
+            if store.read_bytes(path) != expected:
+                problems.append(f"{path} is not as published; run the job again")
+        except FileNotFoundError:
+            problems.append(f"{path} is missing; run the job again")
+    return verdict("success", problems, "the marker is there, the list equals the manifest")
+
+
+def _check_table(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
+    """Check that the Delta table names the parts, if there is one."""
+    if not store.exists(LOG):
+        return []
+    try:
+        problems = Delta(store).differences(layout, manifest)
+    except JobError as error:  # the library is not installed
+        return [Check("table", "skipped", str(error))]
+    return [verdict("table", problems, f"the Delta table names the {len(manifest.parts)} parts")]
+
+
+def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan | None, Check]:
+    path = layout.plan(manifest.plan_name)
+    try:
+        plan = plan_from_json(store.read_bytes(path), manifest.plan_name)
+    except FileNotFoundError:
+        return None, Check("plan", "fail", f"{path} is missing: rows in cannot be proved")
+    except InfraError as error:
+        return None, Check("plan", "fail", str(error))
+    rows = "rows unknown until read" if plan.num_rows is None else f"{plan.num_rows} rows"
+    return plan, Check("plan", "pass", f"{rows}, of {plan.num_shards} shards")
+
+
+def _check_rows(parts: Sequence[AuditedPart]) -> Check:
+    problems = [
+        f"{audited.part.path} has {len(audited.hashes)} rows, "
+        f"the manifest says {audited.part.num_rows}"
+        for audited in parts
+        if len(audited.hashes) != audited.part.num_rows
+    ]
+    return verdict("rows", problems, "every part has the rows that the manifest says")
+
+
+def _check_schema(
+    good: Sequence[AuditedPart], bad: Sequence[AuditedPart], manifest: Manifest, plan: Plan | None
+) -> Check:
+    if plan is None:
+        return Check("schema", "skipped", "there is no plan")
+    expected, hive = plan.prediction_schema(), manifest.partition_columns
+    if any(audited.schema and INPUT_HASH in audited.schema.names for audited in good):
+        expected = expected.append(INPUT_HASH_FIELD)  # the job decides that, not the plan
+    wanted = [
+        (audited, without(expected, list(values_of(audited.part.path, hive)))) for audited in good
+    ]
+    problems = [
+        f"{audited.part.path} has other columns or types than were declared"
+        for audited, schema in [*wanted, *((audited, QUARANTINE_SCHEMA) for audited in bad)]
+        if audited.schema is None or not audited.schema.equals(schema, check_metadata=False)
+    ]
+    return verdict("schema", problems, f"{len(expected)} columns in every part, as declared")
+
+
+def _check_counts(
+    good: Sequence[AuditedPart], bad: Sequence[AuditedPart], manifest: Manifest, plan: Plan | None
+) -> Check:
+    predicted, quarantined = (
+        sum(len(audited.hashes) for audited in parts) for parts in (good, bad)
+    )
+    shown = f"{predicted} predicted + {quarantined} quarantined"
+    problems = []
+    planned = None if plan is None else plan.num_rows
+    if planned is not None and predicted + quarantined != planned:
+        problems.append(f"{shown} = {predicted + quarantined} rows, planned {planned}")
+    declared = (manifest.num_predicted, manifest.num_quarantined)
+    if declared != (predicted, quarantined) or sum(declared) != manifest.num_rows:
+        problems.append(
+            f"{shown}, the manifest says {declared[0]} + {declared[1]} = {manifest.num_rows} rows"
+        )
+    return verdict("counts", problems, f"{shown} = {manifest.num_rows} rows")
+
+
+def _check_unique(store: Store, good: Sequence[AuditedPart]) -> Check:
+    """Find ids that two predictions have: hashes tell where to look, the ids themselves count."""
+    values, counts = np.unique(join([audited.hashes for audited in good]), return_counts=True)
+    suspects = values[counts > 1]
+    seen: set[str] = set()
+    problems = []
+    for audited in good if len(suspects) else ():
+        for value in ids_of(store, audited, suspects):
+            if value in seen:
+                problems.append(f"{value!r} has two predictions, again in {audited.part.path}")
+            seen.add(value)
+    return verdict("unique_ids", problems, f"{len(values)} ids, each predicted once")
+
+
+def _check_hash(parts: Sequence[AuditedPart], manifest: Manifest) -> Check:
+    total = _sum(join([audited.hashes for audited in parts]))
+    problems = [
+        f"the row ids of {audited.part.path} add up to {part_sum}, the manifest says "
+        f"{audited.part.row_id_hash}"
+        for audited in parts
+        if audited.part.row_id_hash not in ("", part_sum := _sum(audited.hashes))
+    ]
+    if total != manifest.row_id_hash:
+        problems.append(f"the row ids add up to {total}, the manifest says {manifest.row_id_hash}")
+    return verdict("row_id_hash", problems, f"the row ids add up to {total}")
+
+
+def _sum(hashes: Hashes) -> str:
+    return sum_hashes([int(hashes.sum(dtype=np.uint64))])
+
+
+def _check_planned(parts: Sequence[AuditedPart], plan: Plan | None) -> Check:
+    if plan is None:
+        return Check("planned_ids", "skipped", "there is no plan")
+    if plan.row_ids == "column":
+        return Check("planned_ids", "skipped", "the ids come from a column, not from the plan")
+    if plan.row_ids == "key" or plan.counts_by_reading:
+        return Check("planned_ids", "skipped", "the ids come from the shards, not from the plan")
+    planned = join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
+    present = join([audited.hashes for audited in parts])
+    if _sum(planned) == _sum(present):
+        return Check("planned_ids", "pass", f"{len(planned)} planned rows are there, no other")
+    lost, strange = np.setdiff1d(planned, present), np.setdiff1d(present, planned)
+    names = [value for ids in _chunks(_planned_ids(plan)) for value in _select(ids, lost[:1])]
+    first = f"; first: {names[0]!r}" if names else ""
+    message = f"the rows are not the planned ones: lost {len(lost)}, strange {len(strange)}{first}"
+    return Check("planned_ids", "fail", message)
+
+
+def _planned_ids(plan: Plan) -> Iterator[str]:
+    """Yield the row ids that the source makes of a plan, in input order."""
+    for unit in plan.units:
+        for extent in unit.extents:
+            yield from planned_ids(plan.row_ids, extent)
+
+
+def _chunks(ids: Iterator[str]) -> Iterator[list[str]]:
+    while chunk := list(islice(ids, BATCH_ROWS)):
+        yield chunk
+
+
+def _select(ids: list[str], wanted: Hashes) -> list[str]:
+    mask = np.isin(hash_ids(pa.array(ids)), wanted)
+    return [value for value, is_wanted in zip(ids, mask.tolist(), strict=True) if is_wanted]

@@ -1,0 +1,92 @@
+"""Sheets show what rows were predicted from; hostile inputs cost their own picture at most."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from deadly_stages import DeadlyFinder
+from support.inputs.encoded import base_image, encode, png_strip
+from support.runs.published import Rows
+from support.runs.sampled import publish_over
+
+from pipeline.core.schema import DETECTIONS, ENTITIES
+from pipeline.preprocessing.images.thumbnails import Thumbnail
+from pipeline.published.originals import OriginalFinder
+from pipeline.published.reading import read_small
+from pipeline.published.sheets import try_sheet
+from pipeline.report.showing.samples import Small, sheet_html
+
+ROWS = Rows(num_slices=2)
+PHOTO = encode(base_image(3, 400, 300), "JPEG")
+
+
+def image(row: int) -> bytes:
+    return {1: b"no image", 2: png_strip(12_000, 12_000), 4: PHOTO[:900]}.get(row, PHOTO)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> OriginalFinder:
+    return publish_over(tmp_path, ROWS, image)
+
+
+def test_a_sheet_of_pictures_has_those_that_can_be_decoded(photos: OriginalFinder):
+    html = try_sheet(photos, 6)
+    titles = re.findall("<h2>([^<]*)</h2>", html)
+    assert titles == ["Least certain"]
+    assert html.count("data:image/jpeg;base64,") == 6 - 2
+    for words in ("the bytes begin with 6e 6f", "12000 x 12000"):
+        assert words in html
+    assert len(html) < 24 * 12_000
+
+
+@pytest.mark.slow
+def test_a_row_that_ends_the_process_costs_its_own_picture(photos: OriginalFinder):
+    deadly = DeadlyFinder(photos.store, photos.layout, photos.manifest, {})
+    rows = [(f"shard-0.parquet#{row}", f"in/shard-0.parquet#{row}") for row in (0, 3, 5)]
+    small = read_small(deadly, rows)
+    assert small[rows[1][0]] == Small(problem="its process was ended by SIGSEGV")
+    assert [small[row_id].picture is not None for row_id, _ in rows] == [True, False, True]
+
+
+def test_an_input_that_is_gone_costs_the_pictures_and_no_more(
+    photos: OriginalFinder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for shard in (tmp_path / "in").iterdir():
+        shard.unlink()
+    html = try_sheet(photos, 6)
+    assert "img" not in html
+    assert "cat 0.5" in html
+    part = tmp_path / "out" / photos.manifest.parts[0].path
+    part.unlink()
+    assert "no sheet of rows: " in try_sheet(photos, 6)
+    assert "is gone" in caplog.text
+
+
+def test_nothing_is_read_without_samples(photos: OriginalFinder):
+    gone = replace(photos, manifest=replace(photos.manifest, parts=()), layout=None)  # type: ignore[arg-type]
+    assert try_sheet(gone, 0) == ""
+
+
+def test_boxes_and_entities_lie_where_the_prediction_has_them():
+    box = {"label": "cat", "score": 0.9, "x_min": 10.0, "y_min": 20.0, "x_max": 60.0, "y_max": 30.5}
+    seen = {"a": Small(Thumbnail(PHOTO, 400, 300))}
+    html = sheet_html("Boxes", [{"row_id": "a", DETECTIONS: [box]}], seen)
+    assert '<rect class="box" x="10.0" y="20.0" width="50.0" height="10.5">' in html
+    assert "<b>cat 0.9</b>" in html
+    text = "x" * 300 + " Ada Lovelace met <i>Babbage</i>.\x1b[2J"
+    marks = [
+        {"start": 301, "end": 313, "text": "", "label": "PER", "score": 0.8},
+        {"start": 305, "end": 313, "text": "", "label": "LOC", "score": 0.2},
+        {"start": 321, "end": 328, "text": "", "label": "<PER>", "score": 0.9},
+    ]
+    html = sheet_html("Texts", [{"row_id": "b", ENTITIES: marks}], {"b": Small(texts=(text,))})
+    assert re.findall("<mark>([^<]*) <small>([^<]*)</small>", html) == [
+        ("Ada Lovelace", "PER"),
+        ("Babbage", "&lt;PER&gt;"),
+    ]
+    assert "\u2026x" in html
+    assert "<i>" not in html
+    assert "\x1b" not in html
