@@ -65,7 +65,7 @@ IN_WORKERS = (
 
 IN_DRIVERS = ("operations.plan", "models.resolving.resolve", "inference.library_check")
 
-MAX_LINES = 350
+MAX_LINES = 500
 
 SERVERS = ("aiohttp.web", "http.server", "socketserver", "uvicorn", "wsgiref", "xmlrpc.server")
 # A Unix socket, by which the workers of an embedded Ray are forked; metrics, if the job says so.
