@@ -23,7 +23,7 @@ from pipeline.models.directories.onnx.graph import external_files, open_session,
 from pipeline.models.tasks import task_class
 from pipeline.preprocessing.input_facts import TEXT
 from pipeline.preprocessing.table_input import texts_of
-from pipeline.preprocessing.texts.text_input import IDS, MASK, TYPES
+from pipeline.preprocessing.texts.text_settings import IDS, MASK, TYPES
 
 Feeds = dict[str, npt.NDArray[Any]]
 """Name of an input of the file -> C-contiguous (B, ...), of its dtype."""
@@ -118,7 +118,7 @@ class OnnxModule(torch.nn.Module):
         """
         num_rows = self._facts.batch_size or batch[0]
         shapes = {tensor.name: tensor.shape or (None, None) for tensor in self._facts.inputs}
-        if "input_ids" in shapes and self._facts.max_tokens is None:
+        if IDS in shapes and self._facts.max_tokens is None:
             return None
         layout = self._facts.layout
         # Of images the axes are named in the file's order, otherwise all are of one length.

@@ -30,9 +30,15 @@ from pipeline.core.backoff import TransientError, with_retries
 from pipeline.core.cache.private_files import first_of
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message, first_names, num_of
-from pipeline.models.directories.contents import NAMES
-from pipeline.models.directories.refused import ADAPTER, MERGE, VOCABULARIES
-from pipeline.models.directories.text.text_facts import TOKENIZER
+from pipeline.models.directories.files import (
+    ADAPTER,
+    CONFIG,
+    NAMES,
+    ONNX_SUFFIX,
+    TOKENIZER,
+    VOCABULARIES,
+)
+from pipeline.models.directories.refused import MERGE
 from pipeline.report.showing.number_format import format_size
 from pipeline.storage.store import Store
 
@@ -234,7 +240,7 @@ def _copy(repo: HubRepo, names: Sequence[str], store: Store) -> dict[str, str]:
         store.put(f"{_UNFINISHED}/{RECORD}", b"")  # makes the folder
     _download(repo, names, folder)
     digests = {name: _checked(repo, name, folder / name) for name in names}
-    for name in sorted(names, key=lambda name: _is_like(name, ("config.json", "*.onnx"))):
+    for name in sorted(names, key=lambda name: _is_like(name, (CONFIG, f"*{ONNX_SUFFIX}"))):
         if store.is_object_store:
             store.put_file(name, str(folder / name))
         else:

@@ -10,7 +10,7 @@ from pipeline.core.printable import clean_message
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.job import Job
 from pipeline.job.source import Source
-from pipeline.models.directories.onnx.choice import SUFFIX
+from pipeline.models.directories.files import ONNX_SUFFIX
 from pipeline.models.directories.opening import open_facts
 from pipeline.preprocessing.input_facts import TensorColumn
 from pipeline.sources.features.categories import with_categories
@@ -27,7 +27,7 @@ def settled_source(job: Job) -> Source:
             refused; or it takes columns of other names.
     """
     source, path = with_categories(job.source), job.model.path
-    if not source.is_table or path is None or not path.endswith(SUFFIX):
+    if not source.is_table or path is None or not path.endswith(ONNX_SUFFIX):
         return source
     _, facts = open_facts(path, job.model.storage_options, source.input_name)
     if not facts.columns:

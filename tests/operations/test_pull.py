@@ -20,8 +20,7 @@ from support.servers.s3server import S3Server
 
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError
-from pipeline.models.directories.contents import NAMES
-from pipeline.models.directories.refused import ADAPTER
+from pipeline.models.directories.files import ADAPTER, NAMES
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.operations.pull import pull, read_repo
 

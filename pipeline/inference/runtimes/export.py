@@ -16,13 +16,13 @@ from pipeline.core.errors import JobError
 from pipeline.inference import output_tree as pytree
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.models.onnx_module import OnnxModule
+from pipeline.preprocessing.texts.text_settings import TENSORS
 
 _STRUCTURE = "structure.json"
 _FORM, _ONNX, _TORCH = "form", "onnx", "torch"
 _ONNX_PACKAGES = ("onnx", "onnxscript")
 _ONNX_INT64, _ONNX_BOOL = 7, 9
 """Types of ONNX (onnx.TensorProto)."""
-_OF_TEXTS = ("input_ids", "attention_mask", "token_type_ids")
 """What the names of tensors of texts end with; before it is the name of one of several texts."""
 Varying = Mapping[str, tuple[int, ...]]
 """Input name -> the axes of its tensor whose sizes differ from batch to batch."""
@@ -32,7 +32,7 @@ def _size_name(name: str, axis: int) -> str:
     """Return what the size of an axis is called: those of one name are equal in every batch."""
     if not axis:
         return "size_0"
-    of = [name.removesuffix(tensor) for tensor in _OF_TEXTS if name.endswith(tensor)]
+    of = [name.removesuffix(tensor) for tensor in TENSORS if name.endswith(tensor)]
     return f"size_{axis}_{of[0] if of else name}"
 
 

@@ -16,7 +16,7 @@ from pipeline.models.directories.facts import (
     TextFacts,
     TimmModel,
 )
-from pipeline.models.directories.json_files import read_object
+from pipeline.models.directories.files import CONFIG, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.tasks import served_as, task_class
 from pipeline.models.tasks.base import TaskSpec
@@ -24,8 +24,6 @@ from pipeline.preprocessing.model_input import Input
 
 if TYPE_CHECKING:
     import torch
-
-CONFIG = "config.json"
 
 
 def build_module(

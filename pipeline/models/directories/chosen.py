@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import first_names
 from pipeline.models.directories.facts import CLIPS, SPEECH, WRITERS, DirectoryFacts, LibraryClass
-from pipeline.models.directories.json_files import json_type_of, preview, read_object
+from pipeline.models.directories.files import CONFIG, json_type_of, preview, read_object
 from pipeline.models.directories.library import (
     MAX_LAYERS,
     base_of,
@@ -27,9 +27,9 @@ from pipeline.models.directories.library import (
 from pipeline.models.directories.loading import check_fit, leave_out, load, require_no_problems
 from pipeline.models.directories.tensors import TensorHeader, read_headers
 from pipeline.models.directories.trial import require_run
+from pipeline.preprocessing.texts.text_settings import IDS
 
-_MAIN = ("input_ids", "pixel_values", *CLIPS)
-CONFIG = "config.json"
+_MAIN = (IDS, "pixel_values", *CLIPS)
 CLAP = "clap"
 """The model type of two models, of clips and of texts, of which a job takes the first."""
 _DATA = re.compile(
@@ -77,7 +77,7 @@ class ModelClass:
     @property
     def takes_text(self) -> bool:
         """Tell whether its first input is a text."""
-        return bool(self.built.main_input_name == "input_ids")
+        return bool(self.built.main_input_name == IDS)
 
     @property
     def takes_audio(self) -> bool:

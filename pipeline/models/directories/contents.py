@@ -12,44 +12,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import (
+from pipeline.models.directories.files import (
+    ADAPTER,
     BOTH,
+    CONFIG,
+    GENERATION,
+    INDEX,
+    MODULES,
+    NAMES,
+    OF_MODEL,
+    OF_MODULE,
     PROCESSOR,
+    SINGLE,
+    TOKENIZER,
     check_size,
     is_timm,
     parse_json,
     parse_object,
 )
-from pipeline.models.directories.refused import ADAPTER, MERGE, explain
-from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
-from pipeline.models.directories.text import sentence_transformers as st
-from pipeline.models.directories.text.text_facts import CONFIG as TOKENIZER_CONFIG
-from pipeline.models.directories.text.text_facts import SPECIAL, TOKENIZER
+from pipeline.models.directories.refused import MERGE, explain
+from pipeline.models.directories.tensors import shards_of
+from pipeline.models.directories.text.sentence_transformers import parse_modules
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 
-CONFIG = "config.json"
-GENERATION = "generation_config.json"
-_CHAT = ("chat_template.jinja", "chat_template.json")
-"""Tokenizers have the first; processors of images and texts once had the second."""
-_TRANSFORMER = (
-    CONFIG,
-    SINGLE,
-    INDEX,
-    ADAPTER,
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    SPECIAL,
-    "added_tokens.json",
-    PROCESSOR,
-    BOTH,
-    *st.LENGTHS,
-    *_CHAT,
-    GENERATION,
-)
-NAMES = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
-"""What is looked up in a directory; `pipeline pull` copies files of these names."""
-_MODULE = (CONFIG, SINGLE)
 _THREADS = 16
 
 Files = dict[str, StoredFile]
@@ -62,8 +48,8 @@ def choose_files(store: Store) -> list[StoredFile]:
         JobError: It is refused by what lies in it, or a file is missing or too large.
     """
     files = _look_up(store, NAMES)
-    if st.MODULES in files:
-        modules = st.parse_modules(parse_json(_read(store, st.MODULES, files), st.MODULES))
+    if MODULES in files:
+        modules = parse_modules(parse_json(_read(store, MODULES, files), MODULES))
         files.pop(GENERATION, None)  # encoders write no texts
     else:
         modules = [("Transformer", "")]
@@ -96,8 +82,8 @@ def files_beside(store: Store) -> list[StoredFile]:
         JobError: A file is too large, or modules.json names a class that is not read.
     """
     files = _look_up(store, set(NAMES) - {SINGLE, INDEX, ADAPTER})
-    if st.MODULES in files:
-        modules = st.parse_modules(parse_json(_read(store, st.MODULES, files), st.MODULES))
+    if MODULES in files:
+        modules = parse_modules(parse_json(_read(store, MODULES, files), MODULES))
         layers = [module for module in modules if module[0] != "Transformer"]
         files |= _look_up(store, _of_modules(layers))
         _require_parts(store, layers, files)
@@ -107,7 +93,7 @@ def files_beside(store: Store) -> list[StoredFile]:
 
 def _of_modules(modules: Iterable[tuple[str, str]]) -> Iterator[str]:
     for module_type, at in modules:
-        names = _TRANSFORMER if module_type == "Transformer" else _MODULE
+        names = OF_MODEL if module_type == "Transformer" else OF_MODULE
         yield from (at + name for name in names)
 
 

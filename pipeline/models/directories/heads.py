@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import preview, read_value
+from pipeline.models.directories.files import CONFIG, preview, read_value
 
-CONFIG = "config.json"
 _PROBLEMS = {
     "multi_label_classification": ("multilabel", "classify"),
     "regression": ("regress", "score"),

@@ -18,10 +18,9 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ, SPEECH
-from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.files import CONFIG, preview
 from pipeline.models.directories.view import cleaned
 
-_CONFIG = "config.json"
 _LAYERS = re.compile(r"(layers?|depths?|blocks|stages)$")
 """Keys that count layers, each of which is a Python object."""
 _MOST = {"num_labels": 1_000_000}
@@ -78,7 +77,7 @@ def config_of(values: Mapping[str, Any]) -> Any:
             it refuses a value.
     """
     require_library("transformers")
-    values = cleaned(values, _CONFIG)
+    values = cleaned(values, CONFIG)
     from transformers import CONFIG_MAPPING, AutoConfig
 
     model_type = values.get("model_type")
@@ -92,7 +91,7 @@ def config_of(values: Mapping[str, Any]) -> Any:
         )
     try:
         with tempfile.TemporaryDirectory() as folder, quiet():
-            (Path(folder) / _CONFIG).write_text(json.dumps(values))
+            (Path(folder) / CONFIG).write_text(json.dumps(values))
             config = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )

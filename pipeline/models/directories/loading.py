@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.core.errors import JobError
+from pipeline.models.directories.files import CONFIG
 from pipeline.models.directories.library import quiet, refused
 from pipeline.models.directories.tensors import (
     TensorHeader,
@@ -58,7 +59,7 @@ def check_fit(cls: Any, config: Any, headers: Mapping[str, TensorHeader], head: 
             module = cls(config)
         except Exception as error:
             raise refused(error, f"builds no {cls.__name__} of this config.json") from error
-    require_size(module, headers, "config.json")
+    require_size(module, headers, CONFIG)
     numbers = {name: header for name, header in headers.items() if header.is_number}
     _, report = _from_pretrained(cls, config, None, meta_tensors(numbers))
     unused = _require_fit(cls, module, report, head)

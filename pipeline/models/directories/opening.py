@@ -25,7 +25,7 @@ from pipeline.models.directories.facts import (
     DirectoryFacts,
     TextFacts,
 )
-from pipeline.models.directories.json_files import is_timm, read_object
+from pipeline.models.directories.files import CONFIG, MODULES, is_timm, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.snapshot import (
     ModelDirectory,
@@ -33,7 +33,6 @@ from pipeline.models.directories.snapshot import (
     local_bytes,
     open_directory,
 )
-from pipeline.models.directories.text.sentence_transformers import MODULES
 from pipeline.models.directories.text.text_facts import prompt_tokens
 from pipeline.models.directories.view import make_view
 from pipeline.models.tasks.base import TaskSpec
@@ -43,7 +42,6 @@ from pipeline.process.confined import ConfinedError, confined
 if TYPE_CHECKING:
     import torch
 
-CONFIG = "config.json"
 _VERSION = 32
 """Of what is kept; raise it if the same directory gives other facts."""
 KEPT_WITH = (

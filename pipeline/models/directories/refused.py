@@ -8,13 +8,13 @@ from pathlib import PurePosixPath
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.models.directories.files import ADAPTER, ONNX_FOLDER, VOCABULARIES
 from pipeline.models.directories.library import FACTORY_ADVICE
 from pipeline.storage.errors import secret_values, storage_errors
 from pipeline.storage.object_store import object_store
 from pipeline.storage.store import Store
 from pipeline.storage.uris import normalise, root_path
 
-ADAPTER = "adapter_config.json"
 MERGE = "merge it with peft: model.merge_and_unload().save_pretrained(NEW)"
 _TAKE = "which is not read; take the PyTorch weights of this model as safetensors"
 _CODE = "which can run code when it is loaded"
@@ -38,17 +38,6 @@ _KINDS = {
     ".msgpack": f"a Flax model, {_TAKE}",
 }
 """Names and suffixes of files of other formats -> what they are, and the way out."""
-VOCABULARIES = (
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
-ONNX_FOLDER = "onnx"
-"""Of a model directory, where exporters put their files."""
 _HUB = "hf://"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HEAD_BYTES = 512

@@ -20,7 +20,8 @@ from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.cache.private_files import cache_folder
 from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.contents import choose_files
-from pipeline.models.directories.onnx.choice import SUFFIX, choose_onnx
+from pipeline.models.directories.files import ONNX_SUFFIX
+from pipeline.models.directories.onnx.choice import choose_onnx
 from pipeline.models.directories.refused import require_local_model
 from pipeline.process.liveness import note_progress
 from pipeline.storage.interface import StoredFile
@@ -46,7 +47,7 @@ class ModelDirectory:
     @property
     def is_file(self) -> bool:
         """Tell whether it is an .onnx file, with what belongs to it, instead of a directory."""
-        return self.uri.endswith(SUFFIX)
+        return self.uri.endswith(ONNX_SUFFIX)
 
 
 def open_directory(
@@ -116,7 +117,7 @@ def _chosen(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[StoredFil
     """Return the folder of a model, and the files of it that are used."""
     require_local_model(uri)
     whole = normalise(uri)
-    if not whole.endswith(SUFFIX):
+    if not whole.endswith(ONNX_SUFFIX):
         store = Store(whole, options)
         return store, choose_files(store)
     return choose_onnx(whole, options)

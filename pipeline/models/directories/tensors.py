@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message, first_names
-from pipeline.models.directories.json_files import read_object
+from pipeline.models.directories.files import INDEX, SINGLE, read_object
 from pipeline.models.directories.view import QUANTISED
 from pipeline.models.weights.weights_file import fault_of_download, has_header
 
 if TYPE_CHECKING:
     import torch
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _FLOATS, _WHOLE = ("F32", "F16", "BF16", "F64"), ("I64", "I32")
 _SPARE = 64 << 20
 """Numbers that a model may have beyond twice those of its files."""

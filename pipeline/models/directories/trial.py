@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import CLIPS, WRITERS
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
+from pipeline.preprocessing.texts.text_settings import IDS, MASK
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def require_run(
     cls, main = type(module), module.main_input_name
     ways, outputs = _ways(module), _outputs(module)
     # Torch raises a RuntimeError for what it needs numbers for.
-    if isinstance(outputs, RuntimeError) and load is not None and main == "input_ids":
+    if isinstance(outputs, RuntimeError) and load is not None and main == IDS:
         module = load()
         ways, outputs = _ways(module), _outputs(module)
     if isinstance(outputs, Exception):
@@ -72,7 +73,7 @@ def require_run(
                 f"{now[key]} into config.json, or take another model"
             )
     vectors = getattr(outputs, "last_hidden_state", None)
-    return Run(True, None if vectors is None or main != "input_ids" else vectors.shape[-1])
+    return Run(True, None if vectors is None or main != IDS else vectors.shape[-1])
 
 
 def _outputs(module: Any) -> Any:
@@ -98,12 +99,12 @@ def _inputs(module: Any) -> dict[str, torch.Tensor]:
     import torch
 
     main, config = module.main_input_name, module.config
-    if main == "input_ids":
+    if main == IDS:
         ids, config = torch.zeros(2, _TOKENS, dtype=torch.int64), config.get_text_config()
         end = np.ravel(getattr(config, "eos_token_id", None) or 0)[0]
         if 0 < end < getattr(config, "vocab_size", 0):
             ids[:, -1] = int(end)  # BART and T5 judge a text by the vector of its end
-        return {main: ids, "attention_mask": torch.ones_like(ids)}
+        return {main: ids, MASK: torch.ones_like(ids)}
     if main == "pixel_values":
         config = getattr(config, "vision_config", None) or getattr(config, "encoder", config)
         side = getattr(config, "image_size", None) or _USUAL_PX

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import preview, read_json
+from pipeline.models.directories.files import INDEX, TOKENIZER, preview, read_json
 
-_AS_THEY_ARE = ("tokenizer.json", "model.safetensors.index.json")
+_AS_THEY_ARE = (TOKENIZER, INDEX)
 """JSON files that are data of their own: a vocabulary may have any word."""
 _DROPPED = frozenset(
     (

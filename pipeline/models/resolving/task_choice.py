@@ -15,8 +15,8 @@ from pipeline.core.user_code.allowed_imports import require_allowed, source_dige
 from pipeline.core.user_code.own_code import extension_errors
 from pipeline.models.directories.build import require_served
 from pipeline.models.directories.facts import GenerationFacts
+from pipeline.models.directories.files import PROMPTS
 from pipeline.models.directories.snapshot import ModelDirectory, local
-from pipeline.models.directories.text.sentence_transformers import PROMPTS
 from pipeline.models.directories.text.text_facts import load_tokenizer
 from pipeline.models.directories.text.writing.image_prompts import image_prompt
 from pipeline.models.generation import Generation, Rules

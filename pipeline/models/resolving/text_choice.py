@@ -18,7 +18,7 @@ from pipeline.models.resolving.task_choice import prompt_texts, task_name
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.choices import PLACE
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
-from pipeline.preprocessing.texts.text_settings import Prompt, TextSettings
+from pipeline.preprocessing.texts.text_settings import TENSORS, Prompt, TextSettings
 from pipeline.preprocessing.texts.tokenizer import (
     pad_id_of,
     parse_tokenizer,
@@ -29,7 +29,6 @@ from pipeline.preprocessing.texts.tokenizer import (
 if TYPE_CHECKING:
     from pipeline.job.model import Model
 
-_TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 _PROMPT_TOKENS = 4_096
 """The most tokens of a prompt unless the job says another number: models take up to millions."""
 
@@ -94,7 +93,7 @@ def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings
         max_tokens=most,
         prefix=wanted.prefix if wanted.prefix is not None else (facts.prefix if facts else ""),
         pad_id=facts.pad_id if facts else pad_id_of(tokenizer),
-        tensor_names=facts.tensor_names if facts else _TENSORS,
+        tensor_names=facts.tensor_names if facts else TENSORS,
         types_alone=bool(facts and facts.types_alone),
         has_offsets=task.is_per_token,
         prompt=prompt or frame,

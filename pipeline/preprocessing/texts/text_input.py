@@ -39,7 +39,7 @@ from pipeline.preprocessing.model_input import (
     Rows,
     Slot,
 )
-from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.preprocessing.texts.text_settings import IDS, MASK, TYPES, TextSettings
 from pipeline.process.liveness import still_alive
 from pipeline.sources.columns.arrow_types import is_text
 
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from pipeline.preprocessing.texts.tokenizer import Tokens
 
 STAGE = "tokenize"
-IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 _ROUND_TO = 8
 """Batches are padded to a multiple of this, so that a runtime sees few shapes."""
 _LIKE, _PARTS = 0.85, 4

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+IDS, MASK, TYPES = TENSORS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a model may take of a text."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -53,8 +56,8 @@ class TextSettings:
     prefix: str = ""
     """Put before each text, as some encoders were trained."""
     pad_id: int = 0
-    tensor_names: tuple[str, ...] = ("input_ids", "attention_mask")
-    """What the model takes: `input_ids`, `attention_mask`, `token_type_ids`."""
+    tensor_names: tuple[str, ...] = (IDS, MASK)
+    """What the model takes of `TENSORS`."""
     has_pair: bool = False
     """Whether a row is a pair of texts."""
     types_alone: bool = False

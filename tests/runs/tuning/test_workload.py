@@ -22,7 +22,8 @@ from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, take_rows
 from pipeline.preprocessing.table_input import FeatureInput
-from pipeline.preprocessing.texts.text_input import IDS, TextInput
+from pipeline.preprocessing.texts.text_input import TextInput
+from pipeline.preprocessing.texts.text_settings import IDS
 from pipeline.runs.tuning.measure import rate_of
 from pipeline.runs.tuning.selection import candidates
 from pipeline.runs.tuning.workload import (

@@ -21,7 +21,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import RowError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories import probes
-from pipeline.models.directories.json_files import PROCESSOR, processor_settings
+from pipeline.models.directories.files import PROCESSOR, processor_settings
 from pipeline.models.directories.library import quiet
 from pipeline.preprocessing.images.transform import TransformSpec
 

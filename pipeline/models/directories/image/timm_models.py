@@ -14,13 +14,20 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories import probes
 from pipeline.models.directories.facts import DirectoryFacts, ImageContract, TimmModel
+from pipeline.models.directories.files import (
+    CONFIG,
+    SINGLE,
+    checked,
+    preview,
+    read_object,
+    read_value,
+)
 from pipeline.models.directories.image.image_transform import (
     MOST_PX,
     held_transform,
     in_words,
     pictures,
 )
-from pipeline.models.directories.json_files import checked, preview, read_object, read_value
 from pipeline.models.directories.library import check_numbers, require_library
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
 from pipeline.models.weights.state_dict import load_state
@@ -29,7 +36,6 @@ from pipeline.preprocessing.images.transform import TransformSpec
 if TYPE_CHECKING:
     import torch
 
-CONFIG = "config.json"
 _NAME = re.compile(r"\w+")
 _IMAGENET = 1000
 _TEXTS = ("global_pool",)
@@ -102,13 +108,13 @@ def _load(folder: Path, *, is_trial: bool) -> Any:
         module, tensors = _create(folder, name), read_tensors(folder, headers)
     if _are_wrapped(tensors):
         tensors = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
-    load_state(module, tensors, None, "model.path: model.safetensors", f"timm's {name}")
+    load_state(module, tensors, None, f"model.path: {SINGLE}", f"timm's {name}")
     return module.eval()
 
 
 def is_read_by_timm(folder: Path) -> bool:
     """Tell whether timm itself reads the weights: one file, with the names of its model."""
-    return (folder / "model.safetensors").is_file() and not _are_wrapped(read_headers(folder))
+    return (folder / SINGLE).is_file() and not _are_wrapped(read_headers(folder))
 
 
 def _are_wrapped(names: Iterable[str]) -> bool:

@@ -10,14 +10,15 @@ import pyarrow as pa
 import torch
 
 from pipeline.models.directories.facts import DirectoryFacts, OnnxFile
+from pipeline.models.directories.files import MODULES
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.onnx.graph import open_session
-from pipeline.models.directories.text.sentence_transformers import MODULES, Opened
+from pipeline.models.directories.text.sentence_transformers import Opened
 from pipeline.models.directories.text.text_facts import library_tokens
 from pipeline.models.onnx_module import OnnxModule
 from pipeline.models.spec import ModelSpec, load_module
 from pipeline.models.tasks import make_task, task_class
-from pipeline.preprocessing.texts.text_input import IDS, MASK, TYPES
+from pipeline.preprocessing.texts.text_settings import IDS, MASK, TYPES
 
 
 def predictions_alone(

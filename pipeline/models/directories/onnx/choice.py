@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.models.directories.contents import files_beside
+from pipeline.models.directories.files import ONNX_FOLDER, ONNX_SUFFIX, TOKENIZER
 from pipeline.models.directories.onnx.graph import (
     MAX_FILE_BYTES,
     check_is_here,
@@ -22,13 +23,10 @@ from pipeline.models.directories.onnx.graph import (
     parse_bytes,
     refusal,
 )
-from pipeline.models.directories.refused import ONNX_FOLDER
-from pipeline.models.directories.text.text_facts import TOKENIZER
-from pipeline.preprocessing.texts.text_input import IDS
+from pipeline.preprocessing.texts.text_settings import IDS
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 
-SUFFIX = ".onnx"
 _NAMES = "names.json"
 
 
@@ -70,7 +68,7 @@ def choose_onnx(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[Store
 
 def onnx_file_of(folder: Path) -> Path | None:
     """Return the .onnx file of a copy that was chosen here; None: it is another directory."""
-    files = sorted([*folder.glob(f"*{SUFFIX}"), *folder.glob(f"{ONNX_FOLDER}/*{SUFFIX}")])
+    files = sorted([*folder.glob(f"*{ONNX_SUFFIX}"), *folder.glob(f"{ONNX_FOLDER}/*{ONNX_SUFFIX}")])
     return files[0] if len(files) == 1 else None
 
 
@@ -94,7 +92,7 @@ def _belongings(place: str, data: bytes) -> tuple[dict[str, int], bool]:
 
 def _data_file(store: Store, name: str, at: str, location: str, least_bytes: int) -> StoredFile:
     what = f"a tensor lies in {name_of(location)}"
-    if not is_inside(location) or location.endswith(SUFFIX):
+    if not is_inside(location) or location.endswith(ONNX_SUFFIX):
         raise refusal(store.url(name), f"{what}, outside the directory of the file itself; refused")
     parts = location.split("/")
     paths = [at + "/".join(parts[:end]) for end in range(1, len(parts) + 1)]

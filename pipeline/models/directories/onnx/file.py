@@ -26,8 +26,8 @@ from pipeline.models.directories.onnx.graph import (
     refusal,
 )
 from pipeline.models.directories.onnx.tensors import (
-    IDS,
     NUMBERS,
+    WHOLE,
     TensorFacts,
     fixed,
     is_column,
@@ -35,7 +35,7 @@ from pipeline.models.directories.onnx.tensors import (
     listed,
     tensor_of,
 )
-from pipeline.models.directories.text.text_facts import TENSORS
+from pipeline.preprocessing.texts.text_settings import IDS, TENSORS
 
 _OF_DETECTORS = (frozenset(["boxes", "scores"]), frozenset(["logits", "pred_boxes"]))
 """Names of outputs that task `detect` takes as they are."""
@@ -165,9 +165,9 @@ def _input_and_layout(
     """Return the input that fits, '' if none has to, and of images the order of the axes."""
     first = inputs[0]
     names = {tensor.name for tensor in inputs}
-    if "input_ids" in names:
+    if IDS in names:
         wrong = [tensor for tensor in inputs if tensor.name not in TENSORS
-                 or tensor.rank not in (2, None) or tensor.dtype not in IDS]  # fmt: skip
+                 or tensor.rank not in (2, None) or tensor.dtype not in WHOLE]  # fmt: skip
         if not wrong:
             return "text", None
     elif len(inputs) == 1 and first.is_float and first.shape is not None:

@@ -13,8 +13,8 @@ Axis = int | str | None
 """Its length; the name of a dynamic one; None: dynamic without a name."""
 
 FLOATS = ("float32", "float16", "float64")
-IDS = ("int64", "int32")
-NUMBERS = (*FLOATS, *IDS, "bool", "int8", "int16", "uint8", "uint16", "uint32", "uint64")
+WHOLE = ("int64", "int32")
+NUMBERS = (*FLOATS, *WHOLE, "bool", "int8", "int16", "uint8", "uint16", "uint32", "uint64")
 _TENSOR = re.compile(r"tensor\((\w+)\)")
 _DTYPES = {"float": "float32", "double": "float64", "string": TEXT}
 """Names of onnxruntime that are others in numpy."""

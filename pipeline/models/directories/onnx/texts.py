@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.facts import MODES, DirectoryFacts, OnnxFile, Pooling, TextFacts
-from pipeline.models.directories.json_files import read_object
+from pipeline.models.directories.files import CONFIG, MODULES, TOKENIZER, read_object
 from pipeline.models.directories.library import base_of, config_of, quiet, refused
 from pipeline.models.directories.onnx.tensors import TensorFacts, fixed
 from pipeline.models.directories.text.encoder_facts import pooling_note, text_notes, text_of
-from pipeline.models.directories.text.sentence_transformers import MODULES, Opened
-from pipeline.models.directories.text.text_facts import TOKENIZER
-from pipeline.preprocessing.texts.text_input import TYPES
+from pipeline.models.directories.text.sentence_transformers import Opened
+from pipeline.preprocessing.texts.text_settings import TYPES
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG = "config.json"
 _MEAN = f"no {MODULES}: pooling mean, without normalisation"
 
 

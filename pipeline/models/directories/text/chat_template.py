@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.files import preview
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.opening import KEPT_WITH
 from pipeline.models.directories.snapshot import ModelDirectory, local

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
-from pipeline.models.directories.chosen import CONFIG, ModelClass, width_of
+from pipeline.models.directories.chosen import ModelClass, width_of
 from pipeline.models.directories.facts import MODES, SEQ2SEQ, DirectoryFacts, Pooling, TextFacts
-from pipeline.models.directories.json_files import preview
-from pipeline.models.directories.text.sentence_transformers import MODULES, PROMPTS, Opened
+from pipeline.models.directories.files import CONFIG, MODULES, PROMPTS, preview
+from pipeline.models.directories.text.sentence_transformers import Opened
 from pipeline.models.directories.text.text_facts import library_tokens, text_facts
 from pipeline.models.directories.text.writing.generation_config import generation_facts
 

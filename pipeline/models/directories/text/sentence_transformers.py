@@ -12,16 +12,20 @@ from typing import Any
 from packaging.version import Version
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.chosen import CONFIG, ModelClass, fitted
+from pipeline.models.directories.chosen import ModelClass, fitted
 from pipeline.models.directories.facts import MODES, Layer, Pooling, TextFacts
-from pipeline.models.directories.heads import activation_of, score_activation
-from pipeline.models.directories.json_files import (
+from pipeline.models.directories.files import (
+    CONFIG,
+    LENGTHS,
+    MODULES,
+    PROMPTS,
     checked,
     preview,
     read_json,
     read_object,
     read_value,
 )
+from pipeline.models.directories.heads import activation_of, score_activation
 from pipeline.models.directories.library import (
     FACTORY_ADVICE,
     MAX_LAYERS,
@@ -34,15 +38,8 @@ from pipeline.models.directories.library import (
 from pipeline.models.directories.tensors import read_headers
 from pipeline.models.directories.text.text_facts import library_errors, text_facts
 from pipeline.models.directories.text.text_probes import LibraryTokens
-from pipeline.preprocessing.texts.text_settings import Prompt
+from pipeline.preprocessing.texts.text_settings import IDS, Prompt
 
-MODULES = "modules.json"
-PROMPTS = "config_sentence_transformers.json"
-LENGTHS = tuple(
-    f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-"""Files of the settings of a Transformer: they are copied by name."""
 _PACKAGE = "sentence-transformers"
 _OLDEST = "6.0"
 """Releases before it run code of a directory."""
@@ -172,7 +169,7 @@ class Opened:
             self.transformer.tokenizer,
             self._tokens_of,
             # What limits texts beside the tokenizer is seen in what is left of a long one.
-            len(self._tokens_of((_LONG,))["input_ids"]) if "max_length" in written else None,
+            len(self._tokens_of((_LONG,))[IDS]) if "max_length" in written else None,
             "" if frame else self.prompt,
             frame,
         )

@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
-from pipeline.models.directories.json_files import check_size
+from pipeline.models.directories.files import TOKENIZER, TOKENIZER_CONFIG, check_size
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.text.text_probes import LibraryTokens, require_tokens
 from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
-from pipeline.preprocessing.texts.text_settings import Prompt, TextSettings
+from pipeline.preprocessing.texts.text_settings import (
+    IDS,
+    MASK,
+    TENSORS,
+    TYPES,
+    Prompt,
+    TextSettings,
+)
 from pipeline.preprocessing.texts.tokenizer import parse_tokenizer, tokenizer_errors
 from pipeline.process.confined import ConfinedError, confined
 
@@ -28,17 +35,11 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-TOKENIZER = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
-SPECIAL = "special_tokens_map.json"
 _COUNT = "pipeline.models.directories.text.text_facts:count_tokens"
-TENSORS = ("input_ids", "attention_mask", "token_type_ids")
-"""What a model may take of a text."""
 _DEFAULT_TOKENS = 512
 """For a model and a tokenizer that both name no limit."""
 _MOST_TOKENS = 1 << 30
 """Limits beyond this mean that there is none."""
-_TYPES = TENSORS[2]
 
 
 def library_tokens(folder: Path, at: str) -> LibraryTokens:
@@ -54,7 +55,9 @@ def library_tokens(folder: Path, at: str) -> LibraryTokens:
     from transformers import AutoTokenizer
 
     library = f"transformers {version('transformers')}"
-    with library_errors(library, f"makes no tokenizer of {at}{TOKENIZER} and {at}{CONFIG}"):
+    with library_errors(
+        library, f"makes no tokenizer of {at}{TOKENIZER} and {at}{TOKENIZER_CONFIG}"
+    ):
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder / at), local_files_only=True, trust_remote_code=False
         )
@@ -173,14 +176,14 @@ def text_facts(
         max_tokens=int(min((n for n in limits if n and n < _MOST_TOKENS), default=_DEFAULT_TOKENS)),
         prefix=made.prefix,
         pad_id=_pad_id(tokenizer, module),
-        tensor_names=TENSORS[:2],
+        tensor_names=(IDS, MASK),
         cuts_start=tokenizer.truncation_side == "left",
         overlay=overlay,
         prompt=made.prompt,
     )
     with tokenizer_errors(f"model.path: {place}: fails over texts"):
         given = made.tokens_of(("a",), facts.max_tokens)
-        facts = _with_types(facts, module, given.get(_TYPES))
+        facts = _with_types(facts, module, given.get(TYPES))
         for has_pair in (False, True)[: 1 + has_pairs]:
             require_tokens(made, settings_of(folder, facts, has_pair=has_pair))
     return facts
@@ -199,7 +202,7 @@ def _with_types(
     if module is None:
         return replace(facts, tensor_names=TENSORS)
     count = getattr(text_config(module), "type_vocab_size", None)
-    if _TYPES not in inspect.signature(module.forward).parameters or (
+    if TYPES not in inspect.signature(module.forward).parameters or (
         count is not None and count < 2
     ):
         return facts  # the model has none

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.models.directories import probes
 from pipeline.preprocessing.texts.prompts import tokens_of
-from pipeline.preprocessing.texts.text_settings import Prompt, TextSettings
+from pipeline.preprocessing.texts.text_settings import IDS, TYPES, Prompt, TextSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,9 +56,9 @@ def require_tokens(made: LibraryTokens, settings: TextSettings) -> None:
     first = 0
     for row, count in zip(rows, ours.counts.tolist(), strict=True):
         theirs, span = made.tokens_of(row, most), slice(first, first + count)
-        pairs = [("input_ids", ours.ids)]
-        if settings.has_types and "token_type_ids" in settings.tensor_names:
-            pairs.append(("token_type_ids", ours.types.astype(np.int32)))
+        pairs = [(IDS, ours.ids)]
+        if settings.has_types and TYPES in settings.tensor_names:
+            pairs.append((TYPES, ours.types.astype(np.int32)))
         for name, actual in pairs:
             probes.require_same(" | ".join(row), name, made.library, theirs[name], actual[span])
         first += count

@@ -19,6 +19,7 @@ from pipeline.models.directories.heads import entailment_id
 from pipeline.models.directories.text.hypotheses import Hypothesis, hypotheses
 from pipeline.models.directories.text.text_facts import load_tokenizer, settings_of
 from pipeline.preprocessing.texts.prompts import tokens_of
+from pipeline.preprocessing.texts.text_settings import IDS, MASK, TYPES
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 
 SCALE = 20.0
@@ -114,12 +115,12 @@ class EntailmentZeroShot(nn.Module):
         is_prompt = (places >= 0) & (places < length)
         places = places.clamp(0, length - 1)
         tensors = {
-            "input_ids": torch.where(is_prompt, self.ids[prompt][places], ids),
-            "attention_mask": mask,
+            IDS: torch.where(is_prompt, self.ids[prompt][places], ids),
+            MASK: mask,
         }
         if self.has_types:
             types = self.types[prompt][places]
-            tensors["token_type_ids"] = torch.where(is_prompt, types, torch.zeros_like(types))
+            tensors[TYPES] = torch.where(is_prompt, types, torch.zeros_like(types))
         logits: torch.Tensor = self.model(**tensors)
         return logits[:, self.entails]
 
@@ -144,7 +145,7 @@ def with_prompts(
             pairs = hypotheses(tokenizer, prompts)
         entails = entailment_id(facts.labels)
         assert entails is not None, "it serves zero_shot"
-        has_types = "token_type_ids" in facts.text.tensor_names
+        has_types = TYPES in facts.text.tensor_names
         return EntailmentZeroShot(module, pairs, entails, pad_id, has_types=has_types)
     return EncoderZeroShot(module, token_ids(path, facts.text, prompts), pad_id)
 

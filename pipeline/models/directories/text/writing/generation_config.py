@@ -15,13 +15,12 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.chosen import ModelClass
 from pipeline.models.directories.facts import CAUSAL, SPEECH, GenerationFacts
-from pipeline.models.directories.json_files import checked, preview, read_value
+from pipeline.models.directories.files import CONFIG, GENERATION, checked, preview, read_value
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.text.cached_model import has_linear_attention
 from pipeline.models.directories.text.text_facts import library_tokens
 from pipeline.models.generation import Rules
 
-FILE = "generation_config.json"
 _SPACED = "a . b , c ? d ! e n't f 's g"
 _MOST = 1 << 20
 _DONE = frozenset(
@@ -91,7 +90,9 @@ def or_problem(read: Callable[[], GenerationFacts]) -> GenerationFacts:
     try:
         return read()
     except JobError as error:
-        return GenerationFacts(Rules(), None, str(error), f"{FILE}: refused for task 'generate'")
+        return GenerationFacts(
+            Rules(), None, str(error), f"{GENERATION}: refused for task 'generate'"
+        )
 
 
 class Reader:
@@ -110,14 +111,14 @@ class Reader:
         self._folder = folder
         self.module: Any = chosen.module
         self.config = chosen.config.get_text_config(decoder=True)
-        self.where = FILE if (folder / FILE).is_file() else "config.json"
+        self.where = GENERATION if (folder / GENERATION).is_file() else CONFIG
         try:
             with quiet():
                 made = GenerationConfig.from_pretrained(
                     folder,
                     config_file_name=self.where,
                     local_files_only=True,
-                    _from_model_config=self.where != FILE,
+                    _from_model_config=self.where != GENERATION,
                 )
         except Exception as error:  # the library checks values in many ways
             raise self.failed(error) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import probes
-from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.files import preview
 from pipeline.models.directories.snapshot import ModelDirectory
 from pipeline.models.directories.text.chat_template import WAY_OUT, Messages, ask, loaded, rendered
 

@@ -12,7 +12,7 @@ import torch
 from pipeline.core.errors import JobError
 from pipeline.core.schema import MEAN_LOGPROB
 from pipeline.models.directories.facts import DirectoryFacts, LibraryClass
-from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.files import preview
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.text.writing.decoding import has_image_tokens, takes_tiles
 from pipeline.models.directories.text.writing.generation_config import OVERRIDDEN

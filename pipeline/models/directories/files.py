@@ -1,4 +1,8 @@
-"""Small JSON files of a model directory, read with a limit; what they hold is not believed."""
+"""The files of a model directory: their names, who needs them, and how JSON files are read.
+
+JSON files are read with a limit, and nothing in them is believed: a value is checked where it is
+used.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,42 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.texts.tokenizer import MAX_BYTES
 
+CONFIG = "config.json"
+"""Every directory has one, and each module of sentence-transformers that has settings."""
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The weights: one file, or what names several."""
+ADAPTER = "adapter_config.json"
+"""Of LoRA weights, which are refused."""
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 PROCESSOR, BOTH = "preprocessor_config.json", "processor_config.json"
-"""Newer releases put the processors of images, clips and texts into one file."""
+"""Of images and clips. Newer releases put the processors of images, clips and texts into one."""
+GENERATION = "generation_config.json"
+"""Of models that write."""
+MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
+"""Of sentence-transformers."""
+LENGTHS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Settings of a Transformer of sentence-transformers: it takes any of these names."""
+OF_MODULE = (CONFIG, SINGLE)
+"""What a module of sentence-transformers behind its Transformer has."""
+OF_MODEL = (
+    *(*OF_MODULE, INDEX, ADAPTER, TOKENIZER, TOKENIZER_CONFIG),
+    *("special_tokens_map.json", "added_tokens.json", PROCESSOR, BOTH, *LENGTHS),
+    # Tokenizers have the first; processors of images and texts once had the second.
+    *("chat_template.jinja", "chat_template.json", GENERATION),
+)
+"""What a model of transformers or timm has in its folder."""
+NAMES = (MODULES, PROMPTS, *OF_MODEL)
+"""All that is looked up in a directory; `pipeline pull` copies files of these names."""
+ONNX_SUFFIX, ONNX_FOLDER = ".onnx", "onnx"
+"""A file that is a whole model, and the folder of a directory where exporters put it."""
+VOCABULARIES = (
+    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model"),
+    *("sentencepiece.bpe.model", "tokenizer.model"),
+)
+"""Vocabularies of tokenizers that are not read: `tokenizer.json` can be made of them."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 16 << 20
 _SHOWN_CHARS = 80
@@ -27,7 +65,7 @@ def check_size(name: str, size_bytes: int, where: str) -> None:
     if name.endswith(".safetensors"):
         return
     limit = MAX_INDEX_BYTES if name.endswith(".index.json") else MAX_CONFIG_BYTES
-    limit = MAX_BYTES if name.rpartition("/")[2] == "tokenizer.json" else limit
+    limit = MAX_BYTES if name.rpartition("/")[2] == TOKENIZER else limit
     if size_bytes > limit:
         raise JobError(
             f"model.path: {where} has {size_bytes} bytes, at most {limit} are read of such a file"
