@@ -43,8 +43,8 @@ from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.image.image_oracle import image_predictions, image_probes
 from pipeline.models.directories.opening import KEPT_WITH, OF_TRANSFORMERS
 from pipeline.models.directories.snapshot import lend, local, local_bytes
-from pipeline.models.directories.text.text_facts import output_tokenizer
 from pipeline.models.directories.text.text_oracle import text_columns, text_predictions
+from pipeline.models.directories.text.tokens import output_tokenizer
 from pipeline.models.directories.view import make_view
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.resolving.transform_choice import image_misfit

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 
 from pipeline.models.directories.facts import OnnxFile
-from pipeline.models.directories.onnx.file import read_onnx_facts, runnable
 from pipeline.models.directories.onnx.graph import external_files, open_session, parse_onnx
+from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts, runnable
 from pipeline.models.tasks import task_class
 from pipeline.preprocessing.input_facts import TEXT
 from pipeline.preprocessing.table_input import texts_of

@@ -15,7 +15,7 @@ from support.models import onnx_files
 
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.onnx_binding import bound
-from pipeline.models.directories.onnx.file import read_onnx_facts
+from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
 
 SEEDED = torch.Generator().manual_seed(4)

@@ -21,7 +21,7 @@ from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.models.directories.onnx.file import read_onnx_facts
+from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts
 from pipeline.runs.builders import make_reader, plain_predictor_config
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare

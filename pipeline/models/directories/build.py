@@ -49,7 +49,7 @@ def build_module(
     """
     served = require_served(task.kind, facts)
     if isinstance(facts.module, OnnxFile):
-        from pipeline.models.directories.text.text_modules import Pooled
+        from pipeline.models.directories.text.pooling import Pooled
         from pipeline.models.onnx_module import OnnxModule
 
         file = onnx_file_of(path)
@@ -104,7 +104,7 @@ def _language_module(
         from pipeline.models.directories.text.choices import with_choices
 
         return with_choices(head, model, task, model_input)
-    from pipeline.models.directories.text.text_facts import output_tokenizer
+    from pipeline.models.directories.text.tokens import output_tokenizer
     from pipeline.models.directories.text.writing.opening import with_decoding
 
     return with_decoding(head, model, task, output_tokenizer(path, facts, model_input))
@@ -114,7 +114,7 @@ def _class_module(
     path: Path, facts: DirectoryFacts, named: LibraryClass, task: TaskSpec
 ) -> torch.nn.Module:
     from pipeline.models.directories.image.image_modules import DetectorModule, ImageModule
-    from pipeline.models.directories.text.text_modules import Logits, Pooled, TextModule
+    from pipeline.models.directories.text.pooling import Logits, Pooled, TextModule
 
     model = _library_module(path, named)
     if named.head == TOWERS:

@@ -33,7 +33,7 @@ from pipeline.models.directories.snapshot import (
     local_bytes,
     open_directory,
 )
-from pipeline.models.directories.text.text_facts import prompt_tokens
+from pipeline.models.directories.text.tokens import prompt_tokens
 from pipeline.models.directories.view import make_view
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
@@ -60,7 +60,7 @@ _LIBRARIES = {
 LIMITS = {"cpu_s": 300, "memory_bytes": 8 << 30}
 """Of the process that reads a directory: seconds for the longest headers that are taken."""
 OF_TRANSFORMERS = ("torch", "transformers", "pipeline.models.directories.opening:warm_up")
-_OF_ONNX = ("onnx", "pydantic", "pipeline.models.directories.onnx.file", "onnxruntime")
+_OF_ONNX = ("onnx", "pydantic", "pipeline.models.directories.onnx.onnx_facts", "onnxruntime")
 _IMPORTS = {
     "sentence_transformers": (*OF_TRANSFORMERS, "sentence_transformers"),
     "timm": ("torch", "timm"),
@@ -97,9 +97,9 @@ def warm_up() -> None:
     from pydantic import TypeAdapter
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    import pipeline.models.directories.chosen
     import pipeline.models.directories.image.image_facts
-    import pipeline.models.directories.text.encoder_facts  # noqa: F401
+    import pipeline.models.directories.model_class
+    import pipeline.models.directories.text.text_facts  # noqa: F401
 
     get_checkpoint_conversion_mapping("bert")
     TypeAdapter(DirectoryFacts)
@@ -115,7 +115,7 @@ def facts_json(path: str, wanted: str) -> str:
 
 def _read(path: Path, wanted: str | None) -> DirectoryFacts:
     if (file := onnx_file_of(path)) is not None:
-        from pipeline.models.directories.onnx.file import read_onnx_facts
+        from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts
 
         # External data may not lie beyond a link.
         return read_onnx_facts(file.resolve(), path)
@@ -123,7 +123,7 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
         # One ONNX file is read elsewhere.
         raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")
     if (path / MODULES).is_file():
-        from pipeline.models.directories.text.encoder_facts import sentence_transformers_facts
+        from pipeline.models.directories.text.text_facts import sentence_transformers_facts
 
         return sentence_transformers_facts(path)
     values = read_object(path, CONFIG)
@@ -131,13 +131,13 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
         from pipeline.models.directories.image.timm_models import timm_facts
 
         return timm_facts(path, values)
-    from pipeline.models.directories.chosen import choose
     from pipeline.models.directories.image.image_facts import (
         caption_facts,
         image_facts,
         tower_facts,
     )
-    from pipeline.models.directories.text.encoder_facts import encoder_facts, language_facts
+    from pipeline.models.directories.model_class import choose
+    from pipeline.models.directories.text.text_facts import encoder_facts, language_facts
 
     chosen = choose(path)
     if chosen.takes_audio:

@@ -18,12 +18,12 @@ from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.transform import Audio
 from pipeline.models.directories.snapshot import local
-from pipeline.models.directories.text.text_facts import output_tokenizer
+from pipeline.models.directories.text.tokens import output_tokenizer
 from pipeline.models.generation import Generation
 from pipeline.models.records.grammar import Grammar
-from pipeline.models.resolving.cards import ResolvedModel, find_card, with_weights
-from pipeline.models.resolving.task_choice import choose_task, task_name
-from pipeline.models.resolving.text_choice import choose_text
+from pipeline.models.resolving.input import choose_text
+from pipeline.models.resolving.named_model import ResolvedModel, find_card, with_weights
+from pipeline.models.resolving.task import choose_task, task_name
 from pipeline.models.resolving.transform_choice import choose_transform, require_image_fits
 from pipeline.models.spec import EAGER, ModelSpec
 from pipeline.models.tasks import task_class

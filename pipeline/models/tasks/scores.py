@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
-    from pipeline.models.resolving.cards import ResolvedModel
+    from pipeline.models.resolving.named_model import ResolvedModel
     from pipeline.models.tasks.base import Task, TaskSpec
 
 OPEN, LOGITS, PROBABILITIES, SOFTMAX, SIGMOID = (

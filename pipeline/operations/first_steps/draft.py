@@ -19,7 +19,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides, apply_overrides, parse_overrides
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import open_facts
-from pipeline.models.resolving.cards import require_installed
+from pipeline.models.resolving.named_model import require_installed
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.tasks.embed import EMBED
 from pipeline.operations.first_steps.columns import (

@@ -19,8 +19,8 @@ from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.chosen import require_one_input
 from pipeline.models.directories.library import config_of, encoder_of, head_of
+from pipeline.models.directories.model_class import require_one_input
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.tasks.base import TaskSpec
 

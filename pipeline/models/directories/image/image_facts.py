@@ -10,13 +10,13 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
-from pipeline.models.directories.chosen import ModelClass
 from pipeline.models.directories.facts import TOWERS, DirectoryFacts, ImageContract, Pooling
 from pipeline.models.directories.files import CONFIG, TOKENIZER
 from pipeline.models.directories.image.detectors import reading_of
 from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
-from pipeline.models.directories.text.encoder_facts import text_notes, text_of
+from pipeline.models.directories.model_class import ModelClass
+from pipeline.models.directories.text.text_facts import text_notes, text_of
 from pipeline.models.directories.text.writing.features import image_generation_facts
 from pipeline.preprocessing.images.transform import TransformSpec
 

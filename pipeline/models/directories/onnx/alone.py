@@ -14,7 +14,7 @@ from pipeline.models.directories.files import MODULES
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.onnx.graph import open_session
 from pipeline.models.directories.text.sentence_transformers import Opened
-from pipeline.models.directories.text.text_facts import library_tokens
+from pipeline.models.directories.text.tokens import library_tokens
 from pipeline.models.onnx_module import OnnxModule
 from pipeline.models.spec import ModelSpec, load_module
 from pipeline.models.tasks import make_task, task_class

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
-from pipeline.models.directories.contents import files_beside
+from pipeline.models.directories.file_choice import files_beside
 from pipeline.models.directories.files import ONNX_FOLDER, ONNX_SUFFIX, TOKENIZER
 from pipeline.models.directories.onnx.graph import (
     MAX_FILE_BYTES,

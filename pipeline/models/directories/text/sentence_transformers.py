@@ -12,7 +12,6 @@ from typing import Any
 from packaging.version import Version
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.chosen import ModelClass, fitted
 from pipeline.models.directories.facts import MODES, Layer, Pooling, TextFacts
 from pipeline.models.directories.files import (
     CONFIG,
@@ -35,9 +34,10 @@ from pipeline.models.directories.library import (
     named_class,
     require_library,
 )
+from pipeline.models.directories.model_class import ModelClass, fitted
 from pipeline.models.directories.tensors import read_headers
-from pipeline.models.directories.text.text_facts import library_errors, text_facts
 from pipeline.models.directories.text.text_probes import LibraryTokens
+from pipeline.models.directories.text.tokens import library_errors, text_facts
 from pipeline.preprocessing.texts.text_settings import IDS, Prompt
 
 _PACKAGE = "sentence-transformers"

@@ -15,7 +15,7 @@ from support.models.onnx_files import FLOAT, classifier, make_model, save, value
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.onnx.classes import activation_of
-from pipeline.models.directories.onnx.file import read_onnx_facts
+from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
 
 ML = "ai.onnx.ml"

@@ -11,11 +11,11 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import probes
-from pipeline.models.directories.chosen import ModelClass
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.files import TOKENIZER
 from pipeline.models.directories.library import quiet, refused
-from pipeline.models.directories.text.text_facts import load_tokenizer
+from pipeline.models.directories.model_class import ModelClass
+from pipeline.models.directories.text.tokens import load_tokenizer
 from pipeline.models.directories.text.writing.decoding import has_image_tokens, takes_tiles
 from pipeline.models.directories.text.writing.generation_config import (
     Reader,

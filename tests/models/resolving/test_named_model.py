@@ -13,7 +13,7 @@ from support.runs.jobs import job_over
 
 from pipeline.core.errors import JobError
 from pipeline.job.model import Model
-from pipeline.models.resolving.cards import describe_name
+from pipeline.models.resolving.named_model import describe_name
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.torchvision_catalog import torchvision_facts
 

@@ -17,8 +17,8 @@ from pipeline.models.directories.facts import MODES, DirectoryFacts, OnnxFile, P
 from pipeline.models.directories.files import CONFIG, MODULES, TOKENIZER, read_object
 from pipeline.models.directories.library import base_of, config_of, quiet, refused
 from pipeline.models.directories.onnx.tensors import TensorFacts, fixed
-from pipeline.models.directories.text.encoder_facts import pooling_note, text_notes, text_of
 from pipeline.models.directories.text.sentence_transformers import Opened
+from pipeline.models.directories.text.text_facts import pooling_note, text_notes, text_of
 from pipeline.preprocessing.texts.text_settings import TYPES
 
 if TYPE_CHECKING:

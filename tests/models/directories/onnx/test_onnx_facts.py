@@ -16,7 +16,7 @@ from support.models.onnx_files import FLOAT, INT64, make_model, save, value
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.onnx import graph as onnx_graph
-from pipeline.models.directories.onnx.file import read_onnx_facts
+from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts
 
 FOREIGN = (("", 17), ("my.ops", 1))
 

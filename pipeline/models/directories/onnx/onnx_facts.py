@@ -108,7 +108,7 @@ def read_onnx_facts(
     )
     if input_name != "text" or folder is None:
         return facts
-    from pipeline.models.directories.onnx.texts import with_files_beside
+    from pipeline.models.directories.onnx.onnx_texts import with_files_beside
 
     return with_files_beside(folder, facts, main)
 

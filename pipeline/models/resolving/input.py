@@ -13,8 +13,8 @@ from pipeline.job.transform import Text
 from pipeline.models.directories.facts import TextFacts
 from pipeline.models.directories.text.chat_template import chat_prompt
 from pipeline.models.directories.text.hypotheses import hypotheses
-from pipeline.models.resolving.cards import ResolvedModel
-from pipeline.models.resolving.task_choice import prompt_texts, task_name
+from pipeline.models.resolving.named_model import ResolvedModel
+from pipeline.models.resolving.task import prompt_texts, task_name
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.choices import PLACE
 from pipeline.preprocessing.texts.prompts import PromptTokenizer

@@ -1,0 +1,302 @@
+"""How a directory wants its texts tokenised, as its library's own tokenizer says."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.models.directories.facts import DirectoryFacts, TextFacts
+from pipeline.models.directories.files import TOKENIZER, TOKENIZER_CONFIG, check_size
+from pipeline.models.directories.library import quiet
+from pipeline.models.directories.text.text_probes import LibraryTokens, require_tokens
+from pipeline.preprocessing.model_input import Input
+from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
+from pipeline.preprocessing.texts.text_settings import (
+    IDS,
+    MASK,
+    TENSORS,
+    TYPES,
+    Prompt,
+    TextSettings,
+)
+from pipeline.preprocessing.texts.tokenizer import parse_tokenizer, tokenizer_errors
+from pipeline.process.confined import ConfinedError, confined
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+_COUNT = "pipeline.models.directories.text.tokens:count_tokens"
+_DEFAULT_TOKENS = 512
+"""For a model and a tokenizer that both name no limit."""
+_MOST_TOKENS = 1 << 30
+"""Limits beyond this mean that there is none."""
+
+
+def library_tokens(folder: Path, at: str) -> LibraryTokens:
+    """Make the tokenizer of a directory by the library.
+
+    Args:
+        folder: The directory.
+        at: Where its files lie: '' or a folder of the directory, ending in `/`.
+
+    Raises:
+        JobError: The library makes none of these files.
+    """
+    from transformers import AutoTokenizer
+
+    library = f"transformers {version('transformers')}"
+    with library_errors(
+        library, f"makes no tokenizer of {at}{TOKENIZER} and {at}{TOKENIZER_CONFIG}"
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder / at), local_files_only=True, trust_remote_code=False
+        )
+
+    def tokens_of(row: Sequence[str], most: int) -> Mapping[str, Sequence[int]]:
+        tokens: Mapping[str, Sequence[int]] = tokenizer(*row, truncation=True, max_length=most)
+        return tokens
+
+    return LibraryTokens(library, tokenizer, tokens_of)
+
+
+@contextlib.contextmanager
+def library_errors(library: str, what: str) -> Iterator[None]:
+    """Turn what a library raises in the body into one line.
+
+    Args:
+        library: Name and version.
+        what: Goes on with what it fails at.
+
+    Raises:
+        JobError: It raised something.
+    """
+    try:
+        with quiet():
+            yield
+    except JobError:
+        raise
+    except Exception as error:
+        reason = clean_message(f"{type(error).__name__}: {error}", 200)
+        raise JobError(f"model.path: {library} {what}: {reason}") from error
+
+
+def load_tokenizer(path: Path, overlay: str = "") -> Tokenizer:
+    """Load a `tokenizer.json`.
+
+    Args:
+        overlay: Of the facts of its texts.
+
+    Raises:
+        JobError: The file is missing, too large, or damaged.
+    """
+    if not path.is_file():
+        raise JobError(f"model.path: {path.name} is missing")
+    check_size(TOKENIZER, path.stat().st_size, path.name)
+    return parse_tokenizer(f"model.path: {path.name}", path.read_bytes(), overlay)
+
+
+def output_tokenizer(path: Path, facts: DirectoryFacts, model_input: Input) -> PromptTokenizer:
+    """Return the tokenizer of what a language model writes.
+
+    Args:
+        path: The directory.
+        facts: Of it.
+        model_input: What the model sees of a row.
+
+    Raises:
+        JobError: It cannot be read.
+    """
+    if model_input.text is not None:
+        return prompt_tokenizer(model_input.text)
+    assert facts.generation is not None, "the directory writes"
+    return PromptTokenizer(load_tokenizer(path / facts.generation.tokenizer), Prompt("", ""))
+
+
+def prompt_tokens(path: Path, text: TextFacts, prompt: str) -> int:
+    """Return how many tokens a prompt takes at the start of a text, special tokens included.
+
+    In a confined process, for a pattern of the tokenizer may never end.
+
+    Args:
+        path: The directory.
+        text: Its facts.
+
+    Raises:
+        JobError: The tokenizer fails over it, or takes too long.
+    """
+    file, imports = str(path / text.tokenizer), ("tokenizers",)
+    try:
+        return int(confined(_COUNT, file, text.overlay, prompt, reads=[path], imports=imports))
+    except ConfinedError as error:
+        raise JobError(f"model.path: {text.tokenizer} fails over the prompt: {error}") from None
+
+
+def count_tokens(path: str, overlay: str, prompt: str) -> int:
+    """Return how many tokens a prompt takes at the start of a text; see `prompt_tokens`."""
+    tokenizer = load_tokenizer(Path(path), overlay)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    encoding = tokenizer.encode(prompt)
+    # Without the special token that closes a text.
+    return len(encoding.ids) - (encoding.special_tokens_mask[-1:] == [1])
+
+
+def text_facts(
+    folder: Path, at: str, module: torch.nn.Module | None, made: LibraryTokens, *, has_pairs: bool
+) -> TextFacts:
+    """Read how texts become tensors, and hold our tokens of some texts to the library's.
+
+    Args:
+        folder: The directory.
+        at: Where the tokenizer lies: '' or a folder of the directory, ending in `/`.
+        module: The library's model, whose tensors may mean nothing; None: it is unknown.
+        made: The library's way.
+        has_pairs: Whether rows may be pairs of texts.
+
+    Raises:
+        JobError: A file is missing or damaged, or we make other tokens of it than the library.
+    """
+    tokenizer, place = made.tokenizer, at + TOKENIZER
+    with tokenizer_errors(f"model.path: {place}: fails"):
+        overlay = _overlay(load_tokenizer(folder / place), tokenizer, place)
+    positions = None if module is None else max_positions(module)
+    limits = (made.max_tokens or tokenizer.model_max_length, positions)
+    facts = TextFacts(
+        tokenizer=place,
+        max_tokens=int(min((n for n in limits if n and n < _MOST_TOKENS), default=_DEFAULT_TOKENS)),
+        prefix=made.prefix,
+        pad_id=_pad_id(tokenizer, module),
+        tensor_names=(IDS, MASK),
+        cuts_start=tokenizer.truncation_side == "left",
+        overlay=overlay,
+        prompt=made.prompt,
+    )
+    with tokenizer_errors(f"model.path: {place}: fails over texts"):
+        given = made.tokens_of(("a",), facts.max_tokens)
+        facts = _with_types(facts, module, given.get(TYPES))
+        for has_pair in (False, True)[: 1 + has_pairs]:
+            require_tokens(made, settings_of(folder, facts, has_pair=has_pair))
+    return facts
+
+
+def _with_types(
+    facts: TextFacts, module: torch.nn.Module | None, types: Sequence[int] | None
+) -> TextFacts:
+    """Give token types where the library does, and the model takes them.
+
+    Args:
+        types: What the library gives with a single text; None: nothing.
+    """
+    if types is None:
+        return facts
+    if module is None:
+        return replace(facts, tensor_names=TENSORS)
+    count = getattr(text_config(module), "type_vocab_size", None)
+    if TYPES not in inspect.signature(module.forward).parameters or (
+        count is not None and count < 2
+    ):
+        return facts  # the model has none
+    # Models with types of their own take those of a single text for granted.
+    alone = count is None or any(types)
+    return replace(facts, tensor_names=TENSORS, types_alone=alone)
+
+
+def settings_of(path: Path, text: TextFacts, *, has_pair: bool = False) -> TextSettings:
+    """Return the settings of a directory's own texts.
+
+    Args:
+        path: The directory on this node.
+        text: Its facts.
+        has_pair: Whether rows are pairs of texts.
+    """
+    file = path / text.tokenizer
+    return TextSettings(
+        tokenizer_uri=str(file),
+        tokenizer_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        max_tokens=text.max_tokens,
+        prefix=text.prefix,
+        pad_id=text.pad_id,
+        tensor_names=text.tensor_names,
+        has_pair=has_pair,
+        types_alone=text.types_alone,
+        prompt=text.prompt,
+        cuts_start=text.cuts_start,
+        overlay=text.overlay,
+    )
+
+
+def _overlay(file: Tokenizer, tokenizer: Any, place: str) -> str:
+    """Return the sections of a file in whose place the library's tokenizer has others, as JSON."""
+    library = getattr(tokenizer, "backend_tokenizer", None)
+    if library is None:
+        return ""  # it is no such file to the library; the tokens will tell
+    for one in (file, library):
+        one.no_truncation()
+        one.no_padding()
+    texts = file.to_str(), library.to_str()
+    if texts[0] == texts[1]:
+        return ""
+    ours, theirs = map(json.loads, texts)
+    changed = {key: value for key, value in theirs.items() if ours.get(key) != value}
+    model = ours["model"]
+    fields = {k: v for k, v in changed.pop("model", {}).items() if model.get(k, v) != v}
+    if not model.keys() == theirs["model"].keys() or {"type", "vocab", "merges"} & fields.keys():
+        raise JobError(
+            f"model.path: {type(tokenizer).__name__} of transformers has another vocabulary than "
+            f"{place}; write one that agrees: AutoTokenizer.from_pretrained(DIR).save_pretrained("
+            "NEW)"
+        )
+    changed |= {"model": fields} if fields else {}
+    return json.dumps(changed, sort_keys=True) if changed else ""
+
+
+def max_positions(module: torch.nn.Module) -> int | None:
+    """Return how many tokens the model of texts has positions for; None: it names no limit."""
+    import torch
+
+    for name, part in _of_texts(module, type(text_config(module))):
+        if name.endswith(("position_embeddings", "position_embedding")) and isinstance(
+            part, torch.nn.Embedding
+        ):
+            # RoBERTa and its kin count from behind the padding index.
+            skipped = 0 if part.padding_idx is None else part.padding_idx + 1
+            return part.num_embeddings - skipped
+    limit = getattr(text_config(module), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _of_texts(module: Any, config_class: type, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield name and module of the parts of a model but those of other models, as of images."""
+    config = getattr(module, "config", None)
+    if config is not None and type(_text_part(config)) is not config_class:
+        return
+    yield name, module
+    for child, part in module.named_children():
+        yield from _of_texts(part, config_class, child)
+
+
+def text_config(module: Any) -> Any:
+    """Return the configuration of the part of a model that reads texts."""
+    return _text_part(module.config)
+
+
+def _text_part(config: Any) -> Any:
+    return getattr(config, "text_config", config)
+
+
+def _pad_id(tokenizer: Any, module: Any) -> int:
+    config = None if module is None else text_config(module)
+    for pad_id in (tokenizer.pad_token_id, getattr(config, "pad_token_id", None)):
+        if isinstance(pad_id, int) and pad_id >= 0:
+            return pad_id
+    return 0
