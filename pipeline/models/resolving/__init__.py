@@ -1,5 +1,5 @@
-"""From the job's section `model` to a `ModelSpec`: directory, card or factory, task, transform.
+"""From the job's section `model` to a `ModelSpec`: one frozen value that decides all predictions.
 
-In: a job and what the directory says. Out: one frozen value that decides all predictions. Begin
-with `resolve.py`; what a job leaves open is chosen in the files named `*_choice.py`.
+Begin with `resolve.py`. `named_model.py` finds what the section names; `input.py` and `task.py`
+choose what the job leaves open.
 """

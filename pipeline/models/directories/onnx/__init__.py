@@ -1,4 +1,4 @@
 """ONNX files as models: bounded reading of the graph, what it is for, its labels.
 
-Begin with `file.py`. Nothing of a file is believed before `graph.py` has checked it.
+Begin with `onnx_facts.py`. Nothing of a file is believed before `graph.py` has checked it.
 """
