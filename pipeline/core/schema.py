@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -160,37 +160,6 @@ IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])
 """What sources of images yield: the encoded image, null if `error` is set."""
 AUDIO_FIELDS = pa.schema([pa.field(AUDIO, pa.large_binary())])
 """What sources of clips of sound yield, likewise."""
-
-
-_IMAGES = (
-    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif"),
-    *("jpe", "jfif"),
-)
-_CLIPS = ("wav", "flac", "mp3", "ogg", "opus", "oga")
-
-
-class Encoded(NamedTuple):
-    """A kind of files, each of which is the input of a row and is decoded."""
-
-    name: str
-    """The registered name of the input; fields of the job begin with it, as `image_column`."""
-    what: str
-    """Several of them, for messages."""
-    fields: pa.Schema
-    """What sources of them yield."""
-    extensions: tuple[str, ...]
-    """Of their names, lower case; of several members of a tar the first of these is taken."""
-    has_look: bool = True
-    """Whether a page can show one."""
-
-
-ENCODED: Mapping[str, Encoded] = {
-    encoded.name: encoded
-    for encoded in (
-        Encoded("image", "images", IMAGE_FIELDS, _IMAGES),
-        Encoded("audio", "clips of sound", AUDIO_FIELDS, _CLIPS, has_look=False),
-    )
-}
 
 
 def feature_fields(

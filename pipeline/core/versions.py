@@ -10,10 +10,12 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
+from pipeline.core.media import DECODERS
+
 _PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
 _ENVIRONMENT = (
-    *("pillow", "pillow-heif", "torchvision", "tokenizers", "transformers", "timm"),
-    *("soundfile", "soxr", "torchaudio", "llguidance"),
+    *DECODERS,
+    *("torchvision", "tokenizers", "transformers", "timm", "soxr", "torchaudio", "llguidance"),
     *("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "MNN", "numpy", "pyarrow"),
 )
 """What decodes, tokenises, computes or says which tokens may come. libjpeg and its like come with

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.core.schema import ENCODED
+from pipeline.core.media import ENCODED
 from pipeline.job.section import LIST, MAPPING, NUMBER, TEXT, Section, by_form
 
 Part = Literal["seconds", "days", "year", "month", "day", "weekday", "hour"]

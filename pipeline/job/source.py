@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.core.errors import JobError
-from pipeline.core.schema import ENCODED, Encoded
+from pipeline.core.media import ENCODED, Encoded
 from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.extensions import check_options, registered
 from pipeline.job.features import FeatureEntry, SourceInput, column_of, name_trouble

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.media import FORMATS
 from pipeline.core.printable import clean_message
 from pipeline.execution.cluster.hardware import embedded_store_bytes
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
@@ -45,8 +46,7 @@ _EXTRAS = {
     "transformers": "transformers",
     "timm": "timm",
     "pull": "huggingface_hub",
-    "audio": "soundfile",
-    "heif": "pillow_heif",
+    **{row.extra: row.package.replace("-", "_") for row in FORMATS if row.extra},
     "schema": "llguidance",
 }
 _LEAST_FREE_SHARE = 0.05

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.failures import Failure, RowError, failures_of
 from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.media import ENCODED, media_format
 from pipeline.preprocessing.input_facts import Columns
 from pipeline.process.liveness import still_alive
 from pipeline.sources.columns.arrow_types import is_binary, is_text
@@ -93,24 +94,19 @@ def _done(
 
 
 def encoded_columns(
-    rows: pa.Table,
-    media: str,
-    is_one: Callable[[bytes], bool],
-    suffixes: tuple[str, ...],
-    of_uris: Mapping[str, tuple[Any, str]] = _NONE,
+    rows: pa.Table, media: str, of_uris: Mapping[str, tuple[Any, str]] = _NONE
 ) -> tuple[Columns, ...]:
     """Return the columns of encoded values, of these in base64, and of their URIs.
 
     Args:
         rows: The first rows.
         media: `image` or `audio`, as the names of the fields begin.
-        is_one: Tells whether bytes begin as such a value.
-        suffixes: With which URIs end.
         of_uris: What a job with URIs says besides.
     """
-    encoded = [field.name for field in rows.schema if _is_encoded(rows, field, is_one)]
+    suffixes = tuple(f".{extension}" for extension in ENCODED[media].extensions)
+    encoded = [field.name for field in rows.schema if _is_encoded(rows, field, media)]
     texts = [field.name for field in rows.schema if is_text(field.type)]
-    base64 = [name for name in texts if _is_base64(_first(rows, name), name, is_one)]
+    base64 = [name for name in texts if _is_base64(_first(rows, name), name, media)]
     uris = [name for name in texts if _is_uri(_first(rows, name), suffixes)]
     return (
         Columns(f"{media}_column", encoded),
@@ -130,18 +126,18 @@ def _first(rows: pa.Table, name: str) -> Any:
     return next((value.as_py() for value in column if value.is_valid), None)
 
 
-def _is_encoded(rows: pa.Table, field: pa.Field, is_one: Callable[[bytes], bool]) -> bool:
+def _is_encoded(rows: pa.Table, field: pa.Field, media: str) -> bool:
     if not (is_binary(field.type) or pa.types.is_struct(field.type)):
         return False
     value = _first(rows, field.name)
-    return isinstance(value, bytes) and is_one(value)
+    return isinstance(value, bytes) and media_format(media, value) is not None
 
 
-def _is_base64(value: Any, name: str, is_one: Callable[[bytes], bool]) -> bool:
+def _is_base64(value: Any, name: str, media: str) -> bool:
     if not isinstance(value, str) or not value.isascii():
         return False
     decoded = decode_base64(memoryview(value.encode()), name, _LIMIT_BYTES)
-    return isinstance(decoded, bytes) and is_one(decoded)
+    return isinstance(decoded, bytes) and media_format(media, decoded) is not None
 
 
 def _is_uri(value: Any, suffixes: tuple[str, ...]) -> bool:

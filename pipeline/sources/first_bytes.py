@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.core.backoff import BadBlockError, is_bad_block
 from pipeline.core.errors import AccessDenied, JobError
+from pipeline.core.media import FORMATS
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import SOURCES, usable
 from pipeline.sources.source_format import SourceFormat
@@ -50,10 +51,6 @@ class FileType:
 
 def _magic(*magics: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(magics)
-
-
-def _is_wav(head: bytes) -> bool:
-    return head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE"
 
 
 def _is_tar(head: bytes) -> bool:
@@ -106,12 +103,7 @@ FILE_TYPES = (
     FileType("gzip", "1f 8b", _magic(b"\x1f\x8b\x08")),
     FileType("zstd", "28 b5 2f fd", _magic(b"\x28\xb5\x2f\xfd")),
     FileType("a tar", "the header of a tar", _is_tar),
-    FileType("WAV", "RIFF and WAVE", _is_wav),
-    FileType("FLAC", "fLaC", _magic(b"fLaC")),
-    FileType("Ogg", "OggS", _magic(b"OggS")),
-    FileType("MP3", "ID3", _magic(b"ID3")),
-    FileType("a JPEG", "ff d8 ff", _magic(b"\xff\xd8\xff")),
-    FileType("a PNG", "89 50 4e 47", _magic(b"\x89PNG\r\n\x1a\n")),
+    *(FileType(row.name, row.begins, row.fits) for row in FORMATS if row.begins),
     FileType("JSON lines", "{", _is_json_lines, is_text=True),
     FileType("CSV", "fields and lines of text", _is_csv, is_text=True),
 )

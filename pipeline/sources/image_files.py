@@ -14,7 +14,7 @@ from pipeline.core.backoff import BadBlockError
 from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.hive_paths import above_root, hive_values
-from pipeline.core.schema import ENCODED
+from pipeline.core.media import ENCODED
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Failures, fail
@@ -32,7 +32,7 @@ class ImageFiles(SourceFormat):
     suffixes = tuple(f".{extension}" for extension in ENCODED["image"].extensions)
     counts_rows: CountsRows = "listing"
     semantics = SEMANTICS["images"]
-    kinds = frozenset(["a JPEG", "a PNG"])
+    kinds = frozenset(row.name for row in ENCODED["image"].formats)
     # The column has no effect: it is accepted, so that one job file serves files and Parquet.
     fields = frozenset(["image_column", "casts", "pass_through"])
 
@@ -85,7 +85,7 @@ class AudioFiles(ImageFiles):
     name = "audio"
     suffixes = tuple(f".{extension}" for extension in ENCODED["audio"].extensions)
     semantics = SEMANTICS["audio"]
-    kinds = frozenset(["WAV", "FLAC", "Ogg", "MP3"])
+    kinds = frozenset(row.name for row in ENCODED["audio"].formats)
     holds = "audio"
     fields = frozenset(["audio_column", "casts", "pass_through"])
 

@@ -11,11 +11,8 @@ import pyarrow as pa
 from pipeline.core.errors import JobError
 from pipeline.core.failures import of_part
 from pipeline.core.hive_paths import hive_values
-from pipeline.core.schema import (
-    ENCODED,
-    columns_of_part,
-    input_column,
-)
+from pipeline.core.media import ENCODED
+from pipeline.core.schema import columns_of_part, input_column
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import Failures, InputReader, InputRows, Place, null_where_failed
 from pipeline.sources.columns.images import EncodedColumn

@@ -51,7 +51,7 @@ DATA: dict[str, bytes] = {
     "a tar": tar(),
     "JSON lines": LINES,
     "CSV": CSV,
-    "a PNG": IMAGE,
+    "PNG": IMAGE,
     "gzip": gzip.compress(b"?"),
     "zstd": zstd(b"?"),
 }

@@ -81,12 +81,10 @@ class AudioInput(Input):
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return the columns of encoded clips, of clips in base64, and of URIs of clips."""
-        from pipeline.preprocessing.audio.decode import is_clip
         from pipeline.preprocessing.encoded_rows import encoded_columns
-        from pipeline.sources.image_files import AudioFiles
 
         hears = {"input": ("audio", "the URIs are of clips")}
-        return encoded_columns(rows, "audio", is_clip, AudioFiles.suffixes, hears)
+        return encoded_columns(rows, "audio", hears)
 
     @property
     def semantics(self) -> Mapping[str, int]:

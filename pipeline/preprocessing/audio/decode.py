@@ -23,20 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.failures import Reason, RowError
-from pipeline.preprocessing.audio.mp3 import counted, tag_bytes
+from pipeline.core.media import ENCODED, MediaFormat, id3_bytes, media_format, refused_clip
+from pipeline.preprocessing.audio.mp3 import counted
 from pipeline.process.liveness import still_alive
 
 Samples = npt.NDArray[np.float32]
-_NAMES = {"WAV": "WAV", "WAVEX": "WAV", "RF64": "WAV", "FLAC": "FLAC", "OGG": "Ogg", "MP3": "MP3"}
-"""libsndfile's name of a container -> ours."""
-_OTHERS = {
-    b"FORM": "AIFF",
-    b"caff": "CAF",
-    b".snd": "AU",
-    b"#!AM": "AMR",
-    b"\x30\x26\xb2\x75": "WMA",
-    b"\x1a\x45\xdf\xa3": "Matroska or WebM",
-}
 _CONVERT = "convert it: ffmpeg -i IN OUT.flac"
 _BLOCK_VALUES = 1 << 20
 _RATES_HZ = range(1_000, 768_001)
@@ -95,16 +86,17 @@ def decode_clip(data: bytes, max_bytes: int, max_s: float) -> Clip:
     if len(data) > max_bytes:
         message = f"the clip has {len(data)} bytes, allowed are {max_bytes}"
         raise Undecodable(Reason.TOO_LARGE, message)
-    container = identified(data)
+    row = identified(data)
+    container = row.name
     if container == "FLAC":
-        data = data[tag_bytes(data) :]
+        data = data[id3_bytes(data) :]
     data = _unpadded(data) if container == "WAV" else data
     check_whole(container, data)
     if container == "MP3":
         data = _counted_mp3(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if _NAMES.get(file.format) != container:
+            if file.format not in row.reader_names:
                 message = f"begins like {container} and is {file.format}; {_CONVERT}"
                 raise Undecodable(Reason.UNSUPPORTED_FORMAT, message)
             file.seekable = lambda: False  # soundfile seeks, where a FLAC of unknown length cannot
@@ -117,34 +109,19 @@ def decode_clip(data: bytes, max_bytes: int, max_s: float) -> Clip:
         raise Undecodable(Reason.DECODE_ERROR, message) from error
 
 
-def identified(data: bytes) -> str:
-    """Return the container of a clip by its first bytes: WAV, FLAC, Ogg or MP3.
+def identified(data: bytes) -> MediaFormat:
+    """Return the format of a clip by its first bytes.
 
     Raises:
-        Undecodable: It is another one, or none.
+        Undecodable: It is not decoded, or unknown.
     """
-    if data[:4] in (b"RIFF", b"RF64") and data[8:12] == b"WAVE":
-        return "WAV"
-    if data.startswith(b"fLaC", tag_bytes(data)):
-        return "FLAC"
-    if data.startswith(b"OggS"):
-        return "Ogg"
-    # ID3, or the header of a frame of layer III.
-    if data.startswith(b"ID3") or (data[:1] == b"\xff" and data[1:2] and data[1] & 0xE6 == 0xE2):
-        return "MP3"
-    named = "MP4 (AAC)" if data[4:8] == b"ftyp" else _OTHERS.get(data[:4])
-    if named:
-        raise Undecodable(Reason.UNSUPPORTED_FORMAT, f"is {named}; {_CONVERT}")
-    message = f"begins with {data[:8].hex(' ')}: neither WAV, FLAC, MP3 nor Ogg"
+    if row := media_format("audio", data):
+        return row
+    if name := refused_clip(data):
+        raise Undecodable(Reason.UNSUPPORTED_FORMAT, f"is {name}; {_CONVERT}")
+    *names, last = (row.name for row in ENCODED["audio"].formats)
+    message = f"begins with {data[:8].hex(' ')}: neither {', '.join(names)} nor {last}"
     raise Undecodable(Reason.UNIDENTIFIED, message)
-
-
-def is_clip(data: bytes) -> bool:
-    """Tell whether bytes begin as a clip of an accepted container."""
-    try:
-        return bool(identified(data))
-    except Undecodable:
-        return False
 
 
 def check_whole(container: str, data: bytes) -> None:

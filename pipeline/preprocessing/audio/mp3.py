@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from pipeline.core.media import id3_bytes
+
 _KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
@@ -32,21 +34,12 @@ class Mp3(NamedTuple):
     """What the tag says."""
 
 
-def tag_bytes(data: bytes) -> int:
-    """Return how many bytes tags ID3 take before the frames of a clip."""
-    first = 0
-    while data[first : first + 3] == b"ID3":
-        size = [byte & 0x7F for byte in data[first + 6 : first + 10]]
-        first += 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(size)))
-    return first
-
-
 def counted(data: bytes) -> Mp3:
     """Return an MP3 with its own tag, if that counts the frames, otherwise with one that does.
 
     Its tags ID3 are left out: libsndfile takes two for another format.
     """
-    first = _next_frame(data, tag_bytes(data), is_first=True)
+    first = _next_frame(data, id3_bytes(data), is_first=True)
     if first < 0:
         return Mp3(data, 0, 0)
     begin, num_declared = first, 0

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.failures import Reason
+from pipeline.core.media import FORMATS, media_format
 from pipeline.preprocessing.images.image_formats import (
     Undecodable,
     check_boxes,
     check_tiff,
-    identify,
-    lacks_boxes,
     not_accepted,
     prepare_decoder,
 )
@@ -63,10 +62,9 @@ def identified(data: bytes, limits: DecodeLimits) -> str:
             Reason.TOO_LARGE,
             f"the image has {len(data)} bytes, allowed are {limits.max_image_bytes}",
         )
-    format_name = identify(data)
-    if format_name is None:
+    if (row := media_format("image", data)) is None:
         raise not_accepted(data)
-    return format_name
+    return row.reader_names[0]
 
 
 def check_container(format_name: str, data: bytes, limits: DecodeLimits) -> None:
@@ -132,17 +130,4 @@ def explain(error: Exception, format_name: str, data: bytes) -> Undecodable:
 
 
 def _is_cut(format_name: str, data: bytes) -> bool:
-    """Tell whether data that failed to decode lack the end that their format prescribes."""
-    if format_name == "JPEG":
-        return b"\xff\xd9" not in data
-    if format_name == "PNG":
-        return b"IEND" not in data
-    if format_name == "GIF":
-        return not data.endswith(b";")
-    if format_name in ("AVIF", "HEIF"):
-        return lacks_boxes(data)
-    if format_name == "TIFF":
-        return False  # `check_tiff` has found it complete
-    if format_name == "WEBP":
-        return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    return len(data) < int.from_bytes(data[2:6], "little")
+    return any(row.is_cut(data) for row in FORMATS if format_name in row.reader_names)

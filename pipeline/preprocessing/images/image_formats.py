@@ -1,5 +1,5 @@
-"""Identify image formats, and check TIFF, AVIF and HEIC before decoding: are they complete, and how
-large can the unpacked data become?
+"""Load optional decoders of images, and check before decoding that TIFF, AVIF and HEIC are complete
+and how large they become.
 
 For the other formats the header that Pillow reads is enough. TIFF decoders fill missing strips,
 take the size of a tile from the file, and know dozens of layouts; AVIF and HEIC containers may name
@@ -18,37 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.failures import Reason, RowError
+from pipeline.core.media import accepted_images, boxes, refused_image
 
 Numbers = npt.NDArray[np.uint64]
-
-ACCEPTED = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and, with the extra heif, HEIC"
-_BMP_HEADER_BYTES = frozenset([12, 16, 40, 52, 56, 64, 108, 124])
-_AVIF_BRANDS = frozenset([b"avif", b"avis"])
-_HEIF_BRANDS = frozenset(
-    [b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"]
-)
-_BRANDS_END = 512
-_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Formats that are recognised by their first bytes, but not read.
-_UNREAD = {
-    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
-    b"\xff\x0a": "JPEG XL",
-    b"8BPS": "Photoshop",
-    b"qoif": "QOI",
-    b"DDS ": "DDS",
-    b"v/1\x01": "OpenEXR",
-    b"#?RADIANCE": "Radiance",
-    b"FUJIFILMCCD-RAW": "camera raw",
-    b"IIU\0": "camera raw",
-    b"IIRO": "camera raw",
-    b"\0\0\1\0": "Windows icon",
-    b"%PDF-": "PDF",
-    b"%!PS": "PostScript",
-    b"<svg": "SVG",
-}
-_SVG_WITHIN = 1024
 
 # Tags of TIFF.
 SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
@@ -64,62 +36,13 @@ class Undecodable(RowError):
     """These bytes cannot be decoded as an image."""
 
 
-def identify(data: bytes) -> str | None:
-    """Return Pillow's name of the format of the magic bytes; None if it is not accepted."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    # "BM" alone also begins words, so the size of the second header has to make sense too.
-    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
-        return "BMP"
-    if data.startswith(_TIFF_MAGICS):
-        return "TIFF"
-    return _by_brand(data)
-
-
-def _by_brand(data: bytes) -> str | None:
-    brands = _brands(data)
-    if brands & _AVIF_BRANDS:
-        return "AVIF"
-    return "HEIF" if brands & _HEIF_BRANDS else None
-
-
-def _brands(data: bytes) -> set[bytes]:
-    if data[4:8] != b"ftyp":
-        return set()
-    end = min(int.from_bytes(data[:4], "big"), _BRANDS_END)
-    return {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
-
-
 def not_accepted(data: bytes) -> Undecodable:
-    """Return the error for data that `identify` does not accept, with their format if known."""
-    name = _unread_name(data)
-    if name:
-        return Undecodable(
-            Reason.UNSUPPORTED_FORMAT, f"the image is {name}; accepted are {ACCEPTED}"
-        )
-    return Undecodable(
-        Reason.UNIDENTIFIED, f"the bytes begin with {data[:8].hex(' ')}; accepted are {ACCEPTED}"
-    )
-
-
-def _unread_name(data: bytes) -> str | None:
-    for magic, name in _UNREAD.items():
-        if data.startswith(magic):
-            return name
-    if data.startswith(b"P") and data[1:2] in b"123456" and data[2:3] in b"\n\r\t ":
-        return "a portable pixmap"
-    if data[128:132] == b"DICM":
-        return "DICOM"
-    if data[4:8] == b"ftyp":
-        return "camera raw" if b"crx " in _brands(data) else "a video"
-    start = data[:_SVG_WITHIN].removeprefix(b"\xef\xbb\xbf").lstrip()
-    return "SVG" if start.startswith((b"<?xml", b"<!--", b"<svg")) and b"<svg" in start else None
+    """Return the error for data of no accepted format, with the name of their format if known."""
+    if name := refused_image(data):
+        reason, what = Reason.UNSUPPORTED_FORMAT, f"the image is {name}"
+    else:
+        reason, what = Reason.UNIDENTIFIED, f"the bytes begin with {data[:8].hex(' ')}"
+    return Undecodable(reason, f"{what}; accepted are {accepted_images()}")
 
 
 def prepare_decoder(format_name: str) -> None:
@@ -168,33 +91,12 @@ def check_boxes(data: bytes) -> None:
     Raises:
         Undecodable: A box is incomplete.
     """
-    for name, start, end in _boxes(data):
+    for name, start, end in boxes(data):
         if end > len(data) and name in (b"ftyp", b"meta", b"mdat", b"moov"):
             raise Undecodable(
                 Reason.TRUNCATED,
                 f"{len(data)} bytes, but the box {name.decode()} goes from {start} to {end}",
             )
-
-
-def lacks_boxes(data: bytes) -> bool:
-    """Tell whether AVIF or HEIC that failed to decode ends before its pixels begin."""
-    return not {b"meta", b"mdat"} <= {name for name, _, _ in _boxes(data)}
-
-
-def _boxes(data: bytes) -> list[tuple[bytes, int, int]]:
-    """Return the outermost boxes: name, and start and end in bytes."""
-    boxes, at = [], 0
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        if size == 1:
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
-        elif size == 0:
-            size = len(data) - at
-        if size < 8:
-            break
-        boxes.append((data[at + 4 : at + 8], at, at + size))
-        at += size
-    return boxes
 
 
 @dataclass(frozen=True)
@@ -260,7 +162,7 @@ def check_tiff(data: bytes, max_px: int) -> None:
     page = read_tiff(data)
     if _DNG_VERSION in page.tags or page.first(PHOTOMETRIC) == _CFA or data[8:10] == b"CR":
         raise Undecodable(
-            Reason.UNSUPPORTED_FORMAT, f"the image is camera raw; accepted are {ACCEPTED}"
+            Reason.UNSUPPORTED_FORMAT, f"the image is camera raw; accepted are {accepted_images()}"
         )
     if page.first(SUBFILE_TYPE) & 1:
         raise Undecodable(

@@ -81,11 +81,8 @@ class ImageInput(Input):
         """Return the columns of encoded images, of images in base64, and of URIs of images."""
         # These take pydantic along.
         from pipeline.preprocessing.encoded_rows import encoded_columns
-        from pipeline.preprocessing.images.image_formats import identify
-        from pipeline.sources.image_files import ImageFiles
 
-        suffixes = ImageFiles.suffixes
-        return encoded_columns(rows, "image", lambda value: identify(value) is not None, suffixes)
+        return encoded_columns(rows, "image")
 
     @property
     def semantics(self) -> Mapping[str, int]:
