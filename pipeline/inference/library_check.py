@@ -233,8 +233,8 @@ def _expected(
     if (generation := spec.task.generation) is None:
         return _INPUTS[spec.input.name].oracle(view, spec.facts, spec.task, seen)
     # The driver, which imports this file, imports no torch.
-    from pipeline.models.directories.text.writing.opening import text_decoder
-    from pipeline.models.directories.text.writing.writing_oracle import written_texts
+    from pipeline.models.directories.text.generation_oracle import written_texts
+    from pipeline.models.generate.build import text_decoder
 
     decode = text_decoder(generation, output_tokenizer(view, spec.facts, spec.input))
     values = [value for value, *_ in seen]

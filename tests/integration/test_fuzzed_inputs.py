@@ -26,8 +26,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.job.reading.loader import read_job
 from pipeline.job.source import Source
-from pipeline.models.records.reading import record_of
-from pipeline.models.records.subset import SchemaError, canonical
+from pipeline.models.generate.records import record_of
+from pipeline.models.generate.schema import SchemaError, canonical
 from pipeline.preprocessing.audio.decode import Undecodable, decode_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 REGISTRY = {
     "torch": "pipeline.inference.engines.torch_engine:TorchEngine",
-    "generate": "pipeline.inference.engines.generate_engine:GenerateEngine",
+    "generate": "pipeline.inference.generate.engine:GenerateEngine",
 }
 
 

@@ -18,11 +18,12 @@ import numpy as np
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads, probes
-from pipeline.models.directories.facts import SPEECH, TOWERS, DirectoryFacts, Pooling
+from pipeline.models.directories.facts import TOWERS, DirectoryFacts, Pooling
 from pipeline.models.directories.files import CONFIG, PROCESSOR, preview, processor_settings
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
 from pipeline.models.directories.model_class import ModelClass
-from pipeline.models.directories.text.writing.features import speech_facts
+from pipeline.models.directories.text.media_prompts import speech_facts
+from pipeline.models.generate.spec import SPEECH
 from pipeline.preprocessing.audio.audio_input import extracted
 from pipeline.preprocessing.audio.audio_settings import NORMALISED, USUAL_MAX_S, AudioSettings
 

@@ -9,7 +9,6 @@ from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.facts import (
     TOWERS,
-    WRITERS,
     DirectoryFacts,
     LibraryClass,
     OnnxFile,
@@ -18,6 +17,7 @@ from pipeline.models.directories.facts import (
 )
 from pipeline.models.directories.files import CONFIG, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
+from pipeline.models.generate.spec import WRITERS
 from pipeline.models.tasks import served_as, task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
@@ -105,7 +105,7 @@ def _language_module(
 
         return with_choices(head, model, task, model_input)
     from pipeline.models.directories.text.tokens import output_tokenizer
-    from pipeline.models.directories.text.writing.opening import with_decoding
+    from pipeline.models.generate.build import with_decoding
 
     return with_decoding(head, model, task, output_tokenizer(path, facts, model_input))
 

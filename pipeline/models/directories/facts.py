@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from pipeline.models.directories.onnx.tensors import TensorFacts
-from pipeline.models.generation import Rules
+from pipeline.models.generate.spec import Rules
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.input_facts import TensorColumn
@@ -15,15 +15,10 @@ from pipeline.preprocessing.texts.text_settings import Prompt
 DirectoryFormat = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 TOWERS = "towers"
 """Head of a model of images and texts, of which a job takes one side."""
-CAUSAL, SEQ2SEQ = "causal", "seq2seq"
-"""Heads of language models: one that continues a text, one that answers to it."""
-SPEECH, CAPTION = "speech", "caption"
-"""Heads of models that write down a clip of sound, or write to an image."""
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """How the vectors of tokens can become one: the modes of sentence-transformers."""
 CLIPS = ("input_values", "input_features")
 """What classes of transformers call clips of sound."""
-WRITERS = (CAUSAL, SEQ2SEQ, SPEECH, CAPTION)
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,7 @@ class LibraryClass:
     built: str
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `audio`, `detection`, one of `WRITERS`, `none` or `TOWERS`."""
+    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `TOWERS` or one of `WRITERS`."""
     absent: tuple[str, ...] = ()
     """Tensors that no file has, and no prediction reads."""
 

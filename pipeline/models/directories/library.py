@@ -17,9 +17,9 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ, SPEECH
 from pipeline.models.directories.files import CONFIG, preview
 from pipeline.models.directories.view import cleaned
+from pipeline.models.generate.spec import CAPTION, CAUSAL, SEQ2SEQ, SPEECH
 
 _LAYERS = re.compile(r"(layers?|depths?|blocks|stages)$")
 """Keys that count layers, each of which is a Python object."""

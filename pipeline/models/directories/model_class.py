@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import first_names
-from pipeline.models.directories.facts import CLIPS, SPEECH, WRITERS, DirectoryFacts, LibraryClass
+from pipeline.models.directories.facts import CLIPS, DirectoryFacts, LibraryClass
 from pipeline.models.directories.files import CONFIG, json_type_of, preview, read_object
 from pipeline.models.directories.library import (
     MAX_LAYERS,
@@ -27,6 +27,7 @@ from pipeline.models.directories.library import (
 from pipeline.models.directories.loading import check_fit, leave_out, load, require_no_problems
 from pipeline.models.directories.tensors import TensorHeader, read_headers
 from pipeline.models.directories.trial import require_run
+from pipeline.models.generate.spec import SPEECH, WRITERS
 from pipeline.preprocessing.texts.text_settings import IDS
 
 _MAIN = (IDS, "pixel_values", *CLIPS)

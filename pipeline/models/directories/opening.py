@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import (
-    CAPTION,
-    CAUSAL,
-    SEQ2SEQ,
-    SPEECH,
-    DirectoryFacts,
-    TextFacts,
-)
+from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.files import CONFIG, MODULES, is_timm, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.snapshot import (
@@ -35,6 +28,7 @@ from pipeline.models.directories.snapshot import (
 )
 from pipeline.models.directories.text.tokens import prompt_tokens
 from pipeline.models.directories.view import make_view
+from pipeline.models.generate.spec import CAPTION, CAUSAL, SEQ2SEQ, SPEECH
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
 from pipeline.process.confined import ConfinedError, confined

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.facts import CLIPS, WRITERS
+from pipeline.models.directories.facts import CLIPS
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
+from pipeline.models.generate.spec import WRITERS
 from pipeline.preprocessing.texts.text_settings import IDS, MASK
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.transform import Audio
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.tokens import output_tokenizer
-from pipeline.models.generation import Generation
-from pipeline.models.records.grammar import Grammar
+from pipeline.models.generate.grammar import Grammar
+from pipeline.models.generate.spec import Generation
 from pipeline.models.resolving.input import choose_text
 from pipeline.models.resolving.named_model import ResolvedModel, find_card, with_weights
 from pipeline.models.resolving.task import choose_task, task_name

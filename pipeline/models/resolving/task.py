@@ -17,12 +17,12 @@ from pipeline.models.directories.build import require_served
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.files import PROMPTS
 from pipeline.models.directories.snapshot import ModelDirectory, local
+from pipeline.models.directories.text.image_prompts import image_prompt
 from pipeline.models.directories.text.tokens import load_tokenizer
-from pipeline.models.directories.text.writing.image_prompts import image_prompt
-from pipeline.models.generation import Generation, Rules
+from pipeline.models.generate.grammar import require_grammars
+from pipeline.models.generate.schema import SchemaError, canonical
+from pipeline.models.generate.spec import Generation, Rules
 from pipeline.models.outputs import OutputSpec
-from pipeline.models.records.grammar import require_grammars
-from pipeline.models.records.subset import SchemaError, canonical
 from pipeline.models.resolving.named_model import ResolvedModel
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec

@@ -23,7 +23,7 @@ REGISTRY = {
     "tokens": "pipeline.models.tasks.tokens:Tokens",
     "zero_shot": "pipeline.models.tasks.choices:ZeroShot",
     "choices": "pipeline.models.tasks.choices:Choices",
-    "generate": "pipeline.models.tasks.generate:Generate",
+    "generate": "pipeline.models.generate.task:Generate",
     "raw": "pipeline.models.tasks.raw:Raw",
 }
 

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_numbers
-from pipeline.models.generation import Generation
 from pipeline.models.known_rows import column_differences
 from pipeline.models.outputs import OutputSpec
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
+    from pipeline.models.generate.spec import Generation
 
 Arrays = dict[str, npt.NDArray[Any]]
 """The results of N rows after `Task.reduce`: name -> (N, ...)."""

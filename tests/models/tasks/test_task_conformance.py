@@ -20,7 +20,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, load, names
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, OFFSETS, TEXT, WIDTH_PX, WORD_IDS
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.generation import Generation
+from pipeline.models.generate.spec import Generation
 from pipeline.models.outputs import OutputError, OutputSpec
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Task, TaskSpec

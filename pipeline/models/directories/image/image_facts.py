@@ -16,8 +16,8 @@ from pipeline.models.directories.image.detectors import reading_of
 from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
 from pipeline.models.directories.model_class import ModelClass
+from pipeline.models.directories.text.media_prompts import image_generation_facts
 from pipeline.models.directories.text.text_facts import text_notes, text_of
-from pipeline.models.directories.text.writing.features import image_generation_facts
 from pipeline.preprocessing.images.transform import TransformSpec
 
 _USUAL_PX = 224

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models.directories.facts import CAUSAL
-from pipeline.models.directories.text.cached_model import (
+from pipeline.models.generate.cached_model import (
     CachedModel,
     moved,
     new_cache,
@@ -23,6 +22,7 @@ from pipeline.models.directories.text.cached_model import (
     refused_for,
     states_of,
 )
+from pipeline.models.generate.spec import CAUSAL
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import prompt_tokenizer

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
-from pipeline.models.directories.facts import MODES, SEQ2SEQ, DirectoryFacts, Pooling, TextFacts
+from pipeline.models.directories.facts import MODES, DirectoryFacts, Pooling, TextFacts
 from pipeline.models.directories.files import CONFIG, MODULES, PROMPTS, preview
 from pipeline.models.directories.model_class import ModelClass, width_of
+from pipeline.models.directories.text.generation_config import generation_facts
 from pipeline.models.directories.text.sentence_transformers import Opened
 from pipeline.models.directories.text.tokens import library_tokens, text_facts
-from pipeline.models.directories.text.writing.generation_config import generation_facts
+from pipeline.models.generate.spec import SEQ2SEQ
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from support.runs.selection import quick_cases
 from pipeline.core.errors import JobError
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.directories.text.chat_template import chat_prompt
-from pipeline.models.directories.text.writing.image_prompts import image_prompt
+from pipeline.models.directories.text.image_prompts import image_prompt
 from pipeline.preprocessing.texts.text_settings import Prompt
 
 PAIRS = [(message["role"], message["content"]) for message in MESSAGES]

@@ -30,17 +30,17 @@ from pipeline.core.schema import (
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.exact import alone
+from pipeline.inference.generate.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
+from pipeline.inference.generate.rules import Row, num_agreed
 from pipeline.inference.slices.fault_finder import FaultFinder
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
-from pipeline.inference.writing.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
-from pipeline.inference.writing.rules import Row, num_agreed
-from pipeline.models.directories.text.writing.causal import CausalDecoding
-from pipeline.models.directories.text.writing.decoding import Decoding
-from pipeline.models.generation import QUARANTINE
+from pipeline.models.generate.causal import CausalDecoding
+from pipeline.models.generate.decoding import Decoding
+from pipeline.models.generate.spec import QUARANTINE
+from pipeline.models.generate.task import FINISH, RECORD, Generate
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
-from pipeline.models.tasks.generate import FINISH, RECORD, Generate
 from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows, num_rows

@@ -15,14 +15,14 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from pipeline.models.directories.text.cached_model import (
+from pipeline.models.generate.cached_model import (
     States,
     moved,
     new_cache,
     places_of,
     states_of,
 )
-from pipeline.models.directories.text.writing.decoding import Begun, Decoding, Tensors
+from pipeline.models.generate.decoding import Begun, Decoding, Tensors
 
 _SPARE_COLUMNS = 32
 

@@ -21,12 +21,12 @@ from support.models.choosing import choosing, prepared
 from support.models.generating import make_writer, writing
 
 from pipeline.inference import slice_results
-from pipeline.inference.engines import generate_engine, model_engine, open_engine, torch_engine
+from pipeline.inference.engines import model_engine, open_engine, torch_engine
+from pipeline.inference.generate import engine as generate_engine
+from pipeline.inference.generate import greedy, rules
 from pipeline.inference.slices import fault_finder, slice_run
-from pipeline.inference.writing import greedy, rules
 from pipeline.models.directories.text import choices
-from pipeline.models.directories.text.writing import causal, decoding
-from pipeline.models.records import grammar
+from pipeline.models.generate import causal, decoding, grammar
 from pipeline.models.spec import ModelSpec, PredictorConfig
 
 TRACED = {

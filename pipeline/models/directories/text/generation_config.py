@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.facts import CAUSAL, SPEECH, GenerationFacts
+from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.files import CONFIG, GENERATION, checked, preview, read_value
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.model_class import ModelClass
-from pipeline.models.directories.text.cached_model import has_linear_attention
 from pipeline.models.directories.text.tokens import library_tokens
-from pipeline.models.generation import Rules
+from pipeline.models.generate.cached_model import has_linear_attention
+from pipeline.models.generate.spec import CAUSAL, SPEECH, Rules
 
 _SPACED = "a . b , c ? d ! e n't f 's g"
 _MOST = 1 << 20

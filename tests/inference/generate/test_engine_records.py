@@ -24,9 +24,9 @@ from support.models.generating import make_writer, writing
 from support.models.record_schemas import REVIEW
 
 from pipeline.core.errors import JobError
-from pipeline.inference.engines.generate_engine import GenerateEngine
-from pipeline.inference.writing.greedy import Outputs
-from pipeline.models.records.subset import canonical
+from pipeline.inference.generate.engine import GenerateEngine
+from pipeline.inference.generate.greedy import Outputs
+from pipeline.models.generate.schema import canonical
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.preprocessing.model_input import BatchLimits

@@ -21,10 +21,10 @@ import torch
 
 from pipeline.core.failures import Failure
 from pipeline.core.figures.slice_figures import Steps
-from pipeline.inference.writing.rules import AppliedRules, Row
-from pipeline.models.directories.text.writing.causal import Batch, CausalDecoding
-from pipeline.models.directories.text.writing.decoding import Decoding, LibraryDecoding
-from pipeline.models.generation import FINISHES, Generation
+from pipeline.inference.generate.rules import AppliedRules, Row
+from pipeline.models.generate.causal import Batch, CausalDecoding
+from pipeline.models.generate.decoding import Decoding, LibraryDecoding
+from pipeline.models.generate.spec import FINISHES, Generation
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.process.liveness import still_alive

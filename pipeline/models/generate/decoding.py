@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipeline.models.directories.text.cached_model import CachedModel, new_cache
-from pipeline.models.generation import Rules
-from pipeline.models.records.grammar import Grammar
+from pipeline.models.generate.cached_model import CachedModel, new_cache
+from pipeline.models.generate.grammar import Grammar
+from pipeline.models.generate.spec import Rules
 
 Tensors = Mapping[str, torch.Tensor]
 """Some rows as the model takes them, by the names of the input: name -> (B, ...)."""

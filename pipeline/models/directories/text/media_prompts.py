@@ -15,13 +15,13 @@ from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.files import TOKENIZER
 from pipeline.models.directories.library import quiet, refused
 from pipeline.models.directories.model_class import ModelClass
-from pipeline.models.directories.text.tokens import load_tokenizer
-from pipeline.models.directories.text.writing.decoding import has_image_tokens, takes_tiles
-from pipeline.models.directories.text.writing.generation_config import (
+from pipeline.models.directories.text.generation_config import (
     Reader,
     most_places,
     or_problem,
 )
+from pipeline.models.directories.text.tokens import load_tokenizer
+from pipeline.models.generate.decoding import has_image_tokens, takes_tiles
 
 _NO_TIMES = "no_timestamps_token_id"
 _ANY_LANGUAGE = -1

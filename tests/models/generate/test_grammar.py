@@ -20,9 +20,9 @@ from support.runs.selection import examples
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from pipeline.core.errors import JobError
-from pipeline.models.records.grammar import Grammar
-from pipeline.models.records.reading import record_of
-from pipeline.models.records.subset import MAX_ITEMS, MAX_LENGTH, canonical
+from pipeline.models.generate.grammar import Grammar
+from pipeline.models.generate.records import record_of
+from pipeline.models.generate.schema import MAX_ITEMS, MAX_LENGTH, canonical
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 from pipeline.preprocessing.texts.text_settings import Prompt
 
@@ -161,7 +161,7 @@ def test_a_tokenizer_that_cannot_write_records_is_refused(
 def test_without_the_extra_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     known, find = tokenizer_of(), importlib.util.find_spec
     monkeypatch.setattr(
-        "pipeline.models.records.grammar.find_spec",
+        "pipeline.models.generate.grammar.find_spec",
         lambda name: None if name == "llguidance" else find(name),
     )
     with pytest.raises(JobError) as refused:

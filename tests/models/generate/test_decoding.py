@@ -41,13 +41,13 @@ from transformers.generation.logits_process import (
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TOKEN_IDS
 from pipeline.inference import library_check
-from pipeline.inference.engines.generate_engine import GenerateEngine
+from pipeline.inference.generate.engine import GenerateEngine
+from pipeline.inference.generate.rules import AppliedRules, Row
 from pipeline.inference.library_check import compare, hold_to_library
-from pipeline.inference.writing.rules import AppliedRules, Row
 from pipeline.models.directories.opening import read_facts
-from pipeline.models.directories.text.writing.causal import CausalDecoding
-from pipeline.models.directories.text.writing.opening import tensors_of
-from pipeline.models.generation import Generation, Rules
+from pipeline.models.generate.build import tensors_of
+from pipeline.models.generate.causal import CausalDecoding
+from pipeline.models.generate.spec import Generation, Rules
 from pipeline.models.spec import PredictorConfig, load_module
 from pipeline.preprocessing.model_input import BatchLimits
 

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ
-from pipeline.models.directories.text.cached_model import refused_for
-from pipeline.models.directories.text.writing.causal import CausalDecoding
-from pipeline.models.directories.text.writing.decoding import (
+from pipeline.models.generate.cached_model import refused_for
+from pipeline.models.generate.causal import CausalDecoding
+from pipeline.models.generate.decoding import (
     BlipDecoding,
     Decoding,
     ImageFirstDecoding,
@@ -20,8 +19,8 @@ from pipeline.models.directories.text.writing.decoding import (
     Tensors,
     has_image_tokens,
 )
-from pipeline.models.generation import Generation
-from pipeline.models.records.grammar import Grammar
+from pipeline.models.generate.grammar import Grammar
+from pipeline.models.generate.spec import CAPTION, CAUSAL, SEQ2SEQ, Generation
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 

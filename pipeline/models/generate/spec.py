@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 FINISHES = ("eos", "stop", "length")
 """Why a text ends: the model ends it, a text of the job comes, or it has the most tokens."""
 QUARANTINE = "quarantine"
+CAUSAL, SEQ2SEQ = "causal", "seq2seq"
+"""Heads of language models: one continues a text, the other answers one."""
+SPEECH, CAPTION = "speech", "caption"
+"""Heads of models that transcribe a clip or describe an image."""
+WRITERS = (CAUSAL, SEQ2SEQ, SPEECH, CAPTION)
 
 
 @dataclass(frozen=True)

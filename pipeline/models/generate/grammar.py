@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.generation import Generation
-from pipeline.models.records.subset import all_schemas, values_of
+from pipeline.models.generate.schema import all_schemas, values_of
+from pipeline.models.generate.spec import Generation
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.models.directories.text.writing.decoding import Decoding
-from pipeline.models.generation import Generation, Rules
-from pipeline.models.records.grammar import Grammar, Matcher
+from pipeline.models.generate.decoding import Decoding
+from pipeline.models.generate.grammar import Grammar, Matcher
+from pipeline.models.generate.spec import Generation, Rules
 
 if TYPE_CHECKING:
-    from pipeline.inference.writing.greedy import Read
+    from pipeline.inference.generate.greedy import Read
 
 _NEVER = float("-inf")
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

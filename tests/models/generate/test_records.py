@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.models.record_schemas import REVIEW, SCHEMAS
 
-from pipeline.models.records.reading import record_of
-from pipeline.models.records.subset import canonical
+from pipeline.models.generate.records import record_of
+from pipeline.models.generate.schema import canonical
 
 RECORD = record_of(canonical(REVIEW))
 GOOD = {"mood": "bad", "stars": 3, "named": ["a", ""], "sure": None}

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL, SCORE
-from pipeline.models.records.subset import MAX_NUMBER, Schema, values_of, without_null
+from pipeline.models.generate.schema import MAX_NUMBER, Schema, values_of, without_null
 
 _ARROW = {
     "string": pa.string(),

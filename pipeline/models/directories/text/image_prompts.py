@@ -12,7 +12,7 @@ from pipeline.models.directories.files import preview
 from pipeline.models.directories.snapshot import ModelDirectory
 from pipeline.models.directories.text.chat_template import WAY_OUT, Messages, ask, loaded, rendered
 
-_IDS = "pipeline.models.directories.text.writing.image_prompts:image_ids"
+_IDS = "pipeline.models.directories.text.image_prompts:image_ids"
 
 
 def image_prompt(
@@ -38,7 +38,7 @@ def image_prompt(
 
 def image_ids(path: str, prompt: str, messages: Messages, mark: str) -> list[int]:
     """Return the tokens; see `image_prompt`."""
-    from pipeline.models.directories.text.writing.features import with_image
+    from pipeline.models.directories.text.media_prompts import with_image
 
     with loaded(Path(path), "AutoProcessor") as processor:
         if messages:

@@ -14,9 +14,9 @@ from pipeline.core.schema import MEAN_LOGPROB
 from pipeline.models.directories.facts import DirectoryFacts, LibraryClass
 from pipeline.models.directories.files import preview
 from pipeline.models.directories.library import quiet
-from pipeline.models.directories.text.writing.decoding import has_image_tokens, takes_tiles
-from pipeline.models.directories.text.writing.generation_config import OVERRIDDEN
-from pipeline.models.generation import Generation
+from pipeline.models.directories.text.generation_config import OVERRIDDEN
+from pipeline.models.generate.decoding import has_image_tokens, takes_tiles
+from pipeline.models.generate.spec import Generation
 
 
 def written_texts(

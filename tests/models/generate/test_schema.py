@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from support.models.record_schemas import REVIEW, SCHEMAS
 
-from pipeline.models.records.subset import (
+from pipeline.models.generate.schema import (
     MAX_DEPTH,
     MAX_NODES,
     SchemaError,

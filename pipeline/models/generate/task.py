@@ -19,10 +19,10 @@ from pipeline.core.schema import (
     OUTPUT_TEXT,
 )
 from pipeline.models.agreement import Agreement, AgreementLimits
-from pipeline.models.generation import FINISHES, QUARANTINE
+from pipeline.models.generate.records import Record, record_of
+from pipeline.models.generate.schema import SchemaError, canonical
+from pipeline.models.generate.spec import FINISHES, QUARANTINE
 from pipeline.models.outputs import require
-from pipeline.models.records.reading import Record, record_of
-from pipeline.models.records.subset import SchemaError, canonical
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 from pipeline.models.tasks.choices import prompt_problems
 
