@@ -17,8 +17,9 @@ from pipeline.commit.manifest import Manifest, current_or_unknown
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, JobError
+from pipeline.execution import executors
 from pipeline.execution.caller import one_run
-from pipeline.execution.executors import Executor, start_executor
+from pipeline.execution.executors import Executor
 from pipeline.job.job import Job
 from pipeline.planning.tiling import Staged, missing_units, num_left
 from pipeline.process.failpoints import failpoint
@@ -84,9 +85,9 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
             note_unchanged(run)
             return "nothing_to_do"
         golden = check_before_ray(run, work.plan, model)
-        with start_executor(run.options.address, progress.phase) as executor:
+        with executors.start_executor(run.options.address, progress.phase) as executor:
             hardware, on_cluster = executor.hardware, executor.on_cluster
-            settled = settle(run, work, hardware, on_cluster=on_cluster, say=progress.phase)
+            settled = settle(run, work, executor, progress.phase)
             settled, start_s = replace(settled, golden=golden), executor.start_s
             run.record.connected(hardware, settled.allocation, start_s, on_cluster=on_cluster)
             run.record.planned(settled.plan, settled.model, job.resources.num_gpus)

@@ -31,7 +31,6 @@ from support.servers.s3server import S3Server
 from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.core import backoff
-from pipeline.execution.caller import without_ray
 from pipeline.storage.store import Store
 
 # No property fails because the machine is busy. What passes once has to pass again, so the usual
@@ -133,6 +132,8 @@ def model_loads(loads_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def without_ray_here() -> Iterator[None]:
     """Let what is called in this process do without Ray, which tells what the machine has, too."""
+    from support.runs.without_ray import without_ray  # many tests need nothing of a run
+
     with without_ray():
         yield
 

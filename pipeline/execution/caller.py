@@ -185,28 +185,6 @@ def share_ray() -> Iterator[None]:
             SHARING.reset(token)
 
 
-_IS_WITHOUT_RAY: ContextVar[bool] = ContextVar("without Ray", default=False)
-
-
-@contextlib.contextmanager
-def without_ray() -> Iterator[None]:
-    """Let runs of the body that name no cluster do without Ray: one process does all their work.
-
-    For tests, which start hundreds of small runs. No job file, no option of a command and no
-    variable of the environment chooses it.
-    """
-    token = _IS_WITHOUT_RAY.set(True)
-    try:
-        yield
-    finally:
-        _IS_WITHOUT_RAY.reset(token)
-
-
-def is_without_ray() -> bool:
-    """Tell whether this is the body of `without_ray`."""
-    return _IS_WITHOUT_RAY.get()
-
-
 def is_started() -> bool:
     """Tell whether an earlier run of the body of `share_ray` has started a Ray."""
     shared = SHARING.get()

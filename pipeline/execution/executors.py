@@ -1,4 +1,4 @@
-"""What executes the stages of a run: Ray, or a loop in this process where a caller wants no Ray."""
+"""Execute the stages of a run with Ray Data."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.staging import StagedSlice
-from pipeline.execution import local, ray_options
-from pipeline.execution.caller import is_started, is_without_ray
+from pipeline.execution import ray_options
+from pipeline.execution.caller import is_started
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import (
     hardware_of,
     ray_versions,
     require_one_version,
-    this_machine,
 )
 from pipeline.execution.cluster.in_flight import Share, note_shares
 from pipeline.execution.predictor_actor import PredictorActor
@@ -41,6 +40,8 @@ class Executor(NamedTuple):
     run_tasks: RunTasks
     look: Callable[[], Hardware]
     """Tells what hardware there is now."""
+    measures: bool = True
+    """It has processes in which runtimes can be measured."""
 
 
 @contextlib.contextmanager
@@ -55,9 +56,6 @@ def start_executor(address: str | None, say: Callable[[str], None]) -> Iterator[
         JobError: As `connect`.
         InfraError: As `connect`; or nodes of the cluster run several versions of Ray.
     """
-    if is_without_ray() and address is None:
-        yield Executor(this_machine(), 0.0, False, local.stream, local.run_tasks, this_machine)
-        return
     if not is_started():
         say("starting Ray" if address is None else f"connecting to Ray at {address}")
     with connect(address) as connection:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
 
-from pipeline.execution.caller import is_without_ray
+from pipeline.execution.versions import connected_ray
 from pipeline.process.liveness import note_progress, note_unfinished, tell_parent
 
 EVERY_S = 5.0
@@ -95,7 +95,7 @@ def tell_of_slices(run_id: str) -> Callable[[], object]:
     Returns:
         What is to be called when a slice begins.
     """
-    if is_without_ray():
+    if connected_ray() is None:  # then this process is the driver
         tell_parent(of_life=lambda num_rows, num_tokens: note_progress(_WHAT))
         return lambda: None
     sender = _Sender(run_id)

@@ -13,9 +13,10 @@ from pipeline.commit.parts.row_ids import sum_of_parts
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.errors import InfraError
 from pipeline.core.printable import num_of
+from pipeline.execution.executors import Executor
 from pipeline.models.spec import ModelSpec
 from pipeline.models.weights.weights import warn_random_weights
-from pipeline.planning.allocation import Hardware, allocate
+from pipeline.planning.allocation import allocate
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.input_facts import cost_of
 from pipeline.process.shared_notes import note
@@ -163,20 +164,11 @@ def note_retried(run: RunContext, work: Work) -> None:
         run.record.retried(recovered=max(0, predicted), failed_again=failed)
 
 
-def settle(
-    run: RunContext,
-    work: Work,
-    hardware: Hardware,
-    *,
-    on_cluster: bool,
-    say: Callable[[str], None],
-) -> Settled:
+def settle(run: RunContext, work: Work, executor: Executor, say: Callable[[str], None]) -> Settled:
     """Choose what runs the model, and divide the cluster; the golden rows are the caller's.
 
     Args:
         work: What is to be done.
-        hardware: What the Ray in use has.
-        on_cluster: That Ray is not one on this machine that this process has started.
         say: Shows what is being tried.
 
     Raises:
@@ -184,6 +176,7 @@ def settle(
     """
     if work.model.origin == "factory" and not work.model.has_weights:
         warn_random_weights(work.model.name)
+    hardware = executor.hardware
     allocation = allocate(run.job.resources, hardware, cost=cost_of(run.job.source))
     settled = resolve_runtime(
         run,
@@ -191,7 +184,8 @@ def settle(
         work.model,
         hardware,
         allocation,
-        on_cluster=on_cluster,
+        on_cluster=executor.on_cluster,
+        measures=executor.measures,
         published=work.published_model,
         has_known_rows=work.reuse.division is not None,
         say=say,

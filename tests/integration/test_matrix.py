@@ -27,11 +27,12 @@ from support.runs.checkout import PYTHONPATH
 from support.runs.cli import environment, pipeline, write_job
 from support.runs.executed import execute
 from support.runs.published_rows import read_predictions
+from support.runs.without_ray import without_ray
 from support.servers.commandserver import CommandServer
 from support.servers.localserver import LocalServer
 
 from pipeline.core.causes import SystematicFailure
-from pipeline.execution.caller import share_ray, without_ray
+from pipeline.execution.caller import share_ray
 from pipeline.execution.tasks import run_tasks
 from pipeline.published.verify import verify_output
 from pipeline.report.document import Report

@@ -10,12 +10,12 @@ import pytest
 from support.inputs.photos import build_images
 from support.runs.cli import photos_job, write_job
 from support.runs.published import publish_rows, snapshot
+from support.runs.without_ray import without_ray
 
 import pipeline
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError
-from pipeline.execution.caller import without_ray
 from pipeline.operations.partitions import status_of_job
 from pipeline.published.state import PartitionStatus
 from pipeline.storage.store import Store

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import InfraError
-from pipeline.execution.caller import is_without_ray
 from pipeline.execution.private_names import read
 from pipeline.execution.tasks import TaskLost, are_done, give_up, value_if_kept
 from pipeline.execution.versions import connected_ray
@@ -81,16 +80,23 @@ def hardware_from(
 
 
 def embedded_hardware() -> Hardware:
-    """Return what an embedded Ray of this process has, or would have; starts none.
-
-    A process of its own asks, because Ray reads the environment when it is imported, and a run that
-    follows in this process sets it before.
-    """
+    """Return what an embedded Ray of this process has, or would have; starts none."""
     if (ray := connected_ray()) is not None:
         return hardware_of(ray)
-    if is_without_ray():
-        return this_machine()
-    counts: list[float | None] = [None, None]
+    cpus, gpus = ask_ray()
+    if gpus is None:
+        import torch
+
+        gpus = float(torch.cuda.device_count()) if torch.cuda.is_available() else 0.0
+    return this_machine(cpus, gpus)
+
+
+def ask_ray() -> tuple[float | None, float | None]:
+    """Return the processors and GPUs that Ray finds on this machine; None where it does not tell.
+
+    Another process asks: Ray reads the environment when it is imported, and a run that follows in
+    this process sets it before.
+    """
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         done = subprocess.run(  # noqa: S603  # this very Python
             [sys.executable, "-c", _ASK, json.dumps(sys.path)],
@@ -99,13 +105,9 @@ def embedded_hardware() -> Hardware:
             timeout=_ASK_S,
             check=True,
         )
-        counts = json.loads(done.stdout.splitlines()[-1])
-    cpus, gpus = counts
-    if gpus is None:
-        import torch
-
-        gpus = float(torch.cuda.device_count()) if torch.cuda.is_available() else 0.0
-    return this_machine(cpus, gpus)
+        cpus, gpus = json.loads(done.stdout.splitlines()[-1])
+        return cpus, gpus
+    return None, None
 
 
 def this_machine(cpus: float | None = None, gpus: float = 0.0) -> Hardware:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.execution.caller import is_without_ray
 from pipeline.execution.embedded import forkserver_main, forkserver_stub
 from pipeline.execution.embedded.minimal_head import raylet_command
 from pipeline.execution.environment import set_embedded
@@ -127,7 +126,7 @@ def started_ahead(address: str | None) -> Iterator[None]:
     Importing takes it longer than the rest of a run's start takes. It ends if it is not used.
     """
     ahead = current().part(_Ahead)
-    if address is None and not is_without_ray():
+    if address is None:
         set_embedded()
         ahead.server = _start()
     try:

@@ -15,8 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.core.documents import sealed, unsealed
-from pipeline.core.errors import JobError, PipelineError
-from pipeline.execution.caller import is_without_ray
+from pipeline.core.errors import PipelineError
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason, unfit_reason
@@ -49,6 +48,7 @@ def resolve_runtime(
     allocation: Allocation,
     *,
     on_cluster: bool = False,
+    measures: bool = True,
     published: Mapping[str, Any] | None = None,
     has_known_rows: bool = False,
     say: Callable[[str], None] = log.info,
@@ -60,6 +60,7 @@ def resolve_runtime(
         hardware: What the Ray in use has.
         allocation: How the cluster is divided.
         on_cluster: That Ray is not one on this machine that this process has started.
+        measures: There are processes in which runtimes that nobody asked for can be measured.
         published: `model` of the version that a retry merges its rows into.
         has_known_rows: How many rows are left to predict is little, or unknown.
         say: Shows what is being tried.
@@ -69,8 +70,6 @@ def resolve_runtime(
     """
     if not (needs_tuning(model) or model.takes_fastest or model.input.is_approximate):
         return Settled(_with(plan, choices.by_job(model)), model, allocation)
-    if needs_tuning(model) and is_without_ray():
-        raise JobError(f"model.runtime {AUTO!r}: processes of Ray measure it, and there is no Ray")
     machines = machines_of(on_cluster=on_cluster)
     tuning = TuningContext(
         run,
@@ -87,7 +86,7 @@ def resolve_runtime(
     try:
         chosen = _read_choice(run.store, path)
     except FileNotFoundError:
-        measures = not (has_known_rows or is_without_ray())
+        measures &= not has_known_rows
         chosen, profile = _choose(tuning, known, model, published, measures=measures)
         token = uuid.uuid4().hex
         data = sealed({"token": token, **chosen.to_dict()})

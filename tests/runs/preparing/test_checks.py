@@ -17,10 +17,10 @@ from PIL import Image
 from support.models import onnx_files
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import write_job
+from support.runs.without_ray import without_ray
 
 from pipeline.core.errors import JobError
 from pipeline.dataflow import run_job
-from pipeline.execution.caller import without_ray
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.inference import gpu_facts
 from pipeline.inference.runtimes import base

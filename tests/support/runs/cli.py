@@ -115,7 +115,7 @@ def _ended(words: list[str], env: Mapping[str, str] | None, timeout_s: float) ->
 
 WITHOUT_RAY = """
 from pipeline.commands.main import main
-from pipeline.execution.caller import without_ray
+from support.runs.without_ray import without_ray
 
 with without_ray():
     main()

@@ -37,7 +37,7 @@ TRACEBACK_S = 5.0
 READY = "ready"
 OF_RUNS = (
     *("pipeline.commands.app", "pipeline.operations.run", "pipeline.operations.plan"),
-    *("pipeline.execution.local", "pipeline.runs.preparing.one_row"),
+    *("support.runs.without_ray", "pipeline.runs.preparing.one_row"),
     *("pipeline.inference.engines.torch_engine", "pipeline.preprocessing.images.images"),
     *("pipeline.commit.staging", "pipeline.published.verify"),
     *("pipeline.report.showing.render", "pipeline.published.sheets", "models"),
@@ -231,8 +231,8 @@ def _become(
 ) -> None:
     """Be the command, with its standard output and error where they are wanted."""
     from pipeline.commands import main
-    from pipeline.execution.caller import without_ray
     from pipeline.process.parent_death import die_with
+    from support.runs.without_ray import without_ray
 
     die_with(os.getppid())
     if is_limited:

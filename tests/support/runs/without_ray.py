@@ -1,4 +1,4 @@
-"""Runs the stages of a job in a loop in this process, without Ray (`without_ray`)."""
+"""An executor without Ray: the stages of a run in a loop in this process, in milliseconds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.errors import PipelineError, find_cause
 from pipeline.core.user_code.user_errors import SHOW_ALL, describe_user_error
+from pipeline.execution import executors
+from pipeline.execution.cluster import hardware
+from pipeline.execution.cluster.hardware import this_machine
+from pipeline.execution.embedded import forkserver
+from pipeline.execution.executors import Executor, start_executor
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import attempts_of
@@ -19,17 +25,28 @@ from pipeline.planning.allocation import Allocation
 T = TypeVar("T")
 
 
-def stream(
-    parts: StreamParts, allocation: Allocation | None = None
-) -> Generator[StagedSlice, None, None]:
-    """Read, decode, transform, predict and stage slices, one after the other; yield each one.
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Execute the runs of the body that name no cluster in this process, one actor for all work."""
+    with (
+        patch.object(executors, "start_executor", _start),
+        patch.object(hardware, "ask_ray", lambda: (None, 0.0)),
+        patch.object(forkserver, "started_ahead", contextlib.nullcontext),
+    ):
+        yield
 
-    Args:
-        allocation: Is not used: there is one process.
 
-    Raises:
-        PipelineError: As that of Ray.
-    """
+@contextlib.contextmanager
+def _start(address: str | None, say: Callable[[str], None]) -> Iterator[Executor]:
+    if address is not None:
+        with start_executor(address, say) as executor:
+            yield executor
+        return
+    yield Executor(this_machine(), 0.0, False, _stream, _run_tasks, this_machine, measures=False)
+
+
+def _stream(parts: StreamParts, _: Allocation) -> Generator[StagedSlice, None, None]:
+    """Read, decode, transform, predict and stage slices, one after the other; yield each one."""
     with _stage_errors():
         actor = PredictorActor(replace(parts.actor, asked_at_s=None, deadline_at_s=None))
         try:
@@ -47,7 +64,7 @@ def stream(
             shutil.rmtree(attempts_of(parts.actor.predictor.run_id).folder, ignore_errors=True)
 
 
-def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
+def _run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
     """Call a function with every tuple of arguments; results in the order of calls."""
     with _stage_errors():
         return [function(*arguments) for arguments in calls]
