@@ -1,4 +1,4 @@
-"""Three lines of Python from an installed wheel, outside of the repository: predict, look, diff."""
+"""Test that the three lines of the README predict from a wheel, outside of the repository."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from support.inputs.photos import build_images
 from support.runs.checkout import ROOT
+from support.runs.documents import DOCUMENTS, MARKED
 
 NUM_ROWS = 24
-PREDICT = """\
-import pipeline
-print(pipeline.predict("photos", model="efficientnet-lite0", to="labels"))
-print(pipeline.open_output("labels").latest.labels.most_common(1))
-"""
+[PREDICT] = [
+    text for mark, _, text in MARKED.findall(DOCUMENTS["README.md"]) if mark == "file: labels.py"
+]
 AGAIN = "import pipeline, sys; assert sys.argv[1] in pipeline.__file__\n" + PREDICT
 DIFF = "print(pipeline.diff('labels'))\n"
 CHANGE = """\

@@ -31,12 +31,14 @@ from support.runs.checkout import PYTHONPATH, ROOT
 from support.servers.commandserver import CommandServer
 
 FOLDERS = ("", "jobs", "jobs/*", "pipeline", "pipeline/*", "tests", "examples")
+OTHERS = ("jobs/reference.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md")
+GUIDES = [
+    path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder}/README.md".lstrip("/")))
+]
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text("ascii")
-    for folder in FOLDERS
-    for path in sorted(ROOT.glob(f"{folder}/README.md" if folder else "README.md"))
+    for path in [*GUIDES, *map(ROOT.joinpath, OTHERS)]
 }
-DOCUMENTS["jobs/reference.md"] = (ROOT / "jobs" / "reference.md").read_text("ascii")
 MARKED = re.compile(r"<!-- (test|slow test: \w+|file: \S+) -->\n```(\w+)\n(.*?)```", re.DOTALL)
 """Blocks of code that a test runs, or writes to a file: mark, language, text."""
 NUM_ROWS, NUM_BAD = 24, 2
