@@ -16,6 +16,7 @@ from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.part_reader import open_part
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.output_folders import PREDICTIONS
 from pipeline.core.printable import printable
 from pipeline.storage.store import Store
 
@@ -40,7 +41,7 @@ Plain readers of the folder, while nothing is published:
 
 ```python
 import pyarrow.dataset as ds
-rows = ds.dataset(f"{{root}}/predictions", partitioning="hive").to_table()
+rows = ds.dataset(f"{{root}}/{predictions}", partitioning="hive").to_table()
 ```
 
 ```python
@@ -55,7 +56,7 @@ rows = pl.scan_parquet(f"{{root}}/{files}", hive_partitioning=True).collect()
 
 ```python
 from pyspark.sql import SparkSession
-rows = SparkSession.builder.getOrCreate().read.parquet(f"{{root}}/predictions")
+rows = SparkSession.builder.getOrCreate().read.parquet(f"{{root}}/{predictions}")
 ```
 
 ```python
@@ -119,7 +120,9 @@ def card_text(store: Store, layout: Layout, manifest: Manifest) -> str:
         _table([("column", "type"), *_columns(store, manifest)]),
         "`quarantine/` has the rows without a prediction, each with its reason.",
         "## Read it",
-        _READERS.format(root=store.url("").rstrip("/"), files=files).rstrip(),
+        _READERS.format(
+            root=store.url("").rstrip("/"), files=files, predictions=PREDICTIONS
+        ).rstrip(),
     ]
     if source := [wanted[name] for name in ("input", "source") if wanted.get(name)]:
         pieces += ["## Source", *source]
@@ -132,9 +135,9 @@ def card_text(store: Store, layout: Layout, manifest: Manifest) -> str:
 def _files(layout: Layout, manifest: Manifest) -> str:
     """Return the glob of the parts: none of a Delta log, whose checkpoints are Parquet as well."""
     if layout.partition is None:
-        return "predictions/*.parquet"
+        return f"{PREDICTIONS}/*.parquet"
     below = "**/" if manifest.partition_columns else ""
-    return f"predictions/{layout.partition.partition('=')[0]}=*/{below}*.parquet"
+    return f"{PREDICTIONS}/{layout.partition.partition('=')[0]}=*/{below}*.parquet"
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:

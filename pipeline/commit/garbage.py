@@ -6,13 +6,14 @@ import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import Layout, first_below
 from pipeline.commit.lease import latest_epoch
 from pipeline.commit.manifest import kept_manifests, log_numbers
 from pipeline.commit.rollback import history_numbers
 from pipeline.commit.shard_table import unneeded_keys
+from pipeline.core.output_folders import CALIBRATED_MODELS, CONTROL, MEASURED_PROFILES, PROBES
 from pipeline.process.failpoints import failpoint
-from pipeline.storage.store import PROBES, Store, StoredFile
+from pipeline.storage.store import Store, StoredFile
 
 
 def unneeded_models(store: Store, grace_s: float) -> list[StoredFile]:
@@ -22,11 +23,11 @@ def unneeded_models(store: Store, grace_s: float) -> list[StoredFile]:
         grace_s: Younger ones may be named in a moment.
     """
     now = store.now()
-    models = [f for f in store.list_files("_control/models") if _age_s(f, now) > grace_s]
+    models = [f for f in store.list_files(CALIBRATED_MODELS) if _age_s(f, now) > grace_s]
     if not models:
         return []
-    folders = ["_control/profiles"]
-    folders += [f"_control/{name}/choice" for name in store.list_folders("_control")]
+    partitions = [Layout.named(name) for name in store.list_folders(CONTROL)]
+    folders = [MEASURED_PROFILES, *(layout.choices for layout in partitions)]
     named = b"".join(
         store.read_bytes(file.path) for folder in folders for file in store.list_files(folder)
     )
@@ -57,9 +58,8 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
     versions = kept_manifests(store, layout, history_numbers(store, layout), current)
     files += [file for _, file in unneeded_keys(store, layout, versions)]
     staged: dict[str, list[StoredFile]] = {}
-    prefix = f"{layout.control}/staging/"
-    for file in store.list_files(prefix.rstrip("/")):
-        staged.setdefault(file.path.removeprefix(prefix).split("/")[0], []).append(file)
+    for file in store.list_files(layout.all_staging):
+        staged.setdefault(first_below(layout.all_staging, file.path), []).append(file)
     dead = {
         name: group
         for name, group in staged.items()

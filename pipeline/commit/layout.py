@@ -1,4 +1,4 @@
-"""Where everything lies under `sink.uri`: the one place that spells output paths."""
+"""The paths of a partition under `sink.uri`, and the names of its files, written and read back."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.core.output_folders import CONTROL, PREDICTIONS, QUARANTINE, REPORTS
 from pipeline.core.slices import SliceKey
 
 WHOLE_OUTPUT = "all"
-OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control")
-"""The folders that a sink has directly below its root."""
 CARD = "README.md"
-"""The dataset card, beside them."""
+"""The dataset card, directly below `sink.uri`."""
+REPORT, REPORT_PAGE = "report.json", "report.html"
+SHARDS, PLACES = "shards.parquet", "places.parquet"
+"""Files of `Layout.keys`."""
+DELTA_LOG = f"{PREDICTIONS}/_delta_log"
 COMPACTED = "compacted-"
 """Begins the folders of parts that are not published yet."""
 _STAGED_NAME = re.compile(r"(?:^|/)(\d{6,})-(\d{9,})-(\d{9,})(z?)-([0-9a-z]+)\.parquet$")
 _ORDERED = re.compile(r"\d[\d:._TZ-]*")
 """A partition value that is a date or a number."""
+_KEYS_FOLDER = re.compile(r"/(\d{6,})-[0-9a-f]{12}$")
+_LOG_ENTRY = re.compile(r"(?:^|/)(\d{10})\.json$")
+_LEASE = re.compile(r"(?:^|/)(\d{10})\.(json|hb)$")
 _PART_NAME = re.compile(r"(?:^|/)part-\d{5,}-(\d{6,})-[0-9a-f]{12}\.parquet$")
 
 
@@ -50,19 +56,19 @@ class Layout:
     @property
     def predictions(self) -> str:
         """Folder of the published parts."""
-        return f"predictions/{self.partition}" if self.partition else "predictions"
+        return f"{PREDICTIONS}/{self.partition}" if self.partition else PREDICTIONS
 
     @property
     def quarantine(self) -> str:
         """Folder of the published quarantine."""
-        return f"quarantine/{self.partition}" if self.partition else "quarantine"
+        return f"{QUARANTINE}/{self.partition}" if self.partition else QUARANTINE
 
     def inside(self, path: str) -> str:
         """Return a part's path without the partition: `predictions/part-...parquet`.
 
         The folders of partition columns stay: `predictions/label=cat/part-...parquet`.
         """
-        for top, folder in (("predictions", self.predictions), ("quarantine", self.quarantine)):
+        for top, folder in ((PREDICTIONS, self.predictions), (QUARANTINE, self.quarantine)):
             if path.startswith(f"{folder}/"):
                 return f"{top}/{path.removeprefix(f'{folder}/')}"
         raise ValueError(f"{path}: is no part of {self.name}")
@@ -82,14 +88,19 @@ class Layout:
         """Copy of the current manifest, for readers that go by a list of parts."""
         return f"{self.control}/current.json"
 
-    def report(self, run_id: str, name: str) -> str:
+    @property
+    def reports(self) -> str:
+        """Folder of the reports of all runs."""
+        return f"{REPORTS}/{self.name}"
+
+    def report(self, run_id: str, name: str = REPORT) -> str:
         """Path of a file of the report of a run."""
-        return f"reports/{self.name}/{run_id}/{name}"
+        return f"{self.reports}/{run_id}/{name}"
 
     @property
     def control(self) -> str:
         """Folder of all that is no output: plans, staging, leases, log, history."""
-        return f"_control/{self.name}"
+        return f"{CONTROL}/{self.name}"
 
     @property
     def plans(self) -> str:
@@ -100,13 +111,27 @@ class Layout:
         """Path of a stored plan."""
         return f"{self.plans}/{name}.json"
 
+    @property
+    def choices(self) -> str:
+        """Folder of what runs chose to run their model."""
+        return f"{self.control}/choice"
+
+    def choice(self, fingerprint: str, device: str = "") -> str:
+        """Path of what runs a model; `device` is `cpu` or `gpu` for a choice of that device."""
+        return f"{self.choices}/{fingerprint}{device and f'-{device}'}.json"
+
     def tensors(self, fingerprint: str) -> str:
         """Return where the digest lies of the tensors of a model without a weights file."""
         return f"{self.control}/tensors/{fingerprint}.json"
 
+    @property
+    def all_staging(self) -> str:
+        """Folder of the staged parts of all plans."""
+        return f"{self.control}/staging"
+
     def staging(self, plan: str) -> str:
         """Folder of the staged parts of the plan of a name."""
-        return f"{self.control}/staging/{plan}"
+        return f"{self.all_staging}/{plan}"
 
     def compacted(self, plan: str, version: str) -> str:
         """Return the folder of parts that are whole but not yet in the published folder."""
@@ -151,9 +176,42 @@ class Layout:
         """Path of a manifest, which is created once."""
         return f"{self.log}/{number:010d}.json"
 
+    @property
+    def all_history(self) -> str:
+        """Folder of the parts of all replaced versions."""
+        return f"{self.control}/history"
+
     def history(self, number: int) -> str:
         """Folder of the parts of a replaced version."""
-        return f"{self.control}/history/{number:010d}"
+        return f"{self.all_history}/{number:010d}"
+
+
+def is_partition(name: str) -> bool:
+    """Tell whether a folder directly below `_control` is that of a partition."""
+    return name == WHOLE_OUTPUT or "=" in name
+
+
+def log_number(path: str) -> int | None:
+    """Return the number of a log entry; None for any other file."""
+    match = _LOG_ENTRY.search(path)
+    return int(match[1]) if match else None
+
+
+def lease_epoch(path: str) -> int | None:
+    """Return the epoch of a lease or heartbeat; None for any other file."""
+    match = _LEASE.search(path)
+    return int(match[1]) if match else None
+
+
+def keys_version(folder: str) -> int | None:
+    """Return the number of the version that a folder of keys was written for; None for others."""
+    match = _KEYS_FOLDER.search(folder)
+    return int(match[1]) if match else None
+
+
+def first_below(folder: str, path: str) -> str:
+    """Return the name directly below a folder on the way to a path."""
+    return path.removeprefix(f"{folder}/").partition("/")[0]
 
 
 def staged_name(key: SliceKey, attempt: str) -> str:
@@ -169,6 +227,11 @@ def parse_staged_name(path: str) -> SliceKey | None:
         return None
     unit, start, end, last, _ = match.groups()
     return SliceKey(int(unit), int(start), int(end), is_last=bool(last))
+
+
+def sorted_name(index: int, attempt: str) -> str:
+    """Name a file of rows sorted by value, relative to `Layout.compacted`."""
+    return f"sorted/{index:06d}-{attempt}.parquet"
 
 
 def part_name(index: int, version: str) -> str:

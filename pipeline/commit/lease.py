@@ -9,18 +9,16 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.commit.heartbeat import Heartbeat
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import Layout, lease_epoch
 from pipeline.core.documents import known_fields, sealed, unsealed
 from pipeline.core.errors import PartitionBusy, PipelineError, Stopped
 from pipeline.core.printable import clean_message
@@ -33,7 +31,6 @@ from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 _RENEWALS_PER_TTL = 4
-_LEASE = re.compile(r"(\d{10})\.json")
 _MAX_WATCH_S = 60.0
 
 
@@ -209,8 +206,9 @@ def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell
 
 def latest_epoch(store: Store, layout: Layout) -> int:
     """Return the number of the last lease of a partition; 0 if there was none."""
-    matches = (_LEASE.fullmatch(Path(file.path).name) for file in store.list_files(layout.leases))
-    return max((int(match[1]) for match in matches if match), default=0)
+    paths = {file.path for file in store.list_files(layout.leases)}
+    epochs = (lease_epoch(path) for path in paths)
+    return max((epoch for epoch in epochs if epoch and layout.lease(epoch) in paths), default=0)
 
 
 def read_heartbeat(store: Store, layout: Layout, epoch: int) -> Heartbeat:

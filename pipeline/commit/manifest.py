@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -17,9 +16,10 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.commit.layout import REPORT, WHOLE_OUTPUT, Layout, log_number
 from pipeline.core.documents import known_fields, sealed, unsealed
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.output_folders import CONTROL
 from pipeline.core.printable import clean_message
 from pipeline.storage.store import Store
 
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 MANIFEST_VERSION = 1
 _NAMES_SHOWN = 5
 _THREADS = 16
-_ENTRY_NAME = re.compile(r"(\d{10})\.json")
 
 
 class NotAManifest(InfraError):
@@ -148,14 +147,14 @@ class Manifest:
 
 def log_numbers(store: Store, layout: Layout) -> list[int]:
     """List the numbers of the log entries, ascending; other files there are none."""
-    names = [PurePosixPath(file.path).name for file in store.list_files(layout.log)]
-    return sorted(int(match[1]) for name in names if (match := _ENTRY_NAME.fullmatch(name)))
+    numbers = (log_number(file.path) for file in store.list_files(layout.log))
+    return sorted(number for number in numbers if number is not None)
 
 
 def unexpected_files_in_log(store: Store, layout: Layout) -> list[str]:
     """List the files beside the log entries that are none."""
     paths = [file.path for file in store.list_files(layout.log)]
-    return [path for path in paths if not _ENTRY_NAME.fullmatch(PurePosixPath(path).name)]
+    return [path for path in paths if log_number(path) is None]
 
 
 def read_manifest(store: Store, layout: Layout, number: int) -> Manifest:
@@ -219,7 +218,7 @@ def kept_manifests(
 
 def list_partitions(store: Store) -> list[Layout]:
     """List the partitions of an output that have ever been published."""
-    names = sorted(store.list_folders("_control"))
+    names = sorted(store.list_folders(CONTROL))
     layouts = [Layout.named(name) for name in names]
     with ThreadPoolExecutor(_THREADS) as pool:  # of each its log: staging may have many files
         numbers = pool.map(partial(log_numbers, store), layouts)
@@ -234,7 +233,7 @@ def require_one_key(store: Store, layout: Layout) -> None:
     Raises:
         JobError: Says what there is, and what to do.
     """
-    key, names = _key(layout.name), store.list_folders("_control")
+    key, names = _key(layout.name), store.list_folders(CONTROL)
     others = [name for name in names if _key(name) != key and (_key(name) or name == WHOLE_OUTPUT)]
     other = next((name for name in others if log_numbers(store, Layout.named(name))), None)
     if other is None:
@@ -266,14 +265,13 @@ def not_published(store: Store, layout: Layout) -> JobError:
 
 def _last_run(store: Store, layout: Layout) -> str:
     """Say how the last run of a partition ended, and which command tells more; empty for none."""
-    folder = f"reports/{layout.name}"
-    runs = [path.parent.name for file in store.list_files(folder)
-            if (path := PurePosixPath(file.path)).name == "report.json"]  # fmt: skip
+    paths = (PurePosixPath(file.path) for file in store.list_files(layout.reports))
+    runs = [path.parent.name for path in paths if path.name == REPORT]
     if not runs:
         return ""
     run_id = max(runs)
     try:
-        report = json.loads(store.read_bytes(layout.report(run_id, "report.json")))
+        report = json.loads(store.read_bytes(layout.report(run_id)))
         ended, gates = str(report["status"]), report["gates"]
         failed = [str(gate["name"]) for gate in gates if gate["status"] == "fail"]
     except (FileNotFoundError, KeyError, TypeError, ValueError):

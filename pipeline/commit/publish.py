@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pipeline.commit.card import write_card
-from pipeline.commit.layout import Layout, part_target, renumber
+from pipeline.commit.layout import Layout, first_below, part_target, renumber
 from pipeline.commit.manifest import (
     Manifest,
     Part,
@@ -233,8 +233,8 @@ def _retire(store: Store, layout: Layout, replaced: Mapping[str, int]) -> None:
 def _trim_history(store: Store, layout: Layout, keep_versions: int) -> list[int]:
     """Delete all but the newest versions; return the ones that stay."""
     kept: dict[str, list[str]] = {}
-    for file in store.list_files(f"{layout.control}/history"):
-        version = file.path.removeprefix(f"{layout.control}/history/").split("/")[0]
+    for file in store.list_files(layout.all_history):
+        version = first_below(layout.all_history, file.path)
         if version.isascii() and version.isdigit():  # not a folder of the history otherwise
             kept.setdefault(version, []).append(file.path)
     old = sorted(kept, reverse=True)[keep_versions:]

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest, not_published
 from pipeline.core.errors import JobError
+from pipeline.core.output_folders import CONTROL, PREDICTIONS
 from pipeline.core.printable import clean_message
 from pipeline.storage.store import Store
 
@@ -27,15 +28,15 @@ def locate(
     if not isinstance(text, str) or "\0" in text:
         raise JobError(f"{clean_message(repr(uri), 80)}: no place of an output; give a path or URI")
     trimmed = text.rstrip("/")
-    head, separator, tail = trimmed.rpartition("/predictions")
+    head, separator, tail = trimmed.rpartition(f"/{PREDICTIONS}")
     store = Store(trimmed, storage_options or {})
-    is_root = separator and not tail and store.list_folders("_control")
+    is_root = separator and not tail and store.list_folders(CONTROL)
     if separator and not is_root and (not tail or (tail.startswith("/") and "/" not in tail[1:])):
         return Store(head, storage_options or {}), Layout(tail[1:] or None)
     root, _, name = trimmed.rpartition("/")
-    if "=" in name and not store.list_folders("_control"):
+    if "=" in name and not store.list_folders(CONTROL):
         output = Store(root or ".", storage_options or {})
-        if name in output.list_folders("_control"):
+        if name in output.list_folders(CONTROL):
             return output, Layout(name)
     return store, None
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import Layout, first_below
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.publish import PartLost, commit, repair, sync_published_folder
 from pipeline.commit.tables.delta import Delta
@@ -81,9 +81,8 @@ def rollback(
 
 def history_numbers(store: Store, layout: Layout) -> list[int]:
     """List the versions that the history holds, ascending."""
-    prefix = f"{layout.control}/history/"
-    files = store.list_files(prefix.rstrip("/"))
-    names = {file.path.removeprefix(prefix).split("/")[0] for file in files}
+    folder = layout.all_history
+    names = {first_below(folder, file.path) for file in store.list_files(folder)}
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import PLACES, SHARDS, Layout, keys_version
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted
 from pipeline.commit.parts.part_reader import open_part, read_columns
@@ -37,11 +36,9 @@ from pipeline.process.failpoints import failpoint
 from pipeline.storage.store import Store, StoredFile
 
 FORMAT = 3
-SHARDS, PLACES = "shards.parquet", "places.parquet"
 PLACES_PER_GROUP = 65_536
 _ABOUT = b"pipeline.about"
 _THREADS = 8
-_VERSION = re.compile(r"/(\d{6,})-[0-9a-f]{12}$")
 _SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
@@ -286,9 +283,9 @@ def unneeded_keys(
     named = {manifest.keys.get("folder") for manifest in versions}
     files = [(file.path.rpartition("/")[0], file) for file in store.list_files(layout.all_keys)]
     return [
-        (int(version[1]), file)
+        (version, file)
         for folder, file in files
-        if folder not in named and (version := _VERSION.search(folder))
+        if folder not in named and (version := keys_version(folder)) is not None
     ]
 
 

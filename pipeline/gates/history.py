@@ -15,6 +15,7 @@ from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, NotAManifest, current_manifest
 from pipeline.core.errors import JobError
 from pipeline.core.figures.histograms import Distribution
+from pipeline.core.output_folders import CONTROL
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def look_back(store: Store, layout: Layout, base: Manifest | None, num_partition
     Raises:
         PipelineError: The store failed.
     """
-    names = earlier_names(layout.name, store.list_folders("_control"))[:_LOOKED_AT]
+    names = earlier_names(layout.name, store.list_folders(CONTROL))[:_LOOKED_AT]
     with ThreadPoolExecutor(_THREADS) as pool:
         manifests = pool.map(partial(_current_or_none, store), map(Layout, names))
         published = [manifest for manifest in manifests if manifest is not None]

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import current_manifest
 from pipeline.core.errors import JobError
+from pipeline.core.output_folders import CONTROL
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL
 from pipeline.published.diff.comparing import WriteRows, compare_versions
@@ -181,7 +182,7 @@ def _partition_at(place: Place, options: Mapping[str, Any]) -> Partition:
 
 def _before(now: Partition) -> Partition:
     """Return what was published before: the partition before, or else the version before."""
-    for name in earlier_names(now.name, now.store.list_folders("_control")):
+    for name in earlier_names(now.name, now.store.list_folders(CONTROL)):
         if (manifest := current_manifest(now.store, Layout(name))) is not None:
             return replace(now, layout=Layout(name), manifest=manifest)
     numbers = [number for number in now.versions if number < now.number]

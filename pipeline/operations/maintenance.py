@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.commit.garbage import collect_garbage, unneeded_models
-from pipeline.commit.layout import Layout, new_run_id
+from pipeline.commit.layout import Layout, is_partition, new_run_id
 from pipeline.commit.lease import Lease, hold_lease, latest_epoch
 from pipeline.commit.manifest import log_numbers
 from pipeline.commit.rollback import rollback as restore
 from pipeline.commit.tables.delta import table_of
 from pipeline.core.errors import PartitionBusy
+from pipeline.core.output_folders import CONTROL
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job
 from pipeline.operations.partitions import depends_on_date
-from pipeline.published.survey import is_partition
 from pipeline.report.showing.printed import printed
 from pipeline.storage.store import Store
 
@@ -93,7 +93,7 @@ def gc(
     loaded = load_job(job, date=date, overrides=overrides, needs_model=False)
     store, names = Store(loaded.sink.uri, loaded.sink.storage_options), [loaded.sink.partition]
     if all_partitions:
-        folders = filter(is_partition, store.list_folders("_control"))
+        folders = filter(is_partition, store.list_folders(CONTROL))
         names = [Layout.named(name).partition for name in folders]
     elif date is None and depends_on_date(job, overrides):
         log.info("%s: gc looks at this partition only; --date names another, --all all", names[0])

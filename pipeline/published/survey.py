@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +17,18 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.commit.heartbeat import Heartbeat
-from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
+from pipeline.commit.layout import (
+    REPORT,
+    Layout,
+    first_below,
+    is_partition,
+    lease_epoch,
+    log_number,
+    partition_order,
+)
 from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.output_folders import CONTROL, REPORTS
 from pipeline.core.printable import clean_message
 from pipeline.published.state import LastRun, PartitionStatus, status_of
 from pipeline.storage.store import Store, StoredFile
@@ -28,8 +36,6 @@ from pipeline.storage.store import Store, StoredFile
 _THREADS = 32
 _READ_AT_ONCE = 500
 """Partitions: so many manifests are in memory."""
-_ENTRY = re.compile(r"/log/\d{10}\.json$")
-_LEASE = re.compile(r"/lease/\d{10}\.(hb|json)$")
 _OF_RUN_ID = "%Y%m%dT%H%M%SZ"
 
 Data = Mapping[str, bytes | Exception]
@@ -45,7 +51,7 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
     reports = _newest_reports(store, partitions)
     names = partitions
     if names is None:
-        names = sorted({*filter(is_partition, store.list_folders("_control")), *reports})
+        names = sorted({*filter(is_partition, store.list_folders(CONTROL)), *reports})
     now, statuses = dt.datetime.now(dt.UTC), list[PartitionStatus]()
     control = _control_files(store, names)
     listed = [_Listed.of(Layout.named(name), control[name], reports.get(name)) for name in names]
@@ -84,8 +90,8 @@ class _Listed:
 
     @classmethod
     def of(cls, layout: Layout, files: Sequence[StoredFile], report: StoredFile | None) -> _Listed:
-        log = [file for file in files if _ENTRY.search(file.path)]
-        leases = [file for file in files if _LEASE.search(file.path)]
+        log = [f for f in files if _is_in(layout.log, f) and log_number(f.path) is not None]
+        leases = [f for f in files if _is_in(layout.leases, f) and lease_epoch(f.path) is not None]
         # By name the heartbeat of a lease comes before the lease, and after those of all others.
         last = next((file for file in leases if _stem(file) == _stem(leases[-1])), None)
         return cls(layout, log[-1] if log else None, last, report)
@@ -130,8 +136,8 @@ def _control_files(store: Store, names: Sequence[str]) -> dict[str, list[StoredF
     layouts = [Layout.named(name) for name in names]
     folders = [folder for layout in layouts for folder in (layout.log, layout.leases)]
     files: dict[str, list[StoredFile]] = {name: [] for name in names}
-    for file in store.list_small_folders("_control", folders):
-        files[file.path.split("/", 2)[1]].append(file)
+    for file in store.list_small_folders(CONTROL, folders):
+        files[first_below(CONTROL, file.path)].append(file)
     return files
 
 
@@ -172,10 +178,10 @@ def _by_report(content: bytes | Exception, report: StoredFile) -> LastRun | None
 
 def _newest_reports(store: Store, partitions: Sequence[str] | None) -> dict[str, StoredFile]:
     """Return the report of the newest run of each partition."""
-    folders = ["reports"] if partitions is None else [f"reports/{name}" for name in partitions]
+    folders = [REPORTS] if partitions is None else [Layout.named(n).reports for n in partitions]
     with ThreadPoolExecutor(_THREADS) as pool:
         listed = pool.map(store.list_files, folders)
-        files = [file for file in chain(*listed) if file.path.endswith("/report.json")]
+        files = [file for file in chain(*listed) if file.path.endswith(f"/{REPORT}")]
     newest: dict[str, StoredFile] = {}
     for file in sorted(files, key=_path):  # run ids sort by time
         name = PurePosixPath(file.path).parent.parent.name
@@ -183,9 +189,8 @@ def _newest_reports(store: Store, partitions: Sequence[str] | None) -> dict[str,
     return newest
 
 
-def is_partition(name: str) -> bool:
-    """Tell whether a folder below `_control` is that of a partition."""
-    return name == WHOLE_OUTPUT or "=" in name
+def _is_in(folder: str, file: StoredFile) -> bool:
+    return file.path.startswith(f"{folder}/")
 
 
 def _stem(file: StoredFile) -> str:

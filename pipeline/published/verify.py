@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.commit.layout import Layout, part_target
+from pipeline.commit.layout import DELTA_LOG, Layout, part_target
 from pipeline.commit.manifest import Manifest, current_manifest, log_numbers
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.read import locate, require_current
 from pipeline.commit.tables.delta import Delta
-from pipeline.commit.tables.delta_storage import LOG
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of, without
 from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, QUARANTINE_SCHEMA
@@ -193,7 +192,7 @@ def _check_success(store: Store, layout: Layout) -> Check:
 
 def _check_table(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
     """Check that the Delta table names the parts, if there is one."""
-    if not store.exists(LOG):
+    if not store.exists(DELTA_LOG):
         return []
     try:
         problems = Delta(store).differences(layout, manifest)

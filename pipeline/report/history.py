@@ -14,9 +14,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.commit.layout import Layout, partition_order
+from pipeline.commit.layout import REPORT, Layout, partition_order
 from pipeline.commit.read import locate
 from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.output_folders import REPORTS
 from pipeline.job.model import AUTO
 from pipeline.report.document import REPORT_VERSION, Report
 from pipeline.report.sections import ModelSection
@@ -73,14 +74,14 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
 
     The last partitions by date or number are the newest; run ids sort by time.
     """
-    names = sorted(store.list_folders("reports"), key=partition_order)
+    names = sorted(store.list_folders(REPORTS), key=partition_order)
     looked_at = {*names[-_NEWEST_PARTITIONS:], *({partition} & {*names})}
-    folders = [f"reports/{name}" for name in looked_at]
+    folders = [Layout.named(name).reports for name in looked_at]
     with ThreadPoolExecutor(max(1, len(folders))) as pool:
         listed = [*pool.map(store.list_folders, folders)]
     runs = [(run, name) for name, run_ids in zip(looked_at, listed, strict=True) for run in run_ids]
     newest = sorted(runs, reverse=True)[:_NEWEST_RUNS]
-    yield from _read(store, [Layout.named(name).report(run, "report.json") for run, name in newest])
+    yield from _read(store, [Layout.named(name).report(run) for run, name in newest])
 
 
 def past_reports(store: Store, report: Report) -> list[Report]:
@@ -157,7 +158,7 @@ def load_report(
         InfraError: What is there is not a report.
     """
     folder, _, name = uri.rpartition("/")
-    if name == "report.json":
+    if name == REPORT:
         store, path = Store(folder or ".", storage_options), name
     else:
         store, path = _find_report(uri, partition, run_id, storage_options)
@@ -170,7 +171,7 @@ def load_report(
         raise JobError(f"{store.url(path)}: there is no such report") from None
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise InfraError(f"{store.url(path)}: not a report: {_first_line(error)}") from None
-    is_known = name == "report.json" or report.slower_than_before is not None
+    is_known = name == REPORT or report.slower_than_before is not None
     return report if is_known else compare_with_before(past_reports(store, report), report)
 
 
@@ -180,11 +181,11 @@ def _find_report(
     store, uri_layout = locate(uri, storage_options)
     if partition is None and uri_layout is not None and uri_layout.partition:
         partition = uri_layout.name
-    prefix = f"reports/{partition}" if partition else "reports"
+    prefix = Layout.named(partition).reports if partition else REPORTS
     paths = [
         PurePosixPath(file.path)
         for file in store.list_files(prefix)
-        if file.path.endswith("/report.json")
+        if file.path.endswith(f"/{REPORT}")
     ]
     wanted = [path for path in paths if run_id in (None, path.parent.name)]
     if not wanted:

@@ -20,6 +20,7 @@ from pipeline.commit.rollback import history_numbers
 from pipeline.commit.shard_table import KnownShard, NoKeys, ShardTable, read_shard_table
 from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason
+from pipeline.core.output_folders import CONTROL
 from pipeline.core.printable import num_of
 from pipeline.core.versions import changed_versions, environment_versions
 from pipeline.job.job import Job
@@ -333,7 +334,7 @@ def _candidates(
                 taken_back |= set(range(manifest.restored_from + 1, number))
             if not is_base and number in held:
                 yield layout, manifest
-    for name in earlier_names(layout.name, store.list_folders("_control"))[:_MOST_LOOKED_AT]:
+    for name in earlier_names(layout.name, store.list_folders(CONTROL))[:_MOST_LOOKED_AT]:
         earlier = Layout(name)
         if (current := current_or_unknown(store, earlier)) and current.is_known:
             yield earlier, current

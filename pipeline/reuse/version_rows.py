@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import PLACES, Layout
 from pipeline.commit.manifest import Manifest, Part, read_manifest
 from pipeline.commit.parts.part_reader import open_part
-from pipeline.commit.shard_table import PLACES, PLACES_PER_GROUP
+from pipeline.commit.shard_table import PLACES_PER_GROUP
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.hive_paths import restore

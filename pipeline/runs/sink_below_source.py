@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.commit.layout import OUTPUT_FOLDERS
 from pipeline.core.errors import JobError
+from pipeline.core.output_folders import OUTPUT_FOLDERS
 from pipeline.job.source import Source
 from pipeline.sources.globs import reaches_below
 from pipeline.sources.inputs import named_files, open_source

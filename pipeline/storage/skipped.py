@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from pipeline.core.output_folders import CONTROL
+
 FIRST_NAMES: Final = 5
 """Names that are kept per reason."""
 _MAX_EXTENSIONS = 1_000
@@ -26,7 +28,7 @@ _MARKER = re.compile(
     r"|_delta_log|_delta_index|_change_data|_symlink_format_manifest|_spark_metadata"
     r"|_temporary|__MACOSX|Thumbs\.db|desktop\.ini"
 )
-_RESERVED = frozenset(["_control", "_logs"])
+_RESERVED = frozenset([CONTROL, "_logs"])
 """Our own files and Hadoop's; a folder of data may be called so, too."""
 
 

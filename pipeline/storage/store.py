@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.core.backoff import TransientError, retries_taken, with_retries
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.output_folders import PROBES
 from pipeline.storage.create_once import CreateOutcome, create_once
 from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
 from pipeline.storage.interface import Choice, Page, StoredFile
@@ -38,15 +39,13 @@ from pipeline.storage.local_disk import LocalDisk, is_temporary
 from pipeline.storage.object_store import ObjectStore, RemoteFile, object_store
 from pipeline.storage.uris import join, normalise, root_path
 
-__all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]
+__all__ = ["CreateOutcome", "Store", "StoredFile", "retries_taken"]
 
 T = TypeVar("T")
 Backend = LocalDisk | ObjectStore
 """Both have the same methods, which take absolute paths and raise raw errors. What is put appears
 whole, `create` raises if the name is taken, and what is gone already counts as deleted."""
 
-PROBES = "_control/.probe"
-"""Where trial files lie for a moment: a killed run may leave one."""
 _DELETE_THREADS = 16
 
 

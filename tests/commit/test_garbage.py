@@ -20,7 +20,7 @@ from pipeline.commit.garbage import Garbage, collect_garbage, unneeded_models
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.rollback import rollback
-from pipeline.inference.runtimes.int8 import model_path
+from pipeline.core.output_folders import calibrated_model
 from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 
@@ -33,10 +33,10 @@ def test_models_that_nothing_names_any_more_are_garbage(usual_store: Store):
     for path, sha256 in named.items():
         usual_store.put(f"_control/{path}", json.dumps({"artefact_sha256": sha256}).encode())
     for sha256 in (*named.values(), "3" * 64):
-        usual_store.put(model_path(sha256), b"model")
+        usual_store.put(calibrated_model(sha256), b"model")
     assert unneeded_models(usual_store, grace_s=3600) == []
     (unneeded,) = unneeded_models(usual_store, grace_s=-3600)
-    assert unneeded.path == model_path("3" * 64)
+    assert unneeded.path == calibrated_model("3" * 64)
 
 
 def test_what_is_younger_than_the_grace_period_stays(tmp_path: Path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import datetime as dt
+import re
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.runs.package_source import trees
 
 from pipeline.commit.layout import (
     Layout,
@@ -22,6 +25,11 @@ from pipeline.commit.layout import (
 )
 from pipeline.core.slices import SliceKey
 
+_FOLDERS = "predictions|quarantine|reports|staging|history|lease|keys|choice|tensors|profiles"
+_SPELLED = re.compile(
+    r"_control|current\.json|report\.(json|html)$|(shards|places)\.parquet"
+    rf"|(^|/)({_FOLDERS}|log)/|/({_FOLDERS})$"
+)
 ATTEMPT = "0123456789ab"
 FINGERPRINT = "f" * 64
 
@@ -174,3 +182,17 @@ def test_a_path_inside_a_partition_is_that_without_it():
     for path in ("predictions/date=2026-11-25/part", "reports/date=2026-11-24/part"):
         with pytest.raises(ValueError, match=rf"^{path}: is no part of date=2026-11-24$"):
             layout.inside(path)
+
+
+def test_no_other_file_spells_a_path_of_the_output():
+    spelled = set()
+    for name, tree in trees():
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+        if any(
+            _SPELLED.search(text.value)
+            for text in texts
+            if isinstance(text.value, str) and id(text) not in docstrings
+        ):
+            spelled.add(name)
+    assert spelled == {"commit.layout", "core.output_folders"}

@@ -36,10 +36,11 @@ from pipeline.commit.rollback import history_numbers, rollback
 from pipeline.commit.tables.delta import table_of
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError, PublishConflict
+from pipeline.core.output_folders import PROBES
 from pipeline.process import failpoints
 from pipeline.published.verify import verify_output
 from pipeline.storage.create_once import CreateOutcome
-from pipeline.storage.store import PROBES, Store, StoredFile
+from pipeline.storage.store import Store, StoredFile
 
 LAYOUT = Layout(DAY)
 FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)

@@ -27,6 +27,7 @@ from pipeline.commit.parts.quarantine import mark_duplicates, to_quarantine
 from pipeline.commit.parts.row_ids import sum_of_parts
 from pipeline.commit.staging import StagedSlice, staged_of
 from pipeline.core.arrays import Numbers
+from pipeline.core.output_folders import PREDICTIONS, QUARANTINE
 from pipeline.core.schema import (
     ERROR,
     INPUT_HASH,
@@ -121,8 +122,8 @@ class Compactor:
     def compact(self, group: Group) -> CompactedGroup:
         """Write the final parts of one group, each in one put."""
         total = None if group.is_last else sum(size for _, _, size in group.slices)
-        predictions = self.stream("predictions", group.index, self.schema, total_weight=total)
-        quarantine = self.stream("quarantine", group.index, QUARANTINE_SCHEMA)
+        predictions = self.stream(PREDICTIONS, group.index, self.schema, total_weight=total)
+        quarantine = self.stream(QUARANTINE, group.index, QUARANTINE_SCHEMA)
         for rows in self.read(group):
             predictions.write(rows.good, rows.size_bytes)
             quarantine.write(rows.quarantined)
@@ -193,7 +194,7 @@ class Compactor:
     ) -> Compacted:
         """Put all parts together; an empty partition gets one part with the schema."""
         if not predictions:
-            predictions = self.stream("predictions", 0, self.schema).close(at_least_one=True)
+            predictions = self.stream(PREDICTIONS, 0, self.schema).close(at_least_one=True)
         return Compacted(tuple(predictions), tuple(quarantine), ranks)
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.commit.layout import sorted_name
 from pipeline.commit.manifest import Part
 from pipeline.commit.parts.compaction import (
     Compacted,
@@ -36,6 +37,7 @@ from pipeline.commit.parts.part_reader import checksums, open_part
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import GateRefused
 from pipeline.core.hive_paths import MAX_VALUES, to_segment, to_text, without
+from pipeline.core.output_folders import PREDICTIONS, QUARANTINE
 from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
@@ -91,7 +93,7 @@ class Regrouper:
         Raises:
             GateRefused: There are too many values.
         """
-        quarantine = self.compactor.stream("quarantine", group.index, QUARANTINE_SCHEMA)
+        quarantine = self.compactor.stream(QUARANTINE, group.index, QUARANTINE_SCHEMA)
         sorted_: list[tuple[RowGroupRef, Numbers]] = []
         held: list[SliceRows] = []
         num_files = 0
@@ -126,7 +128,7 @@ class Regrouper:
         if not folders:
             return []
         data = buffer.getvalue()
-        path = f"sorted/{index:06d}-{nth:012d}{checksums(data)}.parquet"
+        path = sorted_name(index, f"{nth:012d}{checksums(data)}")
         self.compactor.store.put(f"{self.compactor.folder}/{path}", data)
         pieces = np.split(ranks[order], bounds[1:-1])
         refs = map(RowGroupRef, folders, repeat(path), count(), sizes)
@@ -142,7 +144,7 @@ class Regrouper:
         parts: list[Part] = []
         for number, (folder, refs) in enumerate(group.values):
             index = group.index * _FOLDERS_PER_TASK + number
-            stream = self.compactor.stream(f"predictions/{folder}", index, schema)
+            stream = self.compactor.stream(f"{PREDICTIONS}/{folder}", index, schema)
             for _ in refs:
                 stream.write(next(tables))
             parts += stream.close()

@@ -20,12 +20,10 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import DELTA_LOG, Layout
 from pipeline.commit.manifest import Manifest, log_numbers
 from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.tables.delta_storage import (
-    FOLDER,
-    LOG,
     failed,
     library,
     library_options,
@@ -35,6 +33,7 @@ from pipeline.commit.tables.delta_storage import (
 from pipeline.core.backoff import TIME_LIMIT_S
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import UNTYPED, values_of
+from pipeline.core.output_folders import PREDICTIONS
 from pipeline.job.job import Sink
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.store import Store
@@ -133,8 +132,8 @@ class Delta:
             raise JobError(
                 f"{table_url(self._store)}: this Delta table has version {known} of {layout.name}, "
                 f"and the last one that was published here is {last}: the table is of another "
-                f"history. Delete {LOG} (each partition's next run puts it into a new table), or "
-                "write to another sink.uri"
+                f"history. Delete {DELTA_LOG} (each partition's next run puts it into a new "
+                "table), or write to another sink.uri"
             )
         return number is not None and known > number
 
@@ -147,7 +146,7 @@ class Delta:
         problems |= {
             path: "is in the Delta table and not published" for path in sorted(named - parts)
         }
-        return [f"{FOLDER}/{path} {problem}; {hint}" for path, problem in problems.items()]
+        return [f"{PREDICTIONS}/{path} {problem}; {hint}" for path, problem in problems.items()]
 
 
 def table_of(sink: Sink, store: Store) -> Delta | None:
@@ -230,7 +229,7 @@ def _adds(layout: Layout, manifest: Manifest) -> dict[str, AddAction]:
     modified = dt.datetime.fromisoformat(manifest.created_at)
     adds = {}
     for part in manifest.parts:
-        path = part.path.removeprefix(f"{FOLDER}/")
+        path = part.path.removeprefix(f"{PREDICTIONS}/")
         nulls = dict.fromkeys(manifest.partition_columns)
         values = values_of(part.path, manifest.partition_columns)
         adds[path] = AddAction(

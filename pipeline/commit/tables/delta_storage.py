@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.backoff import TransientError, with_retries
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.output_folders import PREDICTIONS
 from pipeline.core.printable import clean_message
 from pipeline.storage.errors import redact, secret_values
 from pipeline.storage.store import Store
@@ -14,8 +15,6 @@ from pipeline.storage.store import Store
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-FOLDER = "predictions"
-LOG = f"{FOLDER}/_delta_log"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """What the library writes between the causes of an error, around an arrow."""
 
@@ -55,7 +54,7 @@ def failed(store: Store, verb: str, error: Exception) -> InfraError:
 
 def table_url(store: Store) -> str:
     """Return where the table is."""
-    return store.url(FOLDER)
+    return store.url(PREDICTIONS)
 
 
 def library() -> Any:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.output_folders import calibrated_model
 from pipeline.models.directories.onnx.graph import is_external, tensors
 from pipeline.storage.store import Store
 
@@ -195,17 +196,12 @@ def _channel_scales(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
     return np.where(largest == 0.0, 1.0, largest / _INT8_MAX)
 
 
-def model_path(sha256: str) -> str:
-    """Return the path of a calibrated model in the output; all partitions share it."""
-    return f"_control/models/{sha256}.onnx"
-
-
 def store_model(store: Store, data: bytes) -> str:
     """Store a calibrated model under its SHA-256 digest, and return the digest."""
     sha256 = hashlib.sha256(data).hexdigest()
     _refuse_external_data(data, sha256)
     # Other processes write the same bytes to this path.
-    store.put(model_path(sha256), data)
+    store.put(calibrated_model(sha256), data)
     return sha256
 
 
@@ -220,16 +216,16 @@ def fetch_model(store: Store | None, sha256: str | None) -> bytes:
         raise JobError(f"model.precision = {INT8!r}: no calibrated model was given")
 
     def fetch(folder: Path) -> None:
-        data = store.read_bytes(model_path(sha256))
-        _check(data, sha256, store.url(model_path(sha256)))
+        data = store.read_bytes(calibrated_model(sha256))
+        _check(data, sha256, store.url(calibrated_model(sha256)))
         (folder / _FILE).write_bytes(data)
 
     try:
         path = cached_folder(f"{INT8}-{sha256}", fetch) / _FILE
     except FileNotFoundError:
         raise InfraError(
-            f"{store.url(model_path(sha256))}: the calibrated model of this run is gone; put it "
-            "back, or choose another model.precision"
+            f"{store.url(calibrated_model(sha256))}: the calibrated model of this run is gone; "
+            "put it back, or choose another model.precision"
         ) from None
     data = path.read_bytes()
     _check(data, sha256, str(path))

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.core.errors import JobError
+from pipeline.core.output_folders import CONTROL
 from pipeline.job.job import Job
 from pipeline.job.reading.problems import Origin, describe, raise_problems
 from pipeline.job.reading.substitution import Substitution
@@ -41,7 +42,7 @@ def read_job(
     Raises:
         JobError: The file, a field or an override is wrong; says where and what is right.
     """
-    if os.path.isdir(os.path.join(path, "_control")):
+    if os.path.isdir(os.path.join(path, CONTROL)):
         raise JobError(f"{path} is an output, a job file is needed: the one that writes it")
     if os.path.isdir(path):
         raise JobError(

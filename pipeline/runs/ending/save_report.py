@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from pipeline.commit.layout import REPORT_PAGE
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.core.printable import clean_message
@@ -29,9 +30,9 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
     try:
         if is_stored:
             path = run.layout.report
-            run.store.put(path(run.record.run_id, "report.json"), to_json(report))
+            run.store.put(path(run.record.run_id), to_json(report))
             page = to_html(report, past, _sheets(run, status))
-            run.store.put(path(run.record.run_id, "report.html"), page.encode())
+            run.store.put(path(run.record.run_id, REPORT_PAGE), page.encode())
     finally:
         run.exports.end(run, report)
     return report
@@ -52,7 +53,7 @@ def _sheets(run: RunContext, status: RunStatus) -> str:
 def _with_places(run: RunContext, report: Report, *, is_stored: bool) -> Report:
     """Return the report with the paths of the quarantine and of itself, if there are any."""
     has_quarantine = report.output.uri and report.rows.quarantined
-    path = run.layout.report(run.record.run_id, "report.html")
+    path = run.layout.report(run.record.run_id, REPORT_PAGE)
     output = report.output.but(
         quarantine=run.store.url(run.layout.quarantine) if has_quarantine else None,
         report=run.store.url(path) if is_stored else None,

@@ -147,7 +147,7 @@ def _choice_path(
 
     It has a place of its own for each kind of device where the first one cannot run.
     """
-    path = f"{run.layout.control}/choice/{plan.fingerprint}.json"
+    path = run.layout.choice(plan.fingerprint)
     try:
         begun = _read_choice(run.store, path).way
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def _choice_path(
         return path
     way = f"{begun.runtime} {begun.precision}, with which the work was begun"
     say(f"{way}, cannot run here: {reason}; choosing anew")
-    return f"{path.removesuffix('.json')}-{'gpu' if is_on_gpu else 'cpu'}.json"
+    return run.layout.choice(plan.fingerprint, "gpu" if is_on_gpu else "cpu")
 
 
 def _with(plan: Plan, chosen: Choice) -> Plan:

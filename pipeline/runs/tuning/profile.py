@@ -18,11 +18,11 @@ from typing import Any
 from pipeline.core.cache.cpu import describe_processor
 from pipeline.core.cache.private_files import PROFILES, cache_folder, first_of
 from pipeline.core.errors import InfraError
+from pipeline.core.output_folders import calibrated_model, measured_profile
 from pipeline.core.versions import package_versions
 from pipeline.execution.cluster.hardware import start_on_workers
 from pipeline.execution.tasks import TaskLost, are_done, value_if_kept
 from pipeline.inference.runtimes import runtime_versions
-from pipeline.inference.runtimes.int8 import model_path
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import Hardware
 from pipeline.runs.tuning.context import TuningContext
@@ -135,7 +135,7 @@ def keep_profile(tuning: TuningContext, profile: Profile) -> None:
         unfinished.rename(folder / f"{key}.json")
     except (OSError, InfraError) as error:  # the output has it all the same
         log.debug("not kept on this machine: %s", error)
-    tuning.store.put(_stored_path(key), data)
+    tuning.store.put(measured_profile(key), data)
 
 
 def _read_here(_: TuningContext, key: str) -> bytes:
@@ -146,16 +146,12 @@ def _read_here(_: TuningContext, key: str) -> bytes:
 
 
 def _read_stored(tuning: TuningContext, key: str) -> bytes:
-    return tuning.store.read_bytes(_stored_path(key))
-
-
-def _stored_path(key: str) -> str:
-    return f"_control/profiles/{key}.json"
+    return tuning.store.read_bytes(measured_profile(key))
 
 
 def _is_there(tuning: TuningContext, way: Trial) -> bool:
     """Tell whether this output has the calibrated model of a way, if it has one."""
-    return not way.artefact_sha256 or tuning.store.exists(model_path(way.artefact_sha256))
+    return not way.artefact_sha256 or tuning.store.exists(calibrated_model(way.artefact_sha256))
 
 
 def key_of(tuning: TuningContext) -> str:

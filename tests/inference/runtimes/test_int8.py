@@ -17,10 +17,11 @@ from support.runs.predicting import PASS_THROUGH, Convolved, images, predict, ro
 from support.runs.selection import quick_cases
 
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.output_folders import calibrated_model
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
-from pipeline.inference.runtimes.int8 import _channel_scales, fetch_model, model_path, store_model
+from pipeline.inference.runtimes.int8 import _channel_scales, fetch_model, store_model
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
@@ -120,13 +121,13 @@ def test_only_the_stored_bytes_are_loaded(tmp_path: Path):
     data = linear()
     sha256 = store_model(store, data)
     assert sha256 == hashlib.sha256(data).hexdigest()
-    assert store.list_files("_control")[0].path == model_path(sha256)
-    store.put(model_path(sha256), linear() + b"\0")
+    assert store.list_files("_control")[0].path == calibrated_model(sha256)
+    store.put(calibrated_model(sha256), linear() + b"\0")
     with pytest.raises(JobError, match="expected " + sha256):
         fetch_model(store, sha256)
     store_model(store, data)
     assert fetch_model(store, sha256) == data
-    store.delete([model_path(sha256)])
+    store.delete([calibrated_model(sha256)])
     assert fetch_model(store, sha256) == data  # this node has it
     (kept,) = (tmp_path / "cache").rglob("model.onnx")
     kept.write_bytes(linear() + b"\0")
