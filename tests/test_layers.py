@@ -71,7 +71,7 @@ SERVERS = ("aiohttp.web", "http.server", "socketserver", "uvicorn", "wsgiref", "
 # A Unix socket, by which the workers of an embedded Ray are forked; metrics, if the job says so.
 SERVED = {
     "execution.embedded.forkserver": {"listening.bind", "listening.listen"},
-    "report.metrics.prometheus": {"start_http_server"},
+    "report.prometheus": {"start_http_server"},
 }
 
 FORBIDDEN_CALLS = {

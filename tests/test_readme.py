@@ -15,8 +15,8 @@ from pipeline.commands.app import app
 from pipeline.core import errors, failures, schema
 from pipeline.core.figures.counters import STAGES
 from pipeline.core.registry import GATES, TASKS, built_in
-from pipeline.report.metrics.families import MEANINGS
-from pipeline.report.speed.limits import GROUPS
+from pipeline.report.metric_families import MEANINGS
+from pipeline.report.sections.limits import GROUPS
 from pipeline.storage import skipped
 
 README, JOB_FILE = DOCUMENTS["README.md"], DOCUMENTS["jobs/README.md"]

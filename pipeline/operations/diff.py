@@ -26,8 +26,8 @@ from pipeline.published.diff.difference import Difference, Mover
 from pipeline.published.diff.joining import Version
 from pipeline.published.output import Partition, open_output
 from pipeline.published.pages import write_page
+from pipeline.report.render import page_html
 from pipeline.report.showing.printed import Printed, document_html
-from pipeline.report.showing.render import page_html
 
 if TYPE_CHECKING:
     import pandas as pd

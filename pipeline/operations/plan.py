@@ -25,11 +25,11 @@ from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.published.describe import DIGEST_CHARS, version_facts
+from pipeline.report.estimate import NO_BASIS, estimate
 from pipeline.report.history import find_past_run, is_basis
-from pipeline.report.recording.carried_rows import first_shards, plan_facts
-from pipeline.report.sections import ModelSection
+from pipeline.report.sections.carried import first_shards, plan_facts
+from pipeline.report.sections.outcome import ModelSection
 from pipeline.report.showing.printed import PrintedDict
-from pipeline.report.speed.estimate import NO_BASIS, estimate
 from pipeline.reuse.finding import Reuse, find_reuse
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware

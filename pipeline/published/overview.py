@@ -36,8 +36,8 @@ class Status(Printed):
 
         `absent_over_time` and the two times tell that the night did not run, whatever runs then.
         """
-        from pipeline.report.metrics.families import Maker, day_of, instant
-        from pipeline.report.metrics.prometheus import as_text
+        from pipeline.report.metric_families import Maker, day_of, instant
+        from pipeline.report.prometheus import as_text
 
         made, states = Maker(self._name()), self.count()
         made.gauge(

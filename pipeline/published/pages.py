@@ -13,8 +13,8 @@ from pipeline.published.originals import OriginalFinder
 from pipeline.published.overview import Status
 from pipeline.published.sheets import try_sheet
 from pipeline.published.survey import survey
+from pipeline.report.render import page_html
 from pipeline.report.showing.printed import document_html
-from pipeline.report.showing.render import page_html
 
 _FIRST = ("labels", "reasons", "predictions", "quarantine")
 """What a page says before the pictures, beside the rows; ids and hashes come behind them."""

@@ -9,7 +9,7 @@ from typing import Literal
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import GateRefused, InputMissing, Stopped
-from pipeline.report.metrics.families import instant
+from pipeline.report.metric_families import instant
 from pipeline.report.showing.number_format import format_rate
 
 State = Literal[

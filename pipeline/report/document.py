@@ -1,4 +1,4 @@
-"""The report of a run as one document (report.json); showing/render.py shows it to people.
+"""The report of a run as one document (report.json); render.py shows it to people.
 
 A run states what it knows when it ends, however it ends; its counters decide the rest. What is not
 known is null, never a guess. Callers write the bytes.
@@ -14,7 +14,9 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from pipeline.process.screen import as_lines
-from pipeline.report.sections import (
+from pipeline.report.sections.bottleneck import BottleneckSection, find_bottleneck
+from pipeline.report.sections.limits import GroupLimit, Load, find_limits
+from pipeline.report.sections.outcome import (
     Carried,
     FailedRows,
     Gate,
@@ -29,10 +31,7 @@ from pipeline.report.sections import (
     SkippedFiles,
     Slices,
 )
-from pipeline.report.speed.bottleneck import BottleneckSection, find_bottleneck
-from pipeline.report.speed.forecast import Forecast, make_forecasts
-from pipeline.report.speed.limits import GroupLimit, Load, find_limits
-from pipeline.report.speed.performance import (
+from pipeline.report.sections.stages import (
     BytesPerRow,
     Isolation,
     SlowerStage,
@@ -48,6 +47,7 @@ from pipeline.report.speed.performance import (
     texts_of,
     written_of,
 )
+from pipeline.report.speed.forecast import Forecast, make_forecasts
 
 REPORT_VERSION: Final = 1
 
@@ -129,7 +129,7 @@ class Report(Section):
 
     def __str__(self) -> str:
         """Return the summary that a run prints, without styles."""
-        from pipeline.report.showing.render import render_table
+        from pipeline.report.render import render_table
 
         return as_lines(render_table(self)).rstrip("\n")
 

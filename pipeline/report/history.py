@@ -20,8 +20,8 @@ from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.output_folders import REPORTS
 from pipeline.job.model import AUTO
 from pipeline.report.document import REPORT_VERSION, Report
-from pipeline.report.sections import ModelSection
-from pipeline.report.speed.performance import SlowerStage
+from pipeline.report.sections.outcome import ModelSection
+from pipeline.report.sections.stages import SlowerStage
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from pipeline.job.reading.dates import seconds_until
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
-from pipeline.report.recording.recorder import RunRecorder
-from pipeline.report.recording.so_far import SoFar
+from pipeline.report.recorder import RunRecorder
+from pipeline.report.so_far import SoFar
 from pipeline.reuse.known import Known
 from pipeline.runs.exports import Exports
 from pipeline.runs.settled_source import settled_source

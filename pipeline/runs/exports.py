@@ -13,10 +13,10 @@ from pipeline.execution.cluster import in_flight
 from pipeline.job.job import Metrics
 from pipeline.process.liveness import last_progress
 from pipeline.report.document import Report
+from pipeline.report.metric_families import Family, Outside, families_of
 from pipeline.report.metrics.exporting import Exporter, Exporting, Planned
-from pipeline.report.metrics.families import Family, Outside, families_of
-from pipeline.report.recording.recorder import RunRecorder
-from pipeline.report.recording.so_far import SoFar
+from pipeline.report.recorder import RunRecorder
+from pipeline.report.so_far import SoFar
 
 if TYPE_CHECKING:
     from pipeline.runs.context import RunContext
@@ -65,12 +65,12 @@ def _metrics(wanted: Metrics, figures: RunFigures, *, is_live: bool) -> Iterator
     """Yield what the job asks for; libraries are imported where each is made."""
 
     def port() -> Exporter:
-        from pipeline.report.metrics.prometheus import Port
+        from pipeline.report.prometheus import Port
 
         return Port(wanted.host, wanted.port or 0, figures.families)
 
     def textfile() -> Exporter:
-        from pipeline.report.metrics.prometheus import Textfile
+        from pipeline.report.prometheus import Textfile
 
         return Textfile(wanted.textfile or "", figures.job, figures.families)
 

@@ -20,8 +20,8 @@ from pipeline.planning.allocation import allocate
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.input_facts import cost_of
 from pipeline.process.shared_notes import note
-from pipeline.report.recording.carried_rows import carried_section
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
+from pipeline.report.sections.carried import carried_section
 from pipeline.reuse.checking import TooFewChecked
 from pipeline.reuse.failures import Quarantined, read_quarantined
 from pipeline.reuse.finding import Retry, Reuse, find_reuse

@@ -13,7 +13,7 @@ from pipeline.core import backoff
 from pipeline.core.backoff import TRIES, TransientError, retries_taken, with_retries
 from pipeline.core.errors import InfraError, JobError, Stopped
 from pipeline.core.figures.counters import Counters, measure
-from pipeline.report.showing.render import to_html
+from pipeline.report.render import to_html
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from pipeline.core.causes import (
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.printable import num_of
-from pipeline.report.recording.rows import RowAccounts
+from pipeline.report.row_accounts import RowAccounts
 
 REASONS = [Reason.EMPTY, Reason.MODEL_ERROR, Reason.MISSING]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.report.metrics.families import MEANINGS
+from pipeline.report.metric_families import MEANINGS
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "monitoring"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())

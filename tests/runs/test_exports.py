@@ -21,8 +21,8 @@ from pipeline.core.errors import InfraError, PartitionBusy
 from pipeline.job.reading.loader import parse_job
 from pipeline.published.verify import verify_output
 from pipeline.report.document import Report
-from pipeline.report.metrics.prometheus import Port
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.prometheus import Port
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending import lost_run
 from pipeline.runs.ending.save_report import save_report, save_trouble

@@ -15,7 +15,7 @@ from pipeline.storage.skipped import Skipped
 
 if TYPE_CHECKING:
     from pipeline.report.document import Report
-    from pipeline.report.sections import Rows
+    from pipeline.report.sections.outcome import Rows
 
 _HOPS = {
     "stored": "stored",

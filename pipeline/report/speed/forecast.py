@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pipeline.report.sections import Section
-from pipeline.report.speed.limits import (
+from pipeline.report.sections.limits import (
     CORES,
     LAUNCH_BOUND_PCT,
     GroupLimit,
@@ -21,6 +20,7 @@ from pipeline.report.speed.limits import (
     core_stages,
     find_limits,
 )
+from pipeline.report.sections.outcome import Section
 
 WAITING = "waiting"
 LEAST_STREAM_S = 30.0

@@ -19,7 +19,7 @@ from pipeline.job.job import Job
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.process.life import within
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.save_report import save_trouble
 from pipeline.storage.store import Store

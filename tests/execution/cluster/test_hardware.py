@@ -15,7 +15,7 @@ from pipeline.execution.cluster.hardware import (
 from pipeline.job.job import Resources
 from pipeline.planning.allocation import allocate
 from pipeline.process import memory
-from pipeline.report.recording.placement import Placement
+from pipeline.report.sections.model import Placement
 
 HEAD = {"memory": 1e9, "node:__internal_head__": 1.0}
 L4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}

@@ -12,8 +12,8 @@ from support.runs.exposition import expected, samples
 from support.runs.report_examples import CASES, FULL, Facts, document_of, report_of
 
 from pipeline.core.failures import Reason
-from pipeline.report.metrics.families import MEANINGS, Family, Outside, families_of
-from pipeline.report.metrics.prometheus import as_text, registry_of
+from pipeline.report.metric_families import MEANINGS, Family, Outside, families_of
+from pipeline.report.prometheus import as_text, registry_of
 
 AT = 1795485600.0
 ENDED = Outside("nightly", AT, is_running=False, published_at="2026-11-24T02:00:00+00:00")

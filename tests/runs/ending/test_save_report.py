@@ -18,7 +18,7 @@ from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import parse_job
 from pipeline.process.terminal import show_error
 from pipeline.report.document import Report
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.save_report import save_report, save_trouble
 from pipeline.runs.progress import Silent

@@ -53,7 +53,7 @@ from pipeline.core.errors import Stopped
 from pipeline.job.reading.loader import read_job
 from pipeline.commit.layout import Layout
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.ending.supervisor import stoppable, supervise
 from pipeline.storage.store import Store
 

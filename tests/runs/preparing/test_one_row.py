@@ -21,7 +21,7 @@ from pipeline.commit.layout import Layout
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.one_row import Preview, preview_row
 from pipeline.runs.preparing.prepare import prepare

@@ -35,7 +35,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import missing_units
 from pipeline.report.document import RunStatus
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
 from pipeline.reuse.checking import TooFewChecked
 from pipeline.reuse.failures import check_reasons
 from pipeline.reuse.filling import Filler, Read

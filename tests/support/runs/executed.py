@@ -16,7 +16,7 @@ from pipeline.core.figures.counters import STARTUP_PARTS
 from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import read_job
 from pipeline.report.document import Report
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.progress import Silent
 from support.runs.published_rows import read_part

@@ -38,7 +38,7 @@ from pipeline.job.job import Job
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.published.verify import verify_output
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.finish import finish
 from pipeline.storage.store import Store, StoredFile

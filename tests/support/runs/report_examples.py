@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.core.figures.counters import STAGES, StageCounters
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.report.document import Report, build_report
-from pipeline.report.speed.limits import Load
+from pipeline.report.sections.limits import Load
 
 ROWS, WALL_S, STREAMING_S = 9003, 80.0, 60.0
 

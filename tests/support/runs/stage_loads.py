@@ -2,7 +2,7 @@
 
 from pipeline.core.figures.counters import StageCounters
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.report.speed.limits import Load
+from pipeline.report.sections.limits import Load
 
 
 def counted(rows: int, busy_s: float) -> StageCounters:

@@ -40,7 +40,7 @@ OF_RUNS = (
     *("support.runs.without_ray", "pipeline.runs.preparing.one_row"),
     *("pipeline.inference.engines.torch_engine", "pipeline.preprocessing.images.images"),
     *("pipeline.commit.staging", "pipeline.published.verify"),
-    *("pipeline.report.showing.render", "pipeline.published.sheets", "models"),
+    *("pipeline.report.render", "pipeline.published.sheets", "models"),
     *("rich.console", "rich.table", "jinja2", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"),
 )
 """What most commands import that run jobs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.commit.staging import StagedSlice
-from pipeline.report.sections import OverTime
+from pipeline.report.sections.outcome import OverTime
 
 _BINS = 60
 

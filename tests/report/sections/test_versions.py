@@ -10,8 +10,8 @@ from support.runs.report_examples import FULL, report_of
 
 from pipeline.job.job import Run
 from pipeline.report.document import Report
-from pipeline.report.showing.render import to_html
-from pipeline.report.showing.trends import classes_of
+from pipeline.report.render import to_html
+from pipeline.report.sections.versions import classes_of
 
 DAYS = [f"date=2026-11-{day:02d}" for day in range(1, 21)]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Any
 
+from pipeline.report.recorder import RunRecorder
 from pipeline.report.recording.rate import Rate
-from pipeline.report.recording.recorder import RunRecorder
 
 PriceOf = Callable[[Sequence[Collection[str]]], float | None]
 """The labels of each node -> the price of one node for one hour; None: unknown."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from pipeline.core.printable import num_of
+from pipeline.report.sections.versions import Line, classes_of, over_time, trends_of
 from pipeline.report.showing.number_format import (
     UNKNOWN,
     format_count,
@@ -40,7 +41,6 @@ from pipeline.report.showing.summary import (
     totals_line,
     written_lines,
 )
-from pipeline.report.showing.trends import Line, classes_of, over_time, trends_of
 
 if TYPE_CHECKING:
     from pipeline.report.document import Report

@@ -9,7 +9,7 @@ from support.runs.report_examples import CASES, FULL, Facts, everywhere, report_
 
 from pipeline.core.figures.counters import STAGES
 from pipeline.report.document import to_json
-from pipeline.report.showing.render import to_html
+from pipeline.report.render import to_html
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -23,10 +23,10 @@ from pipeline.models.tasks.scores import describe_scores
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.planning.plan import Plan
 from pipeline.report.document import Report, RunStatus, build_report
-from pipeline.report.recording.over_time import Timeline
-from pipeline.report.recording.placement import Placement
-from pipeline.report.recording.rows import RowAccounts
-from pipeline.report.sections import (
+from pipeline.report.row_accounts import RowAccounts
+from pipeline.report.sections.limits import Load
+from pipeline.report.sections.model import Placement
+from pipeline.report.sections.outcome import (
     Carried,
     Choice,
     FailedRows,
@@ -37,8 +37,8 @@ from pipeline.report.sections import (
     Rows,
     SkippedFiles,
 )
-from pipeline.report.sections import Hardware as HardwareSection
-from pipeline.report.speed.limits import Load
+from pipeline.report.sections.outcome import Hardware as HardwareSection
+from pipeline.report.sections.over_time import Timeline
 
 Phase = Literal["listing", "starting", "predicting", "publishing"]
 _LOOK_S = 10.0

@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.core.figures.counters import PREFILL, STARTUP_PARTS, stages_with
 from pipeline.core.figures.slice_figures import Isolated, Steps, Tokens
-from pipeline.report.sections import Section
-from pipeline.report.speed.limits import Load, utilisation_pct
+from pipeline.report.sections.limits import Load, utilisation_pct
+from pipeline.report.sections.outcome import Section
 
 
 class StartupPart(Section):

@@ -16,7 +16,7 @@ import pipeline
 from pipeline.operations.outputs import inspect
 from pipeline.preprocessing.images.thumbnails import Thumbnail
 from pipeline.published.output import Partition
-from pipeline.report.showing.render import to_html
+from pipeline.report.render import to_html
 from pipeline.report.showing.samples import Small, sheet_html
 from pipeline.storage.store import Store
 

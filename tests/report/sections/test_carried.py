@@ -12,8 +12,8 @@ from pipeline.core.aside import NOT_READ
 from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.histograms import Distribution, Numbers
 from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
-from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
-from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recorder import RunRecorder
+from pipeline.report.sections.carried import carried_section, first_shards, plan_facts
 from pipeline.reuse.dividing import Division, ShardRows
 from pipeline.reuse.finding import Earlier, Reuse
 from pipeline.reuse.version_rows import Version

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.runs.report_examples import FULL, ROWS, STREAMING_S, WALL_S, report_of
 
 from pipeline.core.figures.counters import StageCounters
-from pipeline.report.speed.estimate import NO_BASIS, estimate
+from pipeline.report.estimate import NO_BASIS, estimate
 
 # All rows of the partition were computed by this run.
 WHOLE = FULL | dict(rows=FULL["rows"] | {"total": ROWS, "resumed": 0})

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from pipeline.core.failures import Reason
 from pipeline.report.document import Report, RunStatus
-from pipeline.report.sections import Gate
+from pipeline.report.sections.outcome import Gate
 
 MEANINGS = {
     "rows": "Rows that a stage has finished in this run.",

@@ -6,7 +6,7 @@ from pipeline.commit.layout import staged_name
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
-from pipeline.report.recording.rows import RowAccounts
+from pipeline.report.row_accounts import RowAccounts
 
 
 def test_a_row_that_loses_its_prediction_has_a_reason_and_no_label_any_more():

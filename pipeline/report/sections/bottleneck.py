@@ -5,10 +5,7 @@ In: what `limits` needs. Out: one sentence and its figures.
 
 from __future__ import annotations
 
-from pipeline.report.sections import Section
-from pipeline.report.showing.number_format import format_rate
-from pipeline.report.speed.forecast import LEAST_STREAM_S, make_forecasts
-from pipeline.report.speed.limits import (
+from pipeline.report.sections.limits import (
     CORES,
     LIMIT_BUSY_PCT,
     GroupLimit,
@@ -18,6 +15,9 @@ from pipeline.report.speed.limits import (
     find_limits,
     utilisation_pct,
 )
+from pipeline.report.sections.outcome import Section
+from pipeline.report.showing.number_format import format_rate
+from pipeline.report.speed.forecast import LEAST_STREAM_S, make_forecasts
 
 STARTUP_DOMINATES_PCT = 50.0
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from support.runs.stage_loads import counted, figures_of, load_of
 
 from pipeline.core.figures.counters import LAUNCH
-from pipeline.report.speed.bottleneck import find_bottleneck
-from pipeline.report.speed.limits import Load, find_limits, utilisation_pct
+from pipeline.report.sections.bottleneck import find_bottleneck
+from pipeline.report.sections.limits import Load, find_limits, utilisation_pct
 
 
 @given(st.floats(0.001, 1e6), st.floats(0.001, 1e4), st.floats(0, 1))

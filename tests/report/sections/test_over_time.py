@@ -1,7 +1,7 @@
 """Rows over time add up, whatever the length of a stream."""
 
 from pipeline.commit.staging import StagedSlice
-from pipeline.report.recording.over_time import Timeline
+from pipeline.report.sections.over_time import Timeline
 
 FIRST = StagedSlice("r", 10, counters={"model_load": {"busy_s": 1.0}})
 

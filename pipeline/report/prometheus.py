@@ -14,7 +14,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.report.metrics.families import LASTING, Family
+from pipeline.report.metric_families import LASTING, Family
 
 Families = Callable[[], Sequence[Family]]
 

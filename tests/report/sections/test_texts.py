@@ -29,8 +29,8 @@ from pipeline.core.figures.slice_figures import (
     Tokens,
 )
 from pipeline.report.document import report_schema, to_json
-from pipeline.report.showing.render import to_html
-from pipeline.report.speed.estimate import estimate
+from pipeline.report.estimate import estimate
+from pipeline.report.render import to_html
 
 NUM_TOKENS, PADDED, CUT = 90_000, 100_000, 27
 READ, WRITTEN, LONG, REPEATING = 900_000, 300_000, 90, 45

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.report.sections import Carried, CarriedFrom
+from pipeline.report.sections.outcome import Carried, CarriedFrom
 from pipeline.reuse.dividing import ShardRows, State
 from pipeline.reuse.finding import Reuse
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.planning.allocation import Allocation, Hardware
-from pipeline.report.sections import Hardware as HardwareSection
+from pipeline.report.sections.outcome import Hardware as HardwareSection
 
 _ACTOR_START = ("workers", "imports", "model_load")
 

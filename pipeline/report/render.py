@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.printable import clean_message, printable
+from pipeline.report.showing.blocks import BROKEN, Table, layout
 from pipeline.report.showing.document_table import render_columns
-from pipeline.report.showing.layout import BROKEN, Table, layout
 from pipeline.report.showing.number_format import UNKNOWN
 
 if TYPE_CHECKING:
