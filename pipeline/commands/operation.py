@@ -114,8 +114,7 @@ def show(result: Any, *, as_json: bool, quiet: bool = False) -> None:
     from pipeline.process.screen import show_rendered
     from pipeline.report.document import Report
     from pipeline.report.render import render_table
-    from pipeline.report.showing.document_table import render_document
-    from pipeline.report.showing.printed import Printed
+    from pipeline.report.showing.printed import Printed, render_document
 
     ignore_stops()
     result, code = result if isinstance(result, tuple) else (result, 0)

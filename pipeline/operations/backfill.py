@@ -27,7 +27,7 @@ from pipeline.operations.partitions import same_partition
 from pipeline.process.interrupts import as_ours, reason
 from pipeline.process.life import new_life
 from pipeline.published.survey import survey
-from pipeline.report.showing.number_format import duration
+from pipeline.report.showing.blocks import duration
 from pipeline.report.showing.printed import Printed
 from pipeline.runs.context import RunOptions
 from pipeline.runs.job_survey import survey_job

@@ -28,7 +28,7 @@ from pipeline.published.describe import DIGEST_CHARS, version_facts
 from pipeline.report.estimate import NO_BASIS, estimate
 from pipeline.report.history import find_past_run, is_basis
 from pipeline.report.sections.carried import first_shards, plan_facts
-from pipeline.report.sections.outcome import ModelSection
+from pipeline.report.sections.model import ModelSection
 from pipeline.report.showing.printed import PrintedDict
 from pipeline.reuse.finding import Reuse, find_reuse
 from pipeline.runs.context import RunContext

@@ -39,7 +39,7 @@ from pipeline.models.directories.files import (
     VOCABULARIES,
 )
 from pipeline.models.directories.refused import MERGE
-from pipeline.report.showing.number_format import format_size
+from pipeline.report.showing.blocks import format_size
 from pipeline.storage.store import Store
 
 RECORD = "pull.json"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from pipeline.published.state import PartitionStatus, State
-from pipeline.report.showing.number_format import duration
+from pipeline.report.showing.blocks import duration
 from pipeline.report.showing.printed import Printed
 
 

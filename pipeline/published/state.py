@@ -10,7 +10,7 @@ from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import GateRefused, InputMissing, Stopped
 from pipeline.report.metric_families import instant
-from pipeline.report.showing.number_format import format_rate
+from pipeline.report.showing.blocks import format_rate
 
 State = Literal[
     "complete",

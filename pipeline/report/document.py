@@ -14,40 +14,32 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from pipeline.process.screen import as_lines
-from pipeline.report.sections.bottleneck import BottleneckSection, find_bottleneck
-from pipeline.report.sections.limits import GroupLimit, Load, find_limits
-from pipeline.report.sections.outcome import (
-    Carried,
-    FailedRows,
-    Gate,
-    Hardware,
-    LabelCount,
-    ModelSection,
-    Output,
-    OverTime,
-    Retry,
-    Rows,
-    Section,
-    SkippedFiles,
-    Slices,
+from pipeline.report.sections import Section, ratio
+from pipeline.report.sections.bottleneck import (
+    BottleneckSection,
+    Forecast,
+    find_bottleneck,
+    make_forecasts,
 )
+from pipeline.report.sections.carried import Carried, Retry
+from pipeline.report.sections.failures import FailedRows, SkippedFiles
+from pipeline.report.sections.limits import GroupLimit, Load, find_limits
+from pipeline.report.sections.model import Hardware, ModelSection
+from pipeline.report.sections.outcome import Gate, Output, Rows, Slices
+from pipeline.report.sections.over_time import OverTime
 from pipeline.report.sections.stages import (
     BytesPerRow,
     Isolation,
     SlowerStage,
     Stage,
     StartupPart,
-    Texts,
-    Written,
     bytes_per_row,
     isolation_of,
-    ratio,
     stages_of,
     startup_parts,
-    texts_of,
-    written_of,
 )
-from pipeline.report.speed.forecast import Forecast, make_forecasts
+from pipeline.report.sections.texts import Texts, Written, texts_of, written_of
+from pipeline.report.sections.versions import LabelCount
 
 REPORT_VERSION: Final = 1
 

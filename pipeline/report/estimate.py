@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.report.document import Report
-from pipeline.report.showing.number_format import format_rate
+from pipeline.report.showing.blocks import format_rate
 
 NO_BASIS = "no run of this model over 100 rows or more is on record here"
 NOTHING_LEFT = "this is published already"

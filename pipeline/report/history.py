@@ -20,17 +20,14 @@ from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.output_folders import REPORTS
 from pipeline.job.model import AUTO
 from pipeline.report.document import REPORT_VERSION, Report
-from pipeline.report.sections.outcome import ModelSection
-from pipeline.report.sections.stages import SlowerStage
+from pipeline.report.sections.model import ModelSection
+from pipeline.report.sections.stages import slower_than_before
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 
 MIN_ROWS = 100
 """A run that computed fewer says nothing about its speed."""
-SLOWER_PCT = 20.0
-MIN_BUSY_S = 1.0
-"""Of less work than this, a fifth is noise."""
 _ENDED = (("published", 0), ("refused", 3))
 _MAY_BE_OPEN = ("runtime", "precision", "batch_size", "batch_tokens")
 _NEWEST_PARTITIONS = 16
@@ -103,28 +100,6 @@ def _read(store: Store, paths: Sequence[str]) -> Iterator[Report]:
                 yield Report.model_validate_json(data, extra="ignore")
             except ValidationError:
                 continue  # another version wrote it
-
-
-def slower_than_before(report: Report, previous: Report) -> list[SlowerStage]:
-    """Return the stages whose rows/s per busy slot fell by more than `SLOWER_PCT`."""
-    before = {stage.stage: stage.rows_per_busy_slot_s for stage in previous.stages}
-    slower = []
-    for stage in report.stages:
-        now, then = stage.rows_per_busy_slot_s, before.get(stage.stage)
-        if now is None or not then or (stage.busy_s or 0.0) < MIN_BUSY_S:
-            continue
-        change_pct = round(100 * (now / then - 1), 2)
-        if change_pct < -SLOWER_PCT:
-            slower.append(
-                SlowerStage(
-                    stage=stage.stage,
-                    rows_per_busy_slot_s=now,
-                    before=then,
-                    change_pct=change_pct,
-                    run_id=previous.run_id,
-                )
-            )
-    return slower
 
 
 def compare_with_before(past: Iterable[Report], report: Report) -> Report:

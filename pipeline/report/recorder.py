@@ -24,20 +24,12 @@ from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.planning.plan import Plan
 from pipeline.report.document import Report, RunStatus, build_report
 from pipeline.report.row_accounts import RowAccounts
+from pipeline.report.sections.carried import Carried, Retry
+from pipeline.report.sections.failures import FailedRows, SkippedFiles
 from pipeline.report.sections.limits import Load
-from pipeline.report.sections.model import Placement
-from pipeline.report.sections.outcome import (
-    Carried,
-    Choice,
-    FailedRows,
-    Gate,
-    ModelSection,
-    Output,
-    Retry,
-    Rows,
-    SkippedFiles,
-)
-from pipeline.report.sections.outcome import Hardware as HardwareSection
+from pipeline.report.sections.model import Choice, ModelSection, Placement
+from pipeline.report.sections.model import Hardware as HardwareSection
+from pipeline.report.sections.outcome import Gate, Output, Rows
 from pipeline.report.sections.over_time import Timeline
 
 Phase = Literal["listing", "starting", "predicting", "publishing"]

@@ -13,9 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.printable import clean_message, printable
-from pipeline.report.showing.blocks import BROKEN, Table, layout
-from pipeline.report.showing.document_table import render_columns
-from pipeline.report.showing.number_format import UNKNOWN
+from pipeline.report.sections.bottleneck import bottleneck_block, changes_block
+from pipeline.report.sections.carried import carried_block
+from pipeline.report.sections.failures import failures_block, skipped_block
+from pipeline.report.sections.model import model_block
+from pipeline.report.sections.outcome import (
+    BROKEN,
+    gates_block,
+    headline_block,
+    output_block,
+    verdict_block,
+)
+from pipeline.report.sections.over_time import over_time_block
+from pipeline.report.sections.stages import bytes_block, stages_block, startup_block
+from pipeline.report.sections.texts import texts_block
+from pipeline.report.sections.versions import classes_block, trends_block
+from pipeline.report.showing.blocks import UNKNOWN, Block, Table, facts_of
+from pipeline.report.showing.printed import render_columns
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +40,35 @@ _DONE = ("stages", "speed", "row", "texts", "model", "failed", "skipped", "verdi
 """Sections for a terminal: what matters most comes last, next to the prompt."""
 _ORDERS = {"nothing_to_do": ("verdict",)} | dict.fromkeys(BROKEN, ("verdict", "failed", "stages"))
 """Other orders: what came to nothing opens with its reason and gives no advice on speed."""
+
+
+def layout(report: Report, past: Sequence[Report] = ()) -> dict[str, Block]:
+    """Return the blocks of a report by name, in the order of the page.
+
+    Args:
+        report: What is shown.
+        past: Reports of earlier runs, the newest first.
+    """
+    return {
+        "verdict": verdict_block(report),
+        "headline": headline_block(report),
+        "failed": failures_block(report),
+        "classes": classes_block(report, past),
+        "gates": gates_block(report),
+        "trends": trends_block(report, past),
+        "carried": carried_block(report),
+        "skipped": skipped_block(report),
+        "output": output_block(report),
+        "speed": bottleneck_block(report),
+        "changes": changes_block(report),
+        "stages": stages_block(report),
+        "row": bytes_block(report),
+        "texts": texts_block(report),
+        "time": over_time_block(report),
+        "startup": startup_block(report),
+        "model": model_block(report),
+        "versions": Block("Versions", facts=facts_of(dict(sorted(report.versions.items())))),
+    }
 
 
 def to_html(report: Report, past: Sequence[Report] = (), sheets: str = "") -> str:

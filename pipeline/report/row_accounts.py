@@ -18,7 +18,8 @@ from pipeline.core.printable import clean_message, num_of
 from pipeline.core.slices import SliceKey
 from pipeline.gates.gate import NONE_UNREADABLE, UnreadableShards
 from pipeline.planning.plan import Plan
-from pipeline.report.sections.outcome import LabelCount, Rows, Slices
+from pipeline.report.sections.outcome import Rows, Slices
+from pipeline.report.sections.versions import LabelCount
 from pipeline.sources.extents import Extent
 from pipeline.storage.skipped import Skipped
 

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from pipeline.process.liveness import unfinished
 from pipeline.process.screen import clear_status, in_notebook, show_status, status_stream
-from pipeline.report.recording.rate import Rate
-from pipeline.report.showing.number_format import duration, format_rate
+from pipeline.report.showing.blocks import duration, format_rate
+from pipeline.report.so_far import Rate
 
 log = logging.getLogger(__name__)
 _DRAW_S, _LOOK_S = 0.5, 1.0

@@ -16,7 +16,7 @@ from support.models.snapshots import TEXTS, make_snapshot
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
 from pipeline.operations.plan import plan
-from pipeline.report.showing.document_table import render_document
+from pipeline.report.showing.printed import render_document
 
 pytestmark = pytest.mark.usefixtures("without_ray_here")
 

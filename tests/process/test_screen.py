@@ -24,7 +24,7 @@ from pipeline.core.printable import joined, printable
 from pipeline.process.screen import LineFormatter, as_lines, clear_status, show_status
 from pipeline.process.terminal import show_error
 from pipeline.report.render import render_table
-from pipeline.report.showing.document_table import render_document
+from pipeline.report.showing.printed import render_document
 
 HOSTILE = "ln\x1b]0;PWNED\x07\n2026-01-01 00:00:00,000 ERROR forged\r\x00[red]\u202e\udcff.jpg"
 SHOWN = r"ln\x1b]0;PWNED\x07\n2026-01-01 00:00:00,000 ERROR forged\r\x00[red]\u202e\udcff.jpg"

@@ -27,7 +27,7 @@ from pipeline.published.verify import verify_output
 from pipeline.report.document import Report
 from pipeline.report.history import load_report
 from pipeline.report.recorder import RunRecorder
-from pipeline.report.showing.document_table import render_document
+from pipeline.report.showing.printed import render_document
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.storage.store import Store

@@ -8,7 +8,7 @@ from support.runs.published import put_report
 from support.runs.report_examples import FULL, Facts, document_of, report_of
 
 from pipeline.report.history import find_past_run, is_basis
-from pipeline.report.sections.outcome import ModelSection
+from pipeline.report.sections.model import ModelSection
 from pipeline.storage.store import Store
 
 FACTS = FULL | dict(model=FULL["model"] | {"runtime": "eager"})

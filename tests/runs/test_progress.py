@@ -14,8 +14,8 @@ from support.runs.cli import environment, write_job
 
 from pipeline.process import screen
 from pipeline.process.liveness import note_unfinished
-from pipeline.report.recording.rate import WINDOW_S, Rate
-from pipeline.report.showing.number_format import duration
+from pipeline.report.showing.blocks import duration
+from pipeline.report.so_far import WINDOW_S, Rate
 from pipeline.runs.progress import (
     Counts,
     Silent,

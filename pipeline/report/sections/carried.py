@@ -1,17 +1,62 @@
-"""What is said of the rows that are taken over, before anything is done."""
+"""Predictions of earlier versions: what a run carries over, and what a retry computes again."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.report.sections.outcome import Carried, CarriedFrom
-from pipeline.reuse.dividing import ShardRows, State
-from pipeline.reuse.finding import Reuse
+from pydantic import Field
+
+from pipeline.core.printable import num_of
+from pipeline.report.sections import Section
+from pipeline.report.showing.blocks import Block, facts_of, format_count, table_of
+
+if TYPE_CHECKING:
+    from pipeline.report.document import Report
+    from pipeline.reuse.dividing import ShardRows, State
+    from pipeline.reuse.finding import Reuse
 
 _SHOWN_SHARDS = 8
+
+
+class CarriedFrom(Section):
+    """A version that predictions are taken from."""
+
+    partition: str
+    version: int
+    rows: int
+    """Found without reading the input; what is found by content comes on top."""
+
+
+class Carried(Section):
+    """Which predictions are those of earlier versions (`run.reuse`), or why none is."""
+
+    rows: int = 0
+    """Whose predictions are taken over."""
+    why_not: str | None = None
+    """Why there are none, or none of the newest version."""
+    looked_at: int = 0
+    """Earlier versions that were looked at."""
+    sources: list[CarriedFrom] = Field(default_factory=list)
+    """The newest first."""
+    new_rows: int | None = None
+    """Rows of shards that the newest source does not have; null where only reading counts them."""
+    changed_rows: int | None = None
+    """Rows of shards that are not as they were then; null likewise."""
+    failed_rows: int | None = None
+    """Rows of unchanged shards that had no prediction, and are computed again."""
+    gone_rows: int | None = None
+    """Rows of shards that are no longer there."""
+    checked_rows: int = 0
+    """Computed although their predictions are known, for the gate `carried`."""
+    content_rows: int | None = None
+    """Of `rows`, those that were read, and known by their content; null if none were looked up."""
+    lookup_failed_rows: int | None = None
+    """Computed because they could not be looked up; null likewise."""
+    changed_libraries: list[str] = Field(default_factory=list)
+    """What decodes, tokenises or computes and has another version than then; more are checked."""
 
 
 def carried_section(reuse: Reuse) -> Carried:
@@ -57,3 +102,66 @@ def _computed(shards: Iterable[ShardRows], state: State) -> int | None:
     """Return how many rows of shards of a state are computed; None if only reading counts them."""
     numbers = [shard.computed for shard in shards if shard.state == state]
     return None if None in numbers else sum(number or 0 for number in numbers)
+
+
+def carried_block(report: Report) -> Block:
+    """Return the rows that were carried over, and their versions."""
+    carried = report.carried
+    sources = table_of(carried.sources if carried else ())
+    return Block("Carried over", facts=facts_of(carried), table=sources)
+
+
+def carried_lines(report: Report) -> list[str]:
+    """Say in one line what was taken over from earlier versions, or why nothing could be."""
+    carried = report.carried
+    if carried is None:
+        return []
+    if not carried.rows:
+        return [f"nothing carried over: {carried.why_not}"] if carried.looked_at else []
+    versions = [f"{source.partition} version {source.version}" for source in carried.sources]
+    parts = [f"{num_of(carried.rows, 'row')} of {' and '.join(versions)}"]
+    others = {
+        "new": carried.new_rows,
+        "of changed shards": carried.changed_rows,
+        "failed then": carried.failed_rows,
+        "gone": carried.gone_rows,
+        "predicted again to be compared": carried.checked_rows,
+        "could not be looked up": carried.lookup_failed_rows,
+    }
+    parts += [f"{format_count(number)} {what}" for what, number in others.items() if number]
+    if carried.changed_libraries:
+        parts.append(f"more are compared since libraries changed: {carried.changed_libraries[0]}")
+    return [f"carried over: {', '.join(parts)}"]
+
+
+class Retry(Section):
+    """What `pipeline retry` made of the quarantine of a published version."""
+
+    base_version: int | None = None
+    """Version whose quarantine it was."""
+    entries: int | None = None
+    """Rows of that quarantine that went again; of a shard that could not be read there is one."""
+    recovered: int | None = None
+    """Rows that are predicted now."""
+    failed_again: int | None = None
+    duplicate_ids: int | None = None
+    """Rows that stay in the quarantine because others have their ids."""
+    not_asked: int | None = None
+    """Rows that stay because other reasons were asked for."""
+
+
+def retry_lines(report: Report) -> list[str]:
+    """Say in one line what became of the retried rows of a quarantine."""
+    retry = report.retry
+    if not retry or not retry.entries:
+        return []
+    parts = [f"{format_count(retry.entries)} quarantined rows of version {retry.base_version}"]
+    if retry.recovered is not None:
+        parts.append(f"{format_count(retry.recovered)} are predicted now")
+        parts.append(f"{format_count(retry.failed_again)} failed again")
+    others = {
+        "for their ids": retry.duplicate_ids,
+        "with reasons that were not asked for": retry.not_asked,
+    }
+    parts += [f"{format_count(number)} stay {why}" for why, number in others.items() if number]
+    return [f"retried: {', '.join(parts)}"]

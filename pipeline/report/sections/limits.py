@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pipeline.core.figures.counters import LAUNCH, PREPARED
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.report.sections.outcome import Section
+from pipeline.report.sections import Section
 
 # Stages of one group run one after the other in the same slot, so they are judged together.
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -1,39 +1,27 @@
-"""The sections of report.json that a run states as they are; speed/ computes the others."""
+"""How a run ended: its rows and slices, the gates, what was published."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pipeline.core.printable import num_of
+from pipeline.report.sections import Section
+from pipeline.report.sections.carried import carried_lines, retry_lines
+from pipeline.report.showing.blocks import (
+    UNKNOWN,
+    Block,
+    facts_of,
+    format_count,
+    format_duration,
+    format_rate,
+    table_of,
+)
 
+if TYPE_CHECKING:
+    from pipeline.report.document import Report
 
-class Section(BaseModel):
-    """A part of report.json: frozen, closed, and without NaN; what is not known is null."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        json_schema_serialization_defaults_required=True,
-        protected_namespaces=(),
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _numbers_or_null(cls, values: Any) -> Any:
-        # JSON has no NaN and no Infinity.
-        if not isinstance(values, dict):
-            return values
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
-
-    def but(self, **changes: Any) -> Self:
-        """Return this section with other values of some fields, validated like the first ones."""
-        return type(self)(**{**dict(self), **changes})
+BROKEN = ("refused", "failed")
+"""Statuses of runs that came to nothing."""
 
 
 class Rows(Section):
@@ -64,98 +52,16 @@ class Slices(Section):
     left: int | None = None
 
 
-class SkippedReason(Section):
-    """Files that were skipped for one reason."""
+class Gate(Section):
+    """One check before publishing."""
 
-    reason: str
-    files: int
-    first: list[str] = Field(default_factory=list)
-    """Their first names, relative to the source."""
-
-
-class SkippedExtension(Section):
-    """Files of one extension, of reason `extension`."""
-
-    extension: str
-    files: int
-
-
-class SkippedFiles(Section):
-    """Files below the source that are no input; null if it was not listed."""
-
-    files: int | None = None
-    judged: int | None = None
-    """Of those, what `gates.max_skipped_pct` counts."""
-    reasons: list[SkippedReason] = Field(default_factory=list)
-    extensions: list[SkippedExtension] = Field(default_factory=list)
-
-
-class Hardware(Section):
-    """What the cluster had in the mean, while the run went on."""
-
-    nodes: int | float | None = None
-    cpus: float | None = None
-    gpus: float | None = None
-    gpu_name: str | None = None
-    """Of several kinds all names."""
-
-
-class OverTime(Section):
-    """The stream in bins of equal width, from its begin."""
-
-    bin_s: float
-    rows: list[int]
-    """Computed rows whose slice was committed in each bin."""
-    actors: list[int]
-    """Actors that had given a slice by the end of each bin."""
-
-
-class Choice(Section):
-    """What runs the model, and why."""
-
-    reason: Literal["job", "measured", "known", "unknown", "begun"]
-    """`job`: the job says it; `measured`: this run did so before it started; `known`: an earlier
-    run did, or `pipeline tune`; `unknown`: nothing did; `begun`: the work was begun so."""
-    text: str
-    """The choice and its reason in one line."""
-    gain: float | None = None
-    """Rows/s beside those of eager fp32, of one actor and the model alone."""
-    num_compared: int | None = None
-    """Rows of which `agreement_pct` is a share."""
-    measured_by: str | None = None
-    """The run that measured, or `tune`."""
-    measured_at: str | None = None
-    """The date, UTC."""
-
-
-class ModelSection(Section):
-    """What predicted."""
-
-    name: str | None = None
-    weights_sha256: str | None = None
-    runtime: str | None = None
-    precision: str | None = None
-    float32_math: str | None = None
-    """How float32 was multiplied: `ieee`, exactly, or `tf32`. All of torch's flags are set so."""
-    agreement_pct: float | None = None
-    """Share of sampled rows that agreed with eager fp32 when `auto` chose."""
-    agreement_worst: float | None = None
-    """Largest difference of scores, smallest cosine, or largest relative error of that sample."""
-    scores: str | None = None
-    """What the outputs are, in a sentence, if they are not plainly logits."""
-    artefact_sha256: str | None = None
-    """Precision int8: digest of the calibrated model that ran."""
-    choice: Choice | None = None
-    """Null until it is known what runs the model."""
-    device: str | None = None
-    devices: dict[str, int] = Field(default_factory=dict)
-    """Processor, or GPU with driver and libraries -> rows of the partition that it predicted."""
-    advice: list[str] = Field(default_factory=list)
-    """What would make the model faster on them, in a sentence each."""
-    batch_size: int | None = None
-    """The most rows of one model call."""
-    batch_tokens: int | None = None
-    """The most tokens of one model call, padding included; null if rows have none."""
+    name: str
+    status: Literal["pass", "warn", "fail", "off", "accepted"]
+    """`accepted`: it failed, and `--accept` published nevertheless, for the `reason`."""
+    value: float | int | str | None = None
+    limit: float | int | str | None = None
+    message: str | None = None
+    reason: str | None = None
 
 
 class Output(Section):
@@ -172,89 +78,111 @@ class Output(Section):
     bytes: int | None = None
 
 
-class Retry(Section):
-    """What `pipeline retry` made of the quarantine of a published version."""
-
-    base_version: int | None = None
-    """Version whose quarantine it was."""
-    entries: int | None = None
-    """Rows of that quarantine that went again; of a shard that could not be read there is one."""
-    recovered: int | None = None
-    """Rows that are predicted now."""
-    failed_again: int | None = None
-    duplicate_ids: int | None = None
-    """Rows that stay in the quarantine because others have their ids."""
-    not_asked: int | None = None
-    """Rows that stay because other reasons were asked for."""
-
-
-class CarriedFrom(Section):
-    """A version that predictions are taken from."""
-
-    partition: str
-    version: int
-    rows: int
-    """Found without reading the input; what is found by content comes on top."""
+def verdict_block(report: Report) -> Block:
+    """Say why a run ended as it did, and what it did."""
+    num_passed = sum(gate.status == "pass" for gate in report.gates)
+    is_passed = num_passed and report.status == "published"
+    return Block(
+        lines=[
+            *([report.error] if report.error else []),
+            *gate_lines(report),
+            *([f"{num_of(num_passed, 'gate')} passed"] if is_passed else []),
+            totals_line(report),
+            *retry_lines(report),
+            *carried_lines(report),
+        ]
+    )
 
 
-class Carried(Section):
-    """Which predictions are those of earlier versions (`run.reuse`), or why none is."""
-
-    rows: int = 0
-    """Whose predictions are taken over."""
-    why_not: str | None = None
-    """Why there are none, or none of the newest version."""
-    looked_at: int = 0
-    """Earlier versions that were looked at."""
-    sources: list[CarriedFrom] = Field(default_factory=list)
-    """The newest first."""
-    new_rows: int | None = None
-    """Rows of shards that the newest source does not have; null where only reading counts them."""
-    changed_rows: int | None = None
-    """Rows of shards that are not as they were then; null likewise."""
-    failed_rows: int | None = None
-    """Rows of unchanged shards that had no prediction, and are computed again."""
-    gone_rows: int | None = None
-    """Rows of shards that are no longer there."""
-    checked_rows: int = 0
-    """Computed although their predictions are known, for the gate `carried`."""
-    content_rows: int | None = None
-    """Of `rows`, those that were read, and known by their content; null if none were looked up."""
-    lookup_failed_rows: int | None = None
-    """Computed because they could not be looked up; null likewise."""
-    changed_libraries: list[str] = Field(default_factory=list)
-    """What decodes, tokenises or computes and has another version than then; more are checked."""
+def gate_lines(report: Report) -> list[str]:
+    """Say what the gates found but did not refuse; what they refused is the error."""
+    words = {"warn": "warns: ", "accepted": "failed: "}
+    return [
+        f"gate {gate.name} {words[gate.status]}{gate.message}"
+        + (f" (accepted: {gate.reason})" if gate.reason else "")
+        for gate in report.gates
+        if gate.status in words
+    ]
 
 
-class Gate(Section):
-    """One check before publishing."""
+def totals_line(report: Report) -> str:
+    """Sum up rows, rates, time and cost of a run in one line."""
+    slices, isolation = report.slices, report.isolation
+    is_vain = report.status == "nothing_to_do" and report.retry and report.retry.entries
+    status = "nothing has changed" if is_vain else report.status.replace("_", " ")
+    parts = [status, *_row_totals(report.status, report.rows)]
+    if report.unreadable_shards:
+        parts.append(f"unreadable shards {report.unreadable_shards} (rows unknown)")
+    if isolation.dead_processes:
+        parts.append(
+            f"{_processes(isolation.dead_processes)} crashed, "
+            f"{num_of(isolation.rows, 'row')} isolated"
+        )
+    if slices.resumed:
+        parts.append(
+            f"{format_count(slices.resumed)} of {format_count(slices.total)} slices taken "
+            "over from an earlier run"
+        )
+    if report.rows_per_s is not None:
+        parts.append(f"{format_rate(report.rows_per_s)} rows/s")
+    if report.texts and report.texts.tokens_per_s:
+        parts.append(f"{format_rate(report.texts.tokens_per_s)} tokens/s")
+    if report.wall_s is not None:
+        parts.append(f"{format_duration(report.wall_s)} in all")
+    if report.cost_per_million_rows is not None:
+        parts.append(f"a million rows cost {report.cost_per_million_rows:,.2f}")
+    return "; ".join(parts)
 
-    name: str
-    status: Literal["pass", "warn", "fail", "off", "accepted"]
-    """`accepted`: it failed, and `--accept` published nevertheless, for the `reason`."""
-    value: float | int | str | None = None
-    limit: float | int | str | None = None
-    message: str | None = None
-    reason: str | None = None
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count:,} processes"
 
 
-class LabelCount(Section):
-    """How many rows were given a label."""
+def _row_totals(status: str, rows: Rows) -> list[str]:
+    if rows.total is None:
+        return []
+    split = (
+        f"{format_count(rows.predicted)} predicted + {format_count(rows.quarantined)} quarantined"
+    )
+    is_whole = (rows.predicted or 0) + (rows.quarantined or 0) == rows.total
+    whole = f"{num_of(rows.total, 'row')} = {split}"
+    if status == "nothing_to_do":
+        # This run predicted nothing; its own figures say nothing of what is published.
+        return [f"already published: {whole if is_whole else num_of(rows.total, 'row')}"]
+    return [whole if is_whole else f"{split} of {num_of(rows.total, 'row')}"]
 
-    label: str
-    count: int
+
+def headline_block(report: Report) -> Block:
+    """Return the figures at the top of the page."""
+    rows, texts, written = report.rows, report.texts, report.written
+    cost = report.cost_per_million_rows
+    return Block(
+        facts={
+            "rows": format_count(rows.total),
+            "predicted": format_count(rows.predicted),
+            "quarantined": format_count(rows.quarantined),
+            "rows/s while streaming": format_rate(report.rows_per_s),
+            **({"tokens/s": format_rate(texts.tokens_per_s)} if texts else {}),
+            **({"tokens written": format_count(written.output_tokens)} if written else {}),
+            "computed now": format_count(rows.computed),
+            "taken over": format_count((rows.resumed or 0) + (rows.carried or 0)),
+            "in all": format_duration(report.wall_s),
+            **(
+                {"cost of a million rows": f"{cost:.2f}"}
+                if cost is not None
+                else {"cost: needs run.price_per_node_hour": UNKNOWN}
+            ),
+        }
+    )
 
 
-class FailedRows(Section):
-    """Rows that failed alike: what their messages have in common, and one of them."""
+def gates_block(report: Report) -> Block:
+    """Return the results of the gates."""
+    return Block("Gates", table=table_of(report.gates))
 
-    reason: str
-    stage: str | None = None
-    """Null if it is unknown."""
-    message: str | None = None
-    """Of the row that is named; null stands for all messages that are not told apart."""
-    num_rows: int
-    at_least: bool = False
-    """More rows may have failed for it: of some with this reason the message was not kept."""
-    row_id: str | None = None
-    """One of these rows: the first by name."""
+
+def output_block(report: Report) -> Block:
+    """Return what was published, and the slices that made it."""
+    slices = {f"slices {name}": number for name, number in facts_of(report.slices).items()}
+    fingerprint = facts_of({"fingerprint": report.fingerprint})
+    return Block("Output", facts=facts_of(report.output) | fingerprint | slices)

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipeline.commit.staging import StagedSlice
-from pipeline.report.sections.outcome import OverTime
+from pipeline.report.sections import Section
+from pipeline.report.showing.blocks import Block, format_count, format_rate, line_of, lines_block
+
+if TYPE_CHECKING:
+    from pipeline.report.document import Report
 
 _BINS = 60
+
+
+class OverTime(Section):
+    """The stream in bins of equal width, from its begin."""
+
+    bin_s: float
+    rows: list[int]
+    """Computed rows whose slice was committed in each bin."""
+    actors: list[int]
+    """Actors that had given a slice by the end of each bin."""
 
 
 class Timeline:
@@ -45,3 +61,12 @@ class Timeline:
 
 def _halved(counts: list[int]) -> list[int]:
     return [sum(counts[n : n + 2]) for n in range(0, len(counts), 2)]
+
+
+def over_time_block(report: Report) -> Block:
+    """Return rows/s and actors as lines; no block if they were not counted."""
+    if (time := report.over_time) is None:
+        return Block("Over time")
+    rates = [rows / time.bin_s for rows in time.rows]
+    lines = (line_of("rows/s", rates, format_rate), line_of("actors", time.actors, format_count))
+    return lines_block("Over time", [line for line in lines if line is not None])

@@ -1,32 +1,45 @@
-"""The sections of the report that the counters decide: stages, limits, forecasts, bytes per row.
-
-In: the `Load` of a run. Out: sections of report.json; what was not measured is null.
-"""
+"""The stages of a run: rows, seconds, bytes, crashes; its start-up; stages that became slower."""
 
 from __future__ import annotations
 
-import bisect
-import itertools
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from pipeline.core.figures.counters import PREFILL, STARTUP_PARTS, stages_with
-from pipeline.core.figures.slice_figures import Isolated, Steps, Tokens
+from pipeline.core.figures.counters import STARTUP_PARTS, stages_with
+from pipeline.core.figures.slice_figures import Isolated
+from pipeline.report.sections import Section, ratio
 from pipeline.report.sections.limits import Load, utilisation_pct
-from pipeline.report.sections.outcome import Section
+from pipeline.report.sections.outcome import BROKEN
+from pipeline.report.showing.blocks import (
+    Bar,
+    Block,
+    Cell,
+    Table,
+    format_count,
+    format_duration,
+    format_mib,
+    format_pct,
+    format_plain,
+    format_rate,
+    format_size,
+    table_of,
+)
 
+if TYPE_CHECKING:
+    from pipeline.report.document import Report
 
-class StartupPart(Section):
-    """One reason why the first row had to wait, as in `STARTUP_PARTS`."""
-
-    part: str
-    wall_s: float | None
-    """Seconds that the run waited for it; of parallel processes the slowest counts."""
-    busy_s: float | None
-    """Seconds summed over all processes."""
-    share_pct: float | None
-    """`wall_s` as a share of the wall time of the run."""
+SLOWER_PCT = 20.0
+MIN_BUSY_S = 1.0
+"""Of less work than this, a fifth is noise."""
+_FIXED = ("list", "read", "transfer", "predict", "write", "publish")
+_HOPS = {
+    "stored": "stored",
+    "to_decoder": "to the decoders",
+    "to_actor": "to the actors",
+    "to_device": "to the device",
+    "written": "staged",
+    "published": "published",
+}
 
 
 class Stage(Section):
@@ -54,69 +67,6 @@ class Stage(Section):
     """Requests to a store that were repeated after a passing error."""
 
 
-class Isolation(Section):
-    """What was worked on in child processes after workers crashed on it; of this run."""
-
-    dead_processes: int = 0
-    """Workers that crashed, hung or were killed in the middle of a slice, and their children."""
-    rows: int = 0
-    """Rows that went through a child, once for decoding in a task and once for predicting."""
-    quarantined: int = 0
-    """Rows that ended the process that worked on them."""
-
-
-class BytesPerRow(Section):
-    """Bytes of a row on its way, each over the rows that went that far."""
-
-    stored: float | None = None
-    """Encoded, as read from the store; of features the vector."""
-    to_decoder: float | None = None
-    """Encoded; with decoding in the actors the same hop as `to_actor`."""
-    to_actor: float | None = None
-    """What an actor gets: pixels, or the encoded image if the actors decode."""
-    to_device: float | None = None
-    """Model input; on the CPU the copy into the batch."""
-    written: float | None = None
-    """In the staged part."""
-    published: float | None = None
-    """In the final parts, predictions and quarantine; over all rows of the partition."""
-
-
-class SlowerStage(Section):
-    """A stage whose slots do their work much slower than in the last comparable run."""
-
-    stage: str
-    rows_per_busy_slot_s: float
-    before: float
-    """The same figure of that run."""
-    change_pct: float
-    run_id: str
-    """The run that it is compared with."""
-
-
-def ratio(amount: float | None, of: float | None) -> float | None:
-    """Return amount / of; None if either is unknown, or there is no such number."""
-    if amount is None or not of:
-        return None
-    return amount / of if math.isfinite(amount / of) else None
-
-
-def startup_parts(load: Load) -> list[StartupPart]:
-    """Return what the first row had to wait for."""
-    measured = [part for part in STARTUP_PARTS if part in load.figures.stages]
-    return [
-        StartupPart(
-            part=part,
-            wall_s=load.startup.get(part),
-            busy_s=load.busy_s(part) if part in load.figures.stages else None,
-            share_pct=utilisation_pct(load.startup[part], 1, load.wall_s)
-            if part in load.startup
-            else None,
-        )
-        for part in dict.fromkeys([*load.startup, *measured])
-    ]
-
-
 def stages_of(load: Load) -> list[Stage]:
     """Return every stage, in order; what was not measured is null."""
     return [_stage(stage, load) for stage in stages_with(load.prepared)]
@@ -140,6 +90,140 @@ def _stage(stage: str, load: Load) -> Stage:
     )
 
 
+def stages_block(report: Report) -> Block:
+    """Return one row per stage."""
+    if all(stage.busy_s is None for stage in report.stages):
+        return Block()
+    narrow = ["stage", "rows", "rows/s", "busy", "slots", "used", "MiB/s in"]
+    with_retries = ["retries"] if any(stage.retries for stage in report.stages) else []
+    columns = (*narrow, *with_retries, "rows in", "quarantined", "in", "out",
+               "rows/s per slot while busy", "")  # fmt: skip
+    rows: list[Sequence[Cell]] = [
+        (
+            stage.stage,
+            format_count(stage.rows_out),
+            format_rate(stage.rows_per_s),
+            format_duration(stage.busy_s),
+            format_plain(stage.slots),
+            format_pct(stage.utilisation_pct),
+            format_mib(stage.bytes_in, stage.wall_s),
+            *([format_count(stage.retries)] if with_retries else []),
+            format_count(stage.rows_in),
+            format_count(stage.rows_quarantined),
+            format_size(stage.bytes_in),
+            format_size(stage.bytes_out),
+            format_rate(stage.rows_per_busy_slot_s),
+            Bar(stage.utilisation_pct),
+        )
+        for stage in report.stages
+    ]
+    is_vain = report.status in BROKEN and report.streaming_wall_s is None
+    shown = [] if is_vain else [*narrow, *with_retries]
+    prepared = [stage.stage for stage in report.stages if stage.stage not in _FIXED]
+    in_actors = ["transfer", "predict", *(["write"] if report.write_in == "actors" else [])]
+    others = ""
+    if report.decode_in == "actors":
+        in_actors[:0] = prepared
+    elif len(prepared) > 1:
+        others = f" {' and '.join(prepared)} share theirs."
+    return Block(
+        "Where the time went",
+        table=Table(columns, rows, (), report.bottleneck.stage, shown),
+        note=f"Slots: how many of a stage can work at the same time. {', '.join(in_actors)} share "
+        f"the slots of the actors.{others} list and publish "
+        "are measured against the whole run, the others against the streaming time.",
+    )
+
+
+class SlowerStage(Section):
+    """A stage whose slots do their work much slower than in the last comparable run."""
+
+    stage: str
+    rows_per_busy_slot_s: float
+    before: float
+    """The same figure of that run."""
+    change_pct: float
+    run_id: str
+    """The run that it is compared with."""
+
+
+def slower_than_before(report: Report, previous: Report) -> list[SlowerStage]:
+    """Return the stages whose rows/s per busy slot fell by more than `SLOWER_PCT`."""
+    before = {stage.stage: stage.rows_per_busy_slot_s for stage in previous.stages}
+    slower = []
+    for stage in report.stages:
+        now, then = stage.rows_per_busy_slot_s, before.get(stage.stage)
+        if now is None or not then or (stage.busy_s or 0.0) < MIN_BUSY_S:
+            continue
+        change_pct = round(100 * (now / then - 1), 2)
+        if change_pct < -SLOWER_PCT:
+            slower.append(
+                SlowerStage(
+                    stage=stage.stage,
+                    rows_per_busy_slot_s=now,
+                    before=then,
+                    change_pct=change_pct,
+                    run_id=previous.run_id,
+                )
+            )
+    return slower
+
+
+def slower_lines(report: Report) -> list[str]:
+    """Say in one line per stage which became slower since the last comparable run."""
+    return [
+        f"slower than before: {slower.stage}, {format_rate(slower.rows_per_busy_slot_s)} "
+        f"rows/s per slot while busy instead of {format_rate(slower.before)} in run "
+        f"{slower.run_id}"
+        for slower in report.slower_than_before or []
+    ]
+
+
+class StartupPart(Section):
+    """One reason why the first row had to wait, as in `STARTUP_PARTS`."""
+
+    part: str
+    wall_s: float | None
+    """Seconds that the run waited for it; of parallel processes the slowest counts."""
+    busy_s: float | None
+    """Seconds summed over all processes."""
+    share_pct: float | None
+    """`wall_s` as a share of the wall time of the run."""
+
+
+def startup_parts(load: Load) -> list[StartupPart]:
+    """Return what the first row had to wait for."""
+    measured = [part for part in STARTUP_PARTS if part in load.figures.stages]
+    return [
+        StartupPart(
+            part=part,
+            wall_s=load.startup.get(part),
+            busy_s=load.busy_s(part) if part in load.figures.stages else None,
+            share_pct=utilisation_pct(load.startup[part], 1, load.wall_s)
+            if part in load.startup
+            else None,
+        )
+        for part in dict.fromkeys([*load.startup, *measured])
+    ]
+
+
+def startup_block(report: Report) -> Block:
+    """Return the parts of the start-up."""
+    table = table_of(report.startup, lambda part: Bar(part.share_pct), report.bottleneck.stage)
+    return Block("Start-up", table=table)
+
+
+class Isolation(Section):
+    """What was worked on in child processes after workers crashed on it; of this run."""
+
+    dead_processes: int = 0
+    """Workers that crashed, hung or were killed in the middle of a slice, and their children."""
+    rows: int = 0
+    """Rows that went through a child, once for decoding in a task and once for predicting."""
+    quarantined: int = 0
+    """Rows that ended the process that worked on them."""
+
+
 def isolation_of(load: Load) -> Isolation:
     """Say how much had to be isolated."""
     isolated = load.figures.isolated or Isolated()
@@ -148,6 +232,23 @@ def isolation_of(load: Load) -> Isolation:
         rows=isolated.num_rows,
         quarantined=isolated.num_quarantined,
     )
+
+
+class BytesPerRow(Section):
+    """Bytes of a row on its way, each over the rows that went that far."""
+
+    stored: float | None = None
+    """Encoded, as read from the store; of features the vector."""
+    to_decoder: float | None = None
+    """Encoded; with decoding in the actors the same hop as `to_actor`."""
+    to_actor: float | None = None
+    """What an actor gets: pixels, or the encoded image if the actors decode."""
+    to_device: float | None = None
+    """Model input; on the CPU the copy into the batch."""
+    written: float | None = None
+    """In the staged part."""
+    published: float | None = None
+    """In the final parts, predictions and quarantine; over all rows of the partition."""
 
 
 def bytes_per_row(load: Load) -> BytesPerRow:
@@ -170,96 +271,18 @@ def bytes_per_row(load: Load) -> BytesPerRow:
     )
 
 
-class Texts(Section):
-    """Tokens of the texts that this run computed."""
-
-    tokens: int
-    """Of predicted rows, special tokens included, padding not."""
-    tokens_per_row: float | None
-    tokens_per_s: float | None
-    """Over the streaming wall."""
-    padding_pct: float | None
-    """Share of what the model computed that was padding."""
-    truncated_rows: int
-    """Rows that had more tokens than `text.max_tokens`, and were cut."""
-    truncated_pct: float | None
-    """Of all rows that were tokenised."""
+def bytes_block(report: Report) -> Block:
+    """Return what a row weighs on its way."""
+    return Block("A row on its way", hop_lines(report))
 
 
-def texts_of(load: Load) -> Texts | None:
-    """Return the section; None if no texts were tokenised."""
-    rows, tokens = load.figures.tokenised, load.figures.tokens or Tokens()
-    if rows is None:
-        return None
-    padding = ratio(tokens.num_padded - tokens.num_tokens, tokens.num_padded)
-    cut = ratio(rows.num_truncated, rows.num_rows)
-    return Texts(
-        tokens=tokens.num_tokens,
-        tokens_per_row=load.tokens_per_row,
-        tokens_per_s=ratio(tokens.num_tokens, load.streaming_wall_s),
-        padding_pct=None if padding is None else 100 * padding,
-        truncated_rows=rows.num_truncated,
-        truncated_pct=None if cut is None else 100 * cut,
-    )
-
-
-class Written(Section):
-    """Texts that this run wrote, quarantined ones included."""
-
-    input_tokens: int
-    """Of prompts, padding not."""
-    output_tokens: int
-    prefill_tokens_per_s: float | None
-    """Tokens of prompts over the busy seconds of actors that read them."""
-    decode_tokens_per_s: float | None
-    """Tokens of outputs over the busy seconds of actors that wrote them."""
-    rows_per_step: float | None
-    """Of a batch, in the mean over the steps that write a token of each."""
-    decode_padding_pct: float | None
-    """Share of these rows that had ended already; they leave together with others."""
-    output_tokens_p50: int | None
-    """Half of the outputs are not longer; up to 3%."""
-    output_tokens_p95: int | None
-    length_pct: float | None
-    """Share of outputs that have the most tokens and no end: `finish_reason` is `length`."""
-    repeating_pct: float | None
-    """Share of outputs that end so, in the same few tokens again and again."""
-    cost_per_million_tokens: float | None = None
-    """Of both kinds, in the currency of `run.price_per_node_hour`."""
-
-
-def written_of(load: Load, cost: float | None) -> Written | None:
-    """Return the section; None if no texts were written.
-
-    Args:
-        load: What was measured.
-        cost: Of the run; None: unknown.
-    """
-    made = load.figures.generated
-    if made is None:
-        return None
-    read = (load.figures.tokens or Tokens()).num_tokens
-    shares = [ratio(number, made.num_rows) for number in (made.num_long, made.num_repeating)]
-    steps = load.figures.steps or Steps()
-    used = ratio(made.num_tokens, steps.num_places)
-    a_token = None if cost is None else ratio(cost, read + made.num_tokens)
-    return Written(
-        input_tokens=read,
-        output_tokens=made.num_tokens,
-        prefill_tokens_per_s=ratio(read, load.figures.stage(PREFILL).busy_s),
-        decode_tokens_per_s=ratio(made.num_tokens, made.busy_s),
-        rows_per_step=ratio(steps.num_places, steps.num_steps),
-        decode_padding_pct=None if used is None else 100 * (1 - used),
-        output_tokens_p50=_quantile(load.figures.output_lengths, 0.5),
-        output_tokens_p95=_quantile(load.figures.output_lengths, 0.95),
-        length_pct=None if shares[0] is None else 100 * shares[0],
-        repeating_pct=None if shares[1] is None else 100 * shares[1],
-        cost_per_million_tokens=None if a_token is None else 1e6 * a_token,
-    )
-
-
-def _quantile(lengths: Mapping[str, int], share: float) -> int | None:
-    """Return the length that this share of the outputs does not exceed."""
-    counted = sorted((int(length), rows) for length, rows in lengths.items())
-    sums = [*itertools.accumulate(rows for _, rows in counted)]
-    return counted[bisect.bisect_left(sums, share * sums[-1])][0] if sums else None
+def hop_lines(report: Report) -> list[str]:
+    """Say in one line what a row weighs on its way, as far as it was measured."""
+    is_fused = report.decode_in == "actors"
+    names = {**_HOPS, "to_decoder": "to the tokenizers"} if report.texts else _HOPS
+    known = [
+        f"{format_size(size)} {names[hop]}"
+        for hop, size in report.bytes_per_row
+        if size is not None and not (is_fused and hop == "to_decoder")
+    ]
+    return [f"a row: {', '.join(known)}"] if known else []

@@ -9,33 +9,36 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pipeline.commit.layout import earlier_names, partition_order
-from pipeline.report.showing.number_format import (
+from pipeline.report.sections import Section
+from pipeline.report.showing.blocks import (
+    Bar,
+    Block,
+    Cell,
+    Line,
+    Table,
     format_count,
     format_duration,
     format_pct,
     format_plain,
     format_rate,
+    line_of,
+    lines_block,
 )
 
 if TYPE_CHECKING:
     from pipeline.report.document import Report
 
-
 _SHOWN = 14
-_HIGH_PX, _EDGE_PX = 28.0, 3.0
+_PARTITIONS = 7
+_REPORTED = 10
+"""A report has so many labels; what is behind them is unknown."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One figure over versions or time, as texts."""
+class LabelCount(Section):
+    """How many rows were given a label."""
 
-    name: str
-    num_points: int
-    last: str
-    low: str
-    high: str
-    points: str
-    """Of a polyline in a box of 100 x 28; what is unknown has none."""
+    label: str
+    count: int
 
 
 _Figure = Callable[["Report"], float | None]
@@ -49,53 +52,48 @@ _FIGURES: dict[str, tuple[_Figure, Callable[[float], str]]] = {
 }
 
 
+def trends_block(report: Report, past: Sequence[Report]) -> Block:
+    """Return the figures of the last versions as lines."""
+    return lines_block("The last {} versions", trends_of([*past, report]))
+
+
 def trends_of(reports: Iterable[Report]) -> list[Line]:
     """Return the lines of the last fourteen versions; [] if there are fewer than two."""
     published = [report for report in reports if report.status == "published"]
     published.sort(key=lambda run: (partition_order(run.partition), run.run_id))
     versions = published[-_SHOWN:]
     lines = (
-        _line(name, [*map(figure, versions)], format_value)
+        line_of(name, [*map(figure, versions)], format_value)
         for name, (figure, format_value) in _FIGURES.items()
     )
     return [line for line in lines if line is not None]
-
-
-def over_time(report: Report) -> list[Line]:
-    """Return rows/s and actors over the time of the stream; [] if they were not counted."""
-    if (time := report.over_time) is None:
-        return []
-    rates = [rows / time.bin_s for rows in time.rows]
-    lines = (_line("rows/s", rates, format_rate), _line("actors", time.actors, format_count))
-    return [line for line in lines if line is not None]
-
-
-def _line(
-    name: str, values: Sequence[float | None], format_value: Callable[[float], str]
-) -> Line | None:
-    """Return a line; None if fewer than two values are known."""
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return None
-    low, high, step = min(known), max(known), 100 / (len(values) - 1)
-    inside = (_HIGH_PX - 2 * _EDGE_PX) / ((high - low) or 1.0)
-    points = " ".join(
-        f"{number * step:.1f},{_HIGH_PX - _EDGE_PX - inside * (value - low):.1f}"
-        for number, value in enumerate(values)
-        if value is not None
-    )
-    return Line(
-        name, len(values), format_value(known[-1]), format_value(low), format_value(high), points
-    )
 
 
 def _pct(part: int | None, whole: int | None) -> float | None:
     return 100 * part / whole if part is not None and whole else None
 
 
-_PARTITIONS = 7
-_REPORTED = 10
-"""A report has so many labels; what is behind them is unknown."""
+def classes_block(report: Report, past: Sequence[Report]) -> Block:
+    """Return the most frequent classes, beside the mean of the partitions before."""
+    classes = classes_of(report, past)
+    scale = 100 / (classes.most_pct or 1)
+    rows: list[Sequence[Cell]] = [
+        (
+            share.label,
+            format_count(share.rows),
+            format_pct(share.pct),
+            *([format_pct(share.before_pct)] if classes.beside else []),
+            Bar(scale * share.pct, None if share.before_pct is None else scale * share.before_pct),
+        )
+        for share in classes.shares
+    ]
+    before = ["before"] if classes.beside else []
+    note = "The most frequent ones, of the rows with a prediction."
+    if classes.has_ids:
+        note += " A number behind a name is the class id: several classes have that name."
+    if classes.beside:
+        note += f" Before, and the dark line: {classes.beside}."
+    return Block("Classes", table=Table(("class", "rows", "share", *before, ""), rows), note=note)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""A report for people: lines on a terminal, and a page of HTML.
+"""The tools of showing: blocks, printed tables, sheets of rows.
 
-In: a report as a document. Out: text whose names from data are escaped. Begin with `layout.py`
-and `render.py`.
+In: values, rows, nested documents. Out: text for a terminal, and escaped HTML. Begin with
+`blocks.py`, which the sections of a report are shown with.
 """

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.stage_loads import load_of
 
-from pipeline.report.sections.bottleneck import find_bottleneck
+from pipeline.report.sections.bottleneck import Forecast, find_bottleneck, make_forecasts
 from pipeline.report.sections.limits import Load, find_limits
-from pipeline.report.speed.forecast import Forecast, make_forecasts
 
 SPARE = {"read": 1.0, "decode": 7.0, "transform": 1.0, "predict": 19.0, "write": 0.2}
 CPU_SLOTS = {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}
