@@ -39,7 +39,7 @@ from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.runs.tuning.auto import needs_tuning, opened
-from pipeline.sources.inputs import describe_no_input, list_inputs
+from pipeline.sources.listing.inputs import describe_no_input, list_inputs
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
 

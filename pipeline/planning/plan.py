@@ -34,7 +34,7 @@ from pipeline.planning.predictor import digest_of, predictor_key, row_settings
 from pipeline.planning.slicing import units_of
 from pipeline.sources.columns.pass_through import taken_name
 from pipeline.sources.extents import Extent
-from pipeline.sources.inputs import Inputs
+from pipeline.sources.listing.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
 from pipeline.sources.units import Unit, with_ctimes
 from pipeline.storage.skipped import Skipped

@@ -9,11 +9,11 @@ that is installed on every node.
 """
 
 REGISTRY = {
-    "images": "pipeline.sources.image_files:FORMAT",
-    "audio": "pipeline.sources.image_files:AUDIO",
-    "parquet": "pipeline.sources.parquet.format:FORMAT",
-    "jsonl": "pipeline.sources.jsonl.format:FORMAT",
-    "csv": "pipeline.sources.csv.format:FORMAT",
-    "webdataset": "pipeline.sources.webdataset.format:FORMAT",
+    "images": "pipeline.sources.formats.media_files:FORMAT",
+    "audio": "pipeline.sources.formats.media_files:AUDIO",
+    "parquet": "pipeline.sources.formats.parquet:FORMAT",
+    "jsonl": "pipeline.sources.formats.jsonl:FORMAT",
+    "csv": "pipeline.sources.formats.csv:FORMAT",
+    "webdataset": "pipeline.sources.formats.webdataset:FORMAT",
 }
 """`source.format` -> where its `SourceFormat` is; imported when a job names it."""

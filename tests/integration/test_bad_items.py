@@ -22,12 +22,12 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
-from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.parquet.footers import read_footers
+from pipeline.sources.formats.parquet_footers import read_footers
+from pipeline.sources.formats.webdataset_rows import TarSpec, iter_rows
+from pipeline.sources.listing.inputs import Inputs, list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
-from pipeline.sources.webdataset.rows import TarSpec, iter_rows
 from pipeline.sources.whole_file import _WholeFile
 from pipeline.storage.errors import classify
 from pipeline.storage.store import Store

@@ -54,7 +54,7 @@ from pipeline.runs.job_survey import survey_job
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import take_over
 from pipeline.runs.work import divide
-from pipeline.sources.parquet.footers import open_parquet
+from pipeline.sources.formats.parquet_footers import open_parquet
 from pipeline.sources.reader import read_slices
 from pipeline.storage.store import Store
 
@@ -265,8 +265,8 @@ def bad_block(name: str) -> Iterator[None]:
         return open_parquet(handle)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.sources.parquet.footers.open_parquet", opened)
-        patch.setattr("pipeline.sources.parquet.footers.with_retries", lambda read: read())
+        patch.setattr("pipeline.sources.formats.parquet_footers.open_parquet", opened)
+        patch.setattr("pipeline.sources.formats.parquet_footers.with_retries", lambda read: read())
         yield
 
 

@@ -27,7 +27,7 @@ from pipeline.models.resolving.resolve import resolve_model
 from pipeline.operations.plan import plan
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_complete
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store, StoredFile

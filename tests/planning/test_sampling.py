@@ -12,7 +12,7 @@ from support.runs.plan_examples import SPEC, job
 
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.sampling import sample_rows, sample_units
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
 

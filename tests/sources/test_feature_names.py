@@ -13,7 +13,7 @@ from support.inputs.shard_columns import features_of, read_all, source_of
 
 from pipeline.job.source import Source
 from pipeline.sources.feature_names import Vector, vectors_of
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 
 FEATURES: tuple[Any, ...] = (
     "age",

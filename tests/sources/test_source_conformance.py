@@ -27,7 +27,7 @@ from pipeline.core.schema import AUDIO, ERROR, ROW_ID, URI
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.extents import UncountedPlan
-from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.listing.inputs import Inputs, list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import SourceFormat, format_of, planned_ids

@@ -49,7 +49,7 @@ from support.servers.s3server import S3Server
 from pipeline.core.backoff import TRIES
 from pipeline.core.errors import InfraError, JobError
 from pipeline.job.source import Source
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.errors import secret_values
 from pipeline.storage.local_disk import LocalDisk

@@ -16,7 +16,7 @@ from pipeline.core.registry import INPUTS, get, usable
 from pipeline.operations.first_steps.first_rows import Ambiguous, names_of
 from pipeline.preprocessing.input_facts import Columns, Cost
 from pipeline.sources.columns.arrow_types import is_number, is_text
-from pipeline.sources.csv.rows import number_options
+from pipeline.sources.formats.csv_rows import number_options
 
 Fields = dict[str, tuple[Any, str]]
 """Field of `source` -> its value, and why."""

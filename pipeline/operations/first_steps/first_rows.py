@@ -16,9 +16,9 @@ from pipeline.core.printable import clean_message, listed, num_of
 from pipeline.core.registry import SOURCES, built_in, load, names
 from pipeline.job.extensions import check_options
 from pipeline.job.source import Source
-from pipeline.sources.first_bytes import file_type_of, head_of
-from pipeline.sources.globs import compiled
-from pipeline.sources.inputs import open_source, require_there
+from pipeline.sources.listing.first_bytes import file_type_of, head_of
+from pipeline.sources.listing.globs import compiled
+from pipeline.sources.listing.inputs import open_source, require_there
 from pipeline.sources.source_format import FirstRows
 from pipeline.storage.skipped import reason_of_name
 from pipeline.storage.store import Store, StoredFile

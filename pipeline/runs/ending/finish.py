@@ -42,7 +42,7 @@ from pipeline.reuse.finding import day_of
 from pipeline.runs.context import RunContext
 from pipeline.runs.resume import drop_damaged, require_checked
 from pipeline.runs.work import Work, note_retried
-from pipeline.sources.inputs import describe_no_input
+from pipeline.sources.listing.inputs import describe_no_input
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store, StoredFile
 

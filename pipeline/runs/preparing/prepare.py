@@ -21,7 +21,7 @@ from pipeline.planning.plan import Plan, make_plan, schema_to_text
 from pipeline.planning.slicing import SliceSizes
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.context import RunContext
-from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.listing.inputs import Inputs, list_inputs
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 from support.inputs.shard_columns import read_all, source_of
 
 from pipeline.core.schema import ERROR, IMAGE, MESSAGE
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 
 DATA = bytes(range(256)) * 2
 CODED = base64.b64encode(DATA).decode()

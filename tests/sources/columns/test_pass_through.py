@@ -28,7 +28,7 @@ from pipeline.inference.slice_results import to_table
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.sources.columns.arrow_types import published_type, type_trouble
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 from pipeline.storage.store import Store
 
 MOMENT = dt.datetime(9999, 12, 31, 23, 59, 59, 999999)

@@ -10,7 +10,7 @@ import pytest
 from support.inputs.shard_columns import read_all, source_of, text, write_columns
 
 from pipeline.core.schema import ERROR, MESSAGE, NUM_BYTES, ROW_ID, TEXT, TEXT_PAIR, text_fields
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 
 TEXTS = ["one", "", "zwei \u00e4\u20ac", None, "one"]
 KINDS = {

@@ -16,7 +16,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
 from pipeline.sources.features.categories import with_categories
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 
 
 def source(folder: Path, categories: Any, **more: Any) -> Source:

@@ -36,7 +36,7 @@ from support.servers.ports import free_ports
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 from pipeline.sources.uris.fetch import Fetched, FetchPolicy, Network, fetch_many
 
 pytestmark = pytest.mark.usefixtures("impatient")

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.job.source import Source
 from pipeline.sources.extents import ALL_ROWS, RowFilter, UncountedPlan
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit

@@ -13,7 +13,7 @@ from pipeline.core.slices import pack, unpack
 from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
-from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.listing.inputs import Inputs, list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store

@@ -18,7 +18,7 @@ from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.sources.extents import Extent
-from pipeline.sources.inputs import Inputs
+from pipeline.sources.listing.inputs import Inputs
 from pipeline.storage.store import StoredFile
 from support.runs.jobs import job_over
 

@@ -17,7 +17,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.sources.inputs import list_inputs
+from pipeline.sources.listing.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store

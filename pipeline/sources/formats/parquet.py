@@ -1,0 +1,249 @@
+"""Parquet shards: the columns hold images, URIs, features or texts; footers count the rows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core.backoff import BAD_BLOCK, BadBlockError, Retries, is_bad_block
+from pipeline.core.errors import AccessDenied
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.semantics import SEMANTICS
+from pipeline.job.source import FIELDS_OF_COLUMNS, Source
+from pipeline.sources.columns.base import STAGE
+from pipeline.sources.columns.column_path import take_paths
+from pipeline.sources.columns.value_sizes import bounded
+from pipeline.sources.extents import Extent
+from pipeline.sources.formats.parquet_columns import Needed, needed_columns
+from pipeline.sources.formats.parquet_footers import (
+    declare_columns,
+    extents_of,
+    is_unreadable,
+    read_footers,
+)
+from pipeline.sources.formats.parquet_shard import Batching, Shard, open_shard
+from pipeline.sources.formats.parquet_sizes import MAX_BATCH_BYTES
+from pipeline.sources.input_columns import columns_of
+from pipeline.sources.rows import Reader, require_unchanged
+from pipeline.sources.source_format import (
+    CountsRows,
+    FirstRows,
+    Measured,
+    RowIds,
+    Rows,
+    SourceFormat,
+    failed_rows,
+)
+from pipeline.sources.table_rows import to_rows
+from pipeline.storage.store import Store, StoredFile
+
+_FIRST_ROWS = 32
+_BATCH_BYTES = 16 << 20
+_TABLE_BATCH_BYTES = 64 << 20
+"""Of tables, whose columns each cost something per batch."""
+_FEW_ROWS, _FEW_TABLE_ROWS = 16, 4096
+"""Rows that are read at once where large ones may be neighbours."""
+
+
+def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
+    """Yield the rows of an extent; unreadable rows become failed rows.
+
+    Damage costs the rest of its row group, from the first row on that cannot be read: the same
+    rows, whatever is read with them.
+    """
+    if extent.reason is not None:
+        failure = Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
+        yield failed_rows(reader, extent, 0, failure)
+        return
+    damage = yield from _read_until_damage(reader, extent)
+    if damage is None:
+        return
+    is_bad_disk = damage.failure.message == BAD_BLOCK  # which each group would wait for again
+    groups = [] if is_bad_disk else _by_groups(reader, extent, damage.first)
+    if not groups:
+        yield failed_rows(reader, extent, *damage)
+    for group in groups:
+        damage = yield from _read_until_damage(reader, group, one_by_one=True)
+        if damage is not None:
+            yield failed_rows(reader, group, *damage)
+
+
+class _Damage(NamedTuple):
+    """From which row of an extent on it cannot be read, and why."""
+
+    first: int
+    failure: Failure
+
+
+def _read_until_damage(
+    reader: Reader, extent: Extent, *, one_by_one: bool = False
+) -> Generator[pa.Table, None, _Damage | None]:
+    skip, retries = 0, Retries(limit_s=math.inf)
+    while True:
+        try:
+            for table in _read_batches(reader, extent, skip, one_by_one=one_by_one):
+                skip += table.num_rows
+                yield table
+                del table
+        except FileNotFoundError:
+            return _Damage(skip, Failure(Reason.MISSING, STAGE, "vanished since it was planned"))
+        except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
+            if is_bad_block(error) and retries.wait():
+                continue
+            if not is_unreadable(error):
+                raise
+            message = BAD_BLOCK if is_bad_block(error) else str(error)
+        else:
+            if skip == extent.num_rows:
+                return None
+            message = "damaged: a page holds too few rows"
+        break
+    _require_unchanged(reader, extent)  # a file looks broken while it is written
+    return _Damage(skip, Failure(Reason.UNREADABLE_SHARD, STAGE, message))
+
+
+def _by_groups(reader: Reader, extent: Extent, skip: int) -> list[Extent]:
+    """Return the rest of an extent by row groups; [] if the shard cannot be opened any more."""
+    numbers = extent.numbers(skip)
+    try:
+        with open_shard(reader.store, extent) as shard:
+            ends = [bisect_left(numbers, end) for end in shard.group_ends.tolist()]
+    except (pa.ArrowException, OSError, BadBlockError, AccessDenied):
+        return []
+    cuts = sorted({0, *ends, len(numbers)})
+    return [extent.piece(skip + begin, end - begin) for begin, end in pairwise(cuts)]
+
+
+def _require_unchanged(reader: Reader, extent: Extent) -> None:
+    """Raise if the shard was written while it was read; a deleted or denied one was not."""
+    with contextlib.suppress(FileNotFoundError, AccessDenied):
+        require_unchanged(reader.store, extent)
+
+
+def _read_batches(
+    reader: Reader, extent: Extent, skip: int, *, one_by_one: bool
+) -> Iterator[pa.Table]:
+    store = reader.store
+    with open_shard(store, extent) as shard:
+        needed = needed_columns(reader.source, shard.parquet.schema_arrow, extent.path)
+        numbers = extent.numbers(skip)
+        for groups, position in shard.groups_with(numbers):
+            for batch in _batches(reader, shard, extent, groups, needed, one_by_one=one_by_one):
+                begin = bisect_left(numbers, position)
+                end = bisect_left(numbers, position + batch.num_rows)
+                if begin < end:
+                    wanted = numbers[begin:end]
+                    rows = take_paths(_take(batch, wanted, position), needed.paths)
+                    yield to_rows(reader, extent.path, wanted, rows, [None] * len(wanted))
+                    del rows  # not kept while the next ones are read
+                position += batch.num_rows
+                del batch
+                if position > numbers[-1]:
+                    return
+
+
+def _batches(
+    reader: Reader,
+    shard: Shard,
+    extent: Extent,
+    groups: Sequence[int],
+    needed: Needed,
+    *,
+    one_by_one: bool,
+) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of row groups."""
+    how = _batching(reader, extent, shard.num_rows(groups))
+    is_table = columns_of(reader.source).has_small_rows
+    few_rows = _FEW_TABLE_ROWS if is_table else _FEW_ROWS
+    most_rows = 1 if one_by_one else how.num_rows
+    safe_rows = shard.rows_within(groups, needed.read, most_rows, few_rows)
+    if safe_rows < how.num_rows:
+        how = how._replace(rows_at_once=safe_rows, few_requests=False)
+    for batch in shard.batches(groups, needed.read, how):
+        for piece in bounded(batch, MAX_BATCH_BYTES):
+            if not reader.store.is_object_store:  # an object cannot change under an open file
+                _require_unchanged(reader, extent)
+            yield piece
+            del piece  # not kept while the next one is read
+        del batch
+
+
+def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:
+    """Return how to read an extent from row groups of so many rows."""
+    columns = columns_of(reader.source)
+    is_table = columns.has_small_rows
+    row_bytes = max(extent.row_bytes, _vector_bytes(reader), 1.0)
+    fit = int((_TABLE_BATCH_BYTES if is_table else _BATCH_BYTES) / row_bytes)
+    rows = max(1, min(columns.rows_at_once, fit))
+    # Most slices have a power of two of rows; one that lies in several batches is copied.
+    num_rows = 1 << (rows.bit_length() - 1)
+    is_mostly_wanted = 2 * extent.num_rows >= group_rows
+    return Batching(num_rows, row_bytes, few_requests=is_table and is_mostly_wanted)
+
+
+def _vector_bytes(reader: Reader) -> int:
+    """Return the bytes of a row's vectors of features, which may be encoded in fewer."""
+    types = [field.type for field in reader.fields if pa.types.is_fixed_size_list(field.type)]
+    return sum(dtype.list_size * dtype.value_type.bit_width // 8 for dtype in types)
+
+
+def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Table:
+    """Return rows of a batch by their numbers in the shard; its first row is `position`."""
+    first = numbers[0] - position
+    if numbers[-1] - numbers[0] + 1 == len(numbers):
+        return pa.Table.from_batches([batch.slice(first, len(numbers))])
+    # Arrow cannot choose rows of views, only slices.
+    rows = [batch.slice(number - position, 1) for number in numbers]
+    return pa.Table.from_batches(rows).combine_chunks()
+
+
+class Parquet(SourceFormat):
+    """Parquet shards, read page by page."""
+
+    name = "parquet"
+    suffixes = (".parquet", ".pq")
+    counts_rows: CountsRows = "footer"
+    semantics = SEMANTICS["parquet"]
+    kinds = frozenset(["Parquet"])
+    fields = frozenset(FIELDS_OF_COLUMNS)
+
+    def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
+        """Read no more than a batch: a row group may hold all images of a shard."""
+        with store.open(shard.path) as handle:
+            file = pq.ParquetFile(handle)
+            first = next(file.iter_batches(batch_size=_FIRST_ROWS), None)
+            schema = file.schema_arrow
+        rows = schema.empty_table() if first is None else pa.Table.from_batches([first])
+        return FirstRows(rows, "" if len(rows) else "has no rows")
+
+    def row_ids(self, source: Source) -> RowIds:
+        return "column" if source.id_column else "path#row"
+
+    def measure(
+        self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
+    ) -> Measured:
+        """Read the footers; neighbouring row groups are joined to extents."""
+        footers = read_footers(store, shards, source)
+        declared, fields = declare_columns(store, source, shards, footers)
+        extents = [
+            extent
+            for shard, footer in zip(shards, footers, strict=True)
+            for extent in extents_of(shard, footer, source, declared, max_extent_rows)
+        ]
+        return Measured(tuple(extents), declared, fields=fields)
+
+    def read(
+        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
+    ) -> Iterator[Rows]:
+        [extent] = extents
+        return map(Rows, read_tables(reader, extent))
+
+
+FORMAT = Parquet()

@@ -1,0 +1,341 @@
+"""Read the footers of Parquet shards: rows, extents, and whether a shard fits the job."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.core.arrays import as_array
+from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, is_damage, with_retries
+from pipeline.core.errors import AccessDenied, JobError, PipelineError
+from pipeline.core.failures import Reason
+from pipeline.job.features import column_of
+from pipeline.job.source import Source
+from pipeline.sources.columns.arrow_types import is_list, unified
+from pipeline.sources.columns.column_path import (
+    NoColumnError,
+    extract,
+    find,
+    paths_of,
+    with_paths,
+)
+from pipeline.sources.columns.pass_through import check_names, declare, type_problem
+from pipeline.sources.extents import Extent
+from pipeline.sources.formats.parquet_columns import (
+    is_below,
+    named_columns,
+    schema_of,
+    schema_problem,
+)
+from pipeline.sources.input_columns import columns_of
+from pipeline.sources.uris.policy import policy_of
+from pipeline.storage.store import Store, StoredFile
+
+_FOOTER_THREADS = 16
+_INT96_UNIT = "us"
+_LARGEST = 2**62
+_SAMPLE_SHARDS, _SAMPLE_BATCHES, _SAMPLE_ROWS = 16, 32, 32
+_BUFFER_BYTES, _BATCH_ROWS = 1 << 20, 65_536
+
+
+@dataclass(frozen=True)
+class Footer:
+    """The content of a Parquet footer, or why it cannot be read."""
+
+    group_rows: tuple[int, ...] = ()
+    group_bytes: tuple[int, ...] = ()
+    schema: pa.Schema | None = None
+    reason: Reason | None = None
+    message: str = ""
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Tell whether an error is of this file alone, which is broken or denied, not of the store."""
+    return isinstance(error, AccessDenied) or is_damage(error)
+
+
+@contextlib.contextmanager
+def arrow_errors() -> Iterator[None]:
+    """Turn all errors that damaged bytes cause in Arrow and Python into Arrow's own.
+
+    Raises:
+        pa.ArrowException: The file is broken: names are not UTF-8, sizes exceed all memory, or a
+            registered extension type (Ray has some) does not match its storage in the file.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, PipelineError):
+        raise
+    except Exception as error:
+        raise pa.ArrowInvalid(f"damaged: {type(error).__name__}: {error}") from error
+
+
+def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
+    """Open a shard; `options` are those of `pyarrow.parquet.ParquetFile`.
+
+    Pages that have a checksum are held to it.
+
+    INT96, of 64 bits of nanoseconds and 32 of days, is read in the unit that holds the years that
+    others write; nanoseconds would wrap around silently beyond 2262.
+
+    Raises:
+        pa.ArrowException: It is broken.
+    """
+    with arrow_errors():
+        return pq.ParquetFile(
+            handle,
+            coerce_int96_timestamp_unit=_INT96_UNIT,
+            page_checksum_verification=True,
+            **options,
+        )
+
+
+def read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[Footer]:
+    """Read the footers of shards, in their order."""
+    schemas: dict[pa.Schema, pa.Schema] = {}  # of 1,000 columns one takes half a MiB
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        footers = pool.map(lambda shard: _read_footer(store, shard, source), shards)
+        return [replace(f, schema=schemas.setdefault(f.schema, f.schema)) for f in footers]
+
+
+def _read_footer(store: Store, shard: StoredFile, source: Source) -> Footer:
+    def read() -> Footer:
+        try:
+            with store.open(shard.path) as handle, arrow_errors():
+                return _judge_footer(open_parquet(handle), source)
+        except OSError as error:
+            if is_bad_block(error):
+                raise BadBlockError(BAD_BLOCK) from error
+            raise
+
+    try:
+        return with_retries(read)
+    except FileNotFoundError:
+        return Footer(reason=Reason.MISSING, message="vanished while it was listed")
+    except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
+        if not is_unreadable(error):
+            raise
+        return Footer(reason=Reason.UNREADABLE_SHARD, message=str(error))
+
+
+def _judge_footer(parquet: pq.ParquetFile, source: Source) -> Footer:
+    """Return what a footer says.
+
+    Raises:
+        pa.ArrowInvalid: It contradicts itself.
+    """
+    metadata, schema = parquet.metadata, parquet.schema_arrow
+    schema.remove_metadata().to_string()  # raises if a name is not UTF-8, at any depth
+    # `metadata.schema` refers to its metadata and back: they stay until garbage is collected.
+    leaves = [*pq.ParquetSchema(metadata)]
+    wanted = {*named_columns(source)}
+    wanted |= {path.column for path in paths_of(wanted, schema).values() if path.has_items}
+    chosen = [i for i, leaf in enumerate(leaves) if is_below(leaf.path, wanted)]
+    _require_chunks(metadata, [leaves[index].path for index in chosen])
+    flat = [index for index in chosen if leaves[index].max_repetition_level == 0]
+    rows: list[int] = []
+    sizes: list[int] = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = {index: group.column(index) for index in chosen}
+        rows.append(group.num_rows)
+        sizes.append(sum(column.total_uncompressed_size for column in columns.values()))
+        if any(columns[index].num_values != rows[-1] for index in flat):
+            raise pa.ArrowInvalid(f"damaged: row group {number} has columns of other lengths")
+    if min(rows, default=0) < 0 or min(sizes, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise pa.ArrowInvalid(f"damaged: row groups of {sum(rows)} rows, not {metadata.num_rows}")
+    return Footer(tuple(rows), tuple(sizes), schema)
+
+
+class _NoBytes(io.RawIOBase):
+    """A file with a size and without bytes."""
+
+    def __init__(self) -> None:
+        self._position = 0
+        self.was_read = False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._position = _LARGEST if whence == io.SEEK_END else offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        self.was_read = True
+        return b""  # an exception would stay, with all that its traceback refers to, inside Arrow
+
+
+def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
+    """Let Arrow parse the chunks of some columns in a footer, in a place where it raises errors.
+
+    In `metadata.row_group(i).column(j)` damage ends the process instead.
+
+    Raises:
+        pa.ArrowException: It is damaged.
+    """
+    if not metadata.num_row_groups or not columns:
+        return
+    handle = _NoBytes()
+    parquet = pq.ParquetFile(handle, metadata=metadata, pre_buffer=True)
+    try:
+        parquet.read_row_groups(
+            range(metadata.num_row_groups), columns=[*columns], use_threads=False
+        )
+    except (pa.ArrowException, OSError):
+        if not handle.was_read:  # Arrow asks for bytes once it has accepted all chunks
+            raise
+
+
+def declare_columns(
+    store: Store, source: Source, shards: Sequence[StoredFile], footers: Sequence[Footer]
+) -> tuple[pa.Schema, pa.Schema]:
+    """Unify the types of pass-through columns over the shards that fit the job, in their order.
+
+    Input columns have the type of the first shard in which they are not null alone.
+
+    Raises:
+        JobError: No shard has the columns that the job names.
+    """
+    check_names(source)
+    if source.has_uris:
+        policy_of(source, store.uri)  # raises before anything is started
+    columns = columns_of(source)
+    pairs = zip(shards, footers, strict=True)
+    readable = [(shard.path, footer.schema) for shard, footer in pairs if footer.schema is not None]
+    if not readable:
+        return pa.schema([]), columns.fields(None)
+    problems = [schema_problem(source, schema, path) for path, schema in readable]
+    fitting = [pair for pair, problem in zip(readable, problems, strict=True) if not problem]
+    if not fitting:
+        raise JobError(f"source: no shard fits the job; {readable[0][0]}: {problems[0]}")
+    names = named_columns(source)
+    seen = dict.fromkeys(schema_of(source, schema, path) for path, schema in fitting)
+    schemas = [with_paths(schema, names) for schema in seen]
+    passed = _merged(schemas, source.passed.values(), unified)
+    inputs = _merged(schemas, names, lambda one, other: other if pa.types.is_null(one) else one)
+    inputs = _with_lengths(store, source, inputs, fitting)
+    return declare(source, passed, fitting[0][0]), columns.fields(inputs)
+
+
+def _with_lengths(
+    store: Store, source: Source, types: pa.Schema, shards: Sequence[tuple[str, pa.Schema]]
+) -> pa.Schema:
+    """Return types in which lists of features have the length of the first one in the shards.
+
+    Args:
+        types: Of the input columns.
+        shards: Path and columns of those that fit the job.
+
+    Raises:
+        JobError: None of the first rows has one.
+    """
+    features = {column_of(entry) for part in source.parts.values() for entry in part.features}
+    for index, field in enumerate(types):
+        is_fixed = pa.types.is_fixed_size_list(field.type)
+        if field.name not in features or is_fixed or not is_list(field.type):
+            continue
+        sample = shards[:_SAMPLE_SHARDS]
+        lengths = (_first_length(store, path, schema, field.name) for path, schema in sample)
+        length = next(filter(None, lengths), 0)
+        if not length:
+            raise JobError(
+                f"source: column {field.name!r} has no numbers in the first rows of "
+                f"{sample[0][0]} that can be read; a feature is a number, or a list of numbers of "
+                "one length"
+            )
+        types = types.set(index, field.with_type(pa.list_(field.type.value_type, length)))
+    return types
+
+
+def _first_length(store: Store, path: str, schema: pa.Schema, name: str) -> int:
+    """Return the length of the first list with items in the first rows of a shard; 0: none."""
+    try:
+        column_path = find(name, schema)
+        with store.open(path) as handle, arrow_errors():
+            batches = open_parquet(handle).iter_batches(
+                batch_size=_SAMPLE_ROWS,
+                columns=[column_path.column if column_path.has_items else name],
+                use_threads=False,
+            )
+            for batch in itertools.islice(batches, _SAMPLE_BATCHES):
+                column = extract(as_array(batch.column(column_path.column)), column_path.steps)
+                lengths = pc.list_value_length(column)
+                if len(lengths := lengths.filter(pc.greater(lengths, 0))):
+                    return int(lengths[0].as_py())
+    except (NoColumnError, FileNotFoundError):  # reading its rows says why
+        return 0
+    except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
+        if not is_unreadable(error):
+            raise
+    return 0
+
+
+def _merged(
+    schemas: Sequence[pa.Schema],
+    names: Iterable[str],
+    merge: Callable[[pa.DataType, pa.DataType], pa.DataType | None],
+) -> pa.Schema:
+    """Return the types of columns; a type that does not merge with those before it is left out."""
+    types: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for name in names:
+            if (index := schema.get_field_index(name)) >= 0:
+                dtype = schema.field(index).type
+                if types.setdefault(name, dtype) != dtype:
+                    types[name] = merge(types[name], dtype) or types[name]
+    return pa.schema([*types.items()])
+
+
+def extents_of(
+    shard: StoredFile, footer: Footer, source: Source, declared: pa.Schema, max_rows: int
+) -> Iterator[Extent]:
+    """Yield the extents of a shard, given the declared pass-through columns."""
+    if footer.schema is None:
+        # Its row count is unknown: one row stands for the shard.
+        yield Extent(
+            shard.path, shard.size_bytes, shard.version, 0, 1, 0.0, footer.reason, footer.message
+        )
+        return
+    schema = schema_of(source, footer.schema, shard.path)
+    message = schema_problem(source, schema, shard.path) or type_problem(
+        source, declared, with_paths(schema, source.passed.values())
+    )
+    reason = Reason.BAD_SCHEMA if message else None
+    first = 0
+    for num_rows, num_bytes in _join_groups(footer.group_rows, footer.group_bytes, max_rows):
+        row_bytes = round(num_bytes / num_rows, 1)
+        yield Extent(
+            shard.path, shard.size_bytes, shard.version, first, num_rows, row_bytes, reason, message
+        )
+        first += num_rows
+
+
+def _join_groups(
+    rows: Sequence[int], sizes: Sequence[int], max_rows: int
+) -> Iterator[tuple[int, int]]:
+    """Join neighbouring row groups while they stay within max_rows; drop empty ones."""
+    joined_rows = joined_bytes = 0
+    for num_rows, num_bytes in zip(rows, sizes, strict=True):
+        if joined_rows and joined_rows + num_rows > max_rows:
+            yield joined_rows, joined_bytes
+            joined_rows = joined_bytes = 0
+        joined_rows += num_rows
+        joined_bytes += num_bytes
+    if joined_rows:
+        yield joined_rows, joined_bytes

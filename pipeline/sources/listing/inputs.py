@@ -1,0 +1,221 @@
+"""List the shards of a job, once, with the rows and extents that are known before reading."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.core.errors import InputMissing, JobError
+from pipeline.core.registry import SOURCES
+from pipeline.core.user_code.own_code import extension_errors
+from pipeline.job.source import Source
+from pipeline.sources.extents import Extent
+from pipeline.sources.listing.first_bytes import require_file_type
+from pipeline.sources.listing.globs import compiled, is_glob, reaches_below, split_glob
+from pipeline.sources.listing.lake_tables import refuse_tables, table_of
+from pipeline.sources.source_format import format_of
+from pipeline.storage.errors import options_named
+from pipeline.storage.single_file import read_lines
+from pipeline.storage.skipped import SkipCounter, Skipped, SkipReason, is_utf8, reason_of_name
+from pipeline.storage.store import Store, StoredFile
+
+_STAT_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The shards of a job and their extents, in input order."""
+
+    root: str
+    shards: tuple[StoredFile, ...]
+    extents: tuple[Extent, ...]
+    pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    skipped: Skipped = field(default_factory=Skipped)
+    """Files below the source that are not shards of this format: reported, never read."""
+    fields: pa.Schema = field(kw_only=True)
+    """The columns that hold the input of a row, as the shards have it."""
+
+    @property
+    def num_rows(self) -> int:
+        return sum(extent.num_rows for extent in self.extents)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.size_bytes for shard in self.shards)
+
+
+def open_source(source: Source) -> tuple[Store, str]:
+    """Return the store at the fixed part of `source.uri`, and the pattern below it ('' = all)."""
+    root, pattern = split_glob(source.uri)
+    store = Store(root, source.storage_options)
+    while pattern:
+        name, _, rest = pattern.partition("/")
+        if is_glob(name) and not _is_there(store, name):
+            break
+        # An existing name such as `br[1]` is not a glob.
+        store, pattern = Store(store.url(name), source.storage_options), rest
+    return store, pattern
+
+
+def _is_there(store: Store, name: str) -> bool:
+    # In an object store this costs requests, and names with a star are rare.
+    return ("*" not in name or not store.is_object_store) and store.exists(name)
+
+
+@options_named("source.storage_options")
+def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = False) -> Inputs:
+    """List the shards under `source.uri` and measure them.
+
+    Args:
+        max_extent_rows: Row groups are joined to extents of up to about this many rows.
+        may_be_empty: Take an object-store prefix without objects for an empty folder, not for a
+            missing one: the store cannot tell them apart.
+
+    Raises:
+        JobError: The source cannot be read, or lacks columns that the job names.
+        InputMissing: There is nothing at `source.uri`, or shards that the job names are missing.
+    """
+    store, pattern = open_source(source)
+    form = format_of(source)
+    root, shards, skipped = (
+        _list_shards(store, pattern, form.suffixes, source, may_be_empty=may_be_empty)
+        if source.files is None
+        else (store.uri, _named_shards(store, pattern, source), Skipped())
+    )
+    store = Store(root, source.storage_options)
+    is_one = len(shards) == 1 and source.uri.endswith(shards[0].path)
+    require_file_type(store, shards, form, are_named=is_one or source.files is not None)
+    with extension_errors(SOURCES, source.format):
+        measured = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
+    return Inputs(
+        root, shards, measured.extents, measured.pass_through, skipped, fields=measured.fields
+    )
+
+
+def _list_shards(
+    store: Store, pattern: str, suffixes: Sequence[str], source: Source, *, may_be_empty: bool
+) -> tuple[str, tuple[StoredFile, ...], Skipped]:
+    choice = _Choice(tuple(suffixes), pattern, follow_links=source.follow_links)
+    shards = tuple(store.list_chosen(choice))
+    refuse_tables(store, shards, choice.tables)
+    skipped = choice.tally.result()
+    is_nothing = not shards and not skipped.total
+    root = store.uri
+    if is_nothing and not pattern:
+        # Not a folder: a single shard is listed through its parent.
+        parent, _, name = root.rpartition("/")
+        if name and not parent.endswith("/"):
+            folder = Store(parent or "/", source.storage_options)
+            single = folder.stat(name)
+            if single is not None:
+                return folder.uri, (single,), Skipped()
+    if is_nothing and not (store.is_object_store and may_be_empty):
+        require_there(store)
+    return root, shards, skipped
+
+
+class _Choice:
+    """Chooses the files of a format, and counts the other files of the glob."""
+
+    def __init__(self, suffixes: tuple[str, ...], pattern: str, *, follow_links: bool) -> None:
+        self.follow_links = follow_links
+        self.tally = SkipCounter()
+        self.tables: set[tuple[str, str]] = set()
+        """Those that lie at or below the root, whether the glob matches their files or not."""
+        self._suffixes, self._pattern = suffixes, pattern
+        self._matches = compiled(pattern).match if pattern else None
+
+    def takes(self, file: StoredFile) -> bool:
+        if table := table_of(file.path):
+            self.tables.add(table)
+        if self._matches and not self._matches(file.path):
+            return False
+        reason = reason_of_name(file.path)
+        if reason is None and not is_utf8(file.path):
+            reason = SkipReason.NOT_UTF8
+        if reason is None and not file.path.lower().endswith(self._suffixes):
+            reason = SkipReason.EXTENSION
+        if reason is not None:
+            self.tally.add(file.path, reason)
+        return reason is None
+
+    def skip(self, path: str, reason: SkipReason) -> None:
+        is_meant = not self._matches or self._matches(path) is not None
+        if reason is SkipReason.LINK_TO_FOLDER and not is_meant:
+            is_meant = reaches_below(self._pattern, path.split("/"))
+        if is_meant:
+            self.tally.add(path, reason_of_name(path) or reason)
+
+
+def named_files(source: Source) -> list[str]:
+    """Return the shards that the job names, each in the one way in which a listing spells it."""
+    names: Sequence[str] = source.files or ()
+    if isinstance(source.files, str):
+        names = read_lines(source.files, source.storage_options, "source.files")
+    return [_spelled(name, is_object="://" in source.uri) for name in names]
+
+
+def _spelled(name: str, *, is_object: bool) -> str:
+    """Return a path without `.` and, but for the keys of objects, without empty segments."""
+    segments = name.split("/")
+    kept = [s for i, s in enumerate(segments) if s != "." and (s or is_object or i == 0)]
+    return "/".join(kept).rstrip("/")
+
+
+def require_there(store: Store) -> None:
+    """Refuse a missing source; an empty folder is not missing.
+
+    Raises:
+        InputMissing: There is no such file or folder; in an object store, no object below it.
+    """
+    if not store.exists(""):
+        what = "no object there" if store.is_object_store else "no such file or folder"
+        hint = ", or set gates.allow_empty to true" if store.is_object_store else ""
+        raise InputMissing(
+            f"source.uri = {store.url('')}: {what}; run again when it is there{hint}"
+        )
+
+
+def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFile, ...]:
+    """Look up the shards that the job names, in its order.
+
+    Raises:
+        JobError: `uri` is a glob, or a shard is named twice.
+        InputMissing: A shard is missing.
+    """
+    if pattern:
+        raise JobError(
+            f"source.uri = {source.uri!r}: must be a folder, since source.files is given"
+        )
+    names = named_files(source)
+    doubled = [name for name, count in Counter(names).items() if count > 1]
+    if doubled:
+        raise JobError(f"source.files: {doubled[0]} is named twice")
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        files = list(pool.map(store.stat, names))
+    missing = [name for name, file in zip(names, files, strict=True) if file is None]
+    if missing:
+        raise InputMissing(
+            f"source.files: {len(missing)} of {len(names)} are missing, first "
+            f"{store.url(missing[0])}; run again when they are there"
+        )
+    return tuple(file for file in files if file is not None)
+
+
+def describe_no_input(source: Source, skipped: Skipped) -> str:
+    """Say in one line why a source has no shards, as far as its listing tells."""
+    _, pattern = split_glob(source.uri)
+    suffixes = format_of(source).suffixes
+    if not skipped.total:
+        hint = f"matches no file; a glob names files, as in **/*{suffixes[0]}"
+        return f"{source.uri} {hint if pattern else 'holds no files'}"
+    files = "1 file" if skipped.total == 1 else f"{skipped.total} files"
+    reads = f"format {source.format} reads {' '.join(suffixes)}; " if skipped.extensions else ""
+    return (
+        f"{source.uri} {'matches' if pattern else 'holds'} {files}, none read: "
+        f"{reads}skipped: {skipped.describe()}"
+    )
