@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 from pipeline.core.schema import text_fields
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import STAGE, Place
+from pipeline.sources.columns.base import Place
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
@@ -59,7 +60,7 @@ class CsvTexts(SourceFormat):
         [extent] = extents  # of one file
         store, column = reader.store, str(reader.source.text_column)
         if extent.reason is not None:  # found when the file was listed; it stands for one row
-            failure = Failure(extent.reason, STAGE, extent.message)
+            failure = Failure(extent.reason, READ, extent.message)
             yield Rows(failed_rows(reader, extent, 0, failure))
             return
         require_unchanged(store, extent)

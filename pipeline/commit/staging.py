@@ -32,7 +32,7 @@ from pipeline.core.causes import causes_of
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.counters import WRITE, Counters, StageCounters, add
 from pipeline.core.figures.histograms import measure_numbers
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.hive_paths import without_folder
@@ -173,7 +173,7 @@ class StagingWriter:
                 rows.num_rows, rows.num_rows, 0, rows.nbytes, buffer.tell(),
                 perf_counter() - started,
             )  # fmt: skip
-            add(counters, "write", written)
+            add(counters, WRITE, written)
             staged = StagedSlice(
                 self.run_id,
                 rows.num_rows,
@@ -191,7 +191,7 @@ class StagingWriter:
         self.store.put(f"{self.folder}/{name}", data)
         failpoint("slice_put")
         put_s, retries = perf_counter() - encoded, retries_taken() - retries
-        add(counters, "write", StageCounters(busy_s=put_s, retries=retries))
+        add(counters, WRITE, StageCounters(busy_s=put_s, retries=retries))
         return replace(staged, name=name)
 
     def _carried(self, computed: pa.Table, aside: pa.Table) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def quarantine_without_folder(rows: pa.Table, folders: Sequence[str]) -> pa.Tabl
         return rows
     kept = pa.array([None if row in messages else row for row in range(rows.num_rows)], pa.int64())
     for row, message in messages.items():
-        failures[row] = Failure(Reason.BAD_SCHEMA, "write", message)
+        failures[row] = Failure(Reason.BAD_SCHEMA, WRITE, message)
     columns = {
         field.name: rows.column(field.name).take(kept)
         if field.nullable

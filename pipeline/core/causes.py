@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failures_of, is_of_job
+from pipeline.core.figures.counters import PREDICT
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, ROW_ID, URI
 
 MAX_PER_SLICE = 16
 MAX_PER_RUN = 512
-PREDICT = "predict"
 _KEY_CHARS, _SHOWN_CHARS, _SHOWN_ID_CHARS = 160, 120, 80
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*|'[^']*'|\"[^\"]*\"")
 """What differs from row to row in messages of one cause: numbers, addresses, quoted names."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.backoff import stop_retrying_at
 from pipeline.core.errors import InfraError, PipelineError
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.counters import PREDICT, Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.registry import ENGINES
 from pipeline.core.schema import ERROR
@@ -24,7 +24,7 @@ from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.progress_channel import tell_of_slices
-from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
+from pipeline.execution.stages import Preprocessing, SliceWork, writer_stage
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.versions import connected_ray
 from pipeline.execution.visible_gpus import settle_gpus

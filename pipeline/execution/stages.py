@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.backoff import stop_retrying_at
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.counters import PREDICT, Counters
 from pipeline.core.registry import INPUTS
 from pipeline.core.slices import pack, unpack
 from pipeline.core.user_code.own_code import extension_errors
@@ -29,8 +29,6 @@ from pipeline.preprocessing.model_input import Input, Limits
 
 if TYPE_CHECKING:
     from pipeline.job.source import Source
-
-PREDICT = "predict"
 
 Stage = Callable[[pa.Table], pa.Table]
 """A block of packed slices in, a block of packed slices (or of results) out."""

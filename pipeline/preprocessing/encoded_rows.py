@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.failures import Failure, RowError, failures_of
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.counters import PREPARED, Counters, StageCounters, add
 from pipeline.core.media import ENCODED, media_format
 from pipeline.preprocessing.input_facts import Columns
 from pipeline.process.liveness import still_alive
@@ -28,7 +28,6 @@ from pipeline.sources.columns.images import decode_base64
 
 _LIMIT_BYTES = 64 * 2**20
 _NONE: Mapping[str, tuple[Any, str]] = MappingProxyType({})
-STAGES = ("decode", "transform")
 Step = Callable[[int, Any], tuple[Any, int]]
 """Of a row's number and value: what becomes of it, and the bytes of that; or a `RowError`."""
 
@@ -42,7 +41,7 @@ def prepare_rows(
         column: Holds the encoded bytes.
         transforms: One for each row that is worked on at once, used by one thread at a time; they
             keep what they make.
-        counters: Gets the entries of `STAGES`.
+        counters: Gets the entries of `PREPARED`.
     """
     failures, encoded = failures_of(rows), rows.column(column)
     todo = [row for row, failure in enumerate(failures) if failure is None]
@@ -59,7 +58,7 @@ def prepare_rows(
             free.put(transform)
         return counted
 
-    total, started = [StageCounters() for _ in STAGES], perf_counter()
+    total, started = [StageCounters() for _ in PREPARED], perf_counter()
     with ThreadPoolExecutor(len(transforms)) as pool:
         for counted in (map if len(transforms) == 1 else pool.map)(work, todo):
             still_alive()
@@ -69,7 +68,7 @@ def prepare_rows(
     worked_s = sum(stage.busy_s for stage in total)
     # Busy seconds are those of the slot, however many threads it has.
     scale = min(1.0, wall_s / worked_s) if worked_s else 1.0
-    for name, stage in zip(STAGES, total, strict=True):
+    for name, stage in zip(PREPARED, total, strict=True):
         add(counters, name, replace(stage, busy_s=stage.busy_s * scale))
     return failures
 
@@ -80,7 +79,7 @@ def _done(
     """Return why a row has failed, or None, and what each of the stages did that it reached."""
     value: Any = data
     size_bytes, counted = len(data), list[StageCounters]()
-    for name, step in zip(STAGES, steps, strict=True):
+    for name, step in zip(PREPARED, steps, strict=True):
         given_bytes, started = size_bytes, perf_counter()
         try:
             value, size_bytes = step(row, value)

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure
+from pipeline.core.figures.counters import READ
 from pipeline.core.schema import ROW_ID
 from pipeline.planning.plan import Plan
-from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.reader import read_slices
@@ -38,7 +38,7 @@ def fetch_rows(reader: Reader, asked: Sequence[tuple[str, str]]) -> pa.Table:
     """Fetch the input of rows, given as id and URI; returns them as `reader.schema`."""
     ids, uris = [row_id for row_id, _ in asked], [uri for _, uri in asked]
     fetched = fetch_many(uris, policy_of(reader.source, reader.store.uri))
-    failures = [result.failure and Failure(result.failure[0], STAGE, result.failure[1])
+    failures = [result.failure and Failure(result.failure[0], READ, result.failure[1])
                 for result in fetched]  # fmt: skip
     [field] = reader.fields
     return make_rows(reader, ids, uris, {field.name: [result.data for result in fetched]}, failures)

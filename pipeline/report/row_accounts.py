@@ -12,6 +12,7 @@ from pipeline.commit.manifest import Manifest
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause, Causes
 from pipeline.core.failures import Reason
+from pipeline.core.figures.counters import PUBLISH
 from pipeline.core.figures.histograms import Distribution, Numbers, sum_numbers
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.printable import clean_message, num_of
@@ -32,7 +33,7 @@ _KEPT: Literal["kept"] = "kept"
 ReadFooter = Callable[[str], StagedSlice]
 _TOP_FAILURES = 5
 _TOP_LABELS = 10
-_DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the same id")
+_DUPLICATE = Cause(Reason.DUPLICATE_ID.value, PUBLISH, "an earlier row has the same id")
 
 
 class RowAccounts:

@@ -20,7 +20,7 @@ from pipeline.core.arrays import Numbers, as_array
 from pipeline.core.aside import NOT_READ
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import Counters, measure, merge
+from pipeline.core.figures.counters import READ, Counters, measure, merge
 from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
 from pipeline.core.printable import clean_message
 from pipeline.core.row_digests import HASH_BYTES, input_hashes
@@ -32,7 +32,6 @@ from pipeline.reuse.content import UNKNOWN
 from pipeline.reuse.dividing import known_slices
 from pipeline.reuse.known import Known
 from pipeline.reuse.version_rows import PartReader, Version
-from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import RowFilter
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import failed_rows
@@ -191,7 +190,7 @@ class Filler:
     ) -> pa.Table:
         """Return a slice of which the rows `at` were read."""
         known = self.known
-        with measure(counters, STAGE):
+        with measure(counters, READ):
             goes_on = np.ones(len(at), bool)
             if known.hashes and len(at):
                 hashes = input_hashes(rows, [*known.inputs])

@@ -22,6 +22,7 @@ from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.models.tasks import make_task, task_class
+from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import first_slices
 from pipeline.process.memory import MIB, MemoryShare
@@ -85,26 +86,32 @@ def make_stream(
 
 
 def predictor_config(run: RunContext, settled: Settled) -> PredictorConfig:
-    """Return what an actor is made of."""
-    plan, model, allocation = settled.plan, settled.model, settled.allocation
-    return PredictorConfig(
-        spec=model,
-        batch_size=run.job.model.batch_size or plan.batch_size,
-        batch_tokens=plan.batch_tokens,
-        num_gpus=allocation.actor_gpus,
-        num_threads=allocation.actor_threads,
-        pass_through=plan.pass_through,
+    """Return the configuration of an actor of a run."""
+    plan, model = settled.plan, settled.model
+    return replace(
+        unchecked_config(run.job, plan, model, settled.allocation, run.store),
         limits=_reference_limits(run, model),
         run_id=run.record.run_id,
-        models=run.store,
         pin=None if model.has_weights else run.layout.tensors(plan.fingerprint),
+    )
+
+
+def unchecked_config(
+    job: Job, plan: Plan, model: ModelSpec, allocation: Allocation, output: Store
+) -> PredictorConfig:
+    """Return the configuration of an actor that makes no reference check and pins nothing."""
+    batch_size = job.model.batch_size or plan.batch_size
+    return replace(
+        plain_predictor_config(plan, model, batch_size, allocation.actor_threads),
+        num_gpus=allocation.actor_gpus,
+        models=output,
     )
 
 
 def plain_predictor_config(
     plan: Plan, model: ModelSpec, batch_size: int, num_threads: int
 ) -> PredictorConfig:
-    """Return what a predictor on the CPU is made of that compares and counts nothing."""
+    """Return the configuration of a predictor on the CPU, without a reference check."""
     return PredictorConfig(
         spec=model,
         batch_size=batch_size,

@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import InfraError
-from pipeline.core.figures.counters import Counters, StageCounters, measure
+from pipeline.core.figures.counters import READ, Counters, StageCounters, measure
 from pipeline.core.registry import SOURCES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
 from pipeline.core.user_code.own_code import extension_errors
-from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
 from pipeline.sources.rows import Reader, changed
 from pipeline.sources.stream import Stream
@@ -60,7 +59,7 @@ def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
         contextlib.closing(Stream(reader, [extent])) as stream,
     ):
         counters: Counters = {}
-        with measure(counters, STAGE) as done:
+        with measure(counters, READ) as done:
             table = stream.take(extent.num_rows, MAX_SLICE_BYTES)
             _count(reader, table, done)
         return counters, table
@@ -86,7 +85,7 @@ def _read_pieces(
     held: pa.Table | None = None
     while position < key.end:
         counters: Counters = {}
-        with measure(counters, STAGE) as done:
+        with measure(counters, READ) as done:
             pieces = key.pieces_from(position)
             missing = pieces[0].num_rows - (0 if held is None else held.num_rows)
             if missing:
@@ -131,7 +130,7 @@ def _read_and_cut(
                 position = passed.end
                 continue
             counters: Counters = {}
-            with measure(counters, STAGE) as done:
+            with measure(counters, READ) as done:
                 table = stream.take(cut.slice_rows, cut.slice_bytes)
                 is_last = stream.is_at_end()
                 _count(reader, table, done)

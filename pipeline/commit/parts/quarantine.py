@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.failures import Reason
+from pipeline.core.figures.counters import PUBLISH
 from pipeline.core.schema import (
     ERROR,
     ERROR_STAGE,
@@ -25,7 +26,7 @@ from pipeline.core.schema import (
 
 DUPLICATE = {
     ERROR: Reason.DUPLICATE_ID.value,
-    ERROR_STAGE: "publish",
+    ERROR_STAGE: PUBLISH,
     MESSAGE: "an earlier row has the same id",
 }
 """What a row gets that would have a prediction if its id were another one."""

@@ -17,13 +17,16 @@ from pipeline.core.backoff import retries_taken
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import PipelineError
 
+LIST, READ, TRANSFER = "list", "read", "transfer"
+PREDICT, WRITE, PUBLISH = "predict", "write", "publish"
+TOKENIZE = "tokenize"
 PREPARED = ("decode", "transform")
-"""How images are prepared; other inputs bring stages of their own (`Input.stage_names`)."""
+"""Stages that prepare images and clips; other inputs bring their own (`Input.stage_names`)."""
 
 
 def stages_with(prepared: Sequence[str]) -> tuple[str, ...]:
     """Return all stages of a run in order, given those of its input."""
-    return ("list", "read", *prepared, "transfer", "predict", "write", "publish")
+    return (LIST, READ, *prepared, TRANSFER, PREDICT, WRITE, PUBLISH)
 
 
 STAGES = stages_with(PREPARED)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import Counters, StageCounters, add, merge
+from pipeline.core.figures.counters import READ, Counters, StageCounters, add, merge
 from pipeline.core.figures.slice_figures import Isolated as IsolatedFigure
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.schema import ROW_ID
@@ -26,7 +26,6 @@ from pipeline.execution.isolation.child_process import Child, ChildExit, ChildRe
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
 from pipeline.execution.isolation.row_isolation import IsolatedRunner, StagePlan
 from pipeline.process.liveness import hang_guard
-from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
 from pipeline.sources.reader import read_extent, read_slices
 from pipeline.sources.rows import Reader
@@ -35,7 +34,7 @@ from pipeline.sources.units import Unit
 
 SLICE_LIMITS = 10
 """Time limit of a slice, in time limits of a row: stores have time limits of their own."""
-_SLICE, _EXTENT = "slice", STAGE
+_SLICE, _EXTENT = "slice", READ
 """What a child reads: the next slice, or one piece of an extent."""
 _MAX_TRIES = 2
 _NO_ROWS = pa.Table.from_batches([], pa.schema([("unit", pa.int64())]))
@@ -150,7 +149,7 @@ class _ExtentReader:
         assert failure is not None, "other pieces are read"
         extent = self._extent(piece)
         others = extent.num_rows - 1  # the piece itself has been counted as one row
-        add(counters, STAGE, StageCounters(others, 0, others))
+        add(counters, READ, StageCounters(others, 0, others))
         lost = IsolatedFigure(extent.num_rows, extent.num_rows)
         SliceFigures(isolated=lost).add_to(counters)
         return failed_rows(self.reader, extent, 0, failure)
@@ -178,7 +177,7 @@ def _read_by_extent(
     """
     counters: Counters = {}
     before = isolated.num_exits
-    pieces = fail_poison_rows(earlier, STAGE, extents.pieces(key), counters, _NO_FIELDS)
+    pieces = fail_poison_rows(earlier, READ, extents.pieces(key), counters, _NO_FIELDS)
     plan = StagePlan(_EXTENT, rows_at_once=1, here=extents.fail)
     rows = isolated.run(plan, pieces, counters, one_by_one=True)
     num_exits = num_earlier + isolated.num_exits - before
@@ -235,9 +234,9 @@ def _rest_of_shard(
             "read it to its end, or it is read in one with other tars"
         )
     num_bytes = unit.extents[0].size_bytes
-    failure = Failure(Reason.UNREADABLE_SHARD, STAGE, ended.message, num_bytes=num_bytes)
+    failure = Failure(Reason.UNREADABLE_SHARD, READ, ended.message, num_bytes=num_bytes)
     rows = failed_shard(reader, unit.extents[0], failure)
     counters: Counters = {}
-    add(counters, STAGE, StageCounters(1, 0, 1))
+    add(counters, READ, StageCounters(1, 0, 1))
     SliceFigures(isolated=IsolatedFigure(1, 1, num_exits)).add_to(counters)
     return pack(SliceKey(unit.index, position, position + 1, is_last=True), counters, rows)

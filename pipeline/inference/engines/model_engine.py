@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.core.cache.node_cache import claim_once_per_node
 from pipeline.core.failures import failures_of, without_failure
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.counters import PREDICT, TRANSFER, Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.registry import INPUTS
 from pipeline.core.schema import ERROR, ROW_ID
@@ -23,7 +23,6 @@ from pipeline.inference.engines.base import Engine
 from pipeline.inference.slice_results import to_table
 from pipeline.inference.slices.fault_finder import FaultFinder
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
-from pipeline.inference.slices.slice_run import STAGE
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays, Mask
 from pipeline.preprocessing.model_input import Arrays as Inputs
@@ -85,9 +84,9 @@ class ModelEngine(Engine):
             count_in, num_bytes = len(todo), bytes_of(inputs, todo)
             failed = int((~without_failure(failures)[todo]).sum())
             moved = StageCounters(count_in, count_in, 0, num_bytes, num_bytes, transfer_s)
-            add(counters, "transfer", moved)
+            add(counters, TRANSFER, moved)
             made = StageCounters(count_in, count_in - failed, failed, num_bytes, 0, predict_s)
-            add(counters, STAGE, made)
+            add(counters, PREDICT, made)
             task, published = self._model.task, seen.published_fields()
             pass_through = self._config.pass_through
             return to_table(task, pass_through, rows, results, is_done, failures, published)

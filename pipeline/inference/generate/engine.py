@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import PREFILL, Counters, StageCounters
+from pipeline.core.figures.counters import PREDICT, PREFILL, Counters, StageCounters
 from pipeline.core.figures.slice_figures import Generated, SliceFigures, Tokens
 from pipeline.core.schema import (
     MEAN_LOGPROB,
@@ -34,7 +34,7 @@ from pipeline.inference.generate.greedy import LENGTH, Outputs, Writing, is_repe
 from pipeline.inference.generate.rules import Row, num_agreed
 from pipeline.inference.slices.fault_finder import FaultFinder
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
-from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
+from pipeline.inference.slices.slice_run import failure_of, not_finite
 from pipeline.models.generate.causal import CausalDecoding
 from pipeline.models.generate.decoding import Decoding
 from pipeline.models.generate.spec import QUARANTINE
@@ -200,7 +200,7 @@ class GenerateEngine(ModelEngine):
             return None, not_finite(self._config.spec.precision)
         if (refuses or record) and row.finish == LENGTH:
             message = f"the output has {most} tokens (generate.max_new_tokens) and no end"
-            return None, Failure(Reason.OUTPUT_TRUNCATED, STAGE, message)
+            return None, Failure(Reason.OUTPUT_TRUNCATED, PREDICT, message)
         if record is not None:
             try:
                 if row.matcher is not None and row.matcher.problem:
@@ -208,9 +208,9 @@ class GenerateEngine(ModelEngine):
                 return record.read(text), None
             except ValueError as error:
                 message = f"the output is no record of generate.schema: {error}"
-                return None, Failure(Reason.OUTPUT_INVALID, STAGE, message)
+                return None, Failure(Reason.OUTPUT_INVALID, PREDICT, message)
         if refuses and not text:
-            return None, Failure(Reason.EMPTY_OUTPUT, STAGE, "the output has no text")
+            return None, Failure(Reason.EMPTY_OUTPUT, PREDICT, "the output has no text")
         return None, None
 
     def _count(self, held: Outputs, counters: Counters) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pipeline.core.device_errors import is_out_of_memory
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import PREDICT
 from pipeline.core.registry import TASKS
 from pipeline.core.user_code.own_code import module_of
 from pipeline.core.user_code.user_errors import whereabouts
@@ -27,7 +28,6 @@ from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows
 from pipeline.process.liveness import still_alive
 
-STAGE = "predict"
 _WIDER = {
     "fp16": " in fp16: model.precision bf16 or fp32 holds larger numbers",
     "bf16": " in bf16: model.precision fp32 holds more numbers",
@@ -175,17 +175,17 @@ def failure_of(error: BaseException, model: DeviceModel) -> RaisedFailure:
     """
     gpu, spec = model.gpu, model.config.spec
     if isinstance(error, OutputError):
-        return RaisedFailure(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
+        return RaisedFailure(Reason.MODEL_ERROR, PREDICT, str(error), is_of_outputs=True)
     no_memory = is_out_of_memory(error) if gpu is None else gpu.lacks_memory(error)
     reason = Reason.OUT_OF_MEMORY if no_memory else Reason.MODEL_ERROR
     modules = (spec.name.partition(":")[0], module_of(TASKS, spec.task.kind))
     where = next(filter(None, (whereabouts(error, module) for module in modules)), "")
-    return RaisedFailure(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
+    return RaisedFailure(reason, PREDICT, f"{type(error).__name__}: {error}", where=where)
 
 
 def not_finite(precision: str) -> Failure:
     """Return the failure of a row whose output is not finite, which a wider type may hold."""
-    return Failure(Reason.NON_FINITE, STAGE, f"output is not finite{_WIDER.get(precision, '')}")
+    return Failure(Reason.NON_FINITE, PREDICT, f"output is not finite{_WIDER.get(precision, '')}")
 
 
 def are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.core.arrays import as_array, features_from_arrow
 from pipeline.core.failures import Reason, RowError, failure_columns
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.counters import PREPARED, Counters
 from pipeline.core.schema import AUDIO, DURATION_S
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.audio.audio_settings import (
@@ -28,7 +28,7 @@ from pipeline.preprocessing.audio.audio_settings import (
     AudioSettings,
     require_decoders,
 )
-from pipeline.preprocessing.encoded_rows import STAGES, prepare_rows
+from pipeline.preprocessing.encoded_rows import prepare_rows
 from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     Arrays,
@@ -58,7 +58,7 @@ class AudioInput(Input):
 
     audio: AudioSettings
     name: ClassVar[str] = "audio"
-    stage_names: ClassVar[tuple[str, ...]] = STAGES
+    stage_names: ClassVar[tuple[str, ...]] = PREPARED
     takes: ClassVar[str] = "audio"
     cost: ClassVar[Cost] = "image"
     how_to_name: ClassVar[str] = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pyarrow as pa
 
 from pipeline.core.arrays import images_from_arrow, sized_from_arrow
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.counters import PREPARED, Counters
 from pipeline.core.schema import (
     GEOMETRY,
     HEIGHT_PX,
@@ -24,7 +24,6 @@ from pipeline.core.schema import (
     WIDTH_PX,
 )
 from pipeline.core.semantics import SEMANTICS
-from pipeline.preprocessing.encoded_rows import STAGES
 from pipeline.preprocessing.images.geometry import GEOMETRY_TYPE
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
@@ -54,7 +53,7 @@ class ImageInput(Input):
 
     transform: TransformSpec
     name: ClassVar[str] = "image"
-    stage_names: ClassVar[tuple[str, ...]] = STAGES
+    stage_names: ClassVar[tuple[str, ...]] = PREPARED
     takes: ClassVar[str] = "transform"
     cost: ClassVar[Cost] = "image"
     how_to_name: ClassVar[str] = (
@@ -86,7 +85,7 @@ class ImageInput(Input):
 
     @property
     def semantics(self) -> Mapping[str, int]:
-        return {area: SEMANTICS[area] for area in ("decode", "transform")}
+        return {area: SEMANTICS[area] for area in PREPARED}
 
     @property
     def is_approximate(self) -> bool:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
-from pipeline.core.figures.counters import Counters, measure
+from pipeline.core.figures.counters import TOKENIZE, Counters, measure
 from pipeline.core.figures.slice_figures import SliceFigures, Tokenised
 from pipeline.core.row_digests import num_bytes, row_digests
 from pipeline.core.schema import (
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from pipeline.job.job import Job
     from pipeline.preprocessing.texts.tokenizer import Tokens
 
-STAGE = "tokenize"
 _ROUND_TO = 8
 """Batches are padded to a multiple of this, so that a runtime sees few shapes."""
 _LIKE, _PARTS = 0.85, 4
@@ -70,7 +69,7 @@ class TextInput(Input):
     is_single: bool = False
     """Whether each batch has one row."""
     name: ClassVar[str] = "text"
-    stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
+    stage_names: ClassVar[tuple[str, ...]] = (TOKENIZE,)
     takes: ClassVar[str] = "text"
     cost: ClassVar[Cost] = "text"
     how_to_name: ClassVar[str] = "takes texts: name their column with source.text_column"
@@ -93,7 +92,7 @@ class TextInput(Input):
 
     @property
     def semantics(self) -> Mapping[str, int]:
-        return {STAGE: SEMANTICS[STAGE]}
+        return {TOKENIZE: SEMANTICS[TOKENIZE]}
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
         if self.text.new_tokens:  # a step takes as long for many rows as for one
@@ -126,7 +125,7 @@ class TextInput(Input):
         """Tokenise the texts of rows without an error; the tokens of other rows are null."""
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
         failed: dict[int, Failure] = {}
-        with measure(counters, STAGE) as done:
+        with measure(counters, TOKENIZE) as done:
             pieces = [
                 self._tokenised_apart(rows, todo[first : first + _ROWS_AT_ONCE], failed)
                 for first in range(0, len(todo), _ROWS_AT_ONCE)
@@ -282,7 +281,7 @@ def _failure(error: RowError, row: pa.Table) -> Failure:
     names = [name for name in (TEXT, TEXT_PAIR) if name in row.column_names]
     [digest] = row_digests(row, names)
     sha256 = None if digest is None else digest.hex()
-    return Failure(error.reason, STAGE, error.message, sha256, num_bytes(row, names))
+    return Failure(error.reason, TOKENIZE, error.message, sha256, num_bytes(row, names))
 
 
 def _padded(column: pa.ChunkedArray, counts: npt.NDArray[Any], pad: int) -> npt.NDArray[Any]:

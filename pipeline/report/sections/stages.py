@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SLOWER_PCT = 20.0
 MIN_BUSY_S = 1.0
 """Of less work than this, a fifth is noise."""
-_FIXED = ("list", "read", "transfer", "predict", "write", "publish")
+_FIXED = stages_with(())
 _HOPS = {
     "stored": "stored",
     "to_decoder": "to the decoders",

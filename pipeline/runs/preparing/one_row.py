@@ -16,12 +16,12 @@ import pyarrow as pa
 from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import TRANSFORM_FACTORY, Failure
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.counters import PREDICT, Counters
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
-from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
+from pipeline.execution.stages import Preprocessing, SliceWork
 from pipeline.inference.engines import open_engine
 from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.job.job import Job

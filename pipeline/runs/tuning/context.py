@@ -16,7 +16,7 @@ from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.planning.plan import Plan
 from pipeline.process.liveness import note_progress
-from pipeline.runs.builders import make_reader
+from pipeline.runs.builders import make_reader, unchecked_config
 from pipeline.runs.context import RunContext
 from pipeline.storage.store import Store
 
@@ -70,16 +70,8 @@ class TuningContext:
 
     @property
     def config(self) -> PredictorConfig:
-        """Return what an actor is made from, whatever runs the model."""
-        return PredictorConfig(
-            spec=self.model,
-            batch_size=self.job.model.batch_size or self.plan.batch_size,
-            batch_tokens=self.plan.batch_tokens,
-            num_gpus=self.allocation.actor_gpus,
-            num_threads=self.allocation.actor_threads,
-            pass_through=self.plan.pass_through,
-            models=self.store,
-        )
+        """Return the configuration of an actor, whatever runs the model."""
+        return unchecked_config(self.job, self.plan, self.model, self.allocation, self.store)
 
     @property
     def node_actors(self) -> int:

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from pipeline.core.arrays import with_nulls
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 
-STAGE = "read"
 Failures = list[Failure | None]
 """One per row; None for a row that has not failed yet."""
 NOT_IN_FOLDERS = (
@@ -101,7 +101,7 @@ def fail(
 ) -> None:
     """Fail rows; earlier failures of a row stay."""
     for row in rows:
-        failures[row] = failures[row] or Failure(reason, STAGE, message, num_bytes=num_bytes)
+        failures[row] = failures[row] or Failure(reason, READ, message, num_bytes=num_bytes)
 
 
 def null_where_failed(column: pa.Array, failures: Failures) -> pa.Array:

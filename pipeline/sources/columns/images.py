@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 from pipeline.core.schema import file_name_of
 from pipeline.sources.columns.arrow_types import is_binary, is_text, plain_type
 from pipeline.sources.columns.base import (
-    STAGE,
     Failures,
     InputReader,
     InputRows,
@@ -111,17 +111,17 @@ def decode_base64(value: memoryview, name: str, max_bytes: int) -> bytes | Failu
         message = (
             f"{name} has {len(value)} bytes of base64, the limit of what it holds is {max_bytes}"
         )
-        return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=len(value))
+        return Failure(Reason.TOO_LARGE, READ, message, num_bytes=len(value))
     if head := _DATA_URI.match(value):
         if not head[1].lower().endswith(b";base64"):
-            return Failure(Reason.DECODE_ERROR, STAGE, f"{name} is a data: URI without ;base64")
+            return Failure(Reason.DECODE_ERROR, READ, f"{name} is a data: URI without ;base64")
         value = value[head.end() :]
     text = bytes(value).translate(None, _WHITESPACE)
     size_bytes = len(text) * 3 // 4 - (len(text) - len(text.rstrip(b"=")))
     if size_bytes > max_bytes:
         message = f"{size_bytes} bytes, the limit is {max_bytes}"
-        return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=size_bytes)
+        return Failure(Reason.TOO_LARGE, READ, message, num_bytes=size_bytes)
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
-        return Failure(Reason.DECODE_ERROR, STAGE, f"{name} is not base64: {error}")
+        return Failure(Reason.DECODE_ERROR, READ, f"{name} is not base64: {error}")

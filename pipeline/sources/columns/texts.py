@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array, with_nulls
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 from pipeline.core.schema import text_fields
 from pipeline.sources.columns.arrow_types import is_binary, is_text, plain_type
 from pipeline.sources.columns.base import (
-    STAGE,
     Failures,
     InputReader,
     InputRows,
@@ -71,13 +71,13 @@ def checked_texts(
     """
     if pa.types.is_dictionary(column.type):
         return _checked_dictionary(column, name, max_bytes)
-    failures = {row: Failure(Reason.NULL_INPUT, STAGE, f"{name} is null") for row in _nulls(column)}
+    failures = {row: Failure(Reason.NULL_INPUT, READ, f"{name} is null") for row in _nulls(column)}
     data = column.cast(pa.large_binary())
     lengths = pc.fill_null(pc.binary_length(data), 0).to_numpy()
     for row in np.flatnonzero(lengths > max_bytes).tolist():
         length = int(lengths[row])
         message = f"{name} has {length} bytes, the limit is {max_bytes}"
-        failures[row] = Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=length)
+        failures[row] = Failure(Reason.TOO_LARGE, READ, message, num_bytes=length)
     data = _without(data, failures)
     try:
         return data.cast(pa.large_string()), failures
@@ -92,7 +92,7 @@ def _checked_dictionary(
     values, of_values = checked_texts(column.dictionary, name, max_bytes)
     texts = values.take(column.indices)
     indices = column.indices.to_pylist() if texts.null_count else []
-    is_null = Failure(Reason.NULL_INPUT, STAGE, f"{name} is null")
+    is_null = Failure(Reason.NULL_INPUT, READ, f"{name} is null")
     return texts, {
         row: is_null if index is None else of_values[index]
         for row, index in enumerate(indices)
@@ -123,5 +123,5 @@ def _not_utf8(data: pa.Array, name: str) -> dict[int, Failure]:
             str(memoryview(value.as_buffer() or b""), "utf-8")
         except UnicodeDecodeError as error:
             message = f"{name} is not UTF-8, at byte {error.start}"
-            failed[row] = Failure(Reason.DECODE_ERROR, STAGE, message, num_bytes=len(error.object))
+            failed[row] = Failure(Reason.DECODE_ERROR, READ, message, num_bytes=len(error.object))
     return failed

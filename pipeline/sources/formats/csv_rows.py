@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 from pipeline.core.printable import listed
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number
-from pipeline.sources.columns.base import STAGE, Failures, fail
+from pipeline.sources.columns.base import Failures, fail
 from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.extents import Extent
 from pipeline.sources.formats.csv_records import Record, Records, read_records, unreadable
@@ -165,9 +166,9 @@ def _failure(lines: Records, row: int, max_bytes: int) -> Failure | None:
     where = f"line {lines.numbers[row]}"
     if size_bytes > max_bytes:
         message = f"{where} has {size_bytes} bytes, the limit is {max_bytes}"
-        return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=size_bytes)
+        return Failure(Reason.TOO_LARGE, READ, message, num_bytes=size_bytes)
     if trouble := record_trouble(fields, len(lines.names)):
-        return Failure(Reason.DECODE_ERROR, STAGE, f"{where} {trouble}", num_bytes=size_bytes)
+        return Failure(Reason.DECODE_ERROR, READ, f"{where} {trouble}", num_bytes=size_bytes)
     return None
 
 

@@ -20,7 +20,8 @@ import pyarrow.json
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
-from pipeline.sources.columns.base import STAGE, Failures, fail
+from pipeline.core.figures.counters import READ
+from pipeline.sources.columns.base import Failures, fail
 from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.pass_through import Problems, exact_max
 from pipeline.sources.formats.jsonl_values import (
@@ -143,7 +144,7 @@ class Parser:
         number, size_bytes = int(block.numbers[row]), int(block.sizes[row])
         if size_bytes > self._max_line_bytes:
             message = f"line {number} has {size_bytes} bytes, the limit is {self._max_line_bytes}"
-            failures[row] = Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=size_bytes)
+            failures[row] = Failure(Reason.TOO_LARGE, READ, message, num_bytes=size_bytes)
             return {}
         try:
             value = parse_line(block.line(row))
@@ -153,7 +154,7 @@ class Parser:
             if isinstance(value, dict):
                 return value
             message = f"line {number} is {described(value)}, expected an object"
-        failures[row] = Failure(Reason.DECODE_ERROR, STAGE, message, num_bytes=size_bytes)
+        failures[row] = Failure(Reason.DECODE_ERROR, READ, message, num_bytes=size_bytes)
         return {}
 
 

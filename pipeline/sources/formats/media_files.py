@@ -13,11 +13,12 @@ import pyarrow as pa
 from pipeline.core.backoff import BadBlockError
 from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 from pipeline.core.hive_paths import above_root, hive_values
 from pipeline.core.media import ENCODED
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import STAGE, Failures, fail
+from pipeline.sources.columns.base import Failures, fail
 from pipeline.sources.columns.pass_through import check_names, declare, pass_through
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import Reader, changed, make_rows
@@ -109,16 +110,16 @@ def _judged(
     reader: Reader, extent: Extent, content: bytes | Exception | None
 ) -> tuple[bytes | None, Failure | None]:
     if extent.reason is not None:
-        return None, Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
+        return None, Failure(extent.reason, READ, extent.message, num_bytes=extent.size_bytes)
     if content is None:
         message = f"{extent.size_bytes} bytes, the limit is {reader.source.max_image_bytes}"
-        return None, Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=extent.size_bytes)
+        return None, Failure(Reason.TOO_LARGE, READ, message, num_bytes=extent.size_bytes)
     if isinstance(content, FileNotFoundError):
-        return None, Failure(Reason.MISSING, STAGE, "vanished since it was planned")
+        return None, Failure(Reason.MISSING, READ, "vanished since it was planned")
     if isinstance(content, BadBlockError):
-        return None, Failure(Reason.UNREADABLE_SHARD, STAGE, str(content))
+        return None, Failure(Reason.UNREADABLE_SHARD, READ, str(content))
     if isinstance(content, AccessDenied):
-        return None, Failure(Reason.ACCESS_DENIED, STAGE, content.why)
+        return None, Failure(Reason.ACCESS_DENIED, READ, content.why)
     if isinstance(content, Exception):
         raise content
     if len(content) != extent.size_bytes:

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, Retries, is_bad_block
 from pipeline.core.errors import AccessDenied
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
-from pipeline.sources.columns.base import STAGE
 from pipeline.sources.columns.column_path import take_paths
 from pipeline.sources.columns.value_sizes import bounded
 from pipeline.sources.extents import Extent
@@ -59,7 +59,7 @@ def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
     rows, whatever is read with them.
     """
     if extent.reason is not None:
-        failure = Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
+        failure = Failure(extent.reason, READ, extent.message, num_bytes=extent.size_bytes)
         yield failed_rows(reader, extent, 0, failure)
         return
     damage = yield from _read_until_damage(reader, extent)
@@ -93,7 +93,7 @@ def _read_until_damage(
                 yield table
                 del table
         except FileNotFoundError:
-            return _Damage(skip, Failure(Reason.MISSING, STAGE, "vanished since it was planned"))
+            return _Damage(skip, Failure(Reason.MISSING, READ, "vanished since it was planned"))
         except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
             if is_bad_block(error) and retries.wait():
                 continue
@@ -106,7 +106,7 @@ def _read_until_damage(
             message = "damaged: a page holds too few rows"
         break
     _require_unchanged(reader, extent)  # a file looks broken while it is written
-    return _Damage(skip, Failure(Reason.UNREADABLE_SHARD, STAGE, message))
+    return _Damage(skip, Failure(Reason.UNREADABLE_SHARD, READ, message))
 
 
 def _by_groups(reader: Reader, extent: Extent, skip: int) -> list[Extent]:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.sources.columns.base import STAGE
+from pipeline.core.figures.counters import READ
 from pipeline.sources.formats.tar_archive import Archive, Member, open_archive
 from pipeline.sources.whole_file import Broken
 
@@ -98,7 +98,7 @@ def iter_rows(
     except Broken as error:
         if group is not None:
             yield group.to_row(cut=str(error))
-        failure = Failure(Reason.UNREADABLE_SHARD, STAGE, str(error), num_bytes=size_bytes)
+        failure = Failure(Reason.UNREADABLE_SHARD, READ, str(error), num_bytes=size_bytes)
         yield TarRow(None, "", failure=failure)
 
 
@@ -196,7 +196,7 @@ class _Group:
             self._image_bytes = 0
             self._failures[""] = Failure(
                 Reason.TOO_LARGE,
-                STAGE,
+                READ,
                 f"{member.size_bytes} bytes, the limit is {limit}",
                 num_bytes=member.size_bytes,
             )
@@ -206,7 +206,7 @@ class _Group:
     def _add_value(self, member: Member, extension: str, archive: Archive) -> None:
         if member.size_bytes > MAX_VALUE_BYTES:
             message = f"{member.name}: {member.size_bytes} bytes, the limit is {MAX_VALUE_BYTES}"
-            self._failures[extension] = Failure(Reason.TOO_LARGE, STAGE, message)
+            self._failures[extension] = Failure(Reason.TOO_LARGE, READ, message)
             return
         self._value_bytes += member.size_bytes
         if not self._is_wanted:
@@ -215,7 +215,7 @@ class _Group:
             self._values[extension] = _decode_value(archive.read_body(), extension)
         except ValueError as error:
             message = f"{member.name}: {error}"
-            self._failures[extension] = Failure(Reason.BAD_SCHEMA, STAGE, message)
+            self._failures[extension] = Failure(Reason.BAD_SCHEMA, READ, message)
 
     def to_row(self, cut: str = "") -> TarRow:
         """Return the row; `cut` says why the archive ends behind the last member, or is ''."""
@@ -232,17 +232,15 @@ class _Group:
 
     def _judge(self, cut: str) -> Failure | None:
         if self._problem:
-            return Failure(Reason.BAD_SCHEMA, STAGE, self._problem)
+            return Failure(Reason.BAD_SCHEMA, READ, self._problem)
         is_whole = self._image is not None and all(
             name in self._values or name in self._failures for name in self._spec.pass_through
         )
         if cut and not is_whole:
-            return Failure(Reason.TRUNCATED, STAGE, cut)
+            return Failure(Reason.TRUNCATED, READ, cut)
         if self._rank == len(self._spec.image_extensions):
             have = ", ".join(list(self._extensions)[:9])
-            return Failure(
-                Reason.MISSING, STAGE, f"no {self._spec.what} member; the key has {have}"
-            )
+            return Failure(Reason.MISSING, READ, f"no {self._spec.what} member; the key has {have}")
         return next((self._failures[name] for name in sorted(self._failures)), None)
 
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
-from pipeline.sources.columns.base import STAGE, Failures
+from pipeline.sources.columns.base import Failures
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.lines.sample import Sample
@@ -89,7 +90,7 @@ class LineRows(Generic[LinesT]):
     def to_table(self) -> pa.Table:
         reader, extent = self.shard.reader, self.shard.extent
         if broken := self.lines.broken:
-            failure = Failure(Reason.UNREADABLE_SHARD, STAGE, broken, num_bytes=extent.size_bytes)
+            failure = Failure(Reason.UNREADABLE_SHARD, READ, broken, num_bytes=extent.size_bytes)
             return failed_shard(reader, extent, failure)
         table, failures = self.shard.parse(self.lines)
         return to_rows(reader, extent.path, self.numbers, table, failures, has_integers=False)

@@ -27,11 +27,11 @@ import pyarrow as pa
 from pipeline.core.arrays import as_array
 from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.failures import Failure, Reason, RowError
+from pipeline.core.figures.counters import READ
 from pipeline.core.printable import clean_message
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_text, plain_type
 from pipeline.sources.columns.base import (
-    STAGE,
     Failures,
     InputReader,
     InputRows,
@@ -198,7 +198,7 @@ class UriColumn(InputReader):
         for index, fetched in zip(wanted, results, strict=True):
             images[index] = fetched.data
             if fetched.failure is not None:
-                failures[index] = Failure(fetched.failure[0], STAGE, fetched.failure[1])
+                failures[index] = Failure(fetched.failure[0], READ, fetched.failure[1])
         return images
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
 from pipeline.sources.source_format import (
@@ -57,7 +57,7 @@ class Toy(SourceFormat):
     ) -> Iterator[Rows]:
         [extent] = extents
         if extent.reason is not None:
-            failure = Failure(extent.reason, STAGE, extent.message)
+            failure = Failure(extent.reason, READ, extent.message)
             yield Rows(failed_rows(reader, extent, 0, failure))
             return
         require_unchanged(reader.store, extent)
@@ -90,6 +90,6 @@ def _row(reader: Reader, path: str, number: int, line: str) -> pa.Table:
     try:
         data = bytes.fromhex(line.removeprefix(prefix))
     except ValueError as error:
-        failure = Failure(Reason.DECODE_ERROR, STAGE, str(error))
+        failure = Failure(Reason.DECODE_ERROR, READ, str(error))
     uris = [reader.store.url(path)]
     return make_rows(reader, [f"{path}#{number}"], uris, {IMAGE: [data]}, [failure])
