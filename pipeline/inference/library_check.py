@@ -40,14 +40,14 @@ from pipeline.models.agreement import SAME
 from pipeline.models.directories import probes
 from pipeline.models.directories.audio_oracle import audio_predictions
 from pipeline.models.directories.facts import DirectoryFacts
+from pipeline.models.directories.files import make_view
 from pipeline.models.directories.image.image_oracle import image_predictions, image_probes
 from pipeline.models.directories.opening import KEPT_WITH, OF_TRANSFORMERS
 from pipeline.models.directories.snapshot import lend, local, local_bytes
 from pipeline.models.directories.text.text_oracle import text_columns, text_predictions
 from pipeline.models.directories.text.tokens import output_tokenizer
-from pipeline.models.directories.view import make_view
+from pipeline.models.resolving.input import image_misfit
 from pipeline.models.resolving.resolve import resolve_model
-from pipeline.models.resolving.transform_choice import image_misfit
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec

@@ -12,8 +12,7 @@ from support.models.snapshots import TEXTS, make_snapshot
 
 from pipeline.inference.devices.device import choose_attention
 from pipeline.inference.runtimes import REGISTRY
-from pipeline.models.directories.build import build_module
-from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.opening import build_module, read_facts
 from pipeline.models.tasks.base import TaskSpec
 
 

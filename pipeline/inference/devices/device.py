@@ -209,7 +209,7 @@ def choose_attention(module: torch.nn.Module, spec: ModelSpec, device: torch.dev
     """
     if spec.directory is None or device.type != "cuda" or runtime_of(spec.runtime).exports:
         return
-    from pipeline.models.directories.loading import use_sdpa
+    from pipeline.models.directories.library import use_sdpa
 
     use_sdpa(module)
 

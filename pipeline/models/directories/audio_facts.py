@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories import heads, probes
+from pipeline.models.directories import probes
 from pipeline.models.directories.facts import TOWERS, DirectoryFacts, Pooling
 from pipeline.models.directories.files import CONFIG, PROCESSOR, preview, processor_settings
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
-from pipeline.models.directories.model_class import ModelClass
+from pipeline.models.directories.model_class import ModelClass, labels_of, tasks_of
 from pipeline.models.directories.text.media_prompts import speech_facts
 from pipeline.models.generate.spec import SPEECH
 from pipeline.preprocessing.audio.audio_input import extracted
@@ -57,8 +57,8 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         written = speech_facts(folder, chosen)
         tasks, what = ("generate",), "writes what is said"
     elif chosen.head == "audio":
-        labels = heads.labels_of(chosen.config, chosen.values)
-        tasks = heads.tasks_of("audio", labels, chosen.values, scores_pairs=False)
+        labels = labels_of(chosen.config, chosen.values)
+        tasks = tasks_of("audio", labels, chosen.values, scores_pairs=False)
         what = f"{len(labels)} outputs, {', '.join(tasks)}"
     elif hasattr(chosen.built, _TOWER):
         dim, module = given["pooler_output"][-1], replace(module, head=TOWERS)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from pipeline.models.directories.onnx.tensors import TensorFacts
+from pipeline.core.printable import clean_message
 from pipeline.models.generate.spec import Rules
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -15,6 +16,9 @@ from pipeline.preprocessing.texts.text_settings import Prompt
 DirectoryFormat = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 TOWERS = "towers"
 """Head of a model of images and texts, of which a job takes one side."""
+FLOATS = ("float32", "float16", "float64")
+Axis = int | str | None
+"""Of a tensor: its length; the name of a dynamic one; None: dynamic without a name."""
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """How the vectors of tokens can become one: the modes of sentence-transformers."""
 CLIPS = ("input_values", "input_features")
@@ -126,6 +130,35 @@ class TimmModel:
     """A model of the installed timm."""
 
     architecture: str
+
+
+class TensorFacts(NamedTuple):
+    """An input or an output of the file."""
+
+    name: str
+    dtype: str
+    """As numpy names it; of texts `text`; of what is no tensor its type in onnxruntime."""
+    shape: tuple[Axis, ...] | None
+    """None: the file does not say it."""
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in FLOATS
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.shape is None else len(self.shape)
+
+    def __str__(self) -> str:
+        axes = "?" if self.shape is None else ", ".join("?" if a is None else str(a)
+                                                        for a in self.shape)  # fmt: skip
+        return f"{clean_message(self.name, 80)!r} {self.dtype} ({axes})"
+
+
+def fixed(shape: Sequence[Axis] | None, axis: int) -> int | None:
+    """Return the length of an axis; None if it is dynamic."""
+    length = None if shape is None or axis >= len(shape) else shape[axis]
+    return length if isinstance(length, int) else None
 
 
 @dataclass(frozen=True)

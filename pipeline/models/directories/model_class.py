@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import first_names
 from pipeline.models.directories.facts import CLIPS, DirectoryFacts, LibraryClass
-from pipeline.models.directories.files import CONFIG, json_type_of, preview, read_object
+from pipeline.models.directories.files import CONFIG, json_type_of, preview, read_object, read_value
 from pipeline.models.directories.library import (
+    FACTORY_ADVICE,
     MAX_LAYERS,
     base_of,
+    check_fit,
     check_numbers,
     config_of,
     encoder_of,
     head_of,
+    leave_out,
+    load,
     named_class,
+    quiet,
+    refused,
+    require_no_problems,
 )
-from pipeline.models.directories.loading import check_fit, leave_out, load, require_no_problems
 from pipeline.models.directories.tensors import TensorHeader, read_headers
-from pipeline.models.directories.trial import require_run
 from pipeline.models.generate.spec import SPEECH, WRITERS
-from pipeline.preprocessing.texts.text_settings import IDS
+from pipeline.preprocessing.texts.text_settings import IDS, MASK
+
+if TYPE_CHECKING:
+    import torch
 
 _MAIN = (IDS, "pixel_values", *CLIPS)
 CLAP = "clap"
@@ -44,6 +55,19 @@ _IN_TEXT = re.compile(r'"(image|audio)_token_(id|index)"')
 _MOST_NUMBERS = 1 << 29
 """Of weights that are loaded to run a class once."""
 _WAY_OUT = "model.factory, with source.inputs, gives a module several inputs"
+_GIVES: Mapping[str, tuple[str, ...]] = {
+    "detection": ("logits", "pred_boxes"),
+    "none": ("last_hidden_state", "image_embeds", "text_embeds", "audio_embeds"),
+}
+"""Head -> outputs that are read: all of a detector, otherwise one; of other heads `logits`."""
+_TOKENS, _USUAL_PX, _SAMPLES = 8, 224, 16_000
+_PROBLEMS = {
+    "multi_label_classification": ("multilabel", "classify"),
+    "regression": ("regress", "score"),
+    "single_label_classification": ("classify", "multilabel"),
+}
+_OLD_ACTIVATION = "sbert_ce_default_activation_function"
+_ENTAILS = "entail"
 
 
 @dataclass(frozen=True)
@@ -203,3 +227,198 @@ def require_one_input(cls: Any, config: Any, head: str) -> None:
             f"model.path: {CONFIG}: {cls.__name__} takes more of a row than a text, an image or a "
             f"clip, one of which a directory gets: {', '.join(sorted(wanted))}; {_WAY_OUT}"
         )
+
+
+class Run(NamedTuple):
+    """What a run of a class says of it."""
+
+    is_done: bool
+    """Whether it ran: some classes need sizes that their config has not."""
+    width: int | None
+    """Length of its vectors of texts, if it gives such."""
+
+
+def require_run(
+    module: Any, head: str, *, is_whole: bool, load: Callable[[], torch.nn.Module] | None
+) -> Run:
+    """Refuse a class that cannot run on its main input, or that a row changes.
+
+    Args:
+        module: Of transformers, on the device `meta`.
+        head: As `LibraryClass.head`.
+        is_whole: Whether it has all of its tensors; otherwise it is not refused if it cannot run.
+        load: Loads it with its numbers, which some classes cannot run without; None: too many.
+
+    Raises:
+        JobError: It gives other outputs than are read, or computes another way from then on.
+    """
+    if hasattr(module, "get_image_features") or hasattr(module, "get_audio_features"):
+        return Run(False, None)  # each tower runs by itself
+    if head in WRITERS and is_whole:
+        return Run(False, None)  # what it writes is compared with what the library writes
+    cls, main = type(module), module.main_input_name
+    ways, outputs = _ways(module), _outputs(module)
+    # Torch raises a RuntimeError for what it needs numbers for.
+    if isinstance(outputs, RuntimeError) and load is not None and main == IDS:
+        module = load()
+        ways, outputs = _ways(module), _outputs(module)
+    if isinstance(outputs, Exception):
+        is_known = not isinstance(outputs, RuntimeError) and "size" not in str(outputs)
+        if is_known and is_whole and main not in CLIPS and head not in WRITERS:
+            raise refused(outputs, f"cannot run {cls.__name__} on {main} alone") from outputs
+        return Run(False, None)
+    if head not in WRITERS:
+        _require_outputs(cls, head, outputs)
+    now = _ways(module)
+    for key in ways.keys() & now.keys():
+        if ways[key] != now[key]:
+            raise JobError(
+                f"model.path: config.json: {cls.__name__} turns {key} from {ways[key]} into "
+                f"{now[key]} once it sees a short text, and then treats long ones so: put "
+                f"{now[key]} into config.json, or take another model"
+            )
+    vectors = getattr(outputs, "last_hidden_state", None)
+    return Run(True, None if vectors is None or main != IDS else vectors.shape[-1])
+
+
+def _outputs(module: Any) -> Any:
+    """Return what a module gives for its main input, or the error that it raises."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode  # of which a class asks no number
+
+    is_empty = next(module.parameters()).is_meta
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
+        stack.enter_context(torch.no_grad())
+        if is_empty:
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(torch.device("meta"))
+        try:
+            return module.eval()(**_inputs(module))
+        except Exception as error:  # noqa: BLE001  # of the library
+            return error
+
+
+def _inputs(module: Any) -> dict[str, torch.Tensor]:
+    """Return the main input of two rows, on the device of the context."""
+    import torch
+
+    main, config = module.main_input_name, module.config
+    if main == IDS:
+        ids, config = torch.zeros(2, _TOKENS, dtype=torch.int64), config.get_text_config()
+        end = np.ravel(getattr(config, "eos_token_id", None) or 0)[0]
+        if 0 < end < getattr(config, "vocab_size", 0):
+            ids[:, -1] = int(end)  # BART and T5 judge a text by the vector of its end
+        return {main: ids, MASK: torch.ones_like(ids)}
+    if main == "pixel_values":
+        config = getattr(config, "vision_config", None) or getattr(config, "encoder", config)
+        side = getattr(config, "image_size", None) or _USUAL_PX
+        sides = side if isinstance(side, list | tuple) else (side, side)
+        return {main: torch.zeros(2, getattr(config, "num_channels", None) or 3, *sides)}
+    return {main: torch.zeros(2, _SAMPLES)}
+
+
+def _require_outputs(cls: Any, head: str, outputs: Any) -> None:
+    given = [*outputs] if hasattr(outputs, "keys") else [type(outputs).__name__]
+    expected = _GIVES.get(head, ("logits",))
+    has = [getattr(outputs, name, None) is not None for name in expected]
+    if not (all if head == "detection" else any)(has):
+        raise JobError(
+            f"model.path: config.json: {cls.__name__} gives {', '.join(given)}, expected "
+            f"{' and '.join(expected[:2]) if head == 'detection' else expected[0]}; "
+            f"{FACTORY_ADVICE}"
+        )
+
+
+def _ways(module: torch.nn.Module) -> dict[str, str]:
+    """Return the attributes that name a way of computing: name -> value."""
+    return {
+        f"{name}.{key}".lstrip("."): value
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, str)
+    }
+
+
+def labels_of(config: Any, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the class names in the order of the outputs, as the config has them.
+
+    Raises:
+        JobError: id2label does not name each output once.
+    """
+    named = read_value(values, "id2label", CONFIG, dict[str, str])
+    if named is None:
+        return tuple(f"LABEL_{index}" for index in range(config.num_labels))
+    wanted = [str(index) for index in range(len(named))]
+    if sorted(named) != sorted(wanted):
+        raise JobError(
+            f"model.path: {CONFIG}: id2label must name the outputs 0 to {len(named) - 1}, it has "
+            f"{preview(sorted(named))}"
+        )
+    return tuple(named[index] for index in wanted)
+
+
+def tasks_of(
+    head: str, labels: tuple[str, ...], values: Mapping[str, Any], *, scores_pairs: bool
+) -> tuple[str, ...]:
+    """Return the tasks that the outputs of a head serve, the default first.
+
+    Args:
+        head: `sequence`, `token`, `image` or `audio`.
+        scores_pairs: The directory says that it is a cross-encoder's.
+
+    Raises:
+        JobError: problem_type is unknown.
+    """
+    if head == "token":
+        return ("tokens",)
+    problem = read_value(values, "problem_type", CONFIG, str)
+    if problem is not None and problem not in _PROBLEMS:
+        raise JobError(
+            f"model.path: {CONFIG}: problem_type is {preview(problem)}, expected one of "
+            f"{', '.join(_PROBLEMS)}"
+        )
+    if len(labels) == 1 and problem != "multi_label_classification":
+        if head in ("image", "audio"):
+            return ("regress",)
+        return ("score", "regress") if scores_pairs else ("regress", "score")
+    if problem == "regression":
+        return ("regress",)
+    tasks = _PROBLEMS[problem or "single_label_classification"]
+    entails = entailment_id(labels) is not None
+    return (*tasks, "zero_shot") if head == "sequence" and entails else tasks
+
+
+def entailment_id(labels: tuple[str, ...]) -> int | None:
+    """Return which output of an NLI model says that a text entails another; None: none does."""
+    starts = (id_ for id_, name in enumerate(labels) if name.lower().startswith(_ENTAILS))
+    return next(starts, None)
+
+
+def score_activation(values: Mapping[str, Any], num_labels: int) -> tuple[str, bool]:
+    """Return `identity` or `sigmoid` for the score of a pair, and whether the config names it.
+
+    Raises:
+        JobError: It names another function.
+    """
+    ours = values.get("sentence_transformers")
+    named = ours.get("activation_fn") if isinstance(ours, dict) else values.get(_OLD_ACTIVATION)
+    activation = activation_of(named, CONFIG)
+    return activation or ("sigmoid" if num_labels == 1 else "identity"), bool(activation)
+
+
+def activation_of(named: Any, where: str) -> str:
+    """Return `identity` or `sigmoid` for a class of torch; '' if none is named.
+
+    Raises:
+        JobError: It is another one; nothing is imported by name.
+    """
+    if not isinstance(named, str):
+        return ""
+    name = named.rpartition(".")[2].lower()
+    if not named.startswith("torch.nn.") or name not in ("identity", "sigmoid"):
+        raise JobError(
+            f"model.path: {where}: activation_fn is {preview(named)}, expected Sigmoid or Identity "
+            "of torch.nn"
+        )
+    return name

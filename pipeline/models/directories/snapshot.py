@@ -19,9 +19,8 @@ from pipeline.core.cache.eviction import evict_for
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.cache.private_files import cache_folder
 from pipeline.core.errors import InfraError, JobError
-from pipeline.models.directories.file_choice import choose_files
+from pipeline.models.directories.file_choice import choose_files, choose_onnx
 from pipeline.models.directories.files import ONNX_SUFFIX
-from pipeline.models.directories.onnx.choice import choose_onnx
 from pipeline.models.directories.refused import require_local_model
 from pipeline.process.liveness import note_progress
 from pipeline.storage.interface import StoredFile

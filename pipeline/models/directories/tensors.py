@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message, first_names
-from pipeline.models.directories.files import INDEX, SINGLE, read_object
-from pipeline.models.directories.view import QUANTISED
-from pipeline.models.weights.weights_file import fault_of_download, has_header
+from pipeline.models.directories.files import INDEX, QUANTISED, SINGLE, read_object
+from pipeline.models.weights.weights import fault_of_download, has_header
 
 if TYPE_CHECKING:
     import torch

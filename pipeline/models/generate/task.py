@@ -24,7 +24,7 @@ from pipeline.models.generate.schema import SchemaError, canonical
 from pipeline.models.generate.spec import FINISHES, QUARANTINE
 from pipeline.models.outputs import require
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
-from pipeline.models.tasks.choices import prompt_problems
+from pipeline.models.tasks.classify import prompt_problems
 
 if TYPE_CHECKING:
     import torch

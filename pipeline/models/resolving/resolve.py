@@ -21,16 +21,14 @@ from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.tokens import output_tokenizer
 from pipeline.models.generate.grammar import Grammar
 from pipeline.models.generate.spec import Generation
-from pipeline.models.resolving.input import choose_text
+from pipeline.models.resolving.input import choose_text, choose_transform, require_image_fits
 from pipeline.models.resolving.named_model import ResolvedModel, find_card, with_weights
 from pipeline.models.resolving.task import choose_task, task_name
-from pipeline.models.resolving.transform_choice import choose_transform, require_image_fits
 from pipeline.models.spec import EAGER, ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.torchvision_catalog import torchvision_facts
-from pipeline.models.weights.weights import weights_digest
-from pipeline.models.weights.weights_file import WEIGHT_SUFFIXES, check_suffix
+from pipeline.models.weights.weights import WEIGHT_SUFFIXES, check_suffix, weights_digest
 from pipeline.preprocessing.audio.audio_settings import USUAL_MAX_S, AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import Input, InputSettings

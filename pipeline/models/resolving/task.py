@@ -13,9 +13,9 @@ from pipeline.core.printable import clean_message
 from pipeline.core.registry import TASKS
 from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
 from pipeline.core.user_code.own_code import extension_errors
-from pipeline.models.directories.build import require_served
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.files import PROMPTS
+from pipeline.models.directories.opening import require_served
 from pipeline.models.directories.snapshot import ModelDirectory, local
 from pipeline.models.directories.text.image_prompts import image_prompt
 from pipeline.models.directories.text.tokens import load_tokenizer
@@ -26,7 +26,7 @@ from pipeline.models.outputs import OutputSpec
 from pipeline.models.resolving.named_model import ResolvedModel
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.tasks.choices import PLACE
+from pipeline.models.tasks.classify import PLACE
 from pipeline.models.tasks.scores import choose_scores
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 from pipeline.storage.single_file import read_file

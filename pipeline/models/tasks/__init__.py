@@ -21,8 +21,8 @@ REGISTRY = {
     "score": "pipeline.models.tasks.regress:Score",
     "detect": "pipeline.models.tasks.detect:Detect",
     "tokens": "pipeline.models.tasks.tokens:Tokens",
-    "zero_shot": "pipeline.models.tasks.choices:ZeroShot",
-    "choices": "pipeline.models.tasks.choices:Choices",
+    "zero_shot": "pipeline.models.tasks.classify:ZeroShot",
+    "choices": "pipeline.models.tasks.classify:Choices",
     "generate": "pipeline.models.generate.task:Generate",
     "raw": "pipeline.models.tasks.raw:Raw",
 }

@@ -17,8 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.models.agreement import Agreement, AgreementLimits, compare_numbers
-from pipeline.models.known_rows import column_differences
+from pipeline.models.agreement import (
+    Agreement,
+    AgreementLimits,
+    column_differences,
+    compare_numbers,
+)
 from pipeline.models.outputs import OutputSpec
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from pipeline.models.detection.box_agreement import (
 )
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists
-from pipeline.models.tasks.postprocess import load_step
+from pipeline.models.tasks.raw import load_step
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +72,7 @@ class Detect(Task):
     def reduce_batch(
         self, outputs: Any, num_rows: int, batch: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        from pipeline.models.detection.boxes import best
-        from pipeline.models.detection.detector_outputs import candidates
+        from pipeline.models.detection.boxes import best, candidates
 
         if self.spec.postprocess is not None:
             outputs = self._step(outputs)

@@ -11,8 +11,7 @@ import pyarrow as pa
 
 from pipeline.core.printable import clean_message, first_names
 from pipeline.core.schema import LABEL, LABEL_ID, LABELS, LABELS_FIELD, SCORE
-from pipeline.models.agreement import Agreement, AgreementLimits, within
-from pipeline.models.known_rows import entry_differences
+from pipeline.models.agreement import Agreement, AgreementLimits, entry_differences, within
 from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
 import pyarrow as pa
 
+from pipeline.core.errors import JobError
+from pipeline.core.user_code.allowed_imports import check_arguments, import_callable
+from pipeline.core.user_code.user_errors import failed
 from pipeline.models.outputs import OutputError, nested, nested_type, require
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
-from pipeline.models.tasks.postprocess import Postprocess, load_postprocess, postprocessed
 
 if TYPE_CHECKING:
     import torch
@@ -80,3 +84,99 @@ class Raw(Task):
                 f"the model has {len(listed)} outputs, model.outputs declares {len(names)}"
             )
         return dict(zip(names, listed, strict=False))
+
+
+def postprocessed(factory: str, step: Postprocess, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+    """Make the declared columns (N,) of raw outputs, each (N, ...); null for rows that are not ok.
+
+    Raises:
+        JobError: The step raises, or gives other columns than it declares.
+    """
+    num_rows = int(ok.sum())
+    try:
+        made = step({key: values[ok] for key, values in arrays.items()})
+    except Exception as error:  # a user's code may raise anything
+        raise JobError(failed("model.postprocess", factory, error)) from error
+    places = np.full(len(ok), -1)
+    places[ok] = np.arange(num_rows)
+    indices = pa.array(places, pa.int64(), mask=~ok)
+    return {f.name: _made(factory, made, f, num_rows).take(indices) for f in step.schema}
+
+
+def _made(name: str, made: Any, field: pa.Field, num_rows: int) -> pa.Array:
+    """Check a column that a post-processing step made, and return it as Arrow.
+
+    Raises:
+        JobError: The column differs from the step's schema.
+    """
+    subject = f"model.postprocess {name}: column {field.name}"
+    if not isinstance(made, Mapping) or field.name not in made:
+        raise JobError(f"{subject} is not in what the call returned ({_contents_of(made)})")
+    try:
+        values = pa.array(made[field.name], field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise JobError(f"{subject} is to be {field.type}: {error}") from error
+    if len(values) != num_rows:
+        raise JobError(f"{subject} has {len(values)} values for {num_rows} rows")
+    return values
+
+
+def _contents_of(made: Any) -> str:
+    return ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
+
+
+class Postprocess(Protocol):
+    """The result of a `model.postprocess` factory."""
+
+    schema: pa.Schema
+
+    def __call__(self, outputs: Arrays) -> Mapping[str, Sequence[Any] | pa.Array]:
+        """Turn the raw outputs of some rows, each (N, ...), into columns of N values."""
+        ...
+
+
+def load_postprocess(factory: str, args: Mapping[str, Any]) -> Postprocess:
+    """Import and call a post-processing factory, whose module the caller has allowed.
+
+    Args:
+        factory: `package.module:callable`.
+        args: Its arguments, by name.
+
+    Raises:
+        JobError: The factory cannot be imported or called, or has no Arrow schema.
+    """
+    step: Postprocess = _built(
+        factory,
+        args,
+        "an object with .schema (pyarrow) and __call__(outputs)",
+        lambda made: isinstance(getattr(made, "schema", None), pa.Schema) and callable(made),
+    )
+    return step
+
+
+def load_step(factory: str, args: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Do the same for a step that turns a model's outputs into others, and has no schema."""
+    what = "a callable that takes the model's outputs, tensors (B, ...)"
+    step: Callable[[Any], Any] = _built(factory, args, what, callable)
+    return step
+
+
+def _built(
+    factory: str, args: Mapping[str, Any], what: str, is_right: Callable[[Any], bool]
+) -> Any:
+    contract = (
+        f"model.postprocess = {factory!r}: is called with model.postprocess_args and must return "
+        f"{what}; see jobs/README.md, Postprocess"
+    )
+    build = import_callable("model.postprocess", factory)
+    try:
+        check_arguments("model.postprocess", factory, build, args)
+    except JobError as error:
+        raise JobError(f"{error}; {contract}") from None
+    try:
+        step = build(**copy.deepcopy(dict(args)))
+    except Exception as error:  # a user's code may raise anything
+        raise JobError(failed("model.postprocess", factory, error)) from error
+    if not is_right(step):
+        raise JobError(f"{contract}; it returned a {type(step).__name__}")
+    return step

@@ -12,8 +12,7 @@ from torchvision.ops import batched_nms, box_convert
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.detection import boxes as boxes_module
 from pipeline.models.detection.box_agreement import Detections, compare, match
-from pipeline.models.detection.boxes import Candidates, best, corners
-from pipeline.models.detection.detector_outputs import candidates
+from pipeline.models.detection.boxes import Candidates, best, candidates, corners
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Task, TaskSpec

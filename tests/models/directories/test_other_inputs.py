@@ -18,10 +18,9 @@ from support.models.snapshots import (
 from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.build import build_module
 from pipeline.models.directories.library import config_of, encoder_of, head_of
 from pipeline.models.directories.model_class import require_one_input
-from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.opening import build_module, read_facts
 from pipeline.models.tasks.base import TaskSpec
 
 SMALL = {

@@ -14,8 +14,7 @@ from toy_task import NAME, Spread
 from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS
-from pipeline.models.directories.build import build_module
-from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.opening import build_module, read_facts
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 from pipeline.models.tasks.base import TaskSpec

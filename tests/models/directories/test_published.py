@@ -20,8 +20,7 @@ from support.models.snapshots import (
 )
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.build import build_module
-from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.opening import build_module, read_facts
 from pipeline.models.tasks.base import TaskSpec
 
 SMALL = {

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from support.models.snapshots import change_json, make_snapshot, make_timm, write_json
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.build import build_module
-from pipeline.models.directories.opening import open_facts, read_facts
+from pipeline.models.directories.opening import build_module, open_facts, read_facts
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.tasks.base import TaskSpec
 

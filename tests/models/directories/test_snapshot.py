@@ -23,8 +23,7 @@ from support.servers.s3server import S3Server
 
 from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import JobError
-from pipeline.models.directories.build import build_module
-from pipeline.models.directories.opening import open_facts, read_facts
+from pipeline.models.directories.opening import build_module, open_facts, read_facts
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.storage.store import Store

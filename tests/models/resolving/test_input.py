@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.core.errors import JobError
 from pipeline.job.transform import Transform
-from pipeline.models.resolving.transform_choice import choose_transform
+from pipeline.models.resolving.input import choose_transform
 from pipeline.preprocessing.images.transform import TransformSpec
 
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

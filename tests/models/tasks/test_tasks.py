@@ -24,7 +24,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.outputs import OutputSpec
 from pipeline.models.tasks import make_task, task_class
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.tasks.postprocess import load_postprocess
+from pipeline.models.tasks.raw import load_postprocess
 
 OK = np.array([True, False, True])
 EXAMPLES = ROOT / "examples" / "postprocess"

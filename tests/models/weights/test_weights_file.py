@@ -22,8 +22,7 @@ from safetensors.torch import save
 from support.runs.selection import examples
 
 from pipeline.core.errors import JobError
-from pipeline.models.weights.weights import read_weights, weights_digest
-from pipeline.models.weights.weights_file import check_weights
+from pipeline.models.weights.weights import check_weights, read_weights, weights_digest
 
 STATE = {"head.weight": torch.full((5, 3), 2.0), "head.bias": torch.arange(5.0)}
 WAY_OUT = 'torch.save(model.state_dict(), "w.pth"), and name the architecture'

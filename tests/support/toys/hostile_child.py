@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.models.directories.files import make_view
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.text.text_oracle import text_predictions
-from pipeline.models.directories.view import make_view
 
 
 def attempts(path: str, wanted: str) -> list[str]:

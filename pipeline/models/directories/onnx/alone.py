@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.models.directories.facts import DirectoryFacts, OnnxFile
+from pipeline.models.directories.file_choice import onnx_file_of
 from pipeline.models.directories.files import MODULES
-from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.onnx.graph import open_session
 from pipeline.models.directories.text.sentence_transformers import Opened
 from pipeline.models.directories.text.tokens import library_tokens

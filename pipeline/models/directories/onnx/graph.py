@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.weights.weights_file import GIT_LFS
+from pipeline.models.weights.weights import GIT_LFS
 
 if TYPE_CHECKING:
     import onnx

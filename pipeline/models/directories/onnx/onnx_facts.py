@@ -6,10 +6,20 @@ and classes are. How texts become tokens and vectors, files beside it say; `text
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline.models.directories.facts import DirectoryFacts, ImageContract, OnnxFile
+from pipeline.models.directories.facts import (
+    FLOATS,
+    Axis,
+    DirectoryFacts,
+    ImageContract,
+    OnnxFile,
+    TensorFacts,
+    fixed,
+)
 from pipeline.models.directories.onnx.classes import (
     NAMED,
     activation_of,
@@ -25,16 +35,7 @@ from pipeline.models.directories.onnx.graph import (
     parse_onnx,
     refusal,
 )
-from pipeline.models.directories.onnx.tensors import (
-    NUMBERS,
-    WHOLE,
-    TensorFacts,
-    fixed,
-    is_column,
-    is_vector,
-    listed,
-    tensor_of,
-)
+from pipeline.preprocessing.input_facts import TEXT
 from pipeline.preprocessing.texts.text_settings import IDS, TENSORS
 
 _OF_DETECTORS = (frozenset(["boxes", "scores"]), frozenset(["logits", "pred_boxes"]))
@@ -49,6 +50,15 @@ _SAYS = (
     "attention_mask and token_type_ids; for anything else name a model.factory that returns "
     "pipeline.models.onnx_module.OnnxModule.of(path), and its inputs in source.inputs"
 )
+
+WHOLE = ("int64", "int32")
+NUMBERS = (*FLOATS, *WHOLE, "bool", "int8", "int16", "uint8", "uint16", "uint32", "uint64")
+_TENSOR = re.compile(r"tensor\((\w+)\)")
+_DTYPES = {"float": "float32", "double": "float64", "string": TEXT}
+"""Names of onnxruntime that are others in numpy."""
+_SHOWN_ENDS = 12
+_MAX_AXIS = 2**31 - 1
+"""Of a list in Arrow; a longer axis is none that a row could have."""
 
 
 def read_onnx_facts(
@@ -242,3 +252,33 @@ def _notes(
         if output.name not in file.output_names
     ]
     return tuple(f"{path.name}: {line}" for line in lines)
+
+
+def tensor_of(end: Any) -> TensorFacts:
+    """Describe an input or output of a session of onnxruntime."""
+    match = _TENSOR.fullmatch(end.type)
+    dtype = _DTYPES.get(match[1], match[1]) if match else end.type
+    # A scalar has no axes as well as what says none.
+    return TensorFacts(end.name, dtype, tuple(map(_axis, end.shape)) or None)
+
+
+def _axis(length: int | str | None) -> Axis:
+    is_known = not isinstance(length, int) or 0 < length <= _MAX_AXIS
+    return length if is_known else None
+
+
+def is_vector(inputs: Sequence[TensorFacts]) -> bool:
+    """Tell whether the only input is a vector of features, instead of one for each column."""
+    return len(inputs) == 1 and inputs[0].is_float and inputs[0].rank == 2
+
+
+def is_column(tensor: TensorFacts) -> bool:
+    """Tell whether an input has one value per row, (B, 1) or (B)."""
+    is_one = tensor.rank == 1 or (tensor.rank == 2 and fixed(tensor.shape, 1) == 1)
+    return is_one and tensor.dtype in (*NUMBERS, TEXT)
+
+
+def listed(tensors: Sequence[TensorFacts]) -> str:
+    left = len(tensors) - _SHOWN_ENDS
+    shown = ", ".join(map(str, tensors[:_SHOWN_ENDS]))
+    return f"{shown} and {left} others" if left > 0 else shown

@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories import heads
-from pipeline.models.directories.facts import MODES, DirectoryFacts, OnnxFile, Pooling, TextFacts
+from pipeline.models.directories.facts import (
+    MODES,
+    DirectoryFacts,
+    OnnxFile,
+    Pooling,
+    TensorFacts,
+    TextFacts,
+    fixed,
+)
 from pipeline.models.directories.files import CONFIG, MODULES, TOKENIZER, read_object
 from pipeline.models.directories.library import base_of, config_of, quiet, refused
-from pipeline.models.directories.onnx.tensors import TensorFacts, fixed
+from pipeline.models.directories.model_class import labels_of, score_activation, tasks_of
 from pipeline.models.directories.text.sentence_transformers import Opened
 from pipeline.models.directories.text.text_facts import pooling_note, text_notes, text_of
 from pipeline.preprocessing.texts.text_settings import TYPES
@@ -106,11 +113,11 @@ def _head(
     """Return labels, tasks and activation of the outputs of a classifier."""
     labels, width = facts.labels, main.shape[-1] if main.shape else None
     if labels is None and (module is not None or values.get("id2label")):
-        labels = heads.labels_of(module.config if module is not None else None, values)
+        labels = labels_of(module.config if module is not None else None, values)
     if labels is None or (isinstance(width, int) and width != len(labels)):
         return {"labels": None}
     head = "token" if facts.tasks[0] == "tokens" else "sequence"
-    activation, is_named = heads.score_activation(values, len(labels))
-    known = heads.tasks_of(head, labels, values, scores_pairs=scores_pairs or is_named)
+    activation, is_named = score_activation(values, len(labels))
+    known = tasks_of(head, labels, values, scores_pairs=scores_pairs or is_named)
     tasks = tuple(task for task in (*known, "raw") if task in facts.tasks)
     return {"labels": labels, "tasks": tasks, "activation": activation}

@@ -19,12 +19,11 @@ from typing import Any, Literal
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.files import preview
+from pipeline.models.directories.files import make_view, preview
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.opening import KEPT_WITH
 from pipeline.models.directories.snapshot import ModelDirectory, local
-from pipeline.models.directories.view import make_view
-from pipeline.models.tasks.choices import PLACE
+from pipeline.models.tasks.classify import PLACE
 from pipeline.preprocessing.texts.text_settings import Prompt
 from pipeline.process.confined import ConfinedError, confined
 

@@ -24,7 +24,6 @@ from pipeline.models.directories.files import (
     read_object,
     read_value,
 )
-from pipeline.models.directories.heads import activation_of, score_activation
 from pipeline.models.directories.library import (
     FACTORY_ADVICE,
     MAX_LAYERS,
@@ -34,10 +33,14 @@ from pipeline.models.directories.library import (
     named_class,
     require_library,
 )
-from pipeline.models.directories.model_class import ModelClass, fitted
+from pipeline.models.directories.model_class import (
+    ModelClass,
+    activation_of,
+    fitted,
+    score_activation,
+)
 from pipeline.models.directories.tensors import read_headers
-from pipeline.models.directories.text.text_probes import LibraryTokens
-from pipeline.models.directories.text.tokens import library_errors, text_facts
+from pipeline.models.directories.text.tokens import LibraryTokens, library_errors, text_facts
 from pipeline.preprocessing.texts.text_settings import IDS, Prompt
 
 _PACKAGE = "sentence-transformers"

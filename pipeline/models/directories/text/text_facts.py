@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories import heads
 from pipeline.models.directories.facts import MODES, DirectoryFacts, Pooling, TextFacts
 from pipeline.models.directories.files import CONFIG, MODULES, PROMPTS, preview
-from pipeline.models.directories.model_class import ModelClass, width_of
+from pipeline.models.directories.model_class import (
+    ModelClass,
+    labels_of,
+    score_activation,
+    tasks_of,
+    width_of,
+)
 from pipeline.models.directories.text.generation_config import generation_facts
 from pipeline.models.directories.text.sentence_transformers import Opened
 from pipeline.models.directories.text.tokens import library_tokens, text_facts
@@ -85,10 +90,10 @@ def _head_facts(chosen: ModelClass, text: TextFacts, named: str | None = None) -
     Args:
         named: The activation that a cross-encoder of sentence-transformers has; None: it is none.
     """
-    labels = heads.labels_of(chosen.config, chosen.values)
-    activation, is_named = heads.score_activation(chosen.values, len(labels))
+    labels = labels_of(chosen.config, chosen.values)
+    activation, is_named = score_activation(chosen.values, len(labels))
     scores_pairs = named is not None or is_named
-    tasks = heads.tasks_of(chosen.head, labels, chosen.values, scores_pairs=scores_pairs)
+    tasks = tasks_of(chosen.head, labels, chosen.values, scores_pairs=scores_pairs)
     return chosen.directory(
         "text",
         tasks,

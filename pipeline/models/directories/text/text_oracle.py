@@ -22,8 +22,7 @@ from pipeline.core.schema import (
 )
 from pipeline.models.directories import probes
 from pipeline.models.directories.facts import TOWERS, DirectoryFacts, LibraryClass
-from pipeline.models.directories.text.text_probes import special_tokens
-from pipeline.models.directories.text.tokens import load_tokenizer
+from pipeline.models.directories.text.tokens import load_tokenizer, special_tokens
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 

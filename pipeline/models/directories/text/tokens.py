@@ -6,20 +6,22 @@ import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.models.directories import probes
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.files import TOKENIZER, TOKENIZER_CONFIG, check_size
 from pipeline.models.directories.library import quiet
-from pipeline.models.directories.text.text_probes import LibraryTokens, require_tokens
 from pipeline.preprocessing.model_input import Input
-from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
+from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer, tokens_of
 from pipeline.preprocessing.texts.text_settings import (
     IDS,
     MASK,
@@ -300,3 +302,83 @@ def _pad_id(tokenizer: Any, module: Any) -> int:
         if isinstance(pad_id, int) and pad_id >= 0:
             return pad_id
     return 0
+
+
+@dataclass(frozen=True)
+class LibraryTokens:
+    """The library's own way from a row to token ids."""
+
+    library: str
+    """Name and version."""
+    tokenizer: Any
+    """Of transformers."""
+    tokens_of: Callable[[Sequence[str], int], Mapping[str, Sequence[int]]]
+    """One text or two, and the most tokens -> what the model is given, by name."""
+    max_tokens: int | None = None
+    """A limit that counts in the place of the tokenizer's."""
+    prefix: str = ""
+    prompt: Prompt | None = None
+
+
+def special_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Return the texts of a tokenizer's special tokens, by their ids."""
+    added = tokenizer.get_added_tokens_decoder()
+    return [added[token].content for token in sorted(added) if added[token].special]
+
+
+def require_tokens(made: LibraryTokens, settings: TextSettings) -> None:
+    """Compare the tokens of eight texts, or of four pairs, with those of the library.
+
+    Args:
+        made: The library's way.
+        settings: Ours.
+
+    Raises:
+        JobError: They differ; names the probe and both values.
+    """
+    special, most = made.tokenizer.all_special_tokens, settings.max_tokens
+    rows: Sequence[tuple[str, ...]] = [(text,) for text in probes.texts(special, most)]
+    if settings.has_pair:
+        rows = probes.pairs(special, most)
+    ours = tokens_of(settings, *(list(column) for column in zip(*rows, strict=True)))
+    first = 0
+    for row, count in zip(rows, ours.counts.tolist(), strict=True):
+        theirs, span = made.tokens_of(row, most), slice(first, first + count)
+        pairs = [(IDS, ours.ids)]
+        if settings.has_types and TYPES in settings.tensor_names:
+            pairs.append((TYPES, ours.types.astype(np.int32)))
+        for name, actual in pairs:
+            probes.require_same(" | ".join(row), name, made.library, theirs[name], actual[span])
+        first += count
+
+
+class Hypothesis(NamedTuple):
+    """What follows the tokens of a text, special tokens included, to make a pair of it."""
+
+    ids: list[int]
+    types: list[int]
+    """Token type of each id."""
+
+
+def hypotheses(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Hypothesis]:
+    """Return what makes a pair of a text and each prompt.
+
+    Args:
+        tokenizer: Its padding and truncation are switched off.
+
+    Raises:
+        JobError: The tokenizer does not write pairs as a text and something behind it.
+    """
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    alone = tokenizer.encode("").ids
+    pairs = []
+    for prompt in prompts:
+        pair = tokenizer.encode("", prompt)
+        if pair.ids[: len(alone)] != alone or len(pair.ids) == len(alone):
+            raise JobError(
+                "model.task = 'zero_shot': the tokenizer's pairs do not begin with the tokens of "
+                "the first text, so prompts cannot be put behind it; use a text encoder"
+            )
+        pairs.append(Hypothesis(pair.ids[len(alone) :], pair.type_ids[len(alone) :]))
+    return pairs

@@ -15,9 +15,13 @@ import torch
 from torch import nn
 
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
-from pipeline.models.directories.heads import entailment_id
-from pipeline.models.directories.text.hypotheses import Hypothesis, hypotheses
-from pipeline.models.directories.text.tokens import load_tokenizer, settings_of
+from pipeline.models.directories.model_class import entailment_id
+from pipeline.models.directories.text.tokens import (
+    Hypothesis,
+    hypotheses,
+    load_tokenizer,
+    settings_of,
+)
 from pipeline.preprocessing.texts.prompts import tokens_of
 from pipeline.preprocessing.texts.text_settings import IDS, MASK, TYPES
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors

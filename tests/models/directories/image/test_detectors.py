@@ -14,9 +14,8 @@ from support.models.snapshots import change_json, write_image_processor
 from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.build import build_module
 from pipeline.models.directories.image.image_transform import read_transform
-from pipeline.models.directories.opening import open_facts, read_facts
+from pipeline.models.directories.opening import build_module, open_facts, read_facts
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.geometry import placement

@@ -26,9 +26,8 @@ from support.models.snapshots import (
 )
 from support.runs.selection import quick_cases
 
-from pipeline.models.directories.build import build_module
 from pipeline.models.directories.image.image_transform import in_words, read_transform
-from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.opening import build_module, read_facts
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec

@@ -20,8 +20,12 @@ from transformers import AutoTokenizer
 from pipeline.core.errors import JobError
 from pipeline.models.directories.model_class import choose
 from pipeline.models.directories.opening import read_facts
-from pipeline.models.directories.text.text_probes import require_tokens
-from pipeline.models.directories.text.tokens import library_tokens, settings_of, text_facts
+from pipeline.models.directories.text.tokens import (
+    library_tokens,
+    require_tokens,
+    settings_of,
+    text_facts,
+)
 from pipeline.preprocessing.texts.tokenizer import tokenise
 
 ROWS = (

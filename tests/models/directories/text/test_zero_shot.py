@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.heads import entailment_id
+from pipeline.models.directories.model_class import entailment_id
 from pipeline.models.directories.opening import read_facts
-from pipeline.models.directories.text.hypotheses import hypotheses
+from pipeline.models.directories.text.tokens import hypotheses
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 
