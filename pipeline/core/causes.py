@@ -101,50 +101,43 @@ def cause_of(failure: Failure, row_id: str, uri: str = "") -> Cause:
 
 
 class Causes:
-    """A sum of causes, of bounded size."""
+    """Rows by cause; beyond a limit a message is dropped, and its rows count for all others."""
 
     def __init__(self, most: int = MAX_PER_RUN) -> None:
         self._most = most
-        self._known: dict[tuple[str, str, str], Cause] = {}
-        self._others: Counter[tuple[str, str]] = Counter()
+        self._causes: dict[tuple[str, str, str | None], Cause] = {}
 
     def add(self, causes: Iterable[Cause]) -> None:
-        """Add causes; beyond the limit only their reasons and stages."""
+        """Add causes."""
         for cause in causes:
-            key = (cause.reason, cause.stage, cause.key)
-            before = self._known.get(key)
-            if cause.message is None or (before is None and len(self._known) >= self._most):
-                self._others[cause.reason, cause.stage] += cause.num_rows
-            elif before is None:
-                self._known[key] = cause
-            else:  # of two examples the first by name, whichever was counted first
-                first = min(
-                    before, cause, key=lambda example: (example.row_id is None, example.row_id)
-                )
-                total = before.num_rows + cause.num_rows
-                self._known[key] = replace(first, num_rows=total)
+            key = (cause.reason, cause.stage, None if cause.message is None else cause.key)
+            if key not in self._causes and len(self._causes) >= self._most:
+                key = (cause.reason, cause.stage, None)
+                cause = Cause(cause.reason, cause.stage, num_rows=cause.num_rows)
+            before = self._causes.get(key, cause)
+            # Of two examples the first by name, whichever was counted first.
+            first = min(before, cause, key=lambda example: (example.row_id is None, example.row_id))
+            num_rows = cause.num_rows + (before.num_rows if key in self._causes else 0)
+            self._causes[key] = replace(first, num_rows=num_rows)
 
     def complete(self, reasons: Mapping[str, int]) -> Causes:
-        """Return causes that make up these counts: what is not known has no message."""
-        completed = Causes(self._most)
-        completed._known, completed._others = dict(self._known), Counter(self._others)
+        """Return causes that make up these counts: rows of unknown causes have no message."""
         known = Counter[str]()
-        for cause in self.top(len(self._known) + len(self._others)):
+        for cause in self._causes.values():
             known[cause.reason] += cause.num_rows
+        completed = Causes(self._most)
+        completed._causes = dict(self._causes)
         for reason, num_rows in reasons.items():
-            completed._others[reason, ""] += max(0, num_rows - known[reason])
+            if num_rows > known[reason]:
+                completed.add([Cause(reason, num_rows=num_rows - known[reason])])
         return completed
 
     def top(self, number: int) -> list[Cause]:
         """Return the causes of the most rows, in an order that does not depend on the additions."""
-        vague = Counter[str]()
-        for (reason, _), num_rows in self._others.items():
-            vague[reason] += num_rows
-        causes = [replace(c, at_least=bool(vague[c.reason])) for c in self._known.values()]
-        causes += [
-            Cause(reason, stage, num_rows=num_rows)
-            for (reason, stage), num_rows in self._others.items()
-            if num_rows
+        vague = {cause.reason for cause in self._causes.values() if cause.message is None}
+        causes = [
+            replace(cause, at_least=cause.message is not None and cause.reason in vague)
+            for cause in self._causes.values()
         ]
         causes.sort(key=lambda c: (-c.num_rows, c.reason, c.stage, c.key))
         return causes[:number]
