@@ -1,4 +1,4 @@
-"""What a run tells others while it works, and however it has ended: its metrics."""
+"""The metrics of a run, exported while it works and when it has ended."""
 
 from __future__ import annotations
 
@@ -14,70 +14,79 @@ from pipeline.job.job import Metrics
 from pipeline.process.liveness import last_progress
 from pipeline.report.document import Report
 from pipeline.report.metric_families import Family, Outside, families_of
-from pipeline.report.metrics.exporting import Exporter, Exporting, Planned
 from pipeline.report.recorder import RunRecorder
 from pipeline.report.so_far import SoFar
 
 if TYPE_CHECKING:
+    from pipeline.report.prometheus import Port, Textfile
     from pipeline.runs.context import RunContext
 
 
 class Exports:
-    """The exporters that a job asks for; a failure in one neither fails nor delays the run."""
+    """The metrics that a job asks for; a failure in one neither fails nor delays the run."""
 
     def __init__(self) -> None:
-        self._begun: tuple[RunFigures, Exporting] | None = None
+        self._exporting: Exporting | None = None
         self._has_ended = False
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def during(self, run: RunContext) -> Iterator[None]:
-        """Export in the body how the run is, until `end`."""
-        self._begun = _begin(run, is_live=True)
+        """Export the state of the run during the body, until `end`."""
+        self._exporting = _begin(run, is_live=True)
         try:
             yield
         finally:
             self._end(None)
 
     def end(self, run: RunContext, report: Report) -> None:
-        """Export how the run has ended; its process may be gone, and this be that one's parent."""
-        if self._begun is None and not self._has_ended:
-            self._begun = _begin(run, is_live=False)
+        """Export how the run has ended; the caller may be the parent of a process that is gone."""
+        if self._exporting is None and not self._has_ended:
+            self._exporting = _begin(run, is_live=False)
         self._end(report)
 
     def _end(self, report: Report | None) -> None:
-        with self._lock:  # who watches over a run may end it, too
-            begun, self._begun, self._has_ended = self._begun, None, True
-        if begun is not None:
-            figures, exporting = begun
-            if report is not None:
-                figures.end(report)
-            exporting.end(has_result=report is not None)
+        with self._lock:  # the watchdog may end a run, too
+            exporting, self._exporting, self._has_ended = self._exporting, None, True
+        if exporting is not None:
+            exporting.end(report)
 
 
-def _begin(run: RunContext, *, is_live: bool) -> tuple[RunFigures, Exporting] | None:
+def _begin(run: RunContext, *, is_live: bool) -> Exporting | None:
+    wanted = run.job.metrics
+    if wanted.textfile is None and (wanted.port is None or not is_live):
+        return None
     figures = RunFigures(run.record, run.options.job_name or folder_name(run.job.sink.uri))
-    planned = [*_metrics(run.job.metrics, figures, is_live=is_live)]
-    return (figures, Exporting(planned)) if planned else None
+    return Exporting(wanted, figures, is_live=is_live)
 
 
-def _metrics(wanted: Metrics, figures: RunFigures, *, is_live: bool) -> Iterator[Planned]:
-    """Yield what the job asks for; libraries are imported where each is made."""
+class Exporting:
+    """The port and the file of one run."""
 
-    def port() -> Exporter:
-        from pipeline.report.prometheus import Port
+    def __init__(self, wanted: Metrics, figures: RunFigures, *, is_live: bool) -> None:
+        from pipeline.report.prometheus import Port, Textfile, warn
 
-        return Port(wanted.host, wanted.port or 0, figures.families)
+        self._figures = figures
+        self._port: Port | None = None
+        self._textfile: Textfile | None = None
+        if wanted.port is not None and is_live:
+            try:
+                self._port = Port(wanted.host, wanted.port, figures.families)
+            except OSError as error:
+                place = f"metrics at {wanted.host}:{wanted.port}"
+                warn(place, f"{type(error).__name__}: {error}")
+        if wanted.textfile is not None:
+            self._textfile = Textfile(wanted.textfile, figures.job, figures.families)
+            self._textfile.start()
 
-    def textfile() -> Exporter:
-        from pipeline.report.prometheus import Textfile
-
-        return Textfile(wanted.textfile or "", figures.job, figures.families)
-
-    if wanted.port is not None and is_live:
-        yield Planned(f"metrics at {wanted.host}:{wanted.port}", port)
-    if wanted.textfile is not None:
-        yield Planned(f"metrics to {wanted.textfile}", textfile)
+    def end(self, report: Report | None) -> None:
+        """Export the report, if there is one, and close."""
+        if report is not None:
+            self._figures.end(report)
+        if self._textfile is not None:
+            self._textfile.end(has_result=report is not None)
+        if self._port is not None:
+            self._port.close()
 
 
 def folder_name(uri: str) -> str:
