@@ -72,7 +72,7 @@ class Exporting:
         if wanted.port is not None and is_live:
             try:
                 self._port = Port(wanted.host, wanted.port, figures.families)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:
                 place = f"metrics at {wanted.host}:{wanted.port}"
                 warn(place, f"{type(error).__name__}: {error}")
         if wanted.textfile is not None:
