@@ -1,4 +1,4 @@
-"""Distributions: sums of slices are those of all rows, and drift is told from chance."""
+"""Distributions: the sum of slices equals the distribution of all rows, and its size is bounded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from pipeline.core.figures.histograms import (
     measure_numbers,
     sum_numbers,
 )
-from pipeline.gates.drift import compare_labels, compare_numbers
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 
@@ -141,74 +140,7 @@ def test_what_the_manifest_keeps_is_bounded():
     assert min(restored.labels.values()) == 2001, "the most frequent are kept"
     assert len(restored.numbers["value"].counts) <= MAX_BINS
     assert sum(restored.numbers["value"].counts.values()) == 50_000
-    assert compare_numbers(restored.numbers["value"], values).psi < 0.001
     assert Distribution.from_dict({}) == Distribution()
-
-
-@pytest.mark.parametrize("num_labels", [2, 30, 1000, 3000])
-@pytest.mark.parametrize("num_rows", [1000, 10_000, 100_000])
-def test_partitions_of_the_same_world_are_not_drift(num_labels: int, num_rows: int):
-    rng = np.random.default_rng(num_labels)
-    weights = rng.dirichlet(np.ones(num_labels))
-    names = [f"label-{i}" for i in range(num_labels)]
-    partitions = []
-    for _ in range(2):
-        counts = rng.multinomial(num_rows, weights)
-        values = rng.lognormal(size=num_rows)
-        labels = {n: int(c) for n, c in zip(names, counts, strict=True) if c}
-        partitions.append(Distribution(labels, numbers={"value": of_values(values)}))
-    before = Distribution.from_dict(partitions[0].to_dict())
-    assert compare_labels(before, partitions[1]).psi < 0.1
-    assert compare_numbers(before.numbers["value"], partitions[1].numbers["value"]).psi < 0.1
-
-
-def test_many_rare_labels_that_move_are_drift():
-    names = [f"label-{i:04d}" for i in range(1000)]
-    rng = np.random.default_rng(1)
-    weights = np.ones(1000) / 1000
-    moved = np.where(np.arange(1000) < 500, 1.6, 0.4) / 1000
-    before, now = (
-        Distribution(dict(zip(names, rng.multinomial(20_000, w).tolist(), strict=True)))
-        for w in (weights, moved)
-    )
-    assert compare_labels(before, now).psi > 0.25
-
-
-@pytest.mark.parametrize(
-    ("before", "now"),
-    [
-        ({"a": 900, "b": 100}, {"a": 900, "new": 100}),
-        ({"a": 1000}, {"new": 1000}),
-        ({"a": 500, "b": 500}, {"a": 1000}),
-    ],
-)
-def test_labels_that_come_or_go_are_drift(before: dict[str, int], now: dict[str, int]):
-    assert compare_labels(Distribution(before), Distribution(now)).psi > 0.25
-
-
-@pytest.mark.parametrize(
-    ("before", "now"),
-    [
-        ([5.0] * 1000, [4.9] * 1000),
-        ([5.0] * 1000, [5.1] * 1000),
-        ([0.0] * 500 + [10.0] * 500, [0.0] * 500 + [5.0] * 500),
-        (np.linspace(0, 1, 1000), np.linspace(0.3, 1.3, 1000)),
-        (np.linspace(-1, 1, 1000), np.linspace(-1, 1, 1000) * 3),
-    ],
-)
-def test_numbers_that_move_are_drift(before: object, now: object):
-    shift = compare_numbers(of_values(before), of_values(now))
-    assert shift.psi > 0.25
-    assert (shift.num_before, shift.num_now) == (1000, 1000)
-    assert compare_numbers(of_values(before), of_values(before)).psi == 0.0
-
-
-def test_psi_is_the_textbook_sum():
-    before = Numbers(0, 1, {0: 500_000, 10: 300_000, 19: 200_000})
-    now = Numbers(0, 1, {0: 400_000, 10: 300_000, 19: 300_000})
-    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.3, 0.3])
-    expected = ((q - p) * np.log(q / p)).sum()
-    assert compare_numbers(before, now).psi == pytest.approx(expected, abs=1e-4)
 
 
 def test_equal_vectors_are_constant_and_others_are_not():
@@ -230,17 +162,6 @@ def test_lengths_that_are_scaled_to_one_are_one_bin():
     norms = of_vectors(units).numbers[NORM]
     assert norms.lowest < 1.0 < norms.highest, "which is why they are rounded"
     assert len(norms.counts) == 1
-
-
-def test_another_space_of_embeddings_is_drift():
-    rng = np.random.default_rng(2)
-    centre = rng.normal(size=64)
-    before, same = (of_vectors(centre + rng.normal(size=(2000, 64))) for _ in range(2))
-    other = of_vectors(rng.normal(size=64) + rng.normal(size=(2000, 64)))
-    for name, numbers in before.numbers.items():
-        assert compare_numbers(numbers, same.numbers[name]).psi < 0.1
-    moved = [compare_numbers(before.numbers[name], other.numbers[name]) for name in DIRECTIONS]
-    assert max(shift.psi for shift in moved) > 0.25
 
 
 @pytest.mark.parametrize(
