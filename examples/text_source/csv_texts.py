@@ -17,9 +17,8 @@ from pipeline.core.figures.counters import READ
 from pipeline.core.schema import text_fields
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import Place
-from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
-from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
+from pipeline.sources.rows import Reader, make_rows
 from pipeline.sources.source_format import (
     CountsRows,
     Measured,
@@ -28,6 +27,7 @@ from pipeline.sources.source_format import (
     SourceFormat,
     failed_rows,
 )
+from pipeline.sources.units import Extent, changed, require_unchanged
 from pipeline.storage.store import Store, StoredFile
 
 

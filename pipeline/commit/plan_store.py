@@ -22,8 +22,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
 from pipeline.planning.plan import Plan, schema_to_text
 from pipeline.process.failpoints import failpoint
-from pipeline.sources.extents import Extent, UncountedPlan
-from pipeline.sources.units import Unit
+from pipeline.sources.units import Extent, UncountedPlan, Unit
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)

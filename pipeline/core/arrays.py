@@ -49,6 +49,21 @@ def with_nulls(column: pa.Array, is_null: npt.NDArray[np.bool_]) -> pa.Array:
     return column.take(pa.array(np.arange(len(column)), mask=is_null))
 
 
+def binary_array(values: Sequence[bytes | None]) -> pa.Array:
+    """Make a large_binary array (N,); copies each value once, unlike Arrow's growing builder."""
+    lengths = np.fromiter((len(value or b"") for value in values), np.int64, len(values))
+    offsets = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    is_there = np.fromiter((value is not None for value in values), np.bool_, len(values))
+    validity = None if is_there.all() else np.packbits(is_there, bitorder="little")
+    data = b"".join(value for value in values if value is not None)
+    buffers = [
+        None if validity is None else pa.py_buffer(validity),
+        *map(pa.py_buffer, (offsets, data)),
+    ]
+    return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
+
+
 def images_from_arrow(
     column: pa.ChunkedArray | pa.Array, shape: tuple[int, int, int]
 ) -> npt.NDArray[np.uint8]:

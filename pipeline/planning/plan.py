@@ -33,10 +33,9 @@ from pipeline.models.tasks import task_class
 from pipeline.planning.predictor import digest_of, predictor_key, row_settings
 from pipeline.planning.slicing import units_of
 from pipeline.sources.columns.pass_through import taken_name
-from pipeline.sources.extents import Extent
 from pipeline.sources.listing.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
-from pipeline.sources.units import Unit, with_ctimes
+from pipeline.sources.units import Extent, Unit, with_ctimes
 from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from pipeline.core.registry import TASKS, load
 from pipeline.job.job import Job
 from pipeline.preprocessing.input_facts import SliceRows, slice_rows_of
-from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, UncountedPlan
 from pipeline.sources.source_format import format_of
-from pipeline.sources.units import Unit
+from pipeline.sources.units import MAX_SLICE_BYTES, Extent, UncountedPlan, Unit
 
 _MIB = 1024 * 1024
 _BYTES_NEAR = 48 * _MIB

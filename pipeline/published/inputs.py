@@ -18,11 +18,10 @@ from pipeline.core.failures import Failure
 from pipeline.core.figures.counters import READ
 from pipeline.core.schema import ROW_ID
 from pipeline.planning.plan import Plan
-from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader, make_rows
-from pipeline.sources.units import Unit
+from pipeline.sources.units import Extent, RowFilter, UncountedPlan, Unit
 from pipeline.sources.uris.fetch import fetch_many
 from pipeline.sources.uris.policy import policy_of
 

@@ -21,7 +21,7 @@ from pipeline.gates.gate import NONE_UNREADABLE, UnreadableShards
 from pipeline.planning.plan import Plan
 from pipeline.report.sections.outcome import Rows, Slices
 from pipeline.report.sections.versions import LabelCount
-from pipeline.sources.extents import Extent
+from pipeline.sources.units import Extent
 from pipeline.storage.skipped import Skipped
 
 Origin = Literal["computed", "resumed"]

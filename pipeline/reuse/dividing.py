@@ -19,8 +19,7 @@ from pipeline.core.arrays import Numbers
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
 from pipeline.planning.slicing import SliceSizes, mean_row_bytes
-from pipeline.sources.extents import Extent
-from pipeline.sources.units import Unit
+from pipeline.sources.units import Extent, Unit
 from pipeline.storage.store import Store
 
 _MOST_ROWS, _FEWEST_ROWS, _ASIDE_BYTES = 65_536, 1_024, 16 * 2**20

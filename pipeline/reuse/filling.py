@@ -32,10 +32,9 @@ from pipeline.reuse.content import UNKNOWN
 from pipeline.reuse.dividing import known_slices
 from pipeline.reuse.known import Known
 from pipeline.reuse.version_rows import PartReader, Version
-from pipeline.sources.extents import RowFilter
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import failed_rows
-from pipeline.sources.units import Unit, only_rows
+from pipeline.sources.units import RowFilter, Unit, only_rows
 
 Read = Callable[[Unit, frozenset[int]], Iterable[pa.Table]]
 """Reads wanted slices of a unit, packed."""

@@ -15,8 +15,8 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.registry import SOURCES, get
 from pipeline.job.section import Section
 from pipeline.job.source import Source
-from pipeline.sources.extents import Extent
 from pipeline.sources.rows import Reader, make_rows
+from pipeline.sources.units import Extent
 from pipeline.storage.store import Store, StoredFile
 
 RowIds = Literal["path", "path#row", "column", "key"]

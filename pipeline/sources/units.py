@@ -1,12 +1,139 @@
-"""Units: the extents that one call of a reader reads, and the bounds of its slices."""
+"""Extents and units: which rows are read, and the bounds of the slices that they are cut into.
+
+The plan knows the rows of most shards and cuts them into slices itself. Only reading counts the
+rows of a tar or of lines, so the plan of such a unit holds an `UncountedPlan`, which the reader
+follows. A shard must be read as it was planned: with the same size and version.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from pipeline.core.errors import InfraError
+from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
-from pipeline.sources.extents import Extent, UncountedPlan
+from pipeline.storage.store import Store
+
+MAX_SLICE_BYTES = 256 * 1024 * 1024
+"""Bytes of a slice, about: one that turns out to have more is cut while it is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The rows [first_row, first_row + num_rows) of one shard."""
+
+    path: str
+    size_bytes: int
+    version: str
+    first_row: int
+    num_rows: int
+    """0 for a tar, whose rows only reading counts (`UncountedPlan`)."""
+    row_bytes: float
+    """Mean encoded bytes per row; bounds the memory of a slice."""
+    reason: Reason | None = None
+    """Set if the rows cannot be read; `message` says why."""
+    message: str = ""
+    only: tuple[int, ...] | None = None
+    """If set, the extent has only these rows of the shard, ascending; `first_row` is only[0]."""
+    ctime_ns: int = field(default=0, compare=False)
+    """Of a local shard, as this run has listed it; 0: unknown. Not compared; of a stored plan it
+    decides the name, and is not read back."""
+
+    def numbers(self, skip: int = 0) -> Sequence[int]:
+        """Return the row numbers in the shard, ascending, without the first `skip` of them."""
+        if self.only is not None:
+            return self.only[skip:]
+        return range(self.first_row + skip, self.first_row + self.num_rows)
+
+    def piece(self, skip: int, num_rows: int) -> Extent:
+        """Return the extent of `num_rows` of these rows, from the `skip`-th on."""
+        if self.only is None:
+            return replace(self, first_row=self.first_row + skip, num_rows=num_rows)
+        return replace(self, num_rows=num_rows).choose(self.only[skip : skip + num_rows])
+
+    def choose(self, only: Sequence[int]) -> Extent:
+        """Return the extent of some rows of the shard.
+
+        Args:
+            only: Their numbers in the shard, ascending; at least one.
+        """
+        return replace(self, first_row=only[0], num_rows=len(only), only=tuple(only))
+
+    @property
+    def exact_version(self) -> str:
+        """The version with all that is known, as `Store.read_many` takes it."""
+        return f"{self.version}/{self.ctime_ns}" if self.ctime_ns else self.version
+
+    @property
+    def is_whole_shard(self) -> bool:
+        """Tell whether this is one row that stands for a shard of unknown row count."""
+        return self.reason in (Reason.UNREADABLE_SHARD, Reason.MISSING)
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """Which rows of an uncounted unit are read; without arguments all of them.
+
+    Single rows of a tar that is known are read. They are counted as if it had no others.
+    """
+
+    only: tuple[int, ...] | None = None
+    """If set, only these rows, ascending."""
+
+    def number(self, row: int) -> int | None:
+        """Return how many chosen rows are before this one; None if it is not chosen itself."""
+        if self.only is None:
+            return row
+        index = bisect_left(self.only, row)
+        return index if self.only[index : index + 1] == (row,) else None
+
+    def is_past(self, row: int) -> bool:
+        """Tell whether neither this row nor a later one is chosen."""
+        return self.only is not None and (not self.only or row > self.only[-1])
+
+
+ALL_ROWS = RowFilter()
+
+
+@dataclass(frozen=True)
+class UncountedPlan:
+    """How the reader cuts an uncounted unit into slices.
+
+    The same rows are always cut at the same places: where a slice ends depends only on its own
+    rows, whatever was skipped before it.
+    """
+
+    slice_rows: int
+    """Most rows per slice."""
+    slice_bytes: int
+    """A slice ends before the row that would take it beyond this many bytes."""
+    max_rows: int | None = None
+    """The unit ends after this many rows (`run.limit_rows`)."""
+    done: tuple[SliceKey, ...] = ()
+    """Staged slices, in order, that the reader skips; empty in a plan."""
+    rows: RowFilter = ALL_ROWS
+    """Which rows are cut."""
+
+    def needs(self, row: int) -> bool:
+        """Tell whether a row of the unit is chosen, and in no staged slice."""
+        number = self.rows.number(row)
+        if number is None:
+            return False
+        index = bisect_right(self.done, number, key=lambda key: key.start) - 1
+        return index < 0 or number >= self.done[index].end
+
+    def read_until(self) -> int | None:
+        """Return the row from which on every slice is staged; None if the end is not staged."""
+        if not self.done or not self.done[-1].is_last:
+            return None
+        until = self.done[-1].end
+        for key in reversed(self.done):
+            if key.end != until:
+                break
+            until = key.start
+        return until
 
 
 @dataclass(frozen=True)
@@ -86,3 +213,27 @@ def only_rows(unit: Unit, rows: Sequence[int]) -> Unit:
             extents.append(extent.choose(chosen))
         first += extent.num_rows
     return Unit(unit.index, tuple(extents), (0, len(rows)))
+
+
+def require_unchanged(store: Store, extent: Extent) -> None:
+    """Check that a shard has the planned size and version.
+
+    Raises:
+        FileNotFoundError: The shard no longer exists.
+        InfraError: Its size or version differs; or the ctime of a local file, which is what tells
+            of new content if size and mtime were put back. After a chmod a new run goes on.
+    """
+    file = store.stat(extent.path)
+    if file is None:
+        raise FileNotFoundError(extent.path)
+    if (file.size_bytes, file.version) != (extent.size_bytes, extent.version):
+        raise changed(store, extent)
+    if extent.ctime_ns not in (0, file.ctime_ns):
+        raise changed(store, extent)
+
+
+def changed(store: Store, extent: Extent) -> InfraError:
+    """Return the error of a shard that changed since it was planned."""
+    return InfraError(
+        f"{store.url(extent.path)}: changed since it was planned; run again to plan it anew"
+    )

@@ -18,8 +18,7 @@ import pyarrow as pa
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
 from pipeline.core.errors import AccessDenied, InfraError, PipelineError
-from pipeline.sources.extents import Extent
-from pipeline.sources.rows import changed
+from pipeline.sources.units import Extent, changed
 from pipeline.storage.store import Store
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"

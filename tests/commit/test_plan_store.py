@@ -29,8 +29,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields
 from pipeline.planning.plan import Plan
-from pipeline.sources.extents import Extent
-from pipeline.sources.units import Unit
+from pipeline.sources.units import Extent, Unit
 from pipeline.storage.skipped import Skipped, SkipReason
 from pipeline.storage.store import Store
 

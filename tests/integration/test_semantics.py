@@ -50,11 +50,10 @@ from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import InputSettings, Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.preprocessing.texts.text_settings import TextSettings
-from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.listing.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
-from pipeline.sources.units import Unit
+from pipeline.sources.units import UncountedPlan, Unit
 from pipeline.storage.store import Store
 
 CORPUS = SUPPORT / "inputs" / "corpus"

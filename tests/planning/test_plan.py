@@ -34,9 +34,8 @@ from pipeline.planning.plan import fingerprint_parts, job_extensions, make_plan
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.planning.tiling import first_slices, missing_units
 from pipeline.runs.staleness import shards_changed, what_changed
-from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, UncountedPlan
 from pipeline.sources.listing.inputs import Inputs
-from pipeline.sources.units import Unit
+from pipeline.sources.units import MAX_SLICE_BYTES, Extent, RowFilter, UncountedPlan, Unit
 from pipeline.storage.store import StoredFile
 
 

@@ -18,8 +18,7 @@ from pipeline.planning.tiling import (
     num_left,
     require_complete,
 )
-from pipeline.sources.extents import UncountedPlan
-from pipeline.sources.units import Unit
+from pipeline.sources.units import UncountedPlan, Unit
 from pipeline.storage.store import StoredFile
 
 COUNTED = planned(shard_extents([[10], [10], [10]]), 4, run__slice_rows=4)

@@ -29,7 +29,7 @@ from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.published import verify as verify_module
 from pipeline.published.receipt import Check, verdict
 from pipeline.published.verify import verify_output
-from pipeline.sources.extents import UncountedPlan
+from pipeline.sources.units import UncountedPlan
 from pipeline.storage.store import Store
 
 LAYOUT = Layout(DAY)

@@ -18,8 +18,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.slicing import SliceSizes
 from pipeline.reuse.dividing import divide, known_counts, known_runs, known_slices
 from pipeline.reuse.known import Known
-from pipeline.sources.extents import UncountedPlan
-from pipeline.sources.units import Unit
+from pipeline.sources.units import UncountedPlan, Unit
 from pipeline.storage.store import Store
 
 SIZES = SliceSizes(8, few=2, is_fixed=False)

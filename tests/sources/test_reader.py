@@ -20,12 +20,13 @@ from support.runs.selection import examples
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import adopt_plan, named
+from pipeline.core.arrays import binary_array
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS, source_schema
 from pipeline.planning.plan import Plan
 from pipeline.planning.sampling import sample_rows, sample_units
 from pipeline.sources.reader import read_slices
-from pipeline.sources.rows import Reader, binary_array
+from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit, only_rows, with_ctimes
 from pipeline.storage.store import Store
 

@@ -26,12 +26,11 @@ from pipeline.core.failures import Reason
 from pipeline.core.schema import AUDIO, ERROR, ROW_ID, URI
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
-from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.listing.inputs import Inputs, list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import SourceFormat, format_of, planned_ids
-from pipeline.sources.units import Unit, with_ctimes
+from pipeline.sources.units import UncountedPlan, Unit, with_ctimes
 from pipeline.storage.store import Store
 
 NUM_ROWS = 10

@@ -17,8 +17,8 @@ from support.servers.localserver import LocalServer
 
 from pipeline.core.errors import InfraError
 from pipeline.job.source import Source
-from pipeline.sources.extents import Extent
 from pipeline.sources.listing.inputs import list_inputs
+from pipeline.sources.units import Extent
 from pipeline.storage import listing
 from pipeline.storage.interface import Page, StoredFile
 from pipeline.storage.listing import collect, folder_names, list_folders, list_in_parallel

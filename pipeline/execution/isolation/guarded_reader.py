@@ -26,11 +26,10 @@ from pipeline.execution.isolation.child_process import Child, ChildExit, ChildRe
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
 from pipeline.execution.isolation.row_isolation import IsolatedRunner, StagePlan
 from pipeline.process.liveness import hang_guard
-from pipeline.sources.extents import Extent
 from pipeline.sources.reader import read_extent, read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import failed_rows, failed_shard
-from pipeline.sources.units import Unit
+from pipeline.sources.units import Extent, Unit
 
 SLICE_LIMITS = 10
 """Time limit of a slice, in time limits of a row: stores have time limits of their own."""

@@ -17,7 +17,6 @@ from pipeline.job.extensions import options_of
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number
-from pipeline.sources.extents import Extent
 from pipeline.sources.features.vectors import number_of
 from pipeline.sources.formats.csv_records import NOT_UTF8, Records
 from pipeline.sources.formats.csv_rows import (
@@ -32,6 +31,7 @@ from pipeline.sources.lines.rows import NO_ROWS, LineFormat, LineRows
 from pipeline.sources.lines.sample import Sample, first_objects
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import FirstRows
+from pipeline.sources.units import Extent
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 

@@ -20,11 +20,11 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number
 from pipeline.sources.columns.base import Failures, fail
 from pipeline.sources.columns.pass_through import Problems, cast_column
-from pipeline.sources.extents import Extent
 from pipeline.sources.formats.csv_records import Record, Records, read_records, unreadable
 from pipeline.sources.lines.columns import Column, columns_for
 from pipeline.sources.lines.rows import Shard, max_line_bytes
 from pipeline.sources.rows import Reader
+from pipeline.sources.units import Extent
 
 Character = Annotated[str, Field(max_length=1, pattern=r"^[^\r\n]$")]
 _SIGNS: Sequence[Mapping[str, str]] = (

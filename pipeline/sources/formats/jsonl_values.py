@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.core.arrays import binary_array
 from pipeline.sources.columns.arrow_types import is_number, is_text
 from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.lines.columns import Column, Role
 from pipeline.sources.lines.sample import INT64, described
-from pipeline.sources.rows import binary_array
 
 Values = Sequence[Any]
 """What JSON has for a column, one per row; None if it is null or missing."""

@@ -20,9 +20,9 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import Failures, fail
 from pipeline.sources.columns.pass_through import check_names, declare, pass_through
-from pipeline.sources.extents import Extent
-from pipeline.sources.rows import Reader, changed, make_rows
+from pipeline.sources.rows import Reader, make_rows
 from pipeline.sources.source_format import CountsRows, Measured, RowIds, Rows, SourceFormat
+from pipeline.sources.units import Extent, changed
 from pipeline.storage.store import Store, StoredFile
 
 

@@ -20,7 +20,6 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.columns.column_path import take_paths
 from pipeline.sources.columns.value_sizes import bounded
-from pipeline.sources.extents import Extent
 from pipeline.sources.formats.parquet_columns import Needed, needed_columns
 from pipeline.sources.formats.parquet_footers import (
     declare_columns,
@@ -31,7 +30,7 @@ from pipeline.sources.formats.parquet_footers import (
 from pipeline.sources.formats.parquet_shard import Batching, Shard, open_shard
 from pipeline.sources.formats.parquet_sizes import MAX_BATCH_BYTES
 from pipeline.sources.input_columns import columns_of
-from pipeline.sources.rows import Reader, require_unchanged
+from pipeline.sources.rows import Reader, to_rows
 from pipeline.sources.source_format import (
     CountsRows,
     FirstRows,
@@ -41,7 +40,7 @@ from pipeline.sources.source_format import (
     SourceFormat,
     failed_rows,
 )
-from pipeline.sources.table_rows import to_rows
+from pipeline.sources.units import Extent, require_unchanged
 from pipeline.storage.store import Store, StoredFile
 
 _FIRST_ROWS = 32

@@ -29,7 +29,6 @@ from pipeline.sources.columns.column_path import (
     with_paths,
 )
 from pipeline.sources.columns.pass_through import check_names, declare, type_problem
-from pipeline.sources.extents import Extent
 from pipeline.sources.formats.parquet_columns import (
     is_below,
     named_columns,
@@ -37,6 +36,7 @@ from pipeline.sources.formats.parquet_columns import (
     schema_problem,
 )
 from pipeline.sources.input_columns import columns_of
+from pipeline.sources.units import Extent
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 

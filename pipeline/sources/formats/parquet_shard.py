@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.arrays import Numbers
-from pipeline.sources.extents import Extent
 from pipeline.sources.formats.parquet_footers import arrow_errors, open_parquet
 from pipeline.sources.formats.parquet_sizes import rows_within
-from pipeline.sources.rows import require_unchanged
+from pipeline.sources.units import Extent, require_unchanged
 from pipeline.storage.store import Store
 
 _LOCAL_BUFFER_BYTES = 64 << 10

@@ -14,10 +14,10 @@ from pipeline.core.errors import JobError
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.pass_through import check_names
-from pipeline.sources.extents import Extent
 from pipeline.sources.formats.webdataset_rows import TarRow, TarSpec, column_type, iter_rows
 from pipeline.sources.rows import Reader, chosen, make_rows
 from pipeline.sources.source_format import CountsRows, Measured, RowIds, SourceFormat
+from pipeline.sources.units import Extent
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 

@@ -15,10 +15,9 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import READ
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.columns.base import Failures
-from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.lines.sample import Sample
-from pipeline.sources.rows import Reader, chosen
+from pipeline.sources.rows import Reader, chosen, to_rows
 from pipeline.sources.source_format import (
     CountsRows,
     FirstRows,
@@ -27,7 +26,7 @@ from pipeline.sources.source_format import (
     SourceFormat,
     failed_shard,
 )
-from pipeline.sources.table_rows import to_rows
+from pipeline.sources.units import Extent
 from pipeline.sources.uris.policy import policy_of
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile

@@ -18,9 +18,9 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import parse_type
 from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.pass_through import check_names
-from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of, fields_of_parts, folder_columns
 from pipeline.sources.lines.columns import KINDS, role_of
+from pipeline.sources.units import Extent
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 

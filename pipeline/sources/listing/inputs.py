@@ -13,11 +13,11 @@ from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.registry import SOURCES
 from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.source import Source
-from pipeline.sources.extents import Extent
 from pipeline.sources.listing.first_bytes import require_file_type
 from pipeline.sources.listing.globs import compiled, is_glob, reaches_below, split_glob
 from pipeline.sources.listing.lake_tables import refuse_tables, table_of
 from pipeline.sources.source_format import format_of
+from pipeline.sources.units import Extent
 from pipeline.storage.errors import options_named
 from pipeline.storage.single_file import read_lines
 from pipeline.storage.skipped import SkipCounter, Skipped, SkipReason, is_utf8, reason_of_name

@@ -24,7 +24,7 @@ from urllib.parse import urljoin
 
 import pyarrow as pa
 
-from pipeline.core.arrays import as_array
+from pipeline.core.arrays import as_array, binary_array
 from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.failures import Failure, Reason, RowError
 from pipeline.core.figures.counters import READ
@@ -37,7 +37,6 @@ from pipeline.sources.columns.base import (
     InputRows,
     Place,
 )
-from pipeline.sources.rows import binary_array
 from pipeline.sources.uris.http import Network, Web
 from pipeline.sources.uris.policy import (
     CONTROL,

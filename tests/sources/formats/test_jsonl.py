@@ -16,12 +16,12 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import ERROR, FEATURES, MESSAGE, NUM_BYTES, ROW_ID, TEXT
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import Failures
-from pipeline.sources.extents import RowFilter
 from pipeline.sources.formats.jsonl_parse import MAX_DEPTH, MAX_VALUES, Parser
 from pipeline.sources.lines import blocks as jsonl_lines
 from pipeline.sources.lines.blocks import Block
 from pipeline.sources.lines.rows import max_line_bytes
 from pipeline.sources.listing.inputs import list_inputs
+from pipeline.sources.units import RowFilter
 
 WORDS = {"text_column": "t"}
 

@@ -26,8 +26,8 @@ from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.formats.parquet_footers import declare_columns, read_footers
 from pipeline.sources.formats.parquet_shard import group_batches
 from pipeline.sources.listing.inputs import Inputs, list_inputs
+from pipeline.sources.reader import Stream
 from pipeline.sources.rows import Reader
-from pipeline.sources.stream import Stream
 from pipeline.storage.store import Store
 
 PNG = encode(base_image(1), "PNG")

@@ -18,9 +18,9 @@ from support.servers.s3server import S3Server
 
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
-from pipeline.sources.extents import Extent
 from pipeline.sources.formats.parquet_shard import Batching, group_batches, open_shard
 from pipeline.sources.listing.inputs import list_inputs
+from pipeline.sources.units import Extent
 from pipeline.storage.store import Store
 
 NUM_COLUMNS = 230

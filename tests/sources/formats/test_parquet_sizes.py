@@ -24,7 +24,7 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import require_complete
-from pipeline.sources import extents, reader
+from pipeline.sources import reader, units
 from pipeline.sources.formats import parquet as parquet_format
 from pipeline.sources.formats import parquet_shard, parquet_sizes
 from pipeline.sources.formats.parquet_shard import Batching, group_batches
@@ -101,8 +101,8 @@ def test_rows_of_more_than_2_gib_come_in_pieces_and_none_is_lost(tmp_path: Path,
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", store_schema=is_typed)
     errors, most, peak, _ = read_apart(tmp_path, 110)
     assert errors == {"None": 110}
-    assert most < 2 * extents.MAX_SLICE_BYTES
-    assert peak < 5 * extents.MAX_SLICE_BYTES
+    assert most < 2 * units.MAX_SLICE_BYTES
+    assert peak < 5 * units.MAX_SLICE_BYTES
 
 
 @pytest.mark.slow
@@ -250,5 +250,5 @@ def test_large_rows_that_are_neighbours_do_not_fill_memory(tmp_path: Path):
     del texts, table
     errors, most, peak, _ = read_apart(tmp_path, 1024, pass_through=["t"])
     assert errors == {"None": 4060}
-    assert most < 2 * extents.MAX_SLICE_BYTES
-    assert peak < 5 * extents.MAX_SLICE_BYTES
+    assert most < 2 * units.MAX_SLICE_BYTES
+    assert peak < 5 * units.MAX_SLICE_BYTES

@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.job.source import Source
-from pipeline.sources.extents import ALL_ROWS, RowFilter, UncountedPlan
 from pipeline.sources.listing.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
-from pipeline.sources.units import Unit
+from pipeline.sources.units import ALL_ROWS, RowFilter, UncountedPlan, Unit
 from pipeline.storage.store import Store
 
 Slices = list[tuple[SliceKey, pa.Table]]

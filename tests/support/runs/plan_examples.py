@@ -17,8 +17,8 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.sources.extents import Extent
 from pipeline.sources.listing.inputs import Inputs
+from pipeline.sources.units import Extent
 from pipeline.storage.store import StoredFile
 from support.runs.jobs import job_over
 

@@ -39,9 +39,8 @@ from pipeline.job.job import Sink
 from pipeline.planning.plan import Plan
 from pipeline.reuse.finding import Reuse
 from pipeline.runs.work import Work
-from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import RowIds
-from pipeline.sources.units import Unit
+from pipeline.sources.units import Extent, Unit
 from pipeline.storage.store import Store
 from support.runs.plan_examples import SPEC
 

@@ -11,8 +11,7 @@ from pipeline.core.figures.counters import READ
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
-from pipeline.sources.extents import Extent
-from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
+from pipeline.sources.rows import Reader, make_rows
 from pipeline.sources.source_format import (
     CountsRows,
     Measured,
@@ -21,6 +20,7 @@ from pipeline.sources.source_format import (
     SourceFormat,
     failed_rows,
 )
+from pipeline.sources.units import Extent, changed, require_unchanged
 from pipeline.storage.store import Store, StoredFile
 
 TOY_FILES = ".hexlines"
