@@ -25,16 +25,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline import errors
     from pipeline.job.job import Job
+    from pipeline.operations.arguments import load_job
     from pipeline.operations.backfill import backfill
     from pipeline.operations.diff import Diff, diff
-    from pipeline.operations.first_steps.predict import predict
-    from pipeline.operations.jobs import load_job
-    from pipeline.operations.maintenance import gc, rollback
-    from pipeline.operations.outputs import verify
-    from pipeline.operations.partitions import status, stop
+    from pipeline.operations.gc import gc
     from pipeline.operations.plan import plan
-    from pipeline.operations.run import retry, run
+    from pipeline.operations.predict import predict
+    from pipeline.operations.retry import retry
+    from pipeline.operations.rollback import rollback
+    from pipeline.operations.run import run
+    from pipeline.operations.status import status
+    from pipeline.operations.stop import stop
     from pipeline.operations.tune import tune
+    from pipeline.operations.verify import verify
     from pipeline.published.output import Output, Partition, open_output
     from pipeline.report.document import Report
 
@@ -70,18 +73,18 @@ _HOMES = {
     "backfill": "pipeline.operations.backfill",
     "diff": "pipeline.operations.diff",
     "errors": "pipeline.errors",
-    "gc": "pipeline.operations.maintenance",
-    "load_job": "pipeline.operations.jobs",
+    "gc": "pipeline.operations.gc",
+    "load_job": "pipeline.operations.arguments",
     "open_output": "pipeline.published.output",
     "plan": "pipeline.operations.plan",
-    "predict": "pipeline.operations.first_steps.predict",
-    "retry": "pipeline.operations.run",
-    "rollback": "pipeline.operations.maintenance",
+    "predict": "pipeline.operations.predict",
+    "retry": "pipeline.operations.retry",
+    "rollback": "pipeline.operations.rollback",
     "run": "pipeline.operations.run",
-    "status": "pipeline.operations.partitions",
-    "stop": "pipeline.operations.partitions",
+    "status": "pipeline.operations.status",
+    "stop": "pipeline.operations.stop",
     "tune": "pipeline.operations.tune",
-    "verify": "pipeline.operations.outputs",
+    "verify": "pipeline.operations.verify",
 }
 
 

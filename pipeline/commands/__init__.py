@@ -1,5 +1,5 @@
-"""The command line: it parses, calls one operation, shows the result.
+"""The command line: parse the arguments, call one operation, show its result.
 
-In: arguments. Out: results on stdout, all else on stderr, an exit code. Begin with `app.py`, which
-lists the commands, and `operation.py`; `main.py` turns every end into one line and one code.
+Results go to stdout, everything else to stderr. `app.py` lists the commands, `signatures.py` has
+those that only call their operation, and `main.py` turns every end into one line and an exit code.
 """

@@ -1,4 +1,4 @@
-"""The command line: all commands by name. Results go to stdout, talk to stderr."""
+"""The commands by group, in the order of the help, and the options of `pipeline` itself."""
 
 from __future__ import annotations
 
@@ -12,12 +12,30 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.commands.cluster_commands import attach, logs, submit
-from pipeline.commands.first_commands import init, predict
-from pipeline.commands.job_commands import doctor, golden, plan, retry, run, tune
+from pipeline.commands.diff import diff
+from pipeline.commands.init import init
 from pipeline.commands.operation import versions
-from pipeline.commands.output_commands import diff, gc, inspect, pull, report, rollback, verify
-from pipeline.commands.partition_commands import backfill, status, stop
+from pipeline.commands.signatures import (
+    attach,
+    backfill,
+    doctor,
+    gc,
+    golden,
+    inspect,
+    logs,
+    plan,
+    predict,
+    pull,
+    report,
+    retry,
+    rollback,
+    run,
+    submit,
+    tune,
+    verify,
+)
+from pipeline.commands.status import status
+from pipeline.commands.stop import stop
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet
 from pipeline.process.screen import log_to_stderr
@@ -25,9 +43,9 @@ from pipeline.process.screen import log_to_stderr
 
 def _common(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, more log.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug log.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Show the versions of this, Ray and torch.")
+        bool, typer.Option("--version", help="Show the versions of this package, Ray and torch.")
     ] = False,
 ) -> None:
     log_to_stderr(logging.WARNING)
@@ -41,16 +59,12 @@ def _common(
 
 
 def schema(
-    what: Annotated[str, typer.Argument(metavar="[job|report]", help="Which schema.")] = "job",
+    what: Annotated[str, typer.Argument(metavar="[job|report]", help="Schema to print.")] = "job",
 ) -> None:
     """Print the JSON schema of the job file, or of report.json."""
-    from pipeline.job.job import Job
-    from pipeline.report.document import report_schema
+    from pipeline.operations.schema import schema as schema_of
 
-    if what not in ("job", "report"):
-        raise JobError(f"schema {what}: write job or report")
-    document = Job.model_json_schema() if what == "job" else report_schema()
-    typer.echo(json.dumps(document, indent=2))
+    typer.echo(json.dumps(schema_of(what), indent=2))
 
 
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -61,8 +75,6 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Outputs": (inspect, report, diff, verify, rollback, gc),
     "Models": (pull,),
 }
-"""As the help lists them."""
-
 
 _INSTEAD = {
     **dict.fromkeys(
@@ -71,15 +83,15 @@ _INSTEAD = {
     ),
     **dict.fromkeys(
         ["--from", "--to"],
-        "; pipeline backfill runs a job for many dates, pipeline status JOB shows them",
+        "; pipeline backfill runs a job for many dates, and pipeline status JOB shows their state",
     ),
-    "--partition": "; the partition of a job is that of --date",
+    "--partition": "; a job selects its partition by --date",
 }
-"""Options that a command does not have -> what to add to the error."""
+"""Options that a command does not have -> a hint for the error message."""
 
 
 class CommandGroup(TyperGroup):
-    """Lists commands by group; refuses what would silently win over itself."""
+    """List commands by group; refuse an option of one value that is given twice."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands by group, each with the first paragraph of its description."""
@@ -98,14 +110,14 @@ class CommandGroup(TyperGroup):
         resolved = super().resolve_command(ctx, args)
         name, command, rest = resolved
         if command is not None:
-            # What else is wrong with the arguments is said when they are parsed in earnest.
+            # Other mistakes in the arguments are reported when they are parsed for real.
             trial = type(ctx)(command, info_name=name, parent=ctx, resilient_parsing=True)
             _refuse_repeated(command.make_parser(trial).parse_args(list(rest))[2])
         return resolved
 
 
 def hint_of(error: BaseException) -> str:
-    """Return what to add to an error of the parser; '' if it says all."""
+    """Return a hint for an error of the parser; '' if there is none."""
     return _INSTEAD.get(getattr(error, "option_name", ""), "")
 
 
@@ -114,18 +126,18 @@ def _group_of(command: Any) -> str:
 
 
 def _refuse_repeated(order: list[Any]) -> None:
-    """Refuse an option that is there twice; flags and lists may be."""
+    """Refuse an option that is given twice, unless it is a flag or a list."""
     for option, times in Counter(order).items():
         is_single = not (getattr(option, "is_flag", True) or option.multiple)
         if is_single and times > 1:
-            raise JobError(f"{option.opts[0]} is given {times} times: once is right")
+            raise JobError(f"{option.opts[0]} is given {times} times; give it once")
 
 
 def _all_commands() -> typer.Typer:
     made = typer.Typer(
         name="pipeline",
         cls=CommandGroup,
-        help="Offline batch inference: shards in object storage -> model actors -> Parquet, once.",
+        help="Offline batch inference on Ray: input rows become Parquet predictions, once.",
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,

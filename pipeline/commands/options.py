@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import os
-from typing import Annotated, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeGuard
 
 import typer
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-
-JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file (YAML).")]
+from pipeline.job.reading.dates import EVERY, ONLY
 
 
 def refuse_job_file(command: str | None, uri: str) -> str:
-    """Refuse a job file where the output belongs, and say where its output is."""
+    """Refuse a job file where an output is expected, and name the output of that job."""
     if not uri.endswith((".yaml", ".yml")) or not os.path.isfile(uri):
         return uri
     from pipeline.job.reading.yaml_reader import read_yaml
@@ -30,24 +31,47 @@ def refuse_job_file(command: str | None, uri: str) -> str:
     raise JobError(f"{uri} is a job file; {where}")
 
 
+def is_for_cluster(
+    address: str | None, date: str | None, unused: Mapping[str, object]
+) -> TypeGuard[str]:
+    """Tell whether `status` or `stop` is about submitted jobs.
+
+    Args:
+        address: The value of --address.
+        date: The value of --date.
+        unused: Options that have no effect on submitted jobs, with their values.
+
+    Raises:
+        JobError: A date is given without --address, or an unused option with it.
+    """
+    if address is None and date is not None:
+        raise JobError("--date selects a job on a cluster: give --address http://HOST:8265 as well")
+    given = [name for name, value in unused.items() if value]
+    if address is not None and given:
+        raise JobError(
+            f"{', '.join(given)}: not for submitted jobs; remove --address to read the output"
+        )
+    return address is not None
+
+
 def _refuse_job_file(ctx: typer.Context, uri: str) -> str:
     return refuse_job_file(ctx.info_name, uri)
 
 
 def _require_format(name: str) -> str:
-    """Refuse what is no format; `process/screen` has read before which one it is."""
+    """Refuse an unknown format; `process/screen` has read the option already."""
     if name not in ("text", "json"):
         raise JobError(f"--log-format {name}: write text or json")
     return name
 
 
 def _inverted(value: bool) -> bool:
-    """Return what an operation is told where its command has `--no-...`."""
+    """Return the argument of the operation for an option `--no-...`."""
     return not value
 
 
 def _as_names(text: str | None) -> list[str] | None:
-    """Read names with commas between them, as a record of CSV."""
+    """Read comma-separated names as a record of CSV."""
     return None if text is None else next(csv.reader([text], skipinitialspace=True), [])
 
 
@@ -55,7 +79,7 @@ def _as_storage_options(text: str) -> dict[str, Any]:
     """Read --storage-options.
 
     Raises:
-        JobError: It is no JSON object.
+        JobError: It is not a JSON object.
     """
     try:
         options = json.loads(text)
@@ -66,45 +90,78 @@ def _as_storage_options(text: str) -> dict[str, Any]:
     return options
 
 
+JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Job file (YAML).")]
+INPUT_HELP = "A folder, a file or a glob."
+MODEL_HELP = "A model directory, an .onnx file, a model name, or module:function."
+OUTPUT_HELP = "Root of the output."
+Input = Annotated[str, typer.Argument(metavar="INPUT", help=INPUT_HELP)]
+OptionalInput = Annotated[str | None, typer.Argument(metavar="[INPUT]", help=INPUT_HELP)]
+MODEL = typer.Option("--model", metavar="M", help=MODEL_HELP)
+OUTPUT = typer.Option("--to", metavar="OUT", help=OUTPUT_HELP)
 StorageOption = Annotated[
     dict[str, Any] | None,
     typer.Option(
         "--storage-options",
         metavar="JSON",
-        help="fsspec options; better: AWS_*.",
+        help="fsspec options; prefer AWS_* variables.",
         parser=_as_storage_options,
     ),
 ]
 OutputUri = Annotated[
     str,
     typer.Argument(
-        metavar="URI", help="The sink's root, or a partition's folder.", callback=_refuse_job_file
+        metavar="URI",
+        help="Root of the output, or folder of a partition.",
+        callback=_refuse_job_file,
     ),
 ]
 DateOption = Annotated[
     str | None,
     typer.Option(
-        "--date", metavar="YYYY-MM-DD[THH]", help="${date} (and ${hour}). Default: today, UTC."
+        "--date",
+        metavar="YYYY-MM-DD[THH]",
+        help="Value of ${date}, and of ${hour}. Default: today, UTC.",
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override the job; repeatable."),
+    typer.Option(
+        "--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the job; repeatable."
+    ),
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option("--address", envvar="RAY_ADDRESS", help="Ray cluster. Default: a local Ray."),
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        envvar="RAY_ADDRESS",
+        help="Ray cluster. Default: start a local Ray.",
+    ),
+]
+_JOB_API: dict[str, str] = {
+    "metavar": "http://HOST:8265",
+    "help": "Job API of a Ray cluster, for submitted jobs.",
+}
+RequiredJobApi = Annotated[str, typer.Option("--address", envvar="RAY_ADDRESS", **_JOB_API)]
+JobApiOption = Annotated[str | None, typer.Option("--address", **_JOB_API)]
+"""It does not read RAY_ADDRESS: without the option, the command reads an output."""
+SubmittedJob = Annotated[
+    str, typer.Argument(metavar="ID|JOB", help="Job id, or a job file (newest submission).")
 ]
 AllowImportOption = Annotated[
     list[str] | None,
-    typer.Option("--allow-import", metavar="PREFIX", help="Modules model.factory may name."),
+    typer.Option(
+        "--allow-import",
+        metavar="PREFIX",
+        help="Modules that model.factory may name; repeatable.",
+    ),
 ]
 FeaturesOption = Annotated[
     str | None,
     typer.Option(
         "--features",
         metavar="A,B,C",
-        help="Columns of a model of unnamed numbers, in its order.",
+        help="Feature columns, in order, for a model with unnamed inputs.",
         callback=_as_names,
     ),
 ]
@@ -113,7 +170,7 @@ NoReuseOption = Annotated[
     bool,
     typer.Option(
         "--no-reuse",
-        help="Carry nothing over from earlier versions; compute all rows.",
+        help="Compute all rows; reuse none from earlier versions.",
         callback=_inverted,
     ),
 ]
@@ -121,11 +178,11 @@ NoReuseOption = Annotated[
 AcceptOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--accept", metavar="GATE=REASON", help="Publish though that gate fails; repeatable."
+        "--accept", metavar="GATE=REASON", help="Publish even if this gate fails; repeatable."
     ),
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="The last line of stdout is one JSON document.")
+    bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")
 ]
 NoTryOption = Annotated[
     bool,
@@ -136,36 +193,45 @@ NoTryOption = Annotated[
 """Its value is that of `tries`."""
 OkExitOption = Annotated[
     str | None,
-    typer.Option("--ok-exit", metavar="CODES", help="Exit 0 in place of these, as in 3,4."),
+    typer.Option(
+        "--ok-exit", metavar="CODES", help="Treat these exit codes as success, such as 3,4."
+    ),
 ]
 LogFormatOption = Annotated[
     str,
     typer.Option(
         "--log-format",
         metavar="text|json",
-        help="What stderr has: lines, or one JSON object a line.",
+        help="Format of stderr: text, or one JSON object per line.",
         callback=_require_format,
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
-FromOption = Annotated[
-    str | None,
-    typer.Option("--from", metavar="YYYY-MM-DD[THH]", help="The first of several dates."),
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress and no tables.")]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", help="Also write the result to this file, as a page.")
 ]
+FROM = typer.Option("--from", metavar="YYYY-MM-DD[THH]", help="First date.")
+FromOption = Annotated[str | None, FROM]
 ToOption = Annotated[
     str | None,
-    typer.Option("--to", metavar="YYYY-MM-DD[THH]", help="The last of them. Of a job: now, UTC."),
+    typer.Option(
+        "--to",
+        metavar="YYYY-MM-DD[THH]",
+        help="Last date, inclusive. Default for a job: now, UTC.",
+    ),
 ]
 EveryOption = Annotated[
     str,
-    typer.Option("--every", metavar="day|hour", help="Of a job: a partition a day, or an hour."),
+    typer.Option(
+        "--every", metavar="|".join(EVERY), help="Interval between the partitions of a job."
+    ),
 ]
 OnlyOption = Annotated[
     str | None,
     typer.Option(
         "--only",
-        metavar="[missing|stale|failed|refused]",
-        help="Only such dates; several with commas.",
+        metavar=f"[{'|'.join(ONLY)}]",
+        help="Only dates in this state; separate several by commas.",
     ),
 ]
 NewestFirstOption = Annotated[
@@ -173,8 +239,8 @@ NewestFirstOption = Annotated[
 ]
 SubmittedForOption = Annotated[
     str | None,
-    typer.Option("--date", metavar="YYYY-MM-DD", help="Of a job on a cluster: that for this date."),
+    typer.Option("--date", metavar="YYYY-MM-DD", help="Only the submission for this date."),
 ]
 PartitionOption = Annotated[
-    str | None, typer.Option("--partition", metavar="KEY=VALUE", help="Which partition.")
+    str | None, typer.Option("--partition", metavar="KEY=VALUE", help="Partition to use.")
 ]

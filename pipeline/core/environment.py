@@ -12,4 +12,4 @@ FAILPOINT = "PIPELINE_FAILPOINT"
 """Where a test ends the process; read by `process/failpoints`."""
 SUBMITTED = "PIPELINE_SUBMITTED"
 """The job file is a copy that goes with the cluster's job, so no command here does the same again;
-read by `commands/again`, set by `execution/submit`."""
+read by `commands/operation`, set by `execution/submit`."""

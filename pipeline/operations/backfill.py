@@ -20,10 +20,17 @@ from pipeline.core.errors import InfraError, JobError, PartitionBusy, PipelineEr
 from pipeline.dataflow import run_job
 from pipeline.execution.caller import share_ray
 from pipeline.job.job import Job
-from pipeline.job.reading.dates import date_text, seconds_until
+from pipeline.job.reading.dates import date_text, seconds_until, states_of
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, read_dates, run_options
-from pipeline.operations.partitions import same_partition
+from pipeline.operations.arguments import (
+    Accepted,
+    Date,
+    JobLike,
+    load_job,
+    read_dates,
+    run_options,
+    same_partition,
+)
 from pipeline.process.interrupts import as_ours, reason
 from pipeline.process.life import new_life
 from pipeline.published.survey import survey
@@ -36,31 +43,10 @@ from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-ONLY = {
-    "missing": ("missing", "unpublished"),
-    "stale": ("stale",),
-    "failed": ("failed", "interrupted"),
-    "refused": ("refused",),
-}
-"""What can be chosen -> the states of `status` that it means."""
 WORST_FIRST = (2, 1, 5, 3, 7, 6, 4, 8, 0)
 """Exit codes, the one that asks for a person first."""
 _OUTCOMES = {3: "refused", 4: "busy", 5: "conflict", 6: "stopped", 8: "no_input"}
 _LOOK_S = 2.0
-
-
-def states_of(only: str | None) -> frozenset[str] | None:
-    """Return the states that are meant by keys of `ONLY` with commas between; None: all.
-
-    Raises:
-        JobError: There is no such key.
-    """
-    if only is None:
-        return None
-    keys = [key.strip() for key in only.split(",")]
-    if not {*keys} <= ONLY.keys():
-        raise JobError(f"only {only}: write one of {', '.join(ONLY)}, or several with commas")
-    return frozenset(state for key in keys for state in ONLY[key])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import EAGER, FP32, ModelSpec
-from pipeline.operations.jobs import Date, JobLike, load_job, run_options
+from pipeline.operations.arguments import Date, JobLike, load_job, run_options
 from pipeline.operations.machine_checks import (
     IDLE_GPU,
     Finding,

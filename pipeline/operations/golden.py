@@ -24,7 +24,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task, task_class
-from pipeline.operations.jobs import Date, JobLike, load_job, run_options
+from pipeline.operations.arguments import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.sampling import sample_rows, sample_units
 from pipeline.runs.builders import make_reader, plain_predictor_config

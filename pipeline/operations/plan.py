@@ -21,7 +21,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import describe_scores
-from pipeline.operations.jobs import Date, JobLike, load_job, run_options
+from pipeline.operations.arguments import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.published.describe import DIGEST_CHARS, version_facts

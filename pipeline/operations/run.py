@@ -1,15 +1,13 @@
-"""`pipeline run` and `pipeline retry`: execute a job once, or what failed of it."""
+"""`pipeline run`: run a job once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, name_of, run_options
+from pipeline.operations.arguments import Accepted, Date, JobLike, load_job, name_of, run_options
 from pipeline.report.document import Report
-from pipeline.reuse.failures import check_reasons
 from pipeline.runs.progress import Progress, shown_on
 
 
@@ -55,47 +53,4 @@ def run(
     )
     with shown_on(progress) as shown:
         shown.phase(f"running {name_of(job)}")
-        return run_job(loaded, options, shown)
-
-
-def retry(
-    job: JobLike,
-    *,
-    reasons: Sequence[str] = (),
-    date: Date = None,
-    overrides: Overrides = (),
-    address: str | None = None,
-    allow_import: Sequence[str] = (),
-    accept: Accepted = (),
-    progress: Progress | None = None,
-    owns_process: bool = False,
-) -> Report:
-    """Compute the quarantined rows of the job's partition again; the others are taken over.
-
-    It is a run of the job that takes rows over from what is published, whatever `run.reuse` says.
-    Where nothing can be taken over, all rows are computed, and the log says why.
-
-    Args:
-        job: The job that published it.
-        reasons: Only rows with these reasons; none means all that may be retried.
-        date: As of `run`, and so are the others.
-        overrides: Fields that are set over those of the job.
-        address: The Ray cluster; None starts a local Ray.
-        allow_import: Prefixes of the modules that the job may name.
-        accept: Gates whose failure is accepted, with the reason.
-        progress: As of `run`.
-        owns_process: The process is there for this run only.
-
-    Returns:
-        The report.
-
-    Raises:
-        JobError: There is no such reason, or nothing is published.
-        PipelineError: As a run of the job.
-    """
-    options = run_options(address, allow_import, accept, job=job, owns_process=owns_process)
-    options = replace(options, retried=check_reasons(reasons))
-    loaded = load_job(job, date=date, overrides=overrides)
-    with shown_on(progress) as shown:
-        shown.phase(f"retrying {name_of(job)}")
         return run_job(loaded, options, shown)

@@ -9,7 +9,7 @@ from pipeline.execution.cluster.connect import connect
 from pipeline.job.model import AUTO
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
-from pipeline.operations.jobs import Date, JobLike, load_job, name_of, run_options
+from pipeline.operations.arguments import Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.allocation import allocate
 from pipeline.preprocessing.input_facts import cost_of
 from pipeline.report.showing.printed import printed

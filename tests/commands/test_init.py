@@ -14,7 +14,7 @@ import pytest
 from support.models.snapshots import make_snapshot
 from support.runs.cli import command, environment, pipeline, wait_until
 
-from pipeline.operations.jobs import load_job
+from pipeline.operations.arguments import load_job
 
 
 class Terminal:
@@ -84,7 +84,7 @@ def test_it_asks_for_what_is_missing_and_for_what_is_ambiguous(folder: Path):
 @pytest.mark.parametrize(
     ("typed", "code", "message"),
     [
-        ("\x04", 2, "Missing option --model: nothing was answered"),
+        ("\x04", 2, "Missing option --model: no answer was given"),
         pytest.param("", 6, "SIGINT received", marks=pytest.mark.slow),
     ],
 )

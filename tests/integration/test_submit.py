@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.inputs.photos import build_images
@@ -18,10 +19,9 @@ from support.servers.rayhead import RayHead
 
 from pipeline.core.errors import GateRefused, InfraError, JobError, PipelineError, Stopped
 from pipeline.execution.submit.client import connect_job_api
-from pipeline.execution.submit.job import error_without_document
-from pipeline.execution.submit.log_follower import JobOutput
+from pipeline.execution.submit.job import ClusterJob, JobLog
 from pipeline.execution.submit.submission import Submission
-from pipeline.operations.clusters import submit
+from pipeline.operations.submit import submit
 
 pytestmark = pytest.mark.early
 
@@ -75,17 +75,21 @@ def test_the_document_is_taken_out_of_the_log_wherever_the_log_is_cut(size: int,
     first, document = '{"status": "old"}', '{"status": "published", "rows": {"total": 3}}'
     log = f'Running\n{{"not": "ours"}}\n{{broken\n{first}\nerror: x\n{document}{ending}'
     passed: list[str] = []
-    output = JobOutput(passed.append)
-    for start_at in range(0, len(log), size):
-        output.add(log[start_at : start_at + size])
-    assert output.end() == document
+    lengths = [*range(size, len(log), size), len(log)]
+    client = SimpleNamespace(get_job_logs=lambda _: log[: lengths.pop(0)])
+    with JobLog(client, "a-b-12345678-a1", passed.append) as job_log:
+        while lengths:
+            job_log.read()
+    assert job_log.document == document
     others = ["Running", '{"not": "ours"}', "{broken", "error: x", first]
     assert "".join(passed).split() == " ".join([*others, ending]).split()
 
 
 def test_a_job_that_left_no_document_is_an_error_with_its_own_code():
     for code, error_class in ((0, InfraError), (1, PipelineError), (3, GateRefused), (6, Stopped)):
-        assert type(error_without_document(code)) is error_class
+        with pytest.raises(error_class) as caught:
+            ClusterJob("a-b-12345678-a1", code).with_document()
+        assert type(caught.value) is error_class
 
 
 @pytest.mark.slow

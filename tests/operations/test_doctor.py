@@ -13,8 +13,8 @@ import pytest
 import torch
 from support.runs.cli import photos_job, pipeline
 
+from pipeline.operations.arguments import load_job
 from pipeline.operations.doctor import doctor, idle_gpus
-from pipeline.operations.jobs import load_job
 from pipeline.operations.machine_checks import look_at_access, look_at_machine
 from pipeline.planning.allocation import Hardware
 

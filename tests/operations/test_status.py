@@ -16,7 +16,7 @@ import pipeline
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError
-from pipeline.operations.partitions import status_of_job
+from pipeline.operations.status import status_of_job
 from pipeline.published.state import PartitionStatus
 from pipeline.storage.store import Store
 

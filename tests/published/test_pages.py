@@ -8,7 +8,7 @@ from support.runs.published import publish_rows
 from typer.testing import CliRunner
 
 from pipeline.commands.app import app
-from pipeline.operations.outputs import inspect
+from pipeline.operations.inspect import inspect
 from pipeline.storage.store import Store
 
 

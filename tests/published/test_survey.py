@@ -16,7 +16,7 @@ import pipeline
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import GateRefused, JobError, PartitionBusy
-from pipeline.operations.partitions import is_between
+from pipeline.operations.status import is_between
 from pipeline.published.survey import survey
 from pipeline.storage.interface import Page
 from pipeline.storage.object_store import ObjectStore

@@ -13,7 +13,7 @@ from support.runs.sampled import publish_over
 from support.servers.chromium import PROGRAM, Browser
 
 import pipeline
-from pipeline.operations.outputs import inspect
+from pipeline.operations.inspect import inspect
 from pipeline.preprocessing.images.thumbnails import Thumbnail
 from pipeline.published.output import Partition
 from pipeline.report.render import to_html

@@ -17,7 +17,8 @@ from pipeline.commit.manifest import log_numbers
 from pipeline.commit.rollback import rollback
 from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.core.semantics import SEMANTICS
-from pipeline.operations.run import retry, run
+from pipeline.operations.retry import retry
+from pipeline.operations.run import run
 from pipeline.process import shared_notes
 from pipeline.process.shared_notes import SharedNotes
 from pipeline.runs.ending import lost_run

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import InputMissing, JobError, PipelineError, Stopped
-from pipeline.execution.submit.client import one_line, refusals_as_ours
+from pipeline.execution.submit.client import connect_job_api, one_line, refusals_as_ours
 from pipeline.execution.submit.submission import identify
 
 _ID = re.compile(r"(?P<key>.+-[0-9a-f]{8})-a(?P<number>[1-9]\d*)")
@@ -127,6 +127,17 @@ def find_newest(client: Any, target: str, date: str | None = None) -> Attempt:
         ids = ", ".join(attempt.job_id for attempt in active)
         raise JobError(f"{client.where}: {len(active)} jobs of {target} go on: give one of {ids}")
     return (active or attempts)[-1]
+
+
+def find_job(target: str, address: str, date: str | None) -> tuple[Any, str]:
+    """Return a client of the cluster at an address, and the id of `find_newest`.
+
+    Raises:
+        JobError: As `find_newest`, or the address is wrong.
+        InfraError: The cluster does not answer.
+    """
+    client = connect_job_api(address)
+    return client, find_newest(client, target, date).job_id
 
 
 def _all_attempts(client: Any) -> list[Attempt]:

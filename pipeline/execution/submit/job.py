@@ -9,20 +9,20 @@ there as well.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipeline.core.environment import SUBMITTED
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.execution.submit.attempts import Attempt, attempts_at, key_of
 from pipeline.execution.submit.client import GIVE_UP_S, connect_job_api, one_line, refusals_as_ours
 from pipeline.execution.submit.code import Package, packed
-from pipeline.execution.submit.log_follower import PAUSE_S, Follower
 from pipeline.execution.submit.submission import Submission, identify, refuse_secrets
 from pipeline.job.job import Job
 
@@ -37,18 +37,101 @@ _START_TIMEOUT = "start_timeout_s"
 START_TIMEOUT_S = 120.0
 """A driver starts within seconds on a head that has room for it."""
 _NOTICE_AFTER_S = 10.0
-_GOES_ON = "job %s goes on; pipeline stop %s --address ... ends it"
+_KEEPS_RUNNING = "job %s keeps running; pipeline stop %s --address ... ends it"
+PAUSE_S = 1.0
+_PAUSE_RATIO = 10
+"""A pause lasts this many times as long as reading the log, which is read whole each time."""
 
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """A job on a cluster, and what came of it."""
+    """A job on a cluster, and how it ended."""
 
     job_id: str
     exit_code: int | None
-    """None if it goes on."""
+    """None while it runs."""
     document: str = ""
-    """Its JSON document; '' while it goes on."""
+    """Its JSON document; '' while it runs."""
+
+    def with_document(self) -> ClusterJob:
+        """Return this job.
+
+        Raises:
+            PipelineError: It has ended without a document.
+        """
+        if self.exit_code is None or self.document:
+            return self
+        error_types = {
+            error_type.exit_code: error_type for error_type in PipelineError.__subclasses__()
+        }
+        default = InfraError if self.exit_code == 0 else PipelineError
+        raise error_types.get(self.exit_code, default)(
+            f"the job ended with exit code {self.exit_code}; its log has no JSON document"
+        )
+
+
+@dataclass
+class JobLog:
+    """Passes the log of a job on line by line, through lost connections; keeps its document.
+
+    The log of a cluster is one stream: what the job writes to stdout and stderr, and what Ray adds.
+    A line that is not finished is passed on at the end of the body.
+    """
+
+    client: Any
+    job_id: str
+    write: Callable[[str], object]
+    document: str = ""
+    """The JSON document of a run or a backfill; '' until it comes."""
+    _num_chars: int = field(default=0, init=False)
+    _rest: str = field(default="", init=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        rest, self._rest = self._rest, ""
+        if rest:
+            self._pass_on(rest)
+
+    def follow(self) -> Any:
+        """Write what is new in the log until the job has ended; return Ray's details of the job.
+
+        Raises:
+            InfraError: The cluster has not answered for a while, or no longer knows the job.
+        """
+        while True:
+            with refusals_as_ours(f"job {self.job_id}: the job may go on"):
+                details = self.client.get_job_info(self.job_id)
+            began = time.monotonic()
+            try:
+                self.read()
+            except InfraError as error:  # such as a node that is gone
+                level = logging.WARNING if details.status.is_terminal() else logging.DEBUG
+                log.log(level, "%s", error)
+            if details.status.is_terminal():
+                return details
+            time.sleep(max(PAUSE_S, _PAUSE_RATIO * (time.monotonic() - began)))
+
+    def read(self) -> None:
+        """Write what is new in the log.
+
+        Raises:
+            InfraError: It cannot be read.
+        """
+        with refusals_as_ours(f"job {self.job_id}: its log cannot be read"):
+            whole = self.client.get_job_logs(self.job_id)
+        new, self._num_chars = whole[self._num_chars :], len(whole)
+        *lines, self._rest = (self._rest + new).split("\n")
+        for line in lines:
+            self._pass_on(line)
+
+    def _pass_on(self, line: str) -> None:
+        if _is_document(line):
+            line, self.document = self.document, line
+            if not line:
+                return
+        self.write(f"{line}\n")
 
 
 def submit_job(
@@ -83,28 +166,29 @@ def submit_job(
         partition = asked.dates if asked.from_ is not None else job.sink.partition or "all"
         key = key_of(Path(asked.job_path).stem, partition, decides)
         job_id, is_new = _choose(client, key, is_done, start_timeout_s)
-        follower = Follower(client, job_id)
-        try:
-            if is_new:
-                is_new = _send(client, job_id, asked, package, submitter, start_timeout_s)
-            how = "submitted to" if is_new else "was submitted before to"
-            log.info("job %s: %s %s", job_id, how, client.where)
-            details = wait_for_driver(client, job_id, start_timeout_s, stops=True)
-            if not is_new:
-                ended = details.status.is_terminal()
-                log.info("job %s: %s", job_id, "has ended" if ended else "this attaches to it")
-            if detaches and not details.status.is_terminal():
-                log.info("pipeline attach %s --address %s follows it", job_id, client.where)
-                return ClusterJob(job_id, None)
-            return ClusterJob(job_id, exit_code_of(follower.pass_on(write), job_id))
-        except KeyboardInterrupt:
-            # The id is ours, so that even a job whose submission was cut short can be stopped.
-            if not is_new or _submitter_of(client, job_id) != submitter:
-                log.info(_GOES_ON, job_id, job_id)
-                raise
-            log.info("stopping job %s on the cluster", job_id)
-            stop_job(client, job_id)
-            return ClusterJob(job_id, exit_code_of(follower.pass_on(write), job_id))
+        with JobLog(client, job_id, write) as job_log:
+            try:
+                if is_new:
+                    is_new = _send(client, job_id, asked, package, submitter, start_timeout_s)
+                how = "submitted to" if is_new else "already submitted to"
+                log.info("job %s: %s %s", job_id, how, client.where)
+                details = wait_for_driver(client, job_id, start_timeout_s, stops=True)
+                has_ended = details.status.is_terminal()
+                if not is_new:
+                    log.info("job %s: %s", job_id, "has ended" if has_ended else "attaching")
+                if detaches and not has_ended:
+                    log.info("to follow it: pipeline attach %s --address %s", job_id, client.where)
+                    return ClusterJob(job_id, None)
+                details = job_log.follow()
+            except KeyboardInterrupt:
+                # The id is ours, so that even a job whose submission was cut short can be stopped.
+                if not is_new or _submitter_of(client, job_id) != submitter:
+                    log.info(_KEEPS_RUNNING, job_id, job_id)
+                    raise
+                log.info("stopping job %s on the cluster", job_id)
+                stop_job(client, job_id)
+                details = job_log.follow()
+        return ClusterJob(job_id, exit_code_of(details, job_id), job_log.document)
 
 
 def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> ClusterJob:
@@ -113,22 +197,14 @@ def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> Clust
     Raises:
         InfraError: The cluster does not answer, or could not run the job to its end.
     """
-    try:
-        wait_for_driver(client, job_id, None, stops=False)
-        return ClusterJob(job_id, exit_code_of(Follower(client, job_id).pass_on(write), job_id))
-    except KeyboardInterrupt:
-        log.info(_GOES_ON, job_id, job_id)
-        raise
-
-
-def error_without_document(code: int) -> PipelineError:
-    """Return the error of a job that has ended with a code, but has written no document."""
-    error_types = {
-        error_type.exit_code: error_type for error_type in PipelineError.__subclasses__()
-    }
-    return error_types.get(code, InfraError if code == 0 else PipelineError)(
-        f"the job ended with exit code {code}; its log has no JSON document"
-    )
+    with JobLog(client, job_id, write) as job_log:
+        try:
+            wait_for_driver(client, job_id, None, stops=False)
+            details = job_log.follow()
+        except KeyboardInterrupt:
+            log.info(_KEEPS_RUNNING, job_id, job_id)
+            raise
+    return ClusterJob(job_id, exit_code_of(details, job_id), job_log.document)
 
 
 def _choose(
@@ -245,3 +321,14 @@ def exit_code_of(details: Any, job_id: str) -> int:
     code = details.driver_exit_code
     how = "without an exit code" if code is None else f"with exit code {code}"
     raise InfraError(f"job {job_id}: ended {how}: {one_line(details.message)}")
+
+
+def _is_document(line: str) -> bool:
+    """Tell whether a line is the document of a run or, with `dates`, of a backfill."""
+    if not line.startswith("{"):
+        return False
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and not document.keys().isdisjoint(("status", "dates"))

@@ -12,6 +12,13 @@ from collections.abc import Sequence
 from pipeline.core.errors import JobError
 
 EVERY = ("day", "hour")
+ONLY = {
+    "missing": ("missing", "unpublished"),
+    "stale": ("stale",),
+    "failed": ("failed", "interrupted"),
+    "refused": ("refused",),
+}
+"""Which of several dates to run -> the states of `status` that it means."""
 _MAX = 10_000
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2})?")
 _HOUR = "%Y-%m-%dT%H"
@@ -85,6 +92,20 @@ def dates_between(first: dt.date, last: dt.date, every: str = "day") -> Sequence
     if number > _MAX:
         raise JobError(f"{given}: give at most {_MAX:,} {'dates' if every == 'day' else 'hours'}")
     return [first + index * _STEPS[every] for index in range(number)]
+
+
+def states_of(only: str | None) -> frozenset[str] | None:
+    """Return the states that are meant by keys of `ONLY` with commas between; None: all.
+
+    Raises:
+        JobError: There is no such key.
+    """
+    if only is None:
+        return None
+    keys = [key.strip() for key in only.split(",")]
+    if not {*keys} <= ONLY.keys():
+        raise JobError(f"only {only}: write one of {', '.join(ONLY)}, or several with commas")
+    return frozenset(state for key in keys for state in ONLY[key])
 
 
 def _of_day(date: dt.date, hour: int) -> dt.datetime:

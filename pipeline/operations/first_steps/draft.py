@@ -22,6 +22,7 @@ from pipeline.models.directories.opening import open_facts
 from pipeline.models.resolving.named_model import require_installed
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.tasks.embed import EMBED
+from pipeline.operations.arguments import load_job
 from pipeline.operations.first_steps.columns import (
     Fields,
     choose_columns,
@@ -30,7 +31,6 @@ from pipeline.operations.first_steps.columns import (
     inputs_in,
 )
 from pipeline.operations.first_steps.first_rows import InputFiles, look, names_of
-from pipeline.operations.jobs import load_job
 
 _INPUTS = ("image_column", "audio_column", "uri_column", "text_column", "features", "inputs")
 """Fields of `source` that name the input: if the caller sets one, none is chosen."""
@@ -115,6 +115,20 @@ def draft_job(
     lines["model"][first] = (lines["model"][first][0], description)
     looked = _input(files, job, lines["source"])
     return Draft(job, _text(lines), (*looked, f"model: {printable(description)}"))
+
+
+def require_path(input: object) -> None:
+    """Refuse rows in memory.
+
+    Raises:
+        JobError: Says how to write them.
+    """
+    if not isinstance(input, str | os.PathLike):
+        frame = "df" if hasattr(input, "to_parquet") else 'pandas.DataFrame({"text": texts})'
+        raise JobError(
+            f"input is a {type(input).__name__}, rows are read from files: "
+            f'{frame}.to_parquet("rows.parquet"), then give the path'
+        )
 
 
 def _command(command: str, uri: str, model: str, to: str, overrides: Overrides) -> str:

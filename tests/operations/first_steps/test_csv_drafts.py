@@ -17,8 +17,8 @@ from typer.main import get_command
 from pipeline.commands.app import app
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_overrides
+from pipeline.operations.arguments import load_job
 from pipeline.operations.first_steps.draft import draft_job
-from pipeline.operations.jobs import load_job
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
 

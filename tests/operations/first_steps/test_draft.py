@@ -19,11 +19,12 @@ from support.models.snapshots import make_snapshot
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.job.reading.yaml_reader import parse
+from pipeline.operations.arguments import load_job
 from pipeline.operations.first_steps.columns import choose_columns, choose_id
 from pipeline.operations.first_steps.draft import Draft, draft_job
 from pipeline.operations.first_steps.first_rows import look
-from pipeline.operations.first_steps.predict import init, predict
-from pipeline.operations.jobs import load_job
+from pipeline.operations.init import init
+from pipeline.operations.predict import predict
 
 PNG = encode(base_image(1, 8, 8), "PNG")
 TEXTS = {"id": ["a", "b"], "text": ["one cat", "two cats"], "n": [1, 2]}

@@ -1,4 +1,4 @@
-"""How a command ends that a scheduler starts: its exit code, and the command that goes on."""
+"""The end of a command that a scheduler starts: its exit code, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.runs.cli import Result, photos_job, pipeline
 
-from pipeline.commands.again import _codes, prepare_end, the_same
+from pipeline.commands.operation import _exit_codes, prepare_end, same_command
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError
@@ -58,12 +58,12 @@ def test_codes_that_a_scheduler_takes_for_success_are_0_outside_and_the_same_ins
 
 @pytest.mark.parametrize("text", ["", "3,", "0", "1", "2", "9", "3;4", "-3", "three"])
 def test_no_other_code_can_be_fine(text: str):
-    with pytest.raises(JobError, match="write exit codes from 3 to 8, as in 3,4"):
+    with pytest.raises(JobError, match="write exit codes from 3 to 8, such as 3,4"):
         prepare_end(DATE, text)
 
 
 def test_all_codes_of_ends_that_a_scheduler_may_expect_can_be_named():
-    assert _codes("3, 4,5,6,7,8") == {3, 4, 5, 6, 7, 8}
+    assert _exit_codes("3, 4,5,6,7,8") == {3, 4, 5, 6, 7, 8}
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,6 @@ def test_all_codes_of_ends_that_a_scheduler_may_expect_can_be_named():
 def test_the_command_is_one_printable_line_with_its_date_and_without_secrets(
     words: list[str], shown: str
 ):
-    assert the_same(["/usr/bin/pipeline", *words], DATE) == f"pipeline {shown}"
-    assert the_same(["pipeline/__main__.py", *words], DATE) == f"python -m pipeline {shown}"
+    assert same_command(["/usr/bin/pipeline", *words], DATE) == f"pipeline {shown}"
+    assert same_command(["pipeline/__main__.py", *words], DATE) == f"python -m pipeline {shown}"
     assert "hush" not in shown

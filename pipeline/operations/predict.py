@@ -1,4 +1,4 @@
-"""`pipeline predict` and `pipeline init`: make the job of an input; run it, or only write it."""
+"""`pipeline predict`: make a job of an input and a model, and run it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import logging
 import os
 from collections.abc import Sequence
 from shlex import quote
-from typing import Any
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import list_partitions, require_one_key
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
 from pipeline.job.reading.yaml_reader import parse
-from pipeline.operations.first_steps.draft import MARK, draft_job
+from pipeline.operations.first_steps.draft import MARK, draft_job, require_path
 from pipeline.operations.run import run
 from pipeline.report.document import Report
-from pipeline.report.showing.printed import printed
 from pipeline.runs.progress import Progress, Silent, shown_on
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
@@ -59,7 +57,7 @@ def predict(
         JobError: Something is ambiguous: one line with the choices. Or another job is there.
         PipelineError: As `run`.
     """
-    _require_path(input)
+    require_path(input)
     with shown_on(progress) as shown:
         shown.phase(f"looking at {os.fspath(input)}", is_logged=False)
         draft = draft_job(input, model, to, overrides, allow_import, features)
@@ -77,20 +75,6 @@ def predict(
             allow_import=allow_import,
             progress=shown,
             owns_process=owns_process,
-        )
-
-
-def _require_path(input: object) -> None:
-    """Refuse rows in memory.
-
-    Raises:
-        JobError: Says how to write them.
-    """
-    if not isinstance(input, str | os.PathLike):
-        frame = "df" if hasattr(input, "to_parquet") else 'pandas.DataFrame({"text": texts})'
-        raise JobError(
-            f"input is a {type(input).__name__}, rows are read from files: "
-            f'{frame}.to_parquet("rows.parquet"), then give the path'
         )
 
 
@@ -123,44 +107,3 @@ def _is_same(before: bytes, text: str) -> bool:
         return bool(parse(before.decode()).value == parse(text).value)
     except ValueError:  # it was changed, to something that is no YAML
         return False
-
-
-@printed
-def init(
-    input: str | os.PathLike[str],
-    *,
-    model: str | os.PathLike[str],
-    to: str | os.PathLike[str],
-    job: str | os.PathLike[str] = "job.yaml",
-    features: Sequence[str] = (),
-    overrides: Overrides = (),
-    allow_import: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Write a job file for an input and a model, with a reason behind each line; nothing runs.
-
-    Args:
-        input: A folder, a file or a glob.
-        model: As of `predict`.
-        to: Where the output will go.
-        job: The file to write.
-        features: The numeric columns that the model sees, in its order; a model that names its
-            columns needs none.
-        overrides: Fields of the job that are set over those that are found.
-        allow_import: Prefixes of the modules that the job may name.
-
-    Raises:
-        JobError: Something is ambiguous: one line with the choices. Or the file is there.
-    """
-    _require_path(input)
-    draft = draft_job(input, model, to, overrides, allow_import, features, command="init")
-    path = os.fspath(job)
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(draft.text)
-    except FileExistsError:
-        raise JobError(
-            f"{path}: is there already; choose another name (--job; in Python job=)"
-        ) from None
-    except OSError as error:
-        raise JobError(f"{path}: cannot be written: {error.strerror}") from None
-    return {"job": path, "found": [*draft.notes], "next": f"pipeline run {path}"}

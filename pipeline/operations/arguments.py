@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.util
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -140,9 +139,6 @@ def name_of(job: JobLike) -> str:
     return os.fspath(job) if isinstance(job, str | os.PathLike) else "the job"
 
 
-log = logging.getLogger(__name__)
-
-
 def _require_findable(job: Job, job_path: str) -> None:
     """Check that what a job names can be imported, if it lies where a user would expect that.
 
@@ -153,7 +149,7 @@ def _require_findable(job: Job, job_path: str) -> None:
         JobError: It lies beside the job file or in the current folder, and neither is searched.
     """
     for folder, where in ((Path(job_path).parent, "beside the job file"), (Path(), "here")):
-        for field, name, file in _files_in(folder, job):
+        for field, name, file in files_in(folder, job):
             if not _is_importable(name):
                 raise JobError(
                     f"{field}: {file} lies {where}, which is not searched: "
@@ -161,18 +157,7 @@ def _require_findable(job: Job, job_path: str) -> None:
                 )
 
 
-def warn_of_local_code(job: Job, job_path: str) -> None:
-    """Warn of code beside the job file, which is not sent to a cluster."""
-    for field, _, file in _files_in(Path(job_path).parent, job):
-        log.warning(
-            "%s: %s is not sent along with the job: give --code, or install it on the cluster's "
-            "nodes",
-            field,
-            file,
-        )
-
-
-def _files_in(folder: Path, job: Job) -> Iterator[tuple[str, str, str]]:
+def files_in(folder: Path, job: Job) -> Iterator[tuple[str, str, str]]:
     """Yield the fields that name code of a folder, with the outermost module and its file."""
     for field in ("factory", "postprocess"):
         target = getattr(job.model, field) or ""
@@ -188,3 +173,18 @@ def _is_importable(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):  # it is imported already, from nowhere
         return True
+
+
+def same_partition(every: str) -> JobError:
+    """Say that several dates would replace each other."""
+    needed = "${date}" if every == "day" else "${date}T${hour}"
+    return JobError(f"sink.partition is the same for several dates: write {needed} in it")
+
+
+def depends_on_date(job: JobLike, overrides: Overrides) -> bool:
+    """Tell whether the partition of a job is another one each day."""
+    if isinstance(job, Job):
+        return False
+    days = read_date("2000-01-01T00"), read_date("2000-01-02T01")
+    one, other = (load_job(job, date=day, overrides=overrides, needs_model=False) for day in days)
+    return one.sink.partition != other.sink.partition

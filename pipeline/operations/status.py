@@ -1,26 +1,29 @@
-"""`pipeline status` and `pipeline stop`: how the partitions of an output are, and who works on one.
-
-Both go by the output alone, wherever the run is.
-"""
+"""`pipeline status`: show the state of partitions, or of submitted jobs."""
 
 from __future__ import annotations
 
-import getpass
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
-from pipeline.commit.lease import ask_to_stop, latest_epoch, read_heartbeat
+from pipeline.commit.layout import partition_order
 from pipeline.commit.read import locate
 from pipeline.core.errors import JobError
+from pipeline.execution.submit.attempts import find_attempts
+from pipeline.execution.submit.client import connect_job_api
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.jobs import Date, JobLike, load_job, read_date, read_dates, run_options
+from pipeline.operations.arguments import (
+    Date,
+    JobLike,
+    depends_on_date,
+    load_job,
+    read_dates,
+    run_options,
+    same_partition,
+)
 from pipeline.published.overview import Status
 from pipeline.published.survey import survey_output
-from pipeline.report.showing.printed import printed
 from pipeline.runs.job_survey import survey_job
 
 
@@ -127,72 +130,9 @@ def status_of_job(
     return Status(jobs[0].sink.uri, tuple(survey_job(dated_job, options) for dated_job in jobs))
 
 
-def same_partition(every: str) -> JobError:
-    """Say that several dates would replace each other."""
-    needed = "${date}" if every == "day" else "${date}T${hour}"
-    return JobError(f"sink.partition is the same for several dates: write {needed} in it")
-
-
-def depends_on_date(job: JobLike, overrides: Overrides) -> bool:
-    """Tell whether the partition of a job is another one each day."""
-    if isinstance(job, Job):
-        return False
-    days = read_date("2000-01-01T00"), read_date("2000-01-02T01")
-    one, other = (load_job(job, date=day, overrides=overrides, needs_model=False) for day in days)
-    return one.sink.partition != other.sink.partition
-
-
-@printed
-def stop(
-    sink: str, *, partition: str | None = None, storage_options: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Ask the run of a partition to stop; it drains, and ends with 6 and a report.
-
-    It hears it when it renews its lease the next time. A run that begins later is not meant.
-
-    Args:
-        sink: The sink's root, or a partition's folder.
-        partition: Which partition; None takes the only one that something runs on.
-        storage_options: fsspec options.
-
-    Returns:
-        The partition, and the run that was asked, None if nothing runs.
-
-    Raises:
-        JobError: No run has worked there, or runs work on several partitions and none is named.
-        InfraError: The output cannot be read or written.
-    """
-    store, uri_layout = locate(sink, dict(storage_options or {}))
-    if partition is None and uri_layout is not None and uri_layout.partition:
-        partition = uri_layout.name
-    rows = survey_output(store, partition)
-    running = [row for row in rows if row.state == "running"]
-    if len(running) > 1:
-        names = ", ".join(row.partition for row in running)
-        raise JobError(f"{store.url('')}: name the partition, runs work on {names}")
-    if not running:
-        return {"partition": partition, "asked": None, "said": "nothing runs there"}
-    one = running[0]
-    layout = Layout(None if one.partition == WHOLE_OUTPUT else one.partition)
-    epoch = latest_epoch(store, layout)
-    heartbeat = read_heartbeat(store, layout, epoch)
-    if heartbeat.run_id != one.run_id:
-        return {"partition": one.partition, "asked": None, "said": f"{one.run_id} has just ended"}
-    is_new = ask_to_stop(store, layout, epoch, _user_at_host())
-    asked = "it hears it within" if is_new else "it was asked before; it hears it within"
-    end = f"pipeline status {store.url('')} shows its end"
-    return {
-        "partition": one.partition,
-        "asked": heartbeat.run_id,
-        "host": heartbeat.host,
-        "pid": heartbeat.pid,
-        "said": f"{asked} {heartbeat.ttl_s / 4:.0f} s; {end}",
-    }
-
-
-def _user_at_host() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container may know no name for its user
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+def status_of_submitted(
+    target: str | None, address: str, date: str | None = None
+) -> list[dict[str, Any]]:
+    """Say how the submissions of a job are, or of all jobs, newest first."""
+    attempts = find_attempts(connect_job_api(address), target, date)
+    return [attempt.to_dict() for attempt in reversed(attempts)]

@@ -1,4 +1,4 @@
-"""The commands of the first minutes: a run, or a job file, without a job file. Thin, as others."""
+"""The command `init`: on a terminal it asks for missing arguments."""
 
 from __future__ import annotations
 
@@ -10,42 +10,19 @@ from typing import Annotated
 import typer
 
 from pipeline.commands import options
-from pipeline.commands.operation import calls, show
+from pipeline.commands.operation import show
 from pipeline.core.errors import JobError
 from pipeline.core.printable import printable
 from pipeline.process.interrupts import reason
 
-_INPUT = "A folder, a file or a glob."
-_MODEL = "A directory, .onnx, a name, or module:function."
-_TO = "Where the output goes."
-Input = Annotated[str, typer.Argument(metavar="INPUT", help=_INPUT)]
-Model = Annotated[str, typer.Option("--model", metavar="M", help=_MODEL)]
-To = Annotated[str, typer.Option("--to", metavar="OUT", help=_TO)]
-
-
-@calls("first_steps.predict:predict", shows_progress=True, starts_ray=True, goes_on="same")
-def predict(
-    input: Input,
-    model: Model,
-    to: To,
-    features: options.FeaturesOption = None,
-    overrides: options.SetOption = None,
-    address: options.AddressOption = None,
-    allow_import: options.AllowImportOption = None,
-    as_json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
-) -> None:
-    """Predict an input without a job file, which it writes itself.
-
-    Format, columns, id and task are found out.
-    """
-
 
 def init(
-    input_: Annotated[str | None, typer.Argument(metavar="[INPUT]", help=_INPUT)] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="M", help=_MODEL)] = None,
-    to: Annotated[str | None, typer.Option("--to", metavar="OUT", help=_TO)] = None,
-    job: Annotated[str, typer.Option("--job", metavar="FILE", help="To write.")] = "job.yaml",
+    input_: options.OptionalInput = None,
+    model: Annotated[str | None, options.MODEL] = None,
+    to: Annotated[str | None, options.OUTPUT] = None,
+    job: Annotated[
+        str, typer.Option("--job", metavar="FILE", help="Job file to write.")
+    ] = "job.yaml",
     features: options.FeaturesOption = None,
     overrides: options.SetOption = None,
     allow_import: options.AllowImportOption = None,
@@ -53,19 +30,19 @@ def init(
 ) -> None:
     """Write the job file that `predict` would run.
 
-    On a terminal it asks for what is left out.
+    On a terminal it asks for missing arguments.
     """
-    asks = not as_json and _is_on_terminal()
-    input_ = _given_or_asked(input_, "argument INPUT", _INPUT, asks=asks)
-    model = _given_or_asked(model, "option --model", _MODEL, asks=asks)
-    to = _given_or_asked(to, "option --to", _TO, asks=asks)
+    asks = not as_json and _is_interactive()
+    input_ = _given_or_asked(input_, "argument INPUT", options.INPUT_HELP, asks=asks)
+    model = _given_or_asked(model, "option --model", options.MODEL_HELP, asks=asks)
+    to = _given_or_asked(to, "option --to", options.OUTPUT_HELP, asks=asks)
     from pipeline.operations.first_steps.first_rows import Ambiguous
-    from pipeline.operations.first_steps.predict import init as write
+    from pipeline.operations.init import init as write_job
 
     allowed, settings = allow_import or (), [*(overrides or ())]
     while True:
         try:
-            summary = write(
+            summary = write_job(
                 input_,
                 model=model,
                 to=to,
@@ -83,8 +60,8 @@ def init(
     show(summary, as_json=as_json)
 
 
-def _is_on_terminal() -> bool:
-    """Tell whether there is a person to ask: stdin and stderr are a terminal."""
+def _is_interactive() -> bool:
+    """Tell whether stdin and stderr are a terminal, so that there is a person to ask."""
     try:
         return sys.stdin.isatty() and sys.stderr.isatty()
     except (AttributeError, ValueError):  # closed, or none
@@ -98,7 +75,7 @@ def _given_or_asked(value: str | None, name: str, what: str, *, asks: bool) -> s
         JobError: It is missing, and there is no terminal or no answer.
     """
     if value is None and not asks:
-        raise JobError(f"Missing {name}. On a terminal it would be asked for.")
+        raise JobError(f"Missing {name}. On a terminal, init asks for it.")
     return value or _answer(f"{what}\n{name.split()[-1]}", name)
 
 
@@ -122,4 +99,4 @@ def _answer(question: str, name: str) -> str:
     except typer.Abort:  # Ctrl-C or Ctrl-D
         if reason() is not None:
             raise KeyboardInterrupt from None
-        raise JobError(f"Missing {name}: nothing was answered") from None
+        raise JobError(f"Missing {name}: no answer was given") from None

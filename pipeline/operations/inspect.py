@@ -1,0 +1,42 @@
+"""`pipeline inspect`: show what is published, as tables or as a page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.published.describe import describe_output
+from pipeline.report.showing.printed import printed
+
+
+@printed
+def inspect(
+    uri: str,
+    *,
+    partition: str | None = None,
+    html: str | os.PathLike[str] | None = None,
+    samples: int = 8,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Say what is published: of one partition, or a list of all and the newest one in full.
+
+    Args:
+        uri: The sink's root, or a partition's folder.
+        partition: Which partition; None takes all there are.
+        html: A local file that gets the same as a page, with rows beside what they were predicted
+            from.
+        samples: The most rows on that page; 0: the input is not read.
+        storage_options: fsspec options, for that page those of the input, too.
+
+    Raises:
+        JobError: Nothing is published there, or the page cannot be written.
+        InfraError: A part that the current manifest names is missing.
+    """
+    document = describe_output(uri, partition, dict(storage_options or {}))
+    if html is not None:
+        from pipeline.published.pages import inspect_page, write_page
+
+        write_page(inspect_page(document, uri, samples, storage_options or {}), Path(html))
+    return document
