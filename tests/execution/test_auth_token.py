@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from ray import _raylet
 
+from pipeline.core.errors import JobError
 from pipeline.execution.caller import restore_process_state
+from pipeline.execution.cluster.connect import connect
 from pipeline.execution.environment import (
     about_home,
     make_private_token,
@@ -134,3 +136,12 @@ def test_a_refused_token_is_never_shown(
     assert message.startswith("Ray at HOST:6411: the cluster wants a")
     assert words in message
     assert "xxxx" not in message
+
+
+@pytest.mark.parametrize("what", ["CLOUDPICKLE_TENSOR_METADATA", "PICKLE_OBJECT_SCALAR", "X"])
+def test_an_environment_that_lets_files_run_code_is_refused(
+    what: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(f"RAY_DATA_AUTOLOAD_{what}", "1")
+    with pytest.raises(JobError, match=f"RAY_DATA_AUTOLOAD_{what}=1"), connect(None):
+        pytest.fail("it started")

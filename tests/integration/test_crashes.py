@@ -1,4 +1,4 @@
-"""Models that crash, hang and run out of memory, through the real command: each costs its row."""
+"""No row is lost: a row that crashes, hangs or starves its process costs itself alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from models import LABELS, SIZE_PX, Colours
+from models import LABELS, SIZE_PX, WORDS_OF_LABELS, Colours
 from PIL import Image
+from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import pipeline, write_job
 from support.runs.published_rows import read_part, read_predictions
+from tokenizers import Regex, pre_tokenizers
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
@@ -119,3 +123,53 @@ def test_a_model_that_crashes_while_it_is_loaded_ends_the_run(tmp_path: Path) ->
     result = run(tmp_path, "models:unloadable", resources={"max_actors": 1})
     assert result.code == 7, result.stderr
     assert "loading it ended its process" in result.stderr
+
+
+NUM_TEXTS = 32
+BACKTRACKS = r"a*a*#|\s"
+"""Of n letters `a` and another one it tries n*n/2 ways from each of them: below the library's own
+limit of ten million, and minutes in all."""
+ENDLESS = ("a" * 4000 + "!") * 5 + "#"
+ENDLESS_ROWS = (5, 30)
+
+
+@pytest.mark.slow
+def test_texts_whose_tokenising_does_not_end_cost_only_themselves(tmp_path: Path) -> None:
+    labels = {f"t{row:03d}": LABELS[row % len(LABELS)] for row in range(NUM_TEXTS)}
+    texts = [f"the {WORDS_OF_LABELS[label]} cat sat on mat" for label in labels.values()]
+    texts = [ENDLESS if row in ENDLESS_ROWS else text for row, text in enumerate(texts)]
+    (tmp_path / "in").mkdir()
+    table = pa.table({"name": [*labels], "body": texts})
+    for shard in range(2):
+        rows = table.slice(shard * NUM_TEXTS // 2, NUM_TEXTS // 2)
+        pq.write_table(rows, tmp_path / "in" / f"s{shard}.parquet", row_group_size=8)
+    tokenizer = make_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(BACKTRACKS), "removed")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    job = write_job(
+        tmp_path / "job.yaml",
+        {
+            "uri": str(tmp_path / "in"),
+            "format": "parquet",
+            "text_column": "body",
+            "id_column": "name",
+        },
+        str(tmp_path / "out"),
+        model={"factory": "models:mentions", "labels": LABELS, "batch_size": 8},
+        text={"tokenizer": str(tmp_path / "tokenizer.json"), "max_tokens": 16},
+        transform=None,
+        run={"slice_rows": 16, "row_timeout_s": 6},
+        gates={"max_error_pct": 20, "min_rows": 10},
+    )
+    done = pipeline("run", job, "--date", DATE)
+    assert done.code == 0, done.stderr
+    store = Store(str(tmp_path / "out"))
+    manifest = current_manifest(store, Layout(PARTITION))
+    assert manifest is not None
+    [part] = manifest.quarantine_parts
+    bad = read_part(store, part, ["row_id", "stage", "reason"]).to_pylist()
+    expected = [(f"t{row:03d}", "tokenize", "timeout") for row in ENDLESS_ROWS]
+    assert [tuple(row.values()) for row in bad] == expected
+    predictions = read_predictions(store.uri, PARTITION, columns=["row_id", "label"]).to_pylist()
+    good = {name: label for name, label in labels.items() if int(name[1:]) not in ENDLESS_ROWS}
+    assert [(row["row_id"], row["label"]) for row in predictions] == [*good.items()]
