@@ -38,13 +38,16 @@ from pipeline.inference.engines import open_engine
 from pipeline.job.job import Job
 from pipeline.models.agreement import SAME
 from pipeline.models.directories import probes
-from pipeline.models.directories.audio_oracle import audio_predictions
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.files import make_view
-from pipeline.models.directories.image.image_oracle import image_predictions, image_probes
+from pipeline.models.directories.library_predictions import (
+    image_probes,
+    library_predictions,
+    onnx_predictions,
+    text_probes,
+)
 from pipeline.models.directories.opening import KEPT_WITH, OF_TRANSFORMERS
 from pipeline.models.directories.snapshot import lend, local, local_bytes
-from pipeline.models.directories.text.text_oracle import text_columns, text_predictions
 from pipeline.models.directories.text.tokens import output_tokenizer
 from pipeline.models.resolving.input import image_misfit
 from pipeline.models.resolving.resolve import resolve_model
@@ -225,13 +228,11 @@ def _expected(
 ) -> Results | None:
     assert spec.facts is not None, "it is a directory"
     if spec.facts.format_name == "onnx":
-        from pipeline.models.directories.onnx.alone import predictions_alone
-
-        return _rows_of(predictions_alone(view, spec, rows))
+        return _rows_of(onnx_predictions(view, spec, rows))
     is_encoded = spec.input.name == "audio" and spec.task.generation is None
     seen = rows if is_encoded or spec.input.name == "text" else _seen(spec, prepared)
     if (generation := spec.task.generation) is None:
-        return _INPUTS[spec.input.name].oracle(view, spec.facts, spec.task, seen)
+        return library_predictions(view, spec.facts, spec.task, seen)
     # The driver, which imports this file, imports no torch.
     from pipeline.models.directories.text.generation_oracle import written_texts
     from pipeline.models.generate.build import text_decoder
@@ -297,9 +298,6 @@ class _Held(NamedTuple):
     """Directory and model -> these columns' values."""
     tasks: tuple[str, ...]
     """To which the library may have a way of its own."""
-    oracle: Callable[[Path, DirectoryFacts, TaskSpec, Sequence[Any]], Results | None]
-    """View of the directory, facts, task and rows -> what the library predicts; None: it has no way
-    of its own. Rows are texts, or what the model sees; see `_seen`."""
 
 
 _INPUTS: Mapping[str, _Held] = {
@@ -308,21 +306,18 @@ _INPUTS: Mapping[str, _Held] = {
         "clip",
         lambda *_: {AUDIO: probes.wav_files()},
         ("classify", "multilabel", "embed"),
-        audio_predictions,
     ),
     "image": _Held(
         {"image_column": IMAGE},
         "image",
         lambda _, spec: {IMAGE: image_probes(spec)},
         ("classify", "multilabel", "regress", "embed", "detect", "zero_shot"),
-        image_predictions,
     ),
     "text": _Held(
         {"text_column": TEXT},
         "text",
-        text_columns,
+        text_probes,
         ("classify", "multilabel", "regress", "score", "tokens", "embed", "zero_shot"),
-        text_predictions,
     ),
 }
 """Registered name of an input -> how its models are compared."""

@@ -3,6 +3,6 @@
 In: a folder or an .onnx file. Out: `DirectoryFacts` on the driver, and the module in an actor, its
 class from the installed library. Begin with `opening.py`, which asks the library in a confined
 child process, and `facts.py`, its answers. The library gets a copy of the chosen files
-(`contents.py`, `snapshot.py`) without what names code (`view.py`). `probes.py` has the rows that it
-and we prepare; files named `*_oracle.py` predict for them by the library's own way.
+(`file_choice.py`, `snapshot.py`) without what names code (`files.py`). `probes.py` has the rows
+that it and we prepare, and `library_predictions.py` what it predicts for them.
 """

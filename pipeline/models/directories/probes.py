@@ -7,7 +7,7 @@ the same rows in each process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from typing import Any
@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import LABEL, LABEL_ID, LABELS, SCORE, TOP_K
-from pipeline.models.tasks.base import TaskSpec
 
 _LONG_WORDS = 40
 _SHOWN_CHARS = 100
@@ -112,16 +110,6 @@ def wav_files() -> tuple[bytes, ...]:
         soundfile.write(file, clip, SAMPLE_RATE_HZ, "FLOAT", format="WAV")
         files.append(file.getvalue())
     return tuple(files)
-
-
-def labelled(task: TaskSpec, scores: Iterable[tuple[str, float]]) -> dict[str, Any]:
-    """Return the columns of task `classify`, `multilabel` or `zero_shot` of all labels' scores."""
-    best_first = sorted(scores, key=lambda pair: -pair[1])
-    entries = [
-        {LABEL: label, LABEL_ID: task.labels.index(label), SCORE: score}
-        for label, score in best_first
-    ]
-    return {LABELS: entries} if task.kind == "multilabel" else {**entries[0], TOP_K: entries}
 
 
 def require_same(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models.directories.files import make_view
+from pipeline.models.directories.library_predictions import library_predictions
 from pipeline.models.directories.opening import read_facts
-from pipeline.models.directories.text.text_oracle import text_predictions
 
 
 def attempts(path: str, wanted: str) -> list[str]:
@@ -20,5 +20,5 @@ def attempts(path: str, wanted: str) -> list[str]:
         facts = read_facts(Path(path), wanted)
         with tempfile.TemporaryDirectory() as folder:
             view = make_view(Path(path), Path(folder))
-            text_predictions(view, facts, facts.tasks[0], [("the cat sat",)])
+            library_predictions(view, facts, facts.tasks[0], [("the cat sat",)])
     return list(server.refused)

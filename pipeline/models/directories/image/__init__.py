@@ -1,5 +1,4 @@
-"""Directories of image models: transformers' and timm's, their transforms and detectors.
+"""Directories of image models of transformers and timm: facts, transforms, modules.
 
-Facts are read from JSON files without torch (`image_facts.py`); `image_modules.py` builds the
-module.
+Begin with `image_facts.py`; `image_transform.py` holds our pixels to those of the library.
 """

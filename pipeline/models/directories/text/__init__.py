@@ -1,5 +1,5 @@
-"""Directories of text models: encoders, sentence-transformers, zero-shot by prompts.
+"""Directories of text models: encoders, sentence-transformers, answers, zero-shot by prompts.
 
-Their own library is asked (`text_facts.py`, `sentence_transformers.py`) and its tokens are compared
-with ours; `text_modules.py` builds the module, `text_oracle.py` predicts as the library does.
+Begin with `text_facts.py`. Their own library makes the tokens (`tokens.py`), the modules of
+sentence-transformers and the frame of a chat, and each is compared with ours.
 """
