@@ -36,7 +36,7 @@ def init(
     input_ = _given_or_asked(input_, "argument INPUT", options.INPUT_HELP, asks=asks)
     model = _given_or_asked(model, "option --model", options.MODEL_HELP, asks=asks)
     to = _given_or_asked(to, "option --to", options.OUTPUT_HELP, asks=asks)
-    from pipeline.operations.first_steps.first_rows import Ambiguous
+    from pipeline.operations.draft_input import Ambiguous
     from pipeline.operations.init import init as write_job
 
     allowed, settings = allow_import or (), [*(overrides or ())]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.core import registry
-from pipeline.job.extensions import registered
+from pipeline.job.registered import registered
 from pipeline.job.section import (
     MAPPING,
     TEXT,

@@ -12,8 +12,8 @@ from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.media import ENCODED, Encoded
 from pipeline.core.user_code.own_code import extension_errors
-from pipeline.job.extensions import check_options, registered
 from pipeline.job.features import FeatureEntry, SourceInput, column_of, name_trouble
+from pipeline.job.registered import check_options, registered
 from pipeline.job.section import PositiveInt, Section, Texts, TextsByName
 
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]

@@ -1,13 +1,7 @@
-"""One function per command, with the command's name: what it does, without a terminal.
+"""The operations: one module per command, with the function of its name.
 
-In: jobs, stores, options as values. Out: a result or an error with its exit code.
-`pipeline.commands` parses and prints, other programs call the same functions. Begin with `run.py`
-and `jobs.py`.
-
-- First steps: `first_steps/` (`predict`, `init`), `doctor` (with `machine_checks`).
-- Runs: `run` (with retry), `plan`, `tune`, `golden`, `pull`; `jobs` reads a job.
-- Partitions: `backfill`, `partitions` (status, stop).
-- Clusters: `clusters` (submit, attach, logs).
-- Outputs: `outputs` (inspect, verify, report), `published/` (`open_output`), `diff`, `maintenance`
-  (rollback, gc).
+An operation takes a job, an output or a submitted job, and returns a value that prints itself or
+raises an error of `pipeline.errors`; `pipeline.NAME` and the command NAME call it. `arguments` has
+what several of them take, `draft` and `draft_input` make the job of `predict` and `init`, and
+`machine_checks` are those of `doctor`.
 """

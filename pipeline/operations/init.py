@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.first_steps.draft import draft_job, require_path
+from pipeline.operations.draft import draft_job, require_path
 from pipeline.report.showing.printed import printed
 
 log = logging.getLogger(__name__)

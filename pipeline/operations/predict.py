@@ -12,7 +12,7 @@ from pipeline.commit.manifest import list_partitions, require_one_key
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
 from pipeline.job.reading.yaml_reader import parse
-from pipeline.operations.first_steps.draft import MARK, draft_job, require_path
+from pipeline.operations.draft import MARK, draft_job, require_path
 from pipeline.operations.run import run
 from pipeline.report.document import Report
 from pipeline.runs.progress import Progress, Silent, shown_on

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.semantics import SEMANTICS
-from pipeline.job.extensions import options_of
+from pipeline.job.registered import options_of
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number

@@ -18,7 +18,7 @@ from pipeline.commands.app import app
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_overrides
 from pipeline.operations.arguments import load_job
-from pipeline.operations.first_steps.draft import draft_job
+from pipeline.operations.draft import draft_job
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
 

@@ -1,4 +1,4 @@
-"""The names that a job file may give for what is registered in the folders above this one."""
+"""What a job file names of the registries: tasks, runtimes, formats and their options."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import SOURCES, usable
-from pipeline.job.extensions import check_options
 from pipeline.job.reading.loader import parse_job
+from pipeline.job.registered import check_options
 from pipeline.job.section import Section
 
 DAY = dt.date(2026, 11, 24)

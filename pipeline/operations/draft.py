@@ -23,14 +23,16 @@ from pipeline.models.resolving.named_model import require_installed
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.tasks.embed import EMBED
 from pipeline.operations.arguments import load_job
-from pipeline.operations.first_steps.columns import (
+from pipeline.operations.draft_input import (
     Fields,
+    InputFiles,
     choose_columns,
     choose_id,
     described,
     inputs_in,
+    look,
+    names_of,
 )
-from pipeline.operations.first_steps.first_rows import InputFiles, look, names_of
 
 _INPUTS = ("image_column", "audio_column", "uri_column", "text_column", "features", "inputs")
 """Fields of `source` that name the input: if the caller sets one, none is chosen."""

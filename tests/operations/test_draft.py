@@ -20,9 +20,8 @@ from support.models.snapshots import make_snapshot
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.job.reading.yaml_reader import parse
 from pipeline.operations.arguments import load_job
-from pipeline.operations.first_steps.columns import choose_columns, choose_id
-from pipeline.operations.first_steps.draft import Draft, draft_job
-from pipeline.operations.first_steps.first_rows import look
+from pipeline.operations.draft import Draft, draft_job
+from pipeline.operations.draft_input import choose_columns, choose_id, look
 from pipeline.operations.init import init
 from pipeline.operations.predict import predict
 
