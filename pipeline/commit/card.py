@@ -14,7 +14,7 @@ import yaml
 
 from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.parts.part_reader import open_part
+from pipeline.commit.parts.part_file import open_part
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.output_folders import PREDICTIONS
 from pipeline.core.printable import printable

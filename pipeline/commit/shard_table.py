@@ -21,12 +21,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.commit.layout import PLACES, SHARDS, Layout, keys_version
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted
-from pipeline.commit.parts.part_reader import open_part, read_columns
+from pipeline.commit.parts.part_file import open_part, read_columns, write_file
 from pipeline.core.documents import known_fields
 from pipeline.core.failures import Reason
 from pipeline.core.schema import ROW, SHARD
@@ -292,13 +291,7 @@ def unneeded_keys(
 def _encoded(table: pa.Table, encoding: dict[str, str], row_group_rows: int = 2**20) -> bytes:
     """Return a table as a Parquet file without dictionaries."""
     buffer = io.BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        row_group_size=row_group_rows,
-        compression="zstd",
-        use_dictionary=False,
-        column_encoding=encoding or None,
-        write_page_checksum=True,
-    )
+    options = {"use_dictionary": False, "column_encoding": encoding or None}
+    with write_file(buffer, table.schema, compression="zstd", **options) as writer:
+        writer.write_table(table, row_group_size=row_group_rows)
     return buffer.getvalue()

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit.layout import COMPACTED, parse_staged_name, staged_name
-from pipeline.commit.parts.part_reader import DamagedPart, checksums, open_part
+from pipeline.commit.parts.part_file import DamagedPart, checksums, open_part, write_file
 from pipeline.commit.parts.part_writer import META_PREFIX, repetitive_columns
 from pipeline.core.arrays import as_array
 from pipeline.core.aside import checked_pairs, is_taken_over, num_computed, put_back
@@ -167,7 +167,7 @@ class StagingWriter:
         labels, numbers = self._measure(rows)
         buffer = io.BytesIO()
         options = {**encodings(rows), "compression": self.compression, "write_statistics": False}
-        with pq.ParquetWriter(buffer, rows.schema, write_page_checksum=True, **options) as writer:
+        with write_file(buffer, rows.schema, **options) as writer:
             writer.write_table(rows)
             written = StageCounters(
                 rows.num_rows, rows.num_rows, 0, rows.nbytes, buffer.tell(),

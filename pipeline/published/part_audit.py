@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.commit.manifest import Part
-from pipeline.commit.parts.part_reader import DamagedPart, open_part, read_batches
+from pipeline.commit.parts.part_file import DamagedPart, open_part, read_batches
 from pipeline.commit.parts.row_ids import hash_ids
 from pipeline.core.errors import PipelineError
 from pipeline.core.schema import ROW_ID

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.parts.part_reader import read_columns
+from pipeline.commit.parts.part_file import read_columns
 from pipeline.core.arrays import Numbers, as_array
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason

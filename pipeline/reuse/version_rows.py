@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.layout import PLACES, Layout
 from pipeline.commit.manifest import Manifest, Part, read_manifest
-from pipeline.commit.parts.part_reader import open_part
+from pipeline.commit.parts.part_file import open_part
 from pipeline.commit.shard_table import PLACES_PER_GROUP
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, PipelineError

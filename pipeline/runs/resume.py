@@ -9,7 +9,7 @@ from itertools import islice
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.compaction import RunTasks
-from pipeline.commit.parts.part_reader import find_damaged
+from pipeline.commit.parts.part_file import find_damaged
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged, read_footers
 from pipeline.core.errors import PartitionBusy

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.parts.part_reader import DamagedPart
+from pipeline.commit.parts.part_file import DamagedPart
 from pipeline.commit.parts.row_ids import sum_of_parts
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.errors import InfraError

@@ -14,7 +14,7 @@ import pytest
 from support.runs.published import Rows, slice_table
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.parts.part_reader import DamagedPart, find_damaged, read_columns
+from pipeline.commit.parts.part_file import DamagedPart, find_damaged, read_columns
 from pipeline.commit.staging import (
     Checked,
     StagedSlice,

@@ -36,7 +36,7 @@ from support.runs.earlier_partitions import (
 from support.runs.night_inputs import FORMATS
 
 from pipeline.commit.layout import staged_name
-from pipeline.commit.parts.part_reader import DamagedPart
+from pipeline.commit.parts.part_file import DamagedPart
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged

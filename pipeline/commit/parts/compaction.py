@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline.commit.layout import part_name
 from pipeline.commit.manifest import Part
-from pipeline.commit.parts.part_reader import open_part
+from pipeline.commit.parts.part_file import open_part
 from pipeline.commit.parts.part_writer import PartFormat, PartStream
 from pipeline.commit.parts.quarantine import mark_duplicates, to_quarantine
 from pipeline.commit.parts.row_ids import sum_of_parts

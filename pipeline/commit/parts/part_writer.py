@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit.manifest import Part
+from pipeline.commit.parts.part_file import leaf_types, write_file
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.core.schema import ROW_ID
 from pipeline.core.versions import package_versions
@@ -76,13 +76,12 @@ class PartFormat:
 
     def open(self, buffer: io.BytesIO, first: pa.Table) -> pq.ParquetWriter:
         """Start a Parquet file; `first` are its first rows."""
-        return pq.ParquetWriter(
+        return write_file(
             buffer,
             self.schema.with_metadata(dict(self.metadata)),
             compression=self.compression,
             use_dictionary=repetitive_columns(first),
             write_statistics=True,
-            write_page_checksum=True,  # who takes single rows over later sees damage by it
         )
 
 
@@ -101,18 +100,11 @@ def repetitive_columns(rows: pa.Table) -> list[str]:
         and len(column) > 1
         and pc.count_distinct(column, mode="only_valid").as_py() > len(column) / 2
     }
-    return [name for name in _candidates(rows.schema) if name not in unlike]
-
-
-@lru_cache(maxsize=16)
-def _candidates(schema: pa.Schema) -> list[str]:
-    """Name the leaf columns that may repeat, whatever their rows are."""
-    buffer = io.BytesIO()
-    pq.write_table(schema.empty_table(), buffer)
-    leaves = pq.ParquetFile(buffer).schema
-    columns = [leaves.column(index) for index in range(len(leaves))]
-    floats = ("FLOAT", "DOUBLE")
-    return [c.path for c in columns if c.path != ROW_ID and c.physical_type not in floats]
+    return [
+        path
+        for path, leaf_type in leaf_types(rows.schema).items()
+        if path not in (ROW_ID, *unlike) and leaf_type not in ("FLOAT", "DOUBLE")
+    ]
 
 
 class PartStream:

@@ -33,7 +33,7 @@ from pipeline.commit.parts.compaction import (
     SliceRows,
     cut_groups,
 )
-from pipeline.commit.parts.part_reader import checksums, open_part
+from pipeline.commit.parts.part_file import checksums, open_part, write_file
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import GateRefused
 from pipeline.core.hive_paths import MAX_VALUES, to_segment, to_text, without
@@ -119,8 +119,7 @@ class Regrouper:
         bounds = np.searchsorted(codes[order], np.arange(len(folders) + 1)).tolist()
         rows = rows.take(pa.array(order))
         buffer, sizes = io.BytesIO(), list[int]()
-        options = {"compression": "zstd", "write_page_checksum": True}
-        with pq.ParquetWriter(buffer, rows.schema, **options) as writer:
+        with write_file(buffer, rows.schema, compression="zstd") as writer:
             for first, end in pairwise(bounds):
                 started = buffer.tell()
                 writer.write_table(rows.slice(first, end - first), row_group_size=end - first)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.commit.manifest import Part
-from pipeline.commit.parts.part_reader import read_columns
+from pipeline.commit.parts.part_file import read_columns
 from pipeline.core.schema import ERROR, LABEL, ROW_ID
 from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store, StoredFile

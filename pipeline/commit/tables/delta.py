@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.commit.layout import DELTA_LOG, Layout
 from pipeline.commit.manifest import Manifest, log_numbers
-from pipeline.commit.parts.part_reader import open_part
+from pipeline.commit.parts.part_file import open_part
 from pipeline.commit.tables.delta_storage import (
     failed,
     library,

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks, compact_slices
-from pipeline.commit.parts.part_reader import DamagedPart
+from pipeline.commit.parts.part_file import DamagedPart
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import (

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
-from pipeline.commit.parts.part_reader import read_columns
+from pipeline.commit.parts.part_file import read_columns
 from pipeline.commit.read import locate, require_current
 from pipeline.core.hive_paths import restore
 from pipeline.published.dataset import PublishedParts

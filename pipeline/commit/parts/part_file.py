@@ -1,21 +1,24 @@
-"""Open Parquet files of an output: staged slices, parts, sorted rows, tables of keys.
+"""Write and open the Parquet files of an output: staged slices, parts, sorted rows, tables of keys.
 
-All that is read again is opened here. Pages have checksums, which are verified. The names of files
-that only runs read end with checksums of their footer and of all their bytes.
+All of them are written with checksums of their pages, and all that is read again is verified. The
+names of files that only runs read end with checksums of their footer and of all their bytes.
 
-A file that is gone raises FileNotFoundError, a store that fails PipelineError.
+A missing file raises FileNotFoundError, a failing store PipelineError.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.core.backoff import is_damage
@@ -28,8 +31,27 @@ _TAIL_BYTES = 64 << 10
 """What Arrow, too, reads of a file at first: mostly all of its footer."""
 
 
+VERIFIED = ds.ParquetFileFormat(page_checksum_verification=True)
+"""The format of datasets of parts."""
+
+
 class DamagedPart(InfraError):
-    """The bytes of a file of ours are not those that were written: it counts as not there."""
+    """The bytes of a file are not those that were written: it counts as not there."""
+
+
+def write_file(buffer: io.BytesIO, schema: pa.Schema, **options: Any) -> pq.ParquetWriter:
+    """Start a Parquet file whose pages have checksums; options: as `ParquetWriter`."""
+    return pq.ParquetWriter(buffer, schema, write_page_checksum=True, **options)
+
+
+@lru_cache(maxsize=16)
+def leaf_types(schema: pa.Schema) -> dict[str, str]:
+    """Return path -> physical type of the leaf columns of a schema: a nested column has several."""
+    buffer = io.BytesIO()
+    pq.write_table(schema.empty_table(), buffer)
+    leaves = pq.ParquetFile(buffer).schema
+    columns = [leaves.column(index) for index in range(len(leaves))]
+    return {column.path: column.physical_type for column in columns}
 
 
 def checksums(data: bytes) -> str:
