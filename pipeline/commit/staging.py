@@ -26,7 +26,6 @@ from pipeline.commit.layout import COMPACTED, parse_staged_name, staged_name
 from pipeline.commit.parts.part_file import DamagedPart, checksums, open_part, write_file
 from pipeline.commit.parts.part_writer import META_PREFIX, repetitive_columns
 from pipeline.core.arrays import as_array
-from pipeline.core.aside import checked_pairs, is_taken_over, num_computed, put_back
 from pipeline.core.backoff import retries_taken
 from pipeline.core.causes import causes_of
 from pipeline.core.documents import known_fields
@@ -36,6 +35,7 @@ from pipeline.core.figures.counters import WRITE, Counters, StageCounters, add
 from pipeline.core.figures.histograms import measure_numbers
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.hive_paths import without_folder
+from pipeline.core.rows_set_aside import checked_pairs, is_taken_over, num_computed, put_back
 from pipeline.core.schema import ERROR, LABEL, SOURCE
 from pipeline.core.slices import SliceKey
 from pipeline.process.failpoints import failpoint
@@ -142,7 +142,7 @@ class StagingWriter:
         Args:
             counters: What was measured of it.
             rows: Predictions and failures, as `staged_schema`; without those that were set aside.
-            aside: As `core.aside` says; None if all rows are there.
+            aside: As `core.rows_set_aside` says; None if all rows are there.
 
         Returns:
             What the footer says, plus the seconds and retries that the put itself took.

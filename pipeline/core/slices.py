@@ -2,7 +2,7 @@
 
 Ray cuts and merges blocks between rows: a slice that is a row cannot be cut or merged. Wrapping
 copies nothing: the rows of the slice are the single value of a list<struct> column; so are those
-that are set aside (core/aside), where jobs set rows aside.
+that are set aside (core/rows_set_aside.py), where jobs set rows aside.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Packed(NamedTuple):
     counters: dict[str, dict[str, float]]
     rows: pa.Table
     aside: pa.Table | None = None
-    """As `core.aside` says; None where no rows are set aside."""
+    """As `core.rows_set_aside` says; None where no rows are set aside."""
 
 
 def pack(

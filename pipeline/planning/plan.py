@@ -30,7 +30,7 @@ from pipeline.job.job import Job
 from pipeline.job.source import Source
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import task_class
-from pipeline.planning.predictor import digest_of, predictor_key, row_settings
+from pipeline.planning.predictor_key import digest_of, predictor_key, row_settings
 from pipeline.planning.slicing import units_of
 from pipeline.sources.columns.pass_through import taken_name
 from pipeline.sources.listing.inputs import Inputs

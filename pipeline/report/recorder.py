@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.staging import StagedSlice
-from pipeline.core.aside import NOT_READ
 from pipeline.core.causes import Cause
 from pipeline.core.figures.counters import PREPARED, Counters, StageCounters, measure
 from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.rows_set_aside import NOT_READ
 from pipeline.core.versions import environment_versions, package_versions
 from pipeline.gates.results import GateResult
 from pipeline.inference.runtimes.base import math_of

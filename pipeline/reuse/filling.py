@@ -1,7 +1,7 @@
 """What a reader does with rows that are known: it reads them, and has only the others read.
 
 Out: packed slices, in which the rows that go through the stages are as the source yields them, and
-beside which travel the known ones (`core/aside.py`). A version that cannot be read is not
+beside which travel the known ones (`core/rows_set_aside.py`). A version that cannot be read is not
 asked again here: its rows are computed, and counted.
 """
 
@@ -17,17 +17,17 @@ import pyarrow as pa
 
 from pipeline.commit.staging import StagedSlice, StagingWriter
 from pipeline.core.arrays import Numbers, as_array
-from pipeline.core.aside import NOT_READ
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Reason, failure_columns, failures_of
 from pipeline.core.figures.counters import READ, Counters, measure, merge
 from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
 from pipeline.core.printable import clean_message
 from pipeline.core.row_digests import HASH_BYTES, input_hashes
+from pipeline.core.rows_set_aside import NOT_READ
 from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, IS_COMPUTED, SOURCE
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.process.liveness import note_progress
-from pipeline.reuse.checking import are_drawn
+from pipeline.reuse.checked_sample import are_drawn
 from pipeline.reuse.content import UNKNOWN
 from pipeline.reuse.dividing import known_slices
 from pipeline.reuse.known import Known
@@ -274,7 +274,7 @@ class _Aside:
         self._hashes.append((at, hashes))
 
     def table(self, known: Known) -> pa.Table:
-        """Return it, as `core.aside` says."""
+        """Return it, as `core.rows_set_aside` says."""
         columns = {IS_COMPUTED: pa.array(self.is_computed)}
         sources = [(at, pa.array([source] * len(at))) for at, _, source in self._pieces]
         columns[SOURCE] = self._spread(sources, pa.string())

@@ -25,13 +25,13 @@ from pipeline.core.printable import num_of
 from pipeline.core.versions import changed_versions, environment_versions
 from pipeline.job.job import Job
 from pipeline.planning.plan import Plan
-from pipeline.planning.predictor import why_other
+from pipeline.planning.predictor_key import why_other
 from pipeline.planning.slicing import SliceSizes
-from pipeline.reuse.checking import LEAST_ROWS, check_probability, choose_checked
+from pipeline.reuse.checked_sample import LEAST_ROWS, check_probability, choose_checked
 from pipeline.reuse.content import ContentIndex
 from pipeline.reuse.dividing import Division, divide, known_counts, known_runs, slice_rows
-from pipeline.reuse.failures import kept_failures
 from pipeline.reuse.known import Known
+from pipeline.reuse.retried import kept_failures
 from pipeline.reuse.version_rows import Version
 from pipeline.storage.store import Store
 

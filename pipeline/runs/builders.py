@@ -26,7 +26,7 @@ from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import first_slices
 from pipeline.process.memory import MIB, MemoryShare
-from pipeline.reuse.checking import Checker
+from pipeline.reuse.checked_sample import Checker
 from pipeline.runs.context import RunContext, Settled
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit

@@ -20,7 +20,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import ContradictingSlices, Slices, done_slices, missing_units
 from pipeline.process.failpoints import failpoint
 from pipeline.process.liveness import note_progress
-from pipeline.reuse.checking import TooFewChecked, raised_probability
+from pipeline.reuse.checked_sample import TooFewChecked, raised_probability
 from pipeline.reuse.dividing import known_slices
 from pipeline.reuse.filling import stage_known
 from pipeline.runs.builders import make_writer

@@ -11,7 +11,7 @@ from pipeline.commit.plan_store import read_plan
 from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message, num_of
 from pipeline.planning.plan import Plan
-from pipeline.planning.predictor import why_other
+from pipeline.planning.predictor_key import why_other
 from pipeline.runs.resume import has_more_rows, is_written_anew
 from pipeline.storage.store import Store
 

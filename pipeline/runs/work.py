@@ -22,10 +22,10 @@ from pipeline.preprocessing.input_facts import cost_of
 from pipeline.process.shared_notes import note
 from pipeline.report.recorder import RunRecorder
 from pipeline.report.sections.carried import carried_section
-from pipeline.reuse.checking import TooFewChecked
-from pipeline.reuse.failures import Quarantined, read_quarantined
+from pipeline.reuse.checked_sample import TooFewChecked
 from pipeline.reuse.finding import Retry, Reuse, find_reuse
 from pipeline.reuse.known import Known
+from pipeline.reuse.retried import Quarantined, read_quarantined
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.ending import lost_run
 from pipeline.runs.tuning.auto import resolve_runtime

@@ -28,8 +28,8 @@ from pipeline.commit.manifest import log_numbers
 from pipeline.commit.rollback import rollback
 from pipeline.commit.shard_table import KnownShard, read_shard_table
 from pipeline.core.errors import GateRefused
-from pipeline.reuse.checking import LEAST_ROWS
-from pipeline.reuse.failures import RETRIED
+from pipeline.reuse.checked_sample import LEAST_ROWS
+from pipeline.reuse.retried import RETRIED
 from pipeline.storage.store import Store
 
 Facts = tuple[str, int, str]

@@ -36,10 +36,10 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import missing_units
 from pipeline.report.document import RunStatus
 from pipeline.report.recorder import RunRecorder
-from pipeline.reuse.checking import TooFewChecked
-from pipeline.reuse.failures import check_reasons
+from pipeline.reuse.checked_sample import TooFewChecked
 from pipeline.reuse.filling import Filler, Read
 from pipeline.reuse.finding import day_of
+from pipeline.reuse.retried import check_reasons
 from pipeline.runs.builders import make_reader, make_writer
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish

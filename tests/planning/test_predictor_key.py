@@ -11,7 +11,7 @@ from support.runs.plan_examples import SPEC
 
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.models.spec import ModelSpec
-from pipeline.planning.predictor import predictor_key, row_settings, why_other
+from pipeline.planning.predictor_key import predictor_key, row_settings, why_other
 
 WITH_WEIGHTS = replace(SPEC, weights_uri="w.safetensors", weights_sha256="1" * 64)
 SEMANTICS = {"decode": 1, "predict": 2}

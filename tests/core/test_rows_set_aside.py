@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.aside import checked_pairs, is_taken_over, num_computed, put_back
+from pipeline.core.rows_set_aside import checked_pairs, is_taken_over, num_computed, put_back
 
 FIELDS = [
     pa.field("row_id", pa.string(), nullable=False),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.reuse.checking import LEAST_ROWS, Checker, are_drawn, choose_checked
+from pipeline.reuse.checked_sample import LEAST_ROWS, Checker, are_drawn, choose_checked
 
 SEED, OTHER = (hashlib.sha256(name).hexdigest() for name in (b"a plan", b"another"))
 LIMITS = AgreementLimits(0.01, 0.999, 0.01)
