@@ -32,8 +32,9 @@ _FAILURE_FIELDS = [
     pa.field(SHA256, pa.string()),
     pa.field(NUM_BYTES, pa.int64()),
 ]
-# Columns of rows in transit, which no output has: see core/rows_set_aside.py, preprocessing/reference_pixels,
-# preprocessing/geometry, sources/formats/parquet and sources/columns/texts.
+# Columns of rows in transit, which no output has: see core/rows_set_aside.py,
+# preprocessing/reference_pixels, preprocessing/geometry, sources/formats/parquet and
+# sources/columns/texts.
 # Those of texts and clips are no plain `text` and `audio`, for jobs pass columns of these names
 # through.
 IS_COMPUTED, SOURCE, EXACT = "_is_computed", "_source", "_exact_image"

@@ -12,8 +12,8 @@ from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Stage
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.visible_gpus import no_gpus
+from pipeline.reuse.dividing import Known
 from pipeline.reuse.filling import Filler
-from pipeline.reuse.known import Known
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 

@@ -28,10 +28,8 @@ from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, IS_COMPUTED, SOUR
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.process.liveness import note_progress
 from pipeline.reuse.checked_sample import are_drawn
-from pipeline.reuse.content import UNKNOWN
-from pipeline.reuse.dividing import known_slices
-from pipeline.reuse.known import Known
-from pipeline.reuse.version_rows import PartReader, Version
+from pipeline.reuse.dividing import Known, known_slices
+from pipeline.reuse.version_rows import UNKNOWN, PartReader, Version
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import failed_rows
 from pipeline.sources.units import RowFilter, Unit, only_rows

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, current_or_unknown, read_or_unknown
@@ -28,11 +29,9 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.predictor_key import why_other
 from pipeline.planning.slicing import SliceSizes
 from pipeline.reuse.checked_sample import LEAST_ROWS, check_probability, choose_checked
-from pipeline.reuse.content import ContentIndex
-from pipeline.reuse.dividing import Division, divide, known_counts, known_runs, slice_rows
-from pipeline.reuse.known import Known
-from pipeline.reuse.retried import kept_failures
-from pipeline.reuse.version_rows import Version
+from pipeline.reuse.dividing import Division, Known, divide, known_counts, known_runs, slice_rows
+from pipeline.reuse.retried import Retry, kept_failures
+from pipeline.reuse.version_rows import ContentIndex, Version
 from pipeline.storage.store import Store
 
 _MOST_SOURCES, _MOST_LOOKED_AT = 4, 8
@@ -62,15 +61,6 @@ class Earlier:
         left_out = np.array([0, *chain(*spans), self.table.about.num_rows], np.int64)
         left_out = left_out.reshape(-1, 2)
         return ContentIndex(self.version, left_out[left_out[:, 0] < left_out[:, 1]])
-
-
-@dataclass(frozen=True)
-class Retry:
-    """What is retried: a version, the newest one of the partition."""
-
-    base: Manifest
-    reasons: frozenset[str]
-    """Of its failed rows; the others stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,7 @@ class Reuse:
             checked=checked,
             counts=known_counts(plan.units, self.division.known),
             broken_off=known_counts(plan.units, self.division.known, break_off=True),
-            failures=self.retry and kept_failures(self, self.retry, plan),
+            failures=self._kept_failures(self.division),
             most_rows=slice_rows(self.row_bytes),
             indices=tuple(
                 source.index()
@@ -157,6 +147,15 @@ class Reuse:
             checked_probability=check_probability(
                 min(plan.num_rows or num_rows, num_rows), is_thorough=is_thorough
             ),
+        )
+
+    def _kept_failures(self, division: Division) -> pa.Table | None:
+        if self.retry is None:
+            return None
+        base = self.earlier[0]
+        lost_shards = len(division.known) < len(base.shards)
+        return kept_failures(
+            base.version.store, self.retry, division, self.plan, lost_shards=lost_shards
         )
 
     @property

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +18,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import ERROR, ERROR_STAGE, ROW, SHARD
 from pipeline.planning.plan import Plan
+from pipeline.reuse.dividing import Division
 from pipeline.storage.store import Store
-
-if TYPE_CHECKING:
-    from pipeline.reuse.finding import Retry, Reuse
 
 _NAMES = {ERROR: "reason", ERROR_STAGE: "stage"}
 """Columns of staged rows that a quarantine calls otherwise."""
@@ -49,6 +46,15 @@ class Quarantined:
         return ", ".join(f"{count:,} {why}" for why, count in others.items() if count)
 
 
+@dataclass(frozen=True)
+class Retry:
+    """What is retried: a version, the newest one of the partition."""
+
+    base: Manifest
+    reasons: frozenset[str]
+    """The reasons of the failed rows to predict again; rows with other reasons stay as they are."""
+
+
 def read_quarantined(store: Store, base: Manifest, reasons: frozenset[str]) -> Quarantined:
     """Count the failed rows of a version by their reasons."""
     tables = [read_columns(store, part.path, ["reason"]) for part in base.quarantine_parts]
@@ -71,19 +77,27 @@ def check_reasons(given: Sequence[str]) -> frozenset[str]:
     return frozenset(given or RETRIED)
 
 
-def kept_failures(reuse: Reuse, retry: Retry, plan: Plan) -> pa.Table | None:
+def kept_failures(
+    store: Store, retry: Retry, division: Division, plan: Plan, *, lost_shards: bool
+) -> pa.Table | None:
     """Return the failed rows of known shards that stay as they are, if there are some.
+
+    Args:
+        store: The output.
+        retry: The version that is retried.
+        division: Of the plan, by that version.
+        plan: As it is carried out.
+        lost_shards: The plan does not have all shards of the version as they were.
 
     Returns:
         As staged, with `unit` and `row` in the unit.
     """
-    store, division = reuse.earlier[0].version.store, reuse.division
     tables = [read_columns(store, part.path) for part in retry.base.quarantine_parts]
-    if division is None or not tables:
+    if not tables:
         return None
     rows = pa.concat_tables(tables)
     go_again = sorted(retry.reasons)
-    if len(division.known) < len(reuse.earlier[0].shards):
+    if lost_shards:
         # The rows that have their ids may be gone with a shard; those that are not fail again.
         go_again.append(Reason.DUPLICATE_ID.value)
     kept = pc.invert(pc.is_in(rows.column("reason"), pa.array(go_again)))

@@ -19,7 +19,7 @@ from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
 from pipeline.report.recorder import RunRecorder
 from pipeline.report.so_far import SoFar
-from pipeline.reuse.known import Known
+from pipeline.reuse.dividing import Known
 from pipeline.runs.exports import Exports
 from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_disjoint

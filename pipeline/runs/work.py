@@ -23,9 +23,9 @@ from pipeline.process.shared_notes import note
 from pipeline.report.recorder import RunRecorder
 from pipeline.report.sections.carried import carried_section
 from pipeline.reuse.checked_sample import TooFewChecked
-from pipeline.reuse.finding import Retry, Reuse, find_reuse
-from pipeline.reuse.known import Known
-from pipeline.reuse.retried import Quarantined, read_quarantined
+from pipeline.reuse.dividing import Known
+from pipeline.reuse.finding import Reuse, find_reuse
+from pipeline.reuse.retried import Quarantined, Retry, read_quarantined
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.ending import lost_run
 from pipeline.runs.tuning.auto import resolve_runtime

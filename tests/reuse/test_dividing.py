@@ -16,8 +16,7 @@ from pipeline.commit.shard_table import KnownShard
 from pipeline.core.failures import Reason
 from pipeline.planning.plan import Plan
 from pipeline.planning.slicing import SliceSizes
-from pipeline.reuse.dividing import divide, known_counts, known_runs, known_slices
-from pipeline.reuse.known import Known
+from pipeline.reuse.dividing import Known, divide, known_counts, known_runs, known_slices
 from pipeline.sources.units import UncountedPlan, Unit
 from pipeline.storage.store import Store
 
