@@ -21,13 +21,14 @@ from fsspec import AbstractFileSystem
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
-from pipeline.commit.parts.part_file import VERIFIED, open_part
+from pipeline.commit.parts.part_file import open_part
 from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.reuse.version_rows import PartPlace
 from pipeline.storage.store import Store
 
 OutputFolder = Literal["predictions", "quarantine"]
+_FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
 _KEPT: deque[pafs.PyFileSystem] = deque(maxlen=16)
 """Those of the last datasets. Otherwise a thread of Arrow may be the one that frees such an object
 of Python while the interpreter ends, which aborts the process."""
@@ -126,10 +127,10 @@ class PublishedParts:
         files = pafs.PyFileSystem(_Handler(_Files(self)))
         _KEPT.append(files)
         fragments = [
-            VERIFIED.make_fragment(part.file.part.path, files, _expression(part.values))
+            _FORMAT.make_fragment(part.file.part.path, files, _expression(part.values))
             for part in self.parts
         ]
-        return ds.FileSystemDataset(fragments, self.schema, VERIFIED, files)
+        return ds.FileSystemDataset(fragments, self.schema, _FORMAT, files)
 
 
 def _expression(values: Mapping[str, Any]) -> pc.Expression | None:

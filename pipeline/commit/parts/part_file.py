@@ -18,7 +18,6 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.core.backoff import is_damage
@@ -29,10 +28,6 @@ from pipeline.storage.store import Store
 _CHECKSUMS = re.compile(r"-[0-9a-z]{12}([0-9a-f]{8})([0-9a-f]{8})\.parquet$")
 _TAIL_BYTES = 64 << 10
 """What Arrow, too, reads of a file at first: mostly all of its footer."""
-
-
-VERIFIED = ds.ParquetFileFormat(page_checksum_verification=True)
-"""The format of datasets of parts."""
 
 
 class DamagedPart(InfraError):

@@ -7,7 +7,7 @@ import re
 from support.runs.package_source import FILES, name_of
 
 _UNVERIFIED = re.compile(
-    r"pq\.(ParquetWriter\(|write_table|ParquetFile\(|read_\w+)|ParquetFileFormat|ds\.parquet_dataset"
+    r"pq\.(ParquetWriter\(|write_table|ParquetFile\(|read_\w+)|ParquetFileFormat\((?!page_checksum_verification=True\))|ds\.parquet_dataset"
 )
 _NOT_OF_THE_OUTPUT = {"gates.golden_files", "operations.golden", "operations.diff"}
 """Files whose places users name."""
