@@ -9,7 +9,7 @@ from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.arguments import Accepted, Date, JobLike, load_job, name_of, run_options
 from pipeline.report.document import Report
-from pipeline.reuse.failures import check_reasons
+from pipeline.reuse.retried import check_reasons
 from pipeline.runs.progress import Progress, shown_on
 
 
