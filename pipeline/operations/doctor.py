@@ -36,8 +36,8 @@ from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.preparing.one_row import Preview, preview_row
 from pipeline.runs.preparing.prepare import prepare
-from pipeline.runs.settled_source import settled_source
-from pipeline.runs.sink_below_source import require_disjoint
+from pipeline.runs.preparing.settled_source import settled_source
+from pipeline.runs.preparing.sink_below_source import require_disjoint
 from pipeline.runs.tuning.auto import needs_tuning, opened
 from pipeline.sources.listing.inputs import describe_no_input, list_inputs
 from pipeline.storage.errors import options_named

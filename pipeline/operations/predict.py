@@ -15,8 +15,8 @@ from pipeline.job.reading.yaml_reader import parse
 from pipeline.operations.draft import MARK, draft_job, require_path
 from pipeline.operations.run import run
 from pipeline.report.document import Report
+from pipeline.runs.preparing.sink_below_source import require_disjoint
 from pipeline.runs.progress import Progress, Silent, shown_on
-from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)

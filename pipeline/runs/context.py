@@ -21,8 +21,8 @@ from pipeline.report.recorder import RunRecorder
 from pipeline.report.so_far import SoFar
 from pipeline.reuse.dividing import Known
 from pipeline.runs.exports import Exports
-from pipeline.runs.settled_source import settled_source
-from pipeline.runs.sink_below_source import require_disjoint
+from pipeline.runs.preparing.settled_source import settled_source
+from pipeline.runs.preparing.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
 
 

@@ -20,7 +20,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.sink_below_source import require_disjoint
+from pipeline.runs.preparing.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
 
 

@@ -9,7 +9,7 @@ from support.inputs.shard_columns import features_of
 
 from pipeline.core.errors import JobError
 from pipeline.preprocessing.input_facts import TensorColumn
-from pipeline.runs.settled_source import match_columns
+from pipeline.runs.preparing.settled_source import match_columns
 
 COLUMNS = (
     TensorColumn("age", "int64"),
