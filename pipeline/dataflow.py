@@ -28,8 +28,7 @@ from pipeline.runs.builders import make_stream
 from pipeline.runs.context import RunContext, RunOptions, Settled
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish, require_some_row
 from pipeline.runs.ending.supervisor import run_reported
-from pipeline.runs.preparing.checks import check_before_ray
-from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.preparing.prepare import check_before_ray, prepare
 from pipeline.runs.progress import Progress
 from pipeline.runs.resume import (
     note_if_published,

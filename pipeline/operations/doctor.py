@@ -33,9 +33,8 @@ from pipeline.operations.machine_checks import (
 from pipeline.planning.allocation import Hardware
 from pipeline.planning.plan import Plan
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.preparing.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.preparing.one_row import Preview, preview_row
-from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.preparing.prepare import check_before_ray, check_hardware, check_runtime, prepare
 from pipeline.runs.preparing.settled_source import settled_source
 from pipeline.runs.preparing.sink_below_source import require_disjoint
 from pipeline.runs.tuning.auto import needs_tuning, opened

@@ -32,9 +32,8 @@ from pipeline.report.sections.model import ModelSection
 from pipeline.report.showing.printed import PrintedDict
 from pipeline.reuse.finding import Reuse, find_reuse
 from pipeline.runs.context import RunContext
-from pipeline.runs.preparing.checks import check_before_ray, check_hardware
 from pipeline.runs.preparing.one_row import Preview, preview_row
-from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.preparing.prepare import check_before_ray, check_hardware, prepare
 from pipeline.runs.resume import is_published, next_step
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning

@@ -14,8 +14,7 @@ from pipeline.planning.allocation import allocate
 from pipeline.preprocessing.input_facts import cost_of
 from pipeline.report.showing.printed import printed
 from pipeline.runs.context import RunContext
-from pipeline.runs.preparing.checks import check_before_ray
-from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.preparing.prepare import check_before_ray, prepare
 from pipeline.runs.progress import Progress, shown_on
 from pipeline.runs.tuning.auto import needs_tuning
 from pipeline.runs.tuning.auto import tune as measure_ways

@@ -20,7 +20,7 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.core.documents import known_fields, sealed, unsealed
 from pipeline.report.document import Report
 from pipeline.runs.tuning.profile import Profile
-from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.selection import Trial
 from pipeline.storage.store import Store
 
 

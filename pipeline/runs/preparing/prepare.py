@@ -1,9 +1,14 @@
-"""Find out what is to be done: resolve the model, list the inputs, make the plan."""
+"""Prepare a run: resolve the model, list the inputs, make the plan, check what needs no Ray.
+
+`plan` and `doctor` make the same checks. What only a cluster can tell (its processors and GPUs,
+what is installed on its nodes) is checked once a run is connected to it, and by its workers.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +17,25 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.hive_paths import partition_types, require_folders
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import EMBEDDING
+from pipeline.execution.caller import restore_process_state
+from pipeline.execution.cluster.hardware import embedded_hardware
+from pipeline.execution.cluster.login import log_in
+from pipeline.execution.environment import refuse_autoload
+from pipeline.gates.golden import GoldenRows
+from pipeline.gates.golden_files import read_golden
+from pipeline.inference.library_check import hold_to_library
+from pipeline.inference.runtimes.choice import require_usable
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.job import Job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.embed import lacks_length
+from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.plan import Plan, make_plan, schema_to_text
 from pipeline.planning.slicing import SliceSizes
+from pipeline.preprocessing.input_facts import cost_of
 from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.sources.listing.inputs import Inputs, list_inputs
 
@@ -152,3 +168,56 @@ def _measure(job: Job, inputs: Inputs, model: ModelSpec) -> int:
         raise JobError(f"model.embedding_dim: is to be measured, and {tried.message}; give it")
     [row] = tried.predicted.to_pylist()
     return len(row[EMBEDDING])
+
+
+def check_before_ray(run: RunContext, plan: Plan, model: ModelSpec) -> GoldenRows | None:
+    """Check what needs no Ray, and return the golden rows of the job; None where it wants none.
+
+    Raises:
+        JobError: No runtime here can run the model as the job wants it, the model's own library
+            predicts something else for the probes, the golden rows cannot be used, or the
+            environment lets input files run code.
+    """
+    refuse_autoload()
+    check_runtime(run.job, model, run.options.address)
+    hold_to_library(model)
+    return read_golden(
+        run.job.gates,
+        model.task,
+        make_reader(run.job, plan),
+        is_accepted="golden" in run.options.accepted,
+    )
+
+
+def check_runtime(job: Job, model: ModelSpec, address: str | None) -> None:
+    """Check runtime and precision against the device that the job asks for.
+
+    Raises:
+        JobError: No runtime can run the model so; on a cluster only what holds of any machine.
+    """
+    is_on_gpu = bool(job.resources.num_gpus)
+    require_usable(model, is_on_gpu=is_on_gpu, is_here=address is None)
+
+
+def check_hardware(
+    job: Job, address: str | None, here: Callable[[], Hardware] = embedded_hardware
+) -> str:
+    """Check that the job's actors fit this machine, or that a cluster lets us in; say so in words.
+
+    Args:
+        address: Of the cluster, or of its job API; None for an embedded Ray.
+        here: Returns what an embedded Ray has.
+
+    Raises:
+        JobError: They do not fit, or the cluster wants another token.
+        InfraError: The cluster does not answer.
+    """
+    if address is not None:
+        with restore_process_state():
+            return log_in(address)
+    if job.resources.num_gpus:
+        from pipeline.inference.devices.device import require_cuda
+
+        require_cuda(job.resources.num_gpus, "the")
+    allocation = allocate(job.resources, here(), cost=cost_of(job.source))
+    return f"{allocation.max_actors} actors of {allocation.actor_threads} threads fit this machine"

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.allocation import Allocation
 from pipeline.runs.tuning.profile import Profile
-from pipeline.runs.tuning.selection import LEAST_GAIN_PCT, fastest_known, is_usable
-from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.selection import LEAST_GAIN_PCT, Trial, fastest_known, is_usable
 
 Reason = Literal["job", "measured", "known", "unknown", "begun"]
 PLAIN = Trial(EAGER, FP32)

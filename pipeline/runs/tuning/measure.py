@@ -40,8 +40,7 @@ from pipeline.preprocessing.model_input import (
     take_rows,
 )
 from pipeline.process.memory import node_bytes
-from pipeline.runs.tuning.selection import best_batch
-from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.selection import Trial, best_batch
 from pipeline.runs.tuning.workload import (
     NO_OTHERS,
     SAMPLE_ROWS,

@@ -26,7 +26,7 @@ from pipeline.inference.runtimes import runtime_versions
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import Hardware
 from pipeline.runs.tuning.context import TuningContext
-from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.selection import Trial
 
 _ANSWER_S = 60.0
 log = logging.getLogger(__name__)

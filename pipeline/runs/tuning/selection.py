@@ -1,12 +1,14 @@
-"""Choose how to run a model from what was measured. Pure: trials in, one of them out."""
+"""Trials of ways to run a model, and the one that a run takes. Pure, but for the budget's clock."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
+from typing import Any
 
+from pipeline.core.documents import known_fields
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import Device
@@ -17,7 +19,6 @@ from pipeline.models.tasks import task_class
 from pipeline.planning.allocation import Allocation
 from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
 from pipeline.preprocessing.model_input import BatchLimits, is_varying
-from pipeline.runs.tuning.trial import Trial
 
 SAME_PCT = 3.0
 """Rates that differ by less are the same: the smaller batch is taken."""
@@ -38,6 +39,65 @@ LEAST_GAIN_PCT = 10.0
 
 Way = tuple[str, str]
 """A runtime and a precision."""
+GIVEN_UP = "given up"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one way to run the model gave."""
+
+    runtime: str
+    precision: str
+    rows_per_s: float = 0.0
+    """Of one actor, the model only."""
+    load_s: float = 0.0
+    """Until an actor is ready: the first one of a node, unless its runtime exports the model, which
+    the node cache keeps."""
+    agreement_pct: float = 0.0
+    """Share of the sampled rows that agree with eager fp32."""
+    is_confirmed: bool = False
+    """Whether that share is of the larger sample, on which what is chosen is compared."""
+    worst: float = 0.0
+    """Largest difference of scores, smallest cosine, or largest relative error."""
+    artefact_sha256: str = ""
+    """Precision int8: the calibrated model that was tried."""
+    num_compared: int = 0
+    """Rows of that sample."""
+    problem: str = ""
+    """Why it cannot be used; '' if it can."""
+    took_s: float = 0.0
+    """What trying it took; what it had if it was given up."""
+    attempts: int = 0
+    """How often it was given up."""
+    measured_by: str = ""
+    """The run that measured it, or `tune`."""
+    measured_at: str = ""
+    """The date, UTC."""
+    batch_size: int = 0
+    """The most rows of one model call; 0 if the plan's was used."""
+    batch_tokens: int = 0
+    """The most tokens of one model call; 0 if the plan's was used, or rows have none."""
+    batches: list[tuple[int, float]] = field(default_factory=list)
+    """Rows, or tokens, of a batch and its rows/s, if several were measured; 0: it failed."""
+
+    @property
+    def was_given_up(self) -> bool:
+        """Tell whether it might have been used by a longer run."""
+        return self.problem.startswith(GIVEN_UP)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form that is stored and shown."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Trial:
+        """Undo `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is something else.
+        """
+        known = known_fields(cls, document)
+        return cls(**{**known, "batches": [(size, rate) for size, rate in known["batches"]]})
 
 
 def candidates(model: ModelSpec, *, is_on_gpu: bool, is_command: bool = False) -> list[Way]:

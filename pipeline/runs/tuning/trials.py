@@ -22,8 +22,10 @@ from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.context import Sample, TuningContext
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import (
+    GIVEN_UP,
     UNASKED_ROWS,
     Budget,
+    Trial,
     Way,
     as_tried,
     batches_beside,
@@ -33,7 +35,6 @@ from pipeline.runs.tuning.selection import (
     is_usable,
     is_worth_trying,
 )
-from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 from pipeline.runs.tuning.workload import SAMPLE_ROWS, Batches, rows_to_sample
 
 TRIAL_S = 120.0

@@ -23,13 +23,14 @@ from pipeline.planning.allocation import Allocation
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.table_input import FeatureInput
 from pipeline.runs.tuning.selection import (
+    GIVEN_UP,
     Budget,
+    Trial,
     batches_beside,
     best_batch,
     candidates,
     choose,
 )
-from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
 pytestmark = [pytest.mark.one_ray, pytest.mark.early]
 

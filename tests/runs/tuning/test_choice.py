@@ -19,18 +19,19 @@ from pipeline.preprocessing.table_input import FeatureInput
 from pipeline.runs.tuning.choice import Choice, measured, settled
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import (
+    GIVEN_UP,
     LEAST_BUDGET_S,
     LEAST_RUN_S,
     MAX_ATTEMPTS,
     SHARE,
     UNASKED_ROWS,
     Budget,
+    Trial,
     expected_s,
     fastest_known,
     has_rows_to_measure,
     is_worth_trying,
 )
-from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
 TWO = Allocation(2, 2, 0.9, 0.0, 1, 1, 0, 0)
 EAGER = Trial("eager", "fp32", rows_per_s=100, load_s=1, agreement_pct=100)
