@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.commit.layout import Layout, first_below
 from pipeline.commit.lease import latest_epoch
 from pipeline.commit.manifest import kept_manifests, log_numbers
-from pipeline.commit.rollback import history_numbers
+from pipeline.commit.publish import history_numbers
 from pipeline.commit.shard_table import unneeded_keys
 from pipeline.core.output_folders import CALIBRATED_MODELS, CONTROL, MEASURED_PROFILES, PROBES
 from pipeline.process.failpoints import failpoint

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 from pipeline.commit.layout import REPORT, WHOLE_OUTPUT, Layout, log_number
 from pipeline.core.documents import known_fields, sealed, unsealed
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.output_folders import CONTROL
+from pipeline.core.output_folders import CONTROL, PREDICTIONS
 from pipeline.core.printable import clean_message
 from pipeline.storage.store import Store
 
@@ -282,3 +283,43 @@ def _last_run(store: Store, layout: Layout) -> str:
         f"its last run, {run_id}, {verb}{ended}{why}; "
         f"pipeline report {store.url('')} --partition {layout.name}"
     )
+
+
+def locate(
+    uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None
+) -> tuple[Store, Layout | None]:
+    """Find the output that a URI points into, and the partition if it names one.
+
+    Accepts the sink's root, also if it is called `predictions`, a partition's folder under
+    `predictions/`, and the partition's name right below the root.
+
+    Raises:
+        JobError: It is no path or URI.
+    """
+    text = os.fspath(uri) if isinstance(uri, str | os.PathLike) else uri
+    if not isinstance(text, str) or "\0" in text:
+        raise JobError(f"{clean_message(repr(uri), 80)}: no place of an output; give a path or URI")
+    trimmed = text.rstrip("/")
+    head, separator, tail = trimmed.rpartition(f"/{PREDICTIONS}")
+    store = Store(trimmed, storage_options or {})
+    is_root = separator and not tail and store.list_folders(CONTROL)
+    if separator and not is_root and (not tail or (tail.startswith("/") and "/" not in tail[1:])):
+        return Store(head, storage_options or {}), Layout(tail[1:] or None)
+    root, _, name = trimmed.rpartition("/")
+    if "=" in name and not store.list_folders(CONTROL):
+        output = Store(root or ".", storage_options or {})
+        if name in output.list_folders(CONTROL):
+            return output, Layout(name)
+    return store, None
+
+
+def require_current(store: Store, layout: Layout) -> Manifest:
+    """Return the manifest of what is published now.
+
+    Raises:
+        JobError: Nothing is published; the message says what there is instead.
+    """
+    manifest = current_manifest(store, layout)
+    if manifest is None:
+        raise not_published(store, layout)
+    return manifest

@@ -21,11 +21,10 @@ from pipeline.core.errors import JobError
 from pipeline.core.output_folders import CONTROL
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL
-from pipeline.published.diff.comparing import WriteRows, compare_versions
-from pipeline.published.diff.difference import Difference, Mover
+from pipeline.published.describe import write_page
+from pipeline.published.diff.comparing import Difference, Mover, WriteRows, compare_versions
 from pipeline.published.diff.joining import Version
 from pipeline.published.output import Partition, open_output
-from pipeline.published.pages import write_page
 from pipeline.report.render import page_html
 from pipeline.report.showing.printed import Printed, document_html
 

@@ -36,7 +36,7 @@ def inspect(
     """
     document = describe_output(uri, partition, dict(storage_options or {}))
     if html is not None:
-        from pipeline.published.pages import inspect_page, write_page
+        from pipeline.published.describe import inspect_page, write_page
 
         write_page(inspect_page(document, uri, samples, storage_options or {}), Path(html))
     return document

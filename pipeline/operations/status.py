@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.commit.layout import partition_order
-from pipeline.commit.read import locate
+from pipeline.commit.manifest import locate
 from pipeline.core.errors import JobError
 from pipeline.execution.submit.attempts import find_attempts
 from pipeline.execution.submit.client import connect_job_api
@@ -22,7 +22,7 @@ from pipeline.operations.arguments import (
     run_options,
     same_partition,
 )
-from pipeline.published.overview import Status
+from pipeline.published.state import Status
 from pipeline.published.survey import survey_output
 from pipeline.runs.job_survey import survey_job
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout
 from pipeline.commit.lease import ask_to_stop, latest_epoch, read_heartbeat
-from pipeline.commit.read import locate
+from pipeline.commit.manifest import locate
 from pipeline.core.errors import JobError
 from pipeline.execution.submit.attempts import find_job, find_newest
 from pipeline.execution.submit.job import (

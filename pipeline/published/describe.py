@@ -6,19 +6,25 @@ Out: plain nested dicts, for `--json` and for render.render_document.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.commit.layout import Layout, partition_order
-from pipeline.commit.manifest import Manifest, Part, list_partitions
-from pipeline.commit.read import locate, require_current
-from pipeline.commit.rollback import history_numbers
+from pipeline.commit.manifest import Manifest, Part, list_partitions, locate, require_current
+from pipeline.commit.publish import history_numbers
 from pipeline.core.errors import JobError
 from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
 from pipeline.published.dataset import PublishedParts
+from pipeline.published.originals import OriginalFinder
+from pipeline.published.sheets import try_sheet
+from pipeline.published.state import Status
+from pipeline.published.survey import survey
+from pipeline.report.render import page_html
+from pipeline.report.showing.printed import document_html
 from pipeline.storage.store import Store
 
 DIGEST_CHARS = 12
@@ -151,3 +157,48 @@ def version_facts(manifest: Manifest | None) -> dict[str, Any] | None:
         "created_at": manifest.created_at,
         "rows": manifest.num_rows,
     }
+
+
+_FIRST = ("labels", "reasons", "predictions", "quarantine")
+"""What a page says before the pictures, beside the rows; ids and hashes come behind them."""
+
+
+def inspect_page(
+    document: Mapping[str, Any], uri: str, samples: int, storage_options: Mapping[str, Any]
+) -> str:
+    """Return what `inspect` found as a page, with rows beside what they were predicted from.
+
+    Args:
+        document: As `describe_output` gives it.
+        uri: Of the output.
+        samples: The most rows of the sheet.
+        storage_options: fsspec options of the output and of the input.
+    """
+    options = dict(storage_options)
+    store, _ = locate(uri, options)
+    newest = document.get("newest", document)
+    layout = Layout.named(newest["partition"])
+    manifest = require_current(store, layout)
+    pieces: list[str] = []
+    if "partitions" in document:
+        partitions = Status(store.url(""), tuple(survey(store)[::-1])).shown()["partitions"]
+        pieces += document_html("", {"the last partition first": partitions})
+    first = {**newest["rows"], **{name: newest[name] for name in _FIRST}}
+    pieces += document_html(f"{layout.name}, version {newest['version']}", first)
+    sheet = try_sheet(OriginalFinder(store, layout, manifest, options), samples)
+    others = {name: value for name, value in newest.items() if name not in ("rows", *_FIRST)}
+    return page_html(
+        store.url("").rstrip("/"), pieces, sheet, document_html("how it was made", others)
+    )
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page to a local file.
+
+    Raises:
+        JobError: It cannot be written.
+    """
+    try:
+        path.write_text(page, "utf-8")
+    except OSError as error:
+        raise JobError(f"{path}: cannot be written: {error.strerror or error}") from error

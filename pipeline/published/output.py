@@ -14,15 +14,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.commit.layout import Layout, partition_order
-from pipeline.commit.manifest import Manifest, list_partitions, log_numbers, read_manifest
-from pipeline.commit.read import locate, require_current
-from pipeline.commit.rollback import history_numbers
+from pipeline.commit.manifest import (
+    Manifest,
+    list_partitions,
+    locate,
+    log_numbers,
+    read_manifest,
+    require_current,
+)
+from pipeline.commit.publish import history_numbers
 from pipeline.core.errors import JobError
 from pipeline.core.printable import num_of
-from pipeline.published.choosing import least_certain, score_column
-from pipeline.published.dataset import OutputFolder, PublishedParts
+from pipeline.published.dataset import OutputFolder, PublishedParts, Rows
 from pipeline.published.originals import OriginalFinder, Originals
-from pipeline.published.rows import Rows
+from pipeline.published.sheets import least_certain, score_column
 from pipeline.report.document import Report
 from pipeline.report.history import load_report
 from pipeline.report.showing.printed import facts_html, table_html

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.figures.counters import Counters
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import (
+    DETECTIONS,
     DURATION_S,
+    ENTITIES,
     LABEL,
+    LABELS,
     ROW_ID,
     SCORE,
     URI,
 )
+from pipeline.execution.isolation.child_process import Child, ChildResult, Step
 from pipeline.job.source import Source
-from pipeline.published.choosing import LISTS, least_certain, score_column
+from pipeline.preprocessing.images.thumbnails import Thumbnail
 from pipeline.published.dataset import PublishedParts
-from pipeline.published.originals import OriginalFinder
-from pipeline.published.reading import read_small
-from pipeline.report.showing.samples import Row, Small, sheet_html
+from pipeline.published.originals import Original, OriginalFinder
+from pipeline.report.showing.samples import PICTURE_BYTES, PICTURE_PX, Row, Small, sheet_html
 
 log = logging.getLogger(__name__)
 
@@ -92,3 +104,161 @@ def _has_no_look(finder: OriginalFinder) -> bool:
     document = finder.manifest.source
     source = Source.from_published(document, "input", {}) if document else None
     return source is not None and (source.is_table or not source.encoded.has_look)
+
+
+LISTS = (DETECTIONS, LABELS, ENTITIES)
+_BATCH_ROWS = 32_768
+
+
+def score_column(parts: PublishedParts) -> str | None:
+    """Return the column that has the scores of a row; None: its task gives none."""
+    return next((name for name in (SCORE, *LISTS) if name in parts.schema.names), None)
+
+
+def least_certain(
+    parts: PublishedParts,
+    column: str,
+    number: int,
+    columns: Sequence[str] | None = None,
+    most: int | None = None,
+) -> tuple[pa.Table, int]:
+    """Return the rows with the lowest scores, the lowest first, and how many were looked at.
+
+    Args:
+        column: Their scores: `score_column`.
+        number: The most rows to return; rows without a score are not among them.
+        columns: Of these rows; None: all.
+        most: Further parts are not looked at once so many rows were.
+
+    Raises:
+        NotReadable: A part is gone.
+    """
+    lowest_rows: list[tuple[float, int, int]] = []
+    looked_at = 0
+    for part in range(len(parts.parts)):
+        if most is not None and looked_at >= most:
+            break
+        row, rows = 0, parts.only([part]).dataset()
+        for batch in rows.to_batches([column], batch_size=_BATCH_ROWS, batch_readahead=1):
+            scores = _scores(batch.column(0), column)
+            lowest = np.argsort(scores, kind="stable")[:number]
+            lowest = lowest[~np.isnan(scores[lowest])]
+            known = ((float(scores[n]), part, row + int(n)) for n in lowest)
+            lowest_rows = sorted([*lowest_rows, *known])[:number]
+            row += batch.num_rows
+        looked_at += row
+    datasets = {part: parts.only([part]).dataset() for _, part, _ in lowest_rows}
+    tables = [_row_at(datasets[part], row, columns) for _, part, row in lowest_rows]
+    return pa.concat_tables([parts.dataset().head(0, columns=columns), *tables]), looked_at
+
+
+def _row_at(dataset: ds.Dataset, row: int, columns: Sequence[str] | None) -> pa.Table:
+    """Read one row of a part: no more than the row group that has it."""
+    [fragment] = dataset.get_fragments()
+    for group in fragment.row_groups:
+        if row < group.num_rows:
+            break
+        row -= group.num_rows
+    row_group = fragment.subset(row_group_ids=[group.id])
+    return row_group.to_table(schema=dataset.schema, columns=columns).slice(row, 1)
+
+
+def _scores(values: pa.Array, column: str) -> npt.NDArray[np.float64]:
+    """Return the score of each row, NaN if it has none: of entries the best, of entities the
+    worst.
+    """
+    if column == SCORE:
+        return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    rows = np.asarray(pc.list_parent_indices(values))
+    entries = values.flatten().field(SCORE).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    scores = np.full(len(values), np.nan)
+    pick = np.fmin if column == ENTITIES else np.fmax
+    pick.at(scores, rows, entries)
+    return scores
+
+
+_STAGE = "sample"
+_CALL_S, _ALL_S = 10.0, 20.0
+_MAX_BYTES = 4 * 2**30
+_MAX_CHARS = 20_000
+_ROWS_SCHEMA = pa.schema([(ROW_ID, pa.string()), (URI, pa.string())])
+_SMALL_SCHEMA = pa.schema(
+    [
+        (ROW_ID, pa.string()),
+        ("jpeg", pa.binary()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("texts", pa.list_(pa.string())),
+        ("problem", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The work of the child."""
+
+    finder: OriginalFinder
+
+    def open(self) -> Mapping[str, Step]:
+        """Find out how the input is read."""
+        self.finder.columns("images", "texts")
+        return {_STAGE: self._read}
+
+    def _read(self, rows: pa.Table, _: Counters) -> pa.Table:
+        originals = self.finder.find(rows, "images", "texts")
+        return pa.Table.from_pylist([*map(_small, originals)], schema=_SMALL_SCHEMA)
+
+
+def _small(original: Original) -> dict[str, Any]:
+    row: dict[str, Any] = {ROW_ID: original.row_id, "problem": original.problem}
+    if original.text is not None:
+        texts = original.text if isinstance(original.text, tuple) else (original.text,)
+        row["texts"] = [text[:_MAX_CHARS] for text in texts if text is not None]
+    if original.data is not None:
+        try:
+            small = original.thumbnail(PICTURE_PX, PICTURE_BYTES)
+        except JobError as error:
+            row["problem"] = str(error).removeprefix(f"{original.row_id}: ")
+        else:
+            row |= vars(small)
+    return row
+
+
+def read_small(finder: OriginalFinder, rows: Iterable[tuple[str, str]]) -> dict[str, Small]:
+    """Read what rows were predicted from; one that cannot be read has the reason.
+
+    Args:
+        rows: Id and URI of each.
+
+    Returns:
+        By id.
+
+    Raises:
+        PipelineError: The input is not the one that was planned any more, or cannot be read.
+    """
+    by_uri: dict[str, list[dict[str, str]]] = {}
+    for row_id, uri in dict.fromkeys(rows):
+        by_uri.setdefault(uri, []).append({ROW_ID: row_id, URI: uri})
+    small: dict[str, Small] = {}
+    until_s = monotonic() + _ALL_S
+    child = Child(Reading(finder), _CALL_S, _ALL_S, max_bytes=_MAX_BYTES, is_silent=True)
+    with contextlib.closing(child):
+        for asked in by_uri.values():
+            why = "not read: others took too long"
+            if monotonic() < until_s:
+                answer = child.call(_STAGE, pa.Table.from_pylist(asked, schema=_ROWS_SCHEMA))
+                if isinstance(answer, ChildResult):
+                    small |= dict(_small_by_id(answer.rows))
+                    continue
+                why = answer.message
+            small |= {row[ROW_ID]: Small(problem=why) for row in asked}
+    return small
+
+
+def _small_by_id(rows: pa.Table) -> Iterator[tuple[str, Small]]:
+    for row in rows.to_pylist():
+        picture = None
+        if row["jpeg"] is not None:
+            picture = Thumbnail(row["jpeg"], row["width_px"], row["height_px"])
+        yield row[ROW_ID], Small(picture, tuple(row["texts"] or ()), row["problem"] or "")

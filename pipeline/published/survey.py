@@ -16,7 +16,6 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import (
     REPORT,
     Layout,
@@ -26,6 +25,7 @@ from pipeline.commit.layout import (
     log_number,
     partition_order,
 )
+from pipeline.commit.lease import Heartbeat
 from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.output_folders import CONTROL, REPORTS

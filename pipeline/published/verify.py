@@ -6,41 +6,39 @@ say that something is wrong.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from itertools import islice
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.commit.layout import DELTA_LOG, Layout, part_target
-from pipeline.commit.manifest import Manifest, current_manifest, log_numbers
+from pipeline.commit.manifest import (
+    Manifest,
+    Part,
+    current_manifest,
+    locate,
+    log_numbers,
+    require_current,
+    unexpected_files_in_log,
+)
+from pipeline.commit.parts.part_file import DamagedPart, open_part, read_batches
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import plan_from_json
-from pipeline.commit.read import locate, require_current
+from pipeline.commit.shard_table import KnownShard, NoKeys, read_shard_table
 from pipeline.commit.tables.delta import Delta
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of, without
-from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, QUARANTINE_SCHEMA
+from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, QUARANTINE_SCHEMA, ROW_ID
 from pipeline.planning.plan import Plan
 from pipeline.published.describe import choose_partition
-from pipeline.published.part_audit import (
-    BATCH_ROWS,
-    AuditedPart,
-    Hashes,
-    audit_part,
-    ids_of,
-    join,
-)
-from pipeline.published.receipt import (
-    Check,
-    check_keys,
-    check_log,
-    linked_files,
-    verdict,
-)
 from pipeline.sources.source_format import planned_ids
 from pipeline.storage.store import Store
 
@@ -325,3 +323,133 @@ def _chunks(ids: Iterator[str]) -> Iterator[list[str]]:
 def _select(ids: list[str], wanted: Hashes) -> list[str]:
     mask = np.isin(hash_ids(pa.array(ids)), wanted)
     return [value for value, is_wanted in zip(ids, mask.tolist(), strict=True) if is_wanted]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found."""
+
+    name: str
+    status: Literal["pass", "fail", "skipped"]
+    message: str
+
+
+def verdict(name: str, problems: Sequence[str], fine: str) -> Check:
+    """Return a check that fails if there are problems."""
+    if not problems:
+        return Check(name, "pass", fine)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return Check(name, "fail", problems[0] + more)
+
+
+def check_log(store: Store, layout: Layout, manifest: Manifest) -> Check:
+    """Check that the log is 1, 2, 3, ... and that its last entry is what its name says."""
+    numbers = log_numbers(store, layout)
+    problems = []
+    if numbers != list(range(1, len(numbers) + 1)):
+        problems.append(f"{layout.log}: the entries are not 1 to {len(numbers)}")
+    if numbers and manifest.number != numbers[-1]:
+        problems.append(f"{layout.log_entry(numbers[-1])} says that it is {manifest.number}")
+    if manifest.partition != layout.name:
+        problems.append(f"the manifest says partition {manifest.partition}, not {layout.name}")
+    problems += [f"{path} is no log entry" for path in unexpected_files_in_log(store, layout)]
+    return verdict("log", problems, f"entries 1 to {len(numbers)}, of {layout.name}")
+
+
+def check_keys(store: Store, layout: Layout, manifest: Manifest) -> Check:
+    """Check what a version knows; one that knows nothing is a version all the same."""
+    if not manifest.keys:
+        return Check("keys", "skipped", "this version has no table of its shards")
+    try:
+        table = read_shard_table(store, layout, manifest)
+    except NoKeys as error:
+        return Check("keys", "fail", str(error))
+    problems = [*_problems_of_shards(table.shards, manifest)]
+    return verdict("keys", problems, f"{len(table.shards)} shards, as written")
+
+
+def _problems_of_shards(shards: Sequence[KnownShard], manifest: Manifest) -> Iterator[str]:
+    for shard in shards:
+        if not all(0 <= row < shard.num_rows for row in shard.failed):
+            yield f"{shard.uri} has {shard.num_rows} rows, and others that failed"
+    ends = [shard.first + shard.num_rows - len(shard.failed) for shard in shards]
+    for (shard, end), (other, _) in pairwise(zip(shards, ends, strict=True)):
+        if end > other.first:
+            yield f"{shard.uri} and {other.uri} have the same predictions"
+    predicted = sum(shard.num_rows - len(shard.failed) for shard in shards)
+    written = sum(part.num_rows for part in manifest.parts)
+    if max(ends, default=0) > written:
+        yield f"the shards have predictions beyond the {written} of the version"
+    if shards and not manifest.num_unreadable_shards and predicted != written:
+        yield f"the shards have {predicted} predictions, the version {written}"
+
+
+def linked_files(store: Store, layout: Layout) -> list[str]:
+    """List links in the published folders of a local sink: listings skip them, readers do not."""
+    if store.is_object_store:
+        return []
+    root = Path(store.url(""))
+    return sorted(
+        str(Path(folder, name).relative_to(root))
+        for top in (layout.predictions, layout.quarantine)
+        for folder, folders, names in os.walk(root / top)
+        for name in (*folders, *names)
+        if Path(folder, name).is_symlink() and not name.startswith((".", "_"))
+    )
+
+
+BATCH_ROWS = 65_536
+_CHUNK_BYTES = 8 * 2**20
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class AuditedPart:
+    """What one part really is; `problem` says why its rows cannot be read."""
+
+    part: Part
+    size_bytes: int = 0
+    sha256: str = ""
+    schema: pa.Schema | None = None
+    hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    problem: str = ""
+
+
+def audit_part(store: Store, part: Part) -> AuditedPart:
+    """Read a part, whatever is wrong with it.
+
+    Raises:
+        PipelineError: The store failed, which proves nothing.
+    """
+    digest, size_bytes = hashlib.sha256(), 0
+    try:
+        with store.open(part.path) as handle:
+            while chunk := handle.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size_bytes += len(chunk)
+        with open_part(store, part.path) as parquet:
+            batches = parquet.iter_batches(batch_size=BATCH_ROWS, columns=[ROW_ID])
+            hashes = [hash_ids(batch.column(0)) for batch in batches]
+            schema = parquet.schema_arrow
+    except FileNotFoundError:
+        return AuditedPart(part, problem="is missing")
+    except Exception as error:
+        if isinstance(error, PipelineError) and not isinstance(error, DamagedPart):
+            raise  # otherwise changed bytes may surface as anything
+        return AuditedPart(part, size_bytes, digest.hexdigest(), problem=f"cannot be read: {error}")
+    return AuditedPart(part, size_bytes, digest.hexdigest(), schema, join(hashes))
+
+
+def join(hashes: Sequence[Hashes]) -> Hashes:
+    """Put hashes of several parts into one array, uint64 (N,)."""
+    return np.concatenate([np.zeros(0, np.uint64), *hashes])
+
+
+def ids_of(store: Store, audited: AuditedPart, wanted: Hashes) -> Iterator[str]:
+    """Yield the row ids of a part whose hashes are among `wanted`, uint64 (M,), in its order."""
+    if not np.isin(audited.hashes, wanted).any():
+        return
+    for batch in read_batches(store, audited.part.path, [ROW_ID], BATCH_ROWS):
+        ids = batch.column(0)
+        yield from ids.filter(pa.array(np.isin(hash_ids(ids), wanted))).to_pylist()

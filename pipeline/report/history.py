@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.commit.layout import REPORT, Layout, partition_order
-from pipeline.commit.read import locate
+from pipeline.commit.manifest import locate
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.output_folders import REPORTS
 from pipeline.job.model import AUTO

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, current_or_unknown, read_or_unknown
-from pipeline.commit.rollback import history_numbers
+from pipeline.commit.publish import history_numbers
 from pipeline.commit.shard_table import KnownShard, NoKeys, ShardTable, read_shard_table
 from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason

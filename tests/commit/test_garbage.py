@@ -19,7 +19,7 @@ from support.runs.published import (
 from pipeline.commit.garbage import Garbage, collect_garbage, unneeded_models
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.rollback import rollback
+from pipeline.commit.publish import rollback
 from pipeline.core.output_folders import calibrated_model
 from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from deadly import wait_until
 
-from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import Layout
-from pipeline.commit.lease import ask_to_stop, hold_lease, read_heartbeat, release_lost
+from pipeline.commit.lease import Heartbeat, ask_to_stop, hold_lease, read_heartbeat, release_lost
 from pipeline.core.documents import sealed, unsealed
 from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
 from pipeline.process.interrupts import stoppable_body

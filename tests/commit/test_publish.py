@@ -31,8 +31,7 @@ from pipeline.commit.manifest import (
     log_numbers,
     read_manifest,
 )
-from pipeline.commit.publish import commit, repair, sync_published_folder
-from pipeline.commit.rollback import history_numbers, rollback
+from pipeline.commit.publish import commit, history_numbers, repair, rollback, sync_published_folder
 from pipeline.commit.tables.delta import table_of
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError, PublishConflict

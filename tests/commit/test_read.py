@@ -9,7 +9,7 @@ from support.runs.published import DAY, Rows, publish_rows
 from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.read import locate
+from pipeline.commit.manifest import locate
 from pipeline.storage.store import Store
 
 

@@ -40,7 +40,7 @@ from support.runs.stepping import Fault, Killed, Program
 from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, log_numbers, read_manifest
-from pipeline.commit.rollback import history_numbers, rollback
+from pipeline.commit.publish import history_numbers, rollback
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.published.verify import verify_output

@@ -24,8 +24,7 @@ from support.runs.stepping import Program
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
-from pipeline.commit.publish import commit, repair, sync_published_folder
-from pipeline.commit.rollback import rollback
+from pipeline.commit.publish import commit, repair, rollback, sync_published_folder
 from pipeline.commit.tables.delta import Delta, open_table
 from pipeline.core.errors import JobError
 from pipeline.published.verify import verify_output

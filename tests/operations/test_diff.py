@@ -16,7 +16,7 @@ import pipeline
 from pipeline.commands.app import app
 from pipeline.core.errors import InfraError, JobError
 from pipeline.published.diff.columns import ColumnSums
-from pipeline.published.diff.difference import Difference, LabelScores, Mover
+from pipeline.published.diff.comparing import Difference, LabelScores, Mover
 from pipeline.storage.store import Store
 
 DAYS = [f"date=2026-11-{day}" for day in (23, 24)]

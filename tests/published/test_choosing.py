@@ -14,9 +14,9 @@ from support.runs.published import Rows, publish_rows
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
 from pipeline.core.schema import DETECTIONS, ENTITIES, LABEL, SCORE
-from pipeline.published import choosing
-from pipeline.published.choosing import least_certain
+from pipeline.published import sheets as choosing
 from pipeline.published.dataset import PublishedPart, PublishedParts
+from pipeline.published.sheets import least_certain
 from pipeline.reuse.version_rows import PartPlace
 from pipeline.storage.store import Store
 

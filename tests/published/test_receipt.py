@@ -12,7 +12,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
 from pipeline.commit.parts.compaction import Compacted
 from pipeline.commit.shard_table import About, KnownShard, write_shard_table
-from pipeline.published.receipt import Check, check_keys
+from pipeline.published.verify import Check, check_keys
 from pipeline.storage.store import Store
 
 LAYOUT, ABOUT = Layout(DAY), About("predictor", "settings", "content")

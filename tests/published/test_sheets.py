@@ -15,8 +15,7 @@ from support.runs.sampled import publish_over
 from pipeline.core.schema import DETECTIONS, ENTITIES
 from pipeline.preprocessing.images.thumbnails import Thumbnail
 from pipeline.published.originals import OriginalFinder
-from pipeline.published.reading import read_small
-from pipeline.published.sheets import try_sheet
+from pipeline.published.sheets import read_small, try_sheet
 from pipeline.report.showing.samples import Small, sheet_html
 
 ROWS = Rows(num_slices=2)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.commit.heartbeat import Heartbeat
+from pipeline.commit.lease import Heartbeat
 from pipeline.published.state import LastRun, PartitionStatus, status_of
 
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)

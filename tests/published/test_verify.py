@@ -27,8 +27,7 @@ from pipeline.commit.publish import repair
 from pipeline.core.documents import sealed, unsealed
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.published import verify as verify_module
-from pipeline.published.receipt import Check, verdict
-from pipeline.published.verify import verify_output
+from pipeline.published.verify import Check, verdict, verify_output
 from pipeline.sources.units import UncountedPlan
 from pipeline.storage.store import Store
 

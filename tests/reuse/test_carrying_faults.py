@@ -12,7 +12,7 @@ from support.runs.carried_runs import TODAY, YESTERDAY, assert_as
 from support.runs.earlier_partitions import EarlierPartition
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.rollback import history_numbers
+from pipeline.commit.publish import history_numbers
 from pipeline.runs.job_survey import survey_job
 from pipeline.storage.store import Store
 

@@ -18,7 +18,7 @@ from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import release_lost
 from pipeline.commit.manifest import log_numbers
-from pipeline.commit.rollback import rollback
+from pipeline.commit.publish import rollback
 from pipeline.core.errors import InfraError, PartitionBusy, PublishConflict
 from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store

@@ -25,7 +25,7 @@ from support.runs.night_inputs import FORMATS, Change, NightInputs
 
 from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.manifest import log_numbers
-from pipeline.commit.rollback import rollback
+from pipeline.commit.publish import rollback
 from pipeline.commit.shard_table import KnownShard, read_shard_table
 from pipeline.core.errors import GateRefused
 from pipeline.reuse.checked_sample import LEAST_ROWS

@@ -14,7 +14,7 @@ from support.runs.night_inputs import image
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import log_numbers
-from pipeline.commit.rollback import rollback
+from pipeline.commit.publish import rollback
 from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.core.semantics import SEMANTICS
 from pipeline.operations.retry import retry

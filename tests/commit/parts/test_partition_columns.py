@@ -23,8 +23,7 @@ from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.parts.compaction import Compacted, Compactor
 from pipeline.commit.parts.partition_columns import compact_by_value
-from pipeline.commit.publish import commit, sync_published_folder
-from pipeline.commit.rollback import rollback
+from pipeline.commit.publish import commit, rollback, sync_published_folder
 from pipeline.commit.staging import StagingWriter, quarantine_without_folder
 from pipeline.core.errors import GateRefused
 from pipeline.core.failures import failure_columns

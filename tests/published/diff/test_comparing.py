@@ -26,8 +26,7 @@ from pipeline.commit.manifest import Part
 from pipeline.core.errors import JobError
 from pipeline.core.schema import CLASSIFY_FIELDS, ENTITIES_FIELD, LABELS_FIELD
 from pipeline.published.diff import joining
-from pipeline.published.diff.comparing import compare_versions
-from pipeline.published.diff.difference import Difference
+from pipeline.published.diff.comparing import Difference, compare_versions
 from pipeline.published.diff.joining import Version
 from pipeline.storage.store import Store
 

@@ -7,8 +7,7 @@ from html import escape
 import pytest
 
 from pipeline.operations.backfill import Backfill, DateRun
-from pipeline.published.overview import Status
-from pipeline.published.state import PartitionStatus
+from pipeline.published.state import PartitionStatus, Status
 from pipeline.report.showing.printed import Printed, PrintedDict
 
 HOSTILE = "<img src=x onerror=alert(1)>"

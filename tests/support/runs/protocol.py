@@ -29,8 +29,7 @@ from pipeline.commit.manifest import (
 )
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.publish import repair
-from pipeline.commit.rollback import history_numbers
+from pipeline.commit.publish import history_numbers, repair
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.slices import SliceKey

@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Part
+from pipeline.commit.manifest import Part, locate, require_current
 from pipeline.commit.parts.part_file import read_columns
-from pipeline.commit.read import locate, require_current
 from pipeline.core.hive_paths import restore
 from pipeline.published.dataset import PublishedParts
 from pipeline.storage.store import Store
