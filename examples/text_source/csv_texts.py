@@ -16,7 +16,7 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import READ
 from pipeline.core.schema import text_fields
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import Place
+from pipeline.sources.columns.input_reader import Place
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.sources.source_format import (

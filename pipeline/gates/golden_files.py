@@ -18,7 +18,7 @@ from pipeline.job.gates import Gates, Golden
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.sources.columns.base import Place
+from pipeline.sources.columns.input_reader import Place
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.single_file import read_file

@@ -21,10 +21,9 @@ from pipeline.job.registered import check_options
 from pipeline.job.source import Source
 from pipeline.preprocessing.input_facts import Columns, Cost
 from pipeline.sources.columns.arrow_types import is_number, is_text
-from pipeline.sources.formats.csv_rows import number_options
-from pipeline.sources.listing.first_bytes import file_type_of, head_of
-from pipeline.sources.listing.globs import compiled
-from pipeline.sources.listing.inputs import open_source, require_there
+from pipeline.sources.formats.csv import number_options
+from pipeline.sources.listing.inputs import compiled, open_source, require_there
+from pipeline.sources.listing.refused import file_type_of, head_of
 from pipeline.sources.source_format import FirstRows
 from pipeline.storage.skipped import reason_of_name
 from pipeline.storage.store import Store, StoredFile

@@ -39,7 +39,7 @@ from pipeline.runs.staleness import why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried
-from pipeline.sources.feature_names import Vector, vectors_of
+from pipeline.sources.input_columns import Vector, vectors_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
 

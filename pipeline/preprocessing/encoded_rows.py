@@ -24,7 +24,7 @@ from pipeline.core.media import ENCODED, media_format
 from pipeline.preprocessing.input_facts import Columns
 from pipeline.process.liveness import still_alive
 from pipeline.sources.columns.arrow_types import is_binary, is_text
-from pipeline.sources.columns.images import decode_base64
+from pipeline.sources.columns.media_and_texts import decode_base64
 
 _LIMIT_BYTES = 64 * 2**20
 _NONE: Mapping[str, tuple[Any, str]] = MappingProxyType({})

@@ -16,7 +16,7 @@ from pipeline.core.schema import ROW_ID, URI, source_schema
 from pipeline.core.user_code.own_code import ContractError
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_text
-from pipeline.sources.columns.base import Failures, Place, fail
+from pipeline.sources.columns.input_reader import Failures, Place, fail
 from pipeline.sources.columns.pass_through import PASSED, not_utf8, pass_through
 from pipeline.sources.columns.value_sizes import with_compact_dictionaries, without_large
 from pipeline.sources.features.vectors import with_fixed_lists

@@ -23,7 +23,7 @@ from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.formats.parquet_footers import read_footers
-from pipeline.sources.formats.webdataset_rows import TarSpec, iter_rows
+from pipeline.sources.formats.webdataset import TarSpec, iter_rows
 from pipeline.sources.listing.inputs import Inputs, list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader

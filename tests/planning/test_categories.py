@@ -10,7 +10,7 @@ from support.runs.plan_examples import SPEC, inputs_of, shard_extents
 
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.runs.staleness import what_changed
-from pipeline.sources.features.categories import with_categories
+from pipeline.sources.features.encodings import with_categories
 
 
 def plan_of(categories: list[str] | str) -> Plan:

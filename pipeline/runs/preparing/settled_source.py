@@ -13,7 +13,7 @@ from pipeline.job.source import Source
 from pipeline.models.directories.files import ONNX_SUFFIX
 from pipeline.models.directories.opening import open_facts
 from pipeline.preprocessing.input_facts import TensorColumn
-from pipeline.sources.features.categories import with_categories
+from pipeline.sources.features.encodings import with_categories
 
 
 def settled_source(job: Job) -> Source:

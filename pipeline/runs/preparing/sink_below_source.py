@@ -9,8 +9,7 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.core.output_folders import OUTPUT_FOLDERS
 from pipeline.job.source import Source
-from pipeline.sources.listing.globs import reaches_below
-from pipeline.sources.listing.inputs import named_files, open_source
+from pipeline.sources.listing.inputs import named_files, open_source, reaches_below
 from pipeline.storage.store import Store
 from pipeline.storage.uris import options_of, root_path
 

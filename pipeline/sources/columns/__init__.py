@@ -1,4 +1,1 @@
-"""The columns of shards that hold the input of a row: images, their URIs, features, texts.
-
-One file per kind, each behind the protocol in base.py; `columns_of` returns that of a job.
-"""
+"""Columns of shards: Arrow types, paths inside structs, inputs of rows, pass-through columns."""

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.core.arrays import Numbers, as_array, with_nulls
 from pipeline.core.failures import Reason
 from pipeline.sources.columns.arrow_types import is_binary, is_text
-from pipeline.sources.columns.base import Failures, fail
+from pipeline.sources.columns.input_reader import Failures, fail
 
 MAX_VALUE_BYTES = 16 << 20
 """Size limit of a value that is passed through, or is an id; a larger one fails its row."""

@@ -1,5 +1,1 @@
-"""Columns of tables as vectors of float32: numbers, categories, times, exactly or refused.
-
-Begin with `columns.py`; `vectors.py` makes the vector, `exactness.py` refuses what float32 cannot
-hold.
-"""
+"""Feature columns: numbers, categories and times become a vector of float32, or are refused."""

@@ -22,10 +22,9 @@ from pipeline.core.schema import widths_of
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_list
-from pipeline.sources.columns.base import Failures, fail
-from pipeline.sources.features.categories import find_categories
+from pipeline.sources.columns.input_reader import Failures, fail
+from pipeline.sources.features.encodings import find_categories, read_times
 from pipeline.sources.features.exactness import FeatureRows, Piece, Values, is_whole_decimal, judged
-from pipeline.sources.features.times import read_times
 
 
 def number_type(features: Sequence[FeatureEntry]) -> pa.DataType:

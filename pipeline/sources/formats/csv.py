@@ -1,39 +1,247 @@
-"""CSV: one record is one row, the columns by the header; only reading a shard counts its rows."""
+"""CSV: a record is a row, and the header names the columns; only reading a shard counts its rows.
+
+The section `source.options` of a job says how the shards are written.
+"""
 
 from __future__ import annotations
 
+import csv
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
 
 from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
+from pipeline.core.printable import clean_message, listed
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.registered import options_of
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number
+from pipeline.sources.columns.input_reader import Failures, fail
+from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.features.vectors import number_of
-from pipeline.sources.formats.csv_records import NOT_UTF8, Records
-from pipeline.sources.formats.csv_rows import (
-    CsvOptions,
-    csv_shard,
-    max_record_bytes,
-    number_options,
-    read_named,
-    record_trouble,
-)
-from pipeline.sources.lines.rows import NO_ROWS, LineFormat, LineRows
-from pipeline.sources.lines.sample import Sample, first_objects
+from pipeline.sources.formats.csv_records import NOT_UTF8, Record, Records, read_records, unreadable
+from pipeline.sources.lines.line_columns import Column, Sample, columns_for, first_objects
+from pipeline.sources.lines.line_format import NO_ROWS, LineFormat, LineRows, Shard, max_line_bytes
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import FirstRows
 from pipeline.sources.units import Extent
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
+
+Character = Annotated[str, Field(max_length=1, pattern=r"^[^\r\n]$")]
+_SIGNS: Sequence[Mapping[str, str]] = (
+    *({}, {"decimal": ","}, {"thousands": ","}, {"decimal": ",", "thousands": "."}),
+    *({"thousands": " "}, {"decimal": ",", "thousands": " "}),
+)
+"""How others write numbers: options, those of most files first."""
+_ESCAPED = 2
+"""CSV may write a quote as two."""
+
+
+class CsvOptions(Section):
+    """How the shards are written."""
+
+    delimiter: Character | None = None
+    """What is between fields: one character; left out, a tab in `.tsv`, otherwise a comma."""
+    quote: Character | None = '"'
+    """What is around fields that hold a delimiter, a quote or a line end; doubled inside them.
+    `null`: quotes are characters like others."""
+    escape: Character | None = None
+    """What takes its meaning from the next character, in quotes and outside; left out: none."""
+    nulls: tuple[str, ...] = ("",)
+    """Fields that are null, quoted or not. `[]`: an empty field is an empty text."""
+    columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The names of the columns, in order, of shards without a header; left out, the first record of
+    each shard has them."""
+    decimal: Literal[".", ","] = "."
+    """What is before the fraction of a number: of features, and of columns with `casts` to numbers.
+    A number that is written otherwise costs its row."""
+    thousands: Literal[",", ".", " ", "'"] | None = None
+    """What may be between groups of three digits of such a number."""
+    encoding: Literal[
+        "utf-8", "latin-1", "cp1250", "cp1251", "cp1252", "iso8859-2", "iso8859-15"
+    ] = "utf-8"
+    """Of other ones convert the shards: `iconv -f utf-16 -t utf-8`."""
+    skip_rows: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Lines at the beginning of each shard that are no records, such as a title or `sep=;`."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> CsvOptions:
+        given = [self.delimiter or ",", self.quote, self.escape]
+        if len({character for character in given if character}) < sum(map(bool, given)):
+            raise ValueError("delimiter, quote and escape must differ")
+        if self.thousands == self.decimal:
+            raise ValueError("decimal and thousands must differ")
+        if self.columns and len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns: name each column once")
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether numbers are written as Python writes them."""
+        return self.decimal == "." and self.thousands is None
+
+    def plain(self, text: str) -> str:
+        """Return a number as Python writes it; any other text in quotes, so that it is none."""
+        if self.is_plain:
+            return text
+        if not _number_in(self.decimal, self.thousands).fullmatch(text):
+            return f"'{text}'"
+        return text.replace(self.thousands or " ", "").replace(self.decimal, ".")
+
+    def records(self, handle: BinaryIO, path: str, max_bytes: int) -> Iterator[Records]:
+        """Yield the records of a shard; see `read_records`."""
+        dialect, lines = self.dialect(path), self.skip_rows
+        return read_records(handle, max_bytes, dialect, encoding=self.encoding, skip_rows=lines)
+
+    def dialect(self, path: str) -> dict[str, Any]:
+        """Return the arguments of `csv.reader` for a shard."""
+        is_tsv = ".tsv" in path.lower().rpartition("/")[2]
+        return {
+            "delimiter": self.delimiter or ("\t" if is_tsv else ","),
+            "quotechar": self.quote,
+            "quoting": csv.QUOTE_NONE if self.quote is None else csv.QUOTE_MINIMAL,
+            "escapechar": self.escape,
+            "strict": True,
+        }
+
+
+@functools.cache
+def _number_in(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    """Return what numbers look like with these signs, and what else a feature may be."""
+    point, group = re.escape(decimal), re.escape(thousands or "")
+    whole = f"[0-9]{{1,3}}(?:{group}[0-9]{{3}})+|[0-9]+"
+    number = f"(?:(?:{whole})(?:{point}[0-9]*)?|{point}[0-9]+)(?:e[+-]?[0-9]+)?"
+    return re.compile(f"[+-]?(?:{number}|inf|nan)|true|false", re.IGNORECASE)
+
+
+def number_options(texts: Sequence[str]) -> str:
+    """Return how options of CSV make numbers of all texts; '' if they are so anyway, or never.
+
+    Of `1,234` both ways are named: only who wrote it knows.
+    """
+    fitting = [
+        " ".join(f"--set 'source.options.{name}=\"{sign}\"'" for name, sign in signs.items())
+        for signs in _SIGNS
+        if all(map(_number_in(signs.get("decimal", "."), signs.get("thousands")).fullmatch, texts))
+    ]
+    return " or ".join(fitting[:2]) if all(fitting) else ""
+
+
+def csv_shard(reader: Reader, extent: Extent, options: CsvOptions) -> Shard[Records]:
+    """Return how a shard is read."""
+    max_bytes, nulls = max_record_bytes(reader.source), frozenset(options.nulls)
+    columns = columns_for(reader, extent.path)
+
+    def read(handle: BinaryIO) -> Iterator[Records]:
+        needed = [column.name for column in columns.values()]
+        for records in read_named(handle, extent.path, max_bytes, options):
+            if not records.broken and (trouble := _trouble(records.names, needed)):
+                yield unreadable(trouble)
+                return
+            yield records
+
+    def parse(lines: Records) -> tuple[pa.Table, Failures]:
+        failures: Failures = [_failure(lines, row, max_bytes) for row in range(len(lines))]
+        rows = [
+            fields if failures[row] is None else None for row, fields in enumerate(lines.fields)
+        ]
+        made: dict[str, pa.Array] = {}
+        for key, column in columns.items():
+            at = lines.names.index(column.name)
+            texts = [None if row is None or row[at] in nulls else row[at] for row in rows]
+            if not options.is_plain and (
+                column.role == "number" or (column.dtype and is_number(column.dtype))
+            ):
+                texts = [None if text is None else options.plain(text) for text in texts]
+            made[key], problems = _column(pa.array(texts, pa.large_string()), column)
+            for row, message in problems.items():
+                fail(failures, [row], Reason.BAD_SCHEMA, message)
+        return pa.table(made), failures
+
+    return Shard(reader, extent, max_bytes, read, parse)
+
+
+def _failure(lines: Records, row: int, max_bytes: int) -> Failure | None:
+    """Return why a record has no fields, if that is so."""
+    fields, size_bytes = lines.fields[row], int(lines.sizes[row])
+    where = f"line {lines.numbers[row]}"
+    if size_bytes > max_bytes:
+        message = f"{where} has {size_bytes} bytes, the limit is {max_bytes}"
+        return Failure(Reason.TOO_LARGE, READ, message, num_bytes=size_bytes)
+    if trouble := record_trouble(fields, len(lines.names)):
+        return Failure(Reason.DECODE_ERROR, READ, f"{where} {trouble}", num_bytes=size_bytes)
+    return None
+
+
+def read_named(
+    handle: BinaryIO, path: str, max_bytes: int, options: CsvOptions
+) -> Iterator[Records]:
+    """Yield the records of a shard, without the header, which gives them their names."""
+    names: Sequence[str] | None = options.columns
+    for records in options.records(handle, path, max_bytes):
+        if names is None and not records.broken:
+            header = records.fields[0]
+            if isinstance(header, str):
+                yield unreadable(f"its header {header}")
+                return
+            names, records = header, records.take(slice(1, None))
+        if len(records):
+            yield Records(
+                records.fields, records.sizes, records.numbers, names or (), records.broken
+            )
+
+
+def max_record_bytes(source: Source) -> int:
+    """Return the limit of a record."""
+    return max_line_bytes(source, _ESCAPED)
+
+
+def _trouble(names: Sequence[str], needed: Sequence[str]) -> str:
+    """Return which column that the job needs a header lacks, or ''."""
+    for name in needed:
+        if (count := names.count(name)) != 1:
+            there = f"expected once; it has {listed(names)}"
+            return f"its header has column {name!r} {count} times, {there}"
+    return ""
+
+
+def record_trouble(fields: Record, num_columns: int) -> str:
+    """Return why a record is no row, or ''."""
+    if isinstance(fields, str):
+        return fields
+    if len(fields) != num_columns:
+        return f"has {len(fields)} fields, expected {num_columns} as there are columns"
+    return ""
+
+
+def _column(texts: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
+    """Return a column as its role asks for it, null where a text does not fit, and row -> message.
+
+    Args:
+        texts: large_string (N,).
+        column: What they are.
+    """
+    if column.role == "pass" and column.dtype is not None:
+        return cast_column(texts, pa.field(column.name, column.dtype))
+    if column.role != "number":
+        return texts, {}
+    is_bool = pc.is_in(pc.utf8_lower(texts), pa.array(["true", "false"], pa.large_string()))
+    if pc.any(is_bool).as_py():
+        digits = pc.cast(pc.equal(pc.utf8_lower(texts), "true"), pa.int8()).cast(texts.type)
+        texts = pc.if_else(is_bool, digits, texts)
+    return cast_column(texts, pa.field(column.name, pa.float64()), may_round=True)
+
 
 _BOOL = re.compile(r"true|false", re.IGNORECASE)
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")

@@ -10,9 +10,8 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.formats.jsonl_parse import Parser, parse_line
 from pipeline.sources.lines.blocks import Block, read_blocks
-from pipeline.sources.lines.columns import columns_for
-from pipeline.sources.lines.rows import LineFormat, LineRows, Shard, max_line_bytes
-from pipeline.sources.lines.sample import Sample, first_objects
+from pipeline.sources.lines.line_columns import Sample, columns_for, first_objects
+from pipeline.sources.lines.line_format import LineFormat, LineRows, Shard, max_line_bytes
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Extent
 from pipeline.storage.store import Store, StoredFile

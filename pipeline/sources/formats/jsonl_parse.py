@@ -21,8 +21,8 @@ import pyarrow.json
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import READ
-from pipeline.sources.columns.base import Failures, fail
 from pipeline.sources.columns.column_path import value_at
+from pipeline.sources.columns.input_reader import Failures, fail
 from pipeline.sources.columns.pass_through import Problems, exact_max
 from pipeline.sources.formats.jsonl_values import (
     Number,
@@ -31,8 +31,7 @@ from pipeline.sources.formats.jsonl_values import (
     plain_type,
 )
 from pipeline.sources.lines.blocks import BLANK, Block
-from pipeline.sources.lines.columns import Column
-from pipeline.sources.lines.sample import described
+from pipeline.sources.lines.line_columns import Column, described
 
 MAX_DEPTH = 200
 """Lists and objects inside each other; Python's own parser ends below 1,000."""

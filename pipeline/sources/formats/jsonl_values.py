@@ -16,8 +16,7 @@ import pyarrow.compute as pc
 from pipeline.core.arrays import binary_array
 from pipeline.sources.columns.arrow_types import is_number, is_text
 from pipeline.sources.columns.pass_through import Problems, cast_column
-from pipeline.sources.lines.columns import Column, Role
-from pipeline.sources.lines.sample import INT64, described
+from pipeline.sources.lines.line_columns import INT64, Column, Role, described
 
 Values = Sequence[Any]
 """What JSON has for a column, one per row; None if it is null or missing."""

@@ -18,7 +18,7 @@ from pipeline.core.hive_paths import above_root, hive_values
 from pipeline.core.media import ENCODED
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import Failures, fail
+from pipeline.sources.columns.input_reader import Failures, fail
 from pipeline.sources.columns.pass_through import check_names, declare, pass_through
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.sources.source_format import CountsRows, Measured, RowIds, Rows, SourceFormat

@@ -20,11 +20,12 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.columns.column_path import take_paths
 from pipeline.sources.columns.value_sizes import bounded
-from pipeline.sources.formats.parquet_columns import Needed, needed_columns
 from pipeline.sources.formats.parquet_footers import (
+    Needed,
     declare_columns,
     extents_of,
     is_unreadable,
+    needed_columns,
     read_footers,
 )
 from pipeline.sources.formats.parquet_shard import Batching, Shard, open_shard

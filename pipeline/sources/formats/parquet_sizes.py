@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.sources.formats.parquet_columns import is_below
+from pipeline.sources.formats.parquet_footers import is_below
 
 MAX_BATCH_BYTES = 128 << 20
 _USUAL_RATIO = 100

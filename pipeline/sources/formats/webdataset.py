@@ -1,25 +1,275 @@
-"""WebDataset: the members of one key of a tar are one row; only reading a tar counts its rows."""
+"""WebDataset: the members of a key of a tar are a row; only reading a tar counts its rows.
+
+A key is a member's path up to the first dot of its base name; the rest, in lower case, is the
+extension. A member that cannot be used makes a row with a reason; no link is followed, and nothing
+is extracted. Which rows a tar has never depends on which of them are wanted.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import JobError
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import READ
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.pass_through import check_names
-from pipeline.sources.formats.webdataset_rows import TarRow, TarSpec, column_type, iter_rows
+from pipeline.sources.formats.tar_archive import Archive, Member, open_archive
 from pipeline.sources.rows import Reader, chosen, make_rows
 from pipeline.sources.source_format import CountsRows, Measured, RowIds, SourceFormat
 from pipeline.sources.units import Extent
-from pipeline.sources.whole_file import open_sequential
+from pipeline.sources.whole_file import Broken, open_sequential
 from pipeline.storage.store import Store, StoredFile
+
+MAX_VALUE_BYTES = 2**20
+"""Size limit of a pass-through member; a larger one fails its row."""
+NUMBERS = frozenset(["cls"])
+"""Extensions of pass-through members that hold one integer; all others hold text."""
+_NUMBER = re.compile(rb"\s*[+-]?[0-9]{1,19}\s*")
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True)
+class TarSpec:
+    """Which members of a key make its row."""
+
+    image_extensions: tuple[str, ...]
+    """The first of these that a key has is its image, or clip."""
+    pass_through: tuple[str, ...]
+    """Extensions of the members whose content goes into columns of that name."""
+    max_image_bytes: int
+    what: str = "image"
+    """What a row is, for messages."""
+
+
+@dataclass(frozen=True)
+class TarRow:
+    """One row of a tar."""
+
+    key: str | None
+    """Unique in the tar; None for the row that stands for the unreadable rest of the tar."""
+    member: str
+    image: bytes | None = None
+    """The encoded image or clip; None if the row failed or is not wanted."""
+    values: tuple[str | int | None, ...] = ()
+    """One per pass-through extension, None if the key has no such member; empty if the row failed
+    or is not wanted."""
+    failure: Failure | None = None
+    num_bytes: int = 0
+    """Bytes of the row according to the headers, whether it is wanted or not."""
+
+
+def column_type(extension: str) -> pa.DataType:
+    """Return the type of the column that a pass-through member fills."""
+    return pa.int64() if extension in NUMBERS else pa.string()
+
+
+def iter_rows(
+    handle: BinaryIO,
+    spec: TarSpec,
+    *,
+    size_bytes: int,
+    is_wanted: Callable[[int], bool] = lambda row: True,
+) -> Iterator[TarRow]:
+    """Yield the rows of a tar in order; holds the members of one key in memory at a time.
+
+    Args:
+        handle: The file, at its beginning; it is read forwards and must be seekable.
+        spec: Which members count.
+        size_bytes: Size of the file, for messages.
+        is_wanted: Row number in the tar -> whether its content is needed; the other rows are
+            yielded without content, and their bodies are skipped.
+    """
+    keys = _Keys()
+    group: _Group | None = None
+    try:
+        archive = open_archive(handle, size_bytes)
+        while (member := archive.next_member()) is not None:
+            if (named := split_name(member)) is None:
+                continue
+            if group is None or not group.takes(*named):
+                if group is not None:
+                    yield group.to_row()
+                group = _Group(named[0], keys, spec, is_wanted)
+            group.add(member, named[1], archive)
+        if group is not None:
+            yield group.to_row()
+            group = None
+        archive.check_rest()
+    except Broken as error:
+        if group is not None:
+            yield group.to_row(cut=str(error))
+        failure = Failure(Reason.UNREADABLE_SHARD, READ, str(error), num_bytes=size_bytes)
+        yield TarRow(None, "", failure=failure)
+
+
+def split_name(member: Member) -> tuple[str, str] | None:
+    """Return key and extension; None for folders and files without extension."""
+    name = member.name
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if member.is_folder:
+        return None
+    if stem and dot:
+        return f"{folder}{slash}{stem}", extension.lower()
+    return (name, "") if _problem(member) else None
+
+
+def _problem(member: Member) -> str:
+    """Return why a member is not read; '' for a plain file inside the archive."""
+    if member.special:
+        hint = {"a hard link": "; write the tar with --hard-dereference"}.get(member.special, "")
+        return f"{member.name} is {member.special}{hint}"
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return f"{member.name} points out of the archive"
+    return ""
+
+
+class _Keys:
+    """Gives every row of a tar a unique name; keeps 8 bytes per row."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self.num_rows = 0
+
+    def claim(self, key: str) -> tuple[int, str, bool]:
+        """Return the next row's number, its unique name, and whether the key was there before."""
+        row, name, is_repeated = self.num_rows, key, False
+        self.num_rows += 1
+        while (digest := _hash(name)) in self._seen:
+            name, is_repeated = f"{name}@{row}", True
+        self._seen.add(digest)
+        return row, name, is_repeated
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class _Group:
+    """The members of one key that have been read so far."""
+
+    def __init__(
+        self, key: str, keys: _Keys, spec: TarSpec, is_wanted: Callable[[int], bool]
+    ) -> None:
+        row, self._name, is_repeated = keys.claim(key)
+        self._key, self._spec, self._is_wanted = key, spec, is_wanted(row)
+        self._extensions: dict[str, None] = {}
+        self._member = ""
+        self._problem = ""
+        if is_repeated:
+            self._problem = (
+                f"key {key} comes a second time: put the members of a key one after the other, "
+                "each once"
+            )
+        self._rank = len(spec.image_extensions)
+        self._image: bytes | None = None
+        self._image_bytes = self._value_bytes = 0
+        self._values: dict[str, str | int | None] = {}
+        self._failures: dict[str, Failure] = {}
+        """Extension of a value, '' for the image -> failure."""
+
+    def takes(self, key: str, extension: str) -> bool:
+        """Tell whether a member belongs to this row; a repeated extension begins a new row."""
+        return key == self._key and extension not in self._extensions
+
+    def add(self, member: Member, extension: str, archive: Archive) -> None:
+        """Add a member, with its body if that is needed."""
+        self._extensions[extension] = None
+        self._member = self._member or member.name
+        self._problem = self._problem or _problem(member)
+        if self._problem:
+            self._image = None
+        elif extension in self._spec.image_extensions[: self._rank]:
+            self._rank = self._spec.image_extensions.index(extension)
+            self._add_image(member, archive)
+        elif extension in self._spec.pass_through:
+            self._add_value(member, extension, archive)
+
+    def _add_image(self, member: Member, archive: Archive) -> None:
+        self._member, self._image_bytes = member.name, member.size_bytes
+        self._image = None
+        self._failures.pop("", None)
+        limit = self._spec.max_image_bytes
+        if member.size_bytes > limit:
+            self._image_bytes = 0
+            self._failures[""] = Failure(
+                Reason.TOO_LARGE,
+                READ,
+                f"{member.size_bytes} bytes, the limit is {limit}",
+                num_bytes=member.size_bytes,
+            )
+        elif self._is_wanted:
+            self._image = archive.read_body()
+
+    def _add_value(self, member: Member, extension: str, archive: Archive) -> None:
+        if member.size_bytes > MAX_VALUE_BYTES:
+            message = f"{member.name}: {member.size_bytes} bytes, the limit is {MAX_VALUE_BYTES}"
+            self._failures[extension] = Failure(Reason.TOO_LARGE, READ, message)
+            return
+        self._value_bytes += member.size_bytes
+        if not self._is_wanted:
+            return
+        try:
+            self._values[extension] = _decode_value(archive.read_body(), extension)
+        except ValueError as error:
+            message = f"{member.name}: {error}"
+            self._failures[extension] = Failure(Reason.BAD_SCHEMA, READ, message)
+
+    def to_row(self, cut: str = "") -> TarRow:
+        """Return the row; `cut` says why the archive ends behind the last member, or is ''."""
+        failure = self._judge(cut)
+        is_good = failure is None and self._is_wanted
+        return TarRow(
+            self._name,
+            self._member,
+            self._image if is_good else None,
+            tuple(self._values.get(name) for name in self._spec.pass_through) if is_good else (),
+            failure,
+            self._image_bytes + self._value_bytes,
+        )
+
+    def _judge(self, cut: str) -> Failure | None:
+        if self._problem:
+            return Failure(Reason.BAD_SCHEMA, READ, self._problem)
+        is_whole = self._image is not None and all(
+            name in self._values or name in self._failures for name in self._spec.pass_through
+        )
+        if cut and not is_whole:
+            return Failure(Reason.TRUNCATED, READ, cut)
+        if self._rank == len(self._spec.image_extensions):
+            have = ", ".join(list(self._extensions)[:9])
+            return Failure(Reason.MISSING, READ, f"no {self._spec.what} member; the key has {have}")
+        return next((self._failures[name] for name in sorted(self._failures)), None)
+
+
+def _decode_value(data: bytes, extension: str) -> str | int:
+    """Decode a pass-through member.
+
+    Raises:
+        ValueError: It is not text in UTF-8, or not an integer although its extension says so.
+    """
+    if extension not in NUMBERS:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"is not text in UTF-8, at byte {error.start}") from None
+    if not _NUMBER.fullmatch(data) or int(data) not in _INT64:
+        raise ValueError("is not a whole number of 64 bits")
+    return int(data)
+
 
 _ROWS_AT_ONCE, _BYTES_AT_ONCE = 64, 2**22
 

@@ -1,7 +1,12 @@
-"""List the shards of a job, once, with the rows and extents that are known before reading."""
+"""List the shards of a job once, with the rows and extents that are known before reading.
+
+In globs `*` and `?` stay within a segment of a path; `**` is any number of segments.
+"""
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +18,58 @@ from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.registry import SOURCES
 from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.source import Source
-from pipeline.sources.listing.first_bytes import require_file_type
-from pipeline.sources.listing.globs import compiled, is_glob, reaches_below, split_glob
-from pipeline.sources.listing.lake_tables import refuse_tables, table_of
+from pipeline.sources.listing.refused import refuse_tables, require_file_type, table_of
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Extent
 from pipeline.storage.errors import options_named
 from pipeline.storage.single_file import read_lines
 from pipeline.storage.skipped import SkipCounter, Skipped, SkipReason, is_utf8, reason_of_name
 from pipeline.storage.store import Store, StoredFile
+
+_CHARACTERS = re.compile(r"[*?\[]")
+
+
+def is_glob(text: str) -> bool:
+    """Tell whether a text has characters of a glob."""
+    return _CHARACTERS.search(text) is not None
+
+
+def split_glob(uri: str) -> tuple[str, str]:
+    """Split a URI before its first segment with a glob character."""
+    match = _CHARACTERS.search(uri)
+    if match is None:
+        return uri.rstrip("/") or "/", ""
+    cut = uri.rfind("/", 0, match.start())
+    return (uri[:cut] or "/", uri[cut + 1 :]) if cut >= 0 else (".", uri)
+
+
+@functools.lru_cache(256)
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a glob.
+
+    Raises:
+        JobError: `**` is a part of a segment.
+    """
+    from fsspec.utils import glob_translate
+
+    try:
+        return re.compile(glob_translate(pattern))
+    except ValueError:
+        raise JobError(
+            f"source.uri: {pattern!r}: `**` has to be a whole segment, as in a/**/*.jpg"
+        ) from None
+
+
+def reaches_below(pattern: str, folder: Sequence[str]) -> bool:
+    """Tell whether something below a folder, given by its segments, could match a glob."""
+    parts = pattern.split("/")
+    for part, name in zip(parts, folder, strict=False):
+        if part == "**":  # which stands for the rest of the folder, too
+            return True
+        if not compiled(part).match(name):
+            return False
+    return len(parts) > len(folder)
+
 
 _STAT_THREADS = 16
 

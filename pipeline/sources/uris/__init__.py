@@ -1,5 +1,1 @@
-"""Rows whose bytes lie behind a URI: which hosts may be asked, how often, how long.
-
-Begin with `fetch.py`. No request leaves without `policy.py`, which also holds what an address
-resolved to.
-"""
+"""URIs in a column: what may be fetched, and how it is fetched. Begin with `policy.py`."""

@@ -31,7 +31,7 @@ from pipeline.core.figures.counters import READ
 from pipeline.core.printable import clean_message
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_text, plain_type
-from pipeline.sources.columns.base import (
+from pipeline.sources.columns.input_reader import (
     Failures,
     InputReader,
     InputRows,

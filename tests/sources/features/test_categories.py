@@ -17,7 +17,7 @@ from support.inputs.shard_columns import (
 )
 
 from pipeline.core.errors import JobError
-from pipeline.sources.features.categories import NONE, find_categories
+from pipeline.sources.features.encodings import NONE, find_categories
 
 PLANS = ("basic", "pro", "1")
 

@@ -15,7 +15,7 @@ from support.inputs.shard_columns import features_of, read_all, source_of
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
-from pipeline.sources.features.categories import with_categories
+from pipeline.sources.features.encodings import with_categories
 from pipeline.sources.listing.inputs import list_inputs
 
 

@@ -16,7 +16,7 @@ from support.inputs.shard_columns import features_of, read_all, source_of
 
 from pipeline.core.errors import JobError
 from pipeline.job.features import FeatureColumn
-from pipeline.sources.features.times import read_times
+from pipeline.sources.features.encodings import read_times
 from pipeline.sources.listing.inputs import list_inputs
 
 MOMENTS = st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2200, 1, 1))

@@ -18,8 +18,7 @@ from support.inputs.jsonl_shards import read_all, zstd
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, ROW_ID, TEXT, TEXT_PAIR
 from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
-from pipeline.sources.formats.csv import FORMAT
-from pipeline.sources.formats.csv_rows import CsvOptions
+from pipeline.sources.formats.csv import FORMAT, CsvOptions
 from pipeline.storage.store import Store
 
 CODECS: dict[str, Any] = {".csv": bytes, ".csv.gz": gzip.compress, ".csv.zst": zstd}

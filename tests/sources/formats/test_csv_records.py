@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.selection import examples
 
+from pipeline.sources.formats.csv import CsvOptions
 from pipeline.sources.formats.csv_records import Records
-from pipeline.sources.formats.csv_rows import CsvOptions
 from pipeline.sources.lines import blocks
 
 LIMIT = 10**6

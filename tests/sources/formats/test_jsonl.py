@@ -15,11 +15,11 @@ from support.runs.selection import quick_cases
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import ERROR, FEATURES, MESSAGE, NUM_BYTES, ROW_ID, TEXT
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import Failures
+from pipeline.sources.columns.input_reader import Failures
 from pipeline.sources.formats.jsonl_parse import MAX_DEPTH, MAX_VALUES, Parser
 from pipeline.sources.lines import blocks as jsonl_lines
 from pipeline.sources.lines.blocks import Block
-from pipeline.sources.lines.rows import max_line_bytes
+from pipeline.sources.lines.line_format import max_line_bytes
 from pipeline.sources.listing.inputs import list_inputs
 from pipeline.sources.units import RowFilter
 
@@ -131,7 +131,7 @@ def test_a_shard_of_another_kind_is_one_row(data: bytes, tmp_path: Path):
 def test_a_line_that_is_too_long_is_not_held(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.sources.lines.rows._ROOM_BYTES", 100)
+    monkeypatch.setattr("pipeline.sources.lines.line_format._ROOM_BYTES", 100)
     source = source_of(tmp_path, **WORDS, max_text_bytes=50)
     limit = max_line_bytes(source, 6)
     assert limit == 400

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.core.arrays import as_array
-from pipeline.sources.columns.base import Failures
+from pipeline.sources.columns.input_reader import Failures
 from pipeline.sources.columns.pass_through import cast_column
 from pipeline.sources.formats.jsonl_parse import Parser
 from pipeline.sources.formats.jsonl_values import from_values
 from pipeline.sources.lines.blocks import Block, read_blocks
-from pipeline.sources.lines.columns import Column
+from pipeline.sources.lines.line_columns import Column
 
 LIMIT = 10_000
 COLUMNS = [

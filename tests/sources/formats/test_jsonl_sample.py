@@ -13,7 +13,7 @@ from pipeline.commit.plan_store import _schema_from_text
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, MESSAGE, feature_fields, text_fields, widths_of
 from pipeline.planning.plan import schema_to_text
-from pipeline.sources.lines.sample import SAMPLE_ROWS, type_of
+from pipeline.sources.lines.line_columns import SAMPLE_ROWS, type_of
 from pipeline.sources.listing.inputs import Inputs, list_inputs
 
 

@@ -27,7 +27,7 @@ from support.inputs.tars import (
 )
 from support.runs.selection import examples
 
-from pipeline.sources.formats.webdataset_rows import MAX_VALUE_BYTES, TarRow, TarSpec, iter_rows
+from pipeline.sources.formats.webdataset import MAX_VALUE_BYTES, TarRow, TarSpec, iter_rows
 
 SPEC = TarSpec(("jpg", "png"), ("cls", "txt"), max_image_bytes=2000)
 FIRST = b"\x89first\x00\xff" * 90

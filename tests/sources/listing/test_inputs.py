@@ -18,9 +18,8 @@ from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import RESERVED_COLUMNS
 from pipeline.job.source import Source
-from pipeline.sources.listing.globs import split_glob
-from pipeline.sources.listing.inputs import Inputs, describe_no_input, list_inputs
-from pipeline.sources.listing.lake_tables import refuse_tables
+from pipeline.sources.listing.inputs import Inputs, describe_no_input, list_inputs, split_glob
+from pipeline.sources.listing.refused import refuse_tables
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 

@@ -18,8 +18,8 @@ from support.inputs.encoded import base_image, png
 from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
-from pipeline.sources.listing.first_bytes import file_type_of
 from pipeline.sources.listing.inputs import Inputs, list_inputs
+from pipeline.sources.listing.refused import file_type_of
 
 ROWS = [{"text": f"row {row}, of several", "n": row} for row in range(3)]
 

@@ -14,9 +14,9 @@ from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import READ
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
-from pipeline.sources.columns.base import Failures
+from pipeline.sources.columns.input_reader import Failures
 from pipeline.sources.input_columns import columns_of
-from pipeline.sources.lines.sample import Sample
+from pipeline.sources.lines.line_columns import Sample
 from pipeline.sources.rows import Reader, chosen, to_rows
 from pipeline.sources.source_format import (
     CountsRows,

@@ -20,11 +20,10 @@ from pipeline.core.schema import FEATURES, IMAGE_FIELDS, TEXT_FEATURE, WIDTHS, f
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_list, is_number, is_text, plain_type
-from pipeline.sources.columns.base import Failures, InputReader, InputRows, Place, fail
-from pipeline.sources.columns.texts import checked_texts
-from pipeline.sources.features.categories import category_trouble
+from pipeline.sources.columns.input_reader import Failures, InputReader, InputRows, Place, fail
+from pipeline.sources.columns.media_and_texts import checked_texts
+from pipeline.sources.features.encodings import category_trouble, time_trouble
 from pipeline.sources.features.exactness import FeatureRows
-from pipeline.sources.features.times import time_trouble
 from pipeline.sources.features.vectors import (
     count_features,
     feature_rows,

@@ -12,7 +12,7 @@ import pytest
 from support.inputs.shard_columns import features_of, read_all, source_of
 
 from pipeline.job.source import Source
-from pipeline.sources.feature_names import Vector, vectors_of
+from pipeline.sources.input_columns import Vector, vectors_of
 from pipeline.sources.listing.inputs import list_inputs
 
 FEATURES: tuple[Any, ...] = (
