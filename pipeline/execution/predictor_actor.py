@@ -29,10 +29,10 @@ from pipeline.execution.tasks import attempts_of
 from pipeline.execution.versions import connected_ray
 from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.inference.engines import engine_class, open_engine
-from pipeline.inference.engines.base import Engine
+from pipeline.inference.engines.engine import Engine
+from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.inference.gpu_facts import count_device
-from pipeline.inference.slice_results import unpredicted
-from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.inference.result_table import unpredicted
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import task_class
 from pipeline.process.liveness import no_limit, tell_parent
@@ -231,7 +231,7 @@ class _Model:
             self._predictor.close()
 
     def _loaded(self, config: PredictorConfig) -> Engine:
-        from pipeline.inference.devices.device import patiently
+        from pipeline.inference.devices.load_runner import patiently
 
         first = self._config.first_rows
         return patiently(config, lambda: open_engine(config, first, ends_process=True))

@@ -93,7 +93,7 @@ class SliceWork:
         if self.preprocessing is not None:
             steps[self.preprocessing.plan.stage] = self.preprocessing.step
         if self.config is not None:
-            from pipeline.inference.devices.device import patiently
+            from pipeline.inference.devices.load_runner import patiently
 
             config = replace(self.config, limits=None)
             steps[PREDICT] = patiently(config, lambda: open_engine(config)).predict

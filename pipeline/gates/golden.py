@@ -19,7 +19,7 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
 from pipeline.gates.results import GateResult
-from pipeline.inference.slice_results import scatter_batch
+from pipeline.inference.result_table import scatter_batch
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays

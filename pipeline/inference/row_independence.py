@@ -10,8 +10,8 @@ from pipeline.core.device_errors import is_out_of_memory
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.exact import reduced
-from pipeline.inference.slices.slice_run import are_finite
+from pipeline.inference.reference_model import reduced
+from pipeline.inference.slice_run import are_finite
 from pipeline.models.agreement import SAME, AgreementLimits
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs

@@ -16,7 +16,7 @@ from pipeline.commit.manifest import Manifest, current_or_unknown, require_one_k
 from pipeline.commit.plan_store import named
 from pipeline.commit.staging import list_staged
 from pipeline.inference.library_check import hold_to_library
-from pipeline.inference.runtimes.base import emulated_reason
+from pipeline.inference.runtimes.runtime import emulated_reason
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec

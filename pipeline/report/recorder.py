@@ -17,7 +17,7 @@ from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.rows_set_aside import NOT_READ
 from pipeline.core.versions import environment_versions, package_versions
 from pipeline.gates.results import GateResult
-from pipeline.inference.runtimes.base import math_of
+from pipeline.inference.runtimes.runtime import math_of
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import describe_scores
 from pipeline.planning.allocation import Allocation, Hardware

@@ -17,7 +17,7 @@ from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_st
 from pipeline.execution.stream_parts import StreamParts, read_unit, unit_reads
 from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.judging import needs_of
-from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig

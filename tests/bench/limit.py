@@ -68,7 +68,7 @@ def _load(
     import torch
 
     from pipeline.inference.runtimes.inference_module import InferenceModule
-    from pipeline.inference.runtimes.opening import dtype_of, make_runner
+    from pipeline.inference.runtimes.make_runner import dtype_of, make_runner
     from pipeline.preprocessing.images.image_input import ImageInput
     from pipeline.preprocessing.model_input import BatchLimits
 

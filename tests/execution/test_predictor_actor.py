@@ -11,7 +11,7 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.predictor_actor import ActorConfig, _Model
-from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.models.agreement import AgreementLimits
 from pipeline.process.memory import MemoryShare
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.models.snapshots import TEXTS, make_snapshot
 
-from pipeline.inference.devices.device import choose_attention
+from pipeline.inference.devices.load_runner import choose_attention
 from pipeline.inference.runtimes import REGISTRY
 from pipeline.models.directories.opening import build_module, read_facts
 from pipeline.models.tasks.base import TaskSpec

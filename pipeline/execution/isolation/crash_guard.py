@@ -21,7 +21,7 @@ from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work
 from pipeline.execution.isolation.row_isolation import IsolatedRunner, StagePlan, fail, failure_of
-from pipeline.inference.devices.turns import Turns
+from pipeline.inference.devices.shared_lock import SharedLock
 from pipeline.process.liveness import hang_guard
 from pipeline.process.memory import at_most
 
@@ -59,7 +59,7 @@ class Guard:
         """
         self._fields, self._max_bytes = fields, max_bytes
         self._plans, self._attempts, self._release = plans, attempts, release
-        self._limit_s, self._turns = row_timeout_s, Turns()
+        self._limit_s, self._lock = row_timeout_s, SharedLock()
         self._child = Child(work, row_timeout_s, _START_LIMITS * row_timeout_s, max_bytes=max_bytes)
 
     def run(self, name: str, rows: pa.Table, counters: Counters) -> pa.Table:
@@ -71,11 +71,11 @@ class Guard:
         """
         with self._attempts.attempt(name) as earlier, at_most(self._max_bytes):
             if not earlier.exits and not self._attempts.are_unsafe:
-                with self._turns.here(), hang_guard(self._limit_s):
+                with self._lock.shared(), hang_guard(self._limit_s):
                     for plan in self._plans:
                         rows = plan.here(rows, counters)
                 return rows
-            with self._turns.alone():
+            with self._lock.exclusive():
                 try:
                     return self._isolate(name, earlier, rows, counters)
                 finally:

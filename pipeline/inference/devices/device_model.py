@@ -20,14 +20,14 @@ from pipeline.core.device_errors import OutOfDeviceMemory
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference import output_tree as pytree
-from pipeline.inference.devices import device
 from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers, make_device_buffers
-from pipeline.inference.devices.turns import Turns
+from pipeline.inference.devices.load_runner import full_batch, gpu_of, load_runner, make_buffer
+from pipeline.inference.devices.shared_lock import SharedLock
 from pipeline.inference.outputs_check import OutputsCheck
-from pipeline.inference.runtimes.base import Runner
+from pipeline.inference.result_table import scatter_batch
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
-from pipeline.inference.slice_results import scatter_batch
+from pipeline.inference.runtimes.runtime import Runner
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
@@ -52,15 +52,15 @@ class DeviceModel:
             InfraError: The GPU has failed.
         """
         self.config = config
-        self.gpu = device.gpu_of(config.num_gpus)
+        self.gpu = gpu_of(config.num_gpus)
         self.limits = config.limits_of_batch
         """Of later batches: smaller after lack of memory."""
         torch.set_num_threads(config.num_threads)
         self.task = make_task(config.spec.task)
         self.check_outputs = OutputsCheck(config).check
         self._runner: Runner | None = None
-        self.turns = Turns()
-        """Of the slices in flight and of what takes the model off its device meanwhile."""
+        self.lock = SharedLock()
+        """Slices in flight share it; a thread that takes the model off its device has it alone."""
         self.buffers = self._call_to_load(self._make_buffers)
         self.load()
 
@@ -195,8 +195,8 @@ class DeviceModel:
                 self.buffers.give(buffer)
 
     def _make_buffers(self) -> FreeBuffers:
-        make_buffer = functools.partial(device.make_buffer, self.config, self.gpu)
-        return make_device_buffers(make_buffer, self._gather, self.gpu)
+        make = functools.partial(make_buffer, self.config, self.gpu)
+        return make_device_buffers(make, self._gather, self.gpu)
 
     def _gather(self, inputs: Inputs, rows: Rows, buffers: Inputs) -> Mapping[str, tuple[int, ...]]:
         return self.config.spec.input.gather(inputs, rows, buffers)
@@ -204,7 +204,7 @@ class DeviceModel:
     def _load(self) -> None:
         config, gpu = self.config, self.gpu
         torch.set_num_threads(config.num_threads)  # of this thread
-        self._runner = device.load_runner(config, gpu)
+        self._runner = load_runner(config, gpu)
         if gpu is not None:
             self._run_full_batch(gpu)
 
@@ -214,7 +214,7 @@ class DeviceModel:
             slots = self.config.spec.input.slots(limits)
             rows = min(slot.shape[0] for slot in slots.values())
             try:
-                batch = device.full_batch(slots, rows, gpu.device)
+                batch = full_batch(slots, rows, gpu.device)
                 gpu.run(functools.partial(self._compute, rows), batch)
                 gpu.synchronize()
                 return

@@ -16,13 +16,13 @@ from pipeline.core.user_code.own_code import extension_errors
 from pipeline.models.tasks import task_class
 
 if TYPE_CHECKING:
-    from pipeline.inference.engines.base import Engine
-    from pipeline.inference.slices.first_rows import SystematicFailureDetector
+    from pipeline.inference.engines.engine import Engine
+    from pipeline.inference.first_rows import SystematicFailureDetector
     from pipeline.models.spec import ModelSpec, PredictorConfig
 
 REGISTRY = {
     "torch": "pipeline.inference.engines.torch_engine:TorchEngine",
-    "generate": "pipeline.inference.generate.engine:GenerateEngine",
+    "generate": "pipeline.inference.generate.generate_engine:GenerateEngine",
 }
 
 

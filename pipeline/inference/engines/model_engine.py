@@ -19,10 +19,10 @@ from pipeline.core.registry import INPUTS
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_code.own_code import extension_errors
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.engines.base import Engine
-from pipeline.inference.slice_results import to_table
-from pipeline.inference.slices.fault_finder import FaultFinder
-from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.inference.engines.engine import Engine
+from pipeline.inference.fault_finder import FaultFinder
+from pipeline.inference.first_rows import SystematicFailureDetector
+from pipeline.inference.result_table import to_table
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays, Mask
 from pipeline.preprocessing.model_input import Arrays as Inputs
@@ -70,7 +70,7 @@ class ModelEngine(Engine):
         """Predict the rows to do, make the reference check if it is due, and count what else is."""
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
-        with self._model.turns.here():
+        with self._model.lock.shared():
             seen = self._config.spec.input
             with extension_errors(INPUTS, seen.name):
                 inputs = seen.arrays(rows)

@@ -14,10 +14,10 @@ from pipeline.core.failures import without_failure
 from pipeline.core.figures.counters import LAUNCH, Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import SliceFigures, Tokens
 from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
-from pipeline.inference.exact import alone, reduced
+from pipeline.inference.first_rows import SystematicFailureDetector
+from pipeline.inference.reference_model import alone, reduced
 from pipeline.inference.row_independence import leave_out_padding, require_independent_rows
-from pipeline.inference.slices.first_rows import SystematicFailureDetector
-from pipeline.inference.slices.slice_run import SliceRun
+from pipeline.inference.slice_run import SliceRun
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays

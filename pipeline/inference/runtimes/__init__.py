@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pipeline.core.cache.node_cache import versions_of
 from pipeline.core.registry import RUNTIMES, get
-from pipeline.inference.runtimes.base import Runtime
+from pipeline.inference.runtimes.runtime import Runtime
 
 REGISTRY = {
     "eager": "pipeline.inference.runtimes.eager:RUNTIME",

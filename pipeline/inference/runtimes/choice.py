@@ -1,7 +1,7 @@
 """Whether the runtime and precision of a job can run its model: told before anything is loaded.
 
 A run asks before it starts Ray, `plan` and `doctor` ask the same, and a worker asks again on its
-own machine (`opening.py`).
+own machine (`make_runner.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of
-from pipeline.inference.runtimes.base import (
+from pipeline.inference.runtimes.runtime import (
     Runtime,
     file_reason,
     idle_gpu_reason,

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.inference.runtimes.base import BOTH, GPU, Runner, Runtime
+from pipeline.inference.runtimes.runtime import BOTH, GPU, Runner, Runtime
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter, FlatOutputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.inference.runtimes.base import BOTH, CPU, GPU, Runner, Runtime
+from pipeline.inference.runtimes.runtime import BOTH, CPU, GPU, Runner, Runtime
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter

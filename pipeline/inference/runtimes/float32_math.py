@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.inference.runtimes.base import EXACT, TF32
+from pipeline.inference.runtimes.runtime import EXACT, TF32
 
 _set = EXACT
 

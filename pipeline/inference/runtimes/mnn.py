@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.inference.runtimes.base import CPU, Runner, Runtime
+from pipeline.inference.runtimes.runtime import CPU, Runner, Runtime
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter, FlatOutputs

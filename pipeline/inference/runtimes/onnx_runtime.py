@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.inference.runtimes.base import BOTH, CPU, Device, Runner, Runtime
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.runtime import BOTH, CPU, Device, Runner, Runtime
 from pipeline.models.directories.onnx.graph import ONNX_LOG_LEVEL
 
 if TYPE_CHECKING:

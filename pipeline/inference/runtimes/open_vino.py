@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.inference.runtimes.base import CPU, Device, Runner, Runtime
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.runtime import CPU, Device, Runner, Runtime
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter, FlatOutputs

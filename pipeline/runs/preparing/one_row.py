@@ -23,7 +23,7 @@ from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.stages import Preprocessing, SliceWork
 from pipeline.inference.engines import open_engine
-from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailureDetector
+from pipeline.inference.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task

@@ -216,7 +216,7 @@ def check_hardware(
         with restore_process_state():
             return log_in(address)
     if job.resources.num_gpus:
-        from pipeline.inference.devices.device import require_cuda
+        from pipeline.inference.devices.load_runner import require_cuda
 
         require_cuda(job.resources.num_gpus, "the")
     allocation = allocate(job.resources, here(), cost=cost_of(job.source))

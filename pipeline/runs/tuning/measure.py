@@ -22,9 +22,9 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR
 from pipeline.core.user_code.user_errors import describe_user_error
 from pipeline.inference.engines import engine_class, open_engine
-from pipeline.inference.engines.base import Engine
+from pipeline.inference.engines.engine import Engine
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import emulated_reason
+from pipeline.inference.runtimes.runtime import emulated_reason
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.outputs import OutputError
 from pipeline.models.spec import PredictorConfig
@@ -255,7 +255,7 @@ def calibrate(config: PredictorConfig, sample: Inputs) -> tuple[str, str]:
     Returns:
         Its digest and '', or '' and why there is none.
     """
-    from pipeline.inference.devices.device import export
+    from pipeline.inference.devices.load_runner import export
     from pipeline.inference.runtimes.int8 import missing_reason, quantise, store_model
 
     reason = missing_reason(is_on_gpu=config.num_gpus > 0)
@@ -275,8 +275,8 @@ def _tensors(config: PredictorConfig, sample: Inputs) -> Iterator[list[npt.NDArr
 
     The next batch overwrites them.
     """
-    from pipeline.inference.devices.device import make_buffer
     from pipeline.inference.devices.device_buffers import DeviceBuffer
+    from pipeline.inference.devices.load_runner import make_buffer
 
     seen, limits = config.spec.input, config.limits_of_batch
     buffer = DeviceBuffer(make_buffer(config), seen.gather)

@@ -11,8 +11,8 @@ from typing import Any
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of
-from pipeline.inference.runtimes.base import Device
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.runtime import Device
 from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.models.tasks import task_class

@@ -15,8 +15,8 @@ from time import perf_counter
 from pipeline.core.errors import JobError
 from pipeline.execution.tasks import TaskLate, TaskLost, value_if_kept, value_of
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import emulated_reason, missing_reason
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.runtime import emulated_reason, missing_reason
 from pipeline.models.spec import EAGER, FP32
 from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.context import Sample, TuningContext

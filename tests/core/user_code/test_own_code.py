@@ -30,7 +30,7 @@ from pipeline.core.schema import IMAGE, IMAGE_FIELDS, ROW_ID, URI
 from pipeline.core.user_code import own_code
 from pipeline.core.user_code.own_code import extension_errors, module_of
 from pipeline.execution.stages import Preprocessing
-from pipeline.inference.slice_results import to_table
+from pipeline.inference.result_table import to_table
 from pipeline.job.job import Job
 from pipeline.models.resolving.resolve import require_stage_names
 from pipeline.models.tasks.base import TaskSpec

@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from pipeline.inference.devices.device import exact_frequencies
+from pipeline.inference.devices.load_runner import exact_frequencies
 
 TOKENS, SIZE = 2048, 64
 

@@ -20,7 +20,7 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import ENGINES, load, names
 from pipeline.core.schema import LABEL_ID, OUTPUT_TEXT, SCORE, staged_schema
 from pipeline.inference.engines import engine_class, open_engine
-from pipeline.inference.engines.base import Engine
+from pipeline.inference.engines.engine import Engine
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import Arrays

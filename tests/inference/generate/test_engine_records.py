@@ -24,7 +24,7 @@ from support.models.generating import make_writer, writing
 from support.models.record_schemas import REVIEW
 
 from pipeline.core.errors import JobError
-from pipeline.inference.generate.engine import GenerateEngine
+from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.inference.generate.greedy import Outputs
 from pipeline.models.generate.schema import canonical
 from pipeline.models.spec import ModelSpec, PredictorConfig

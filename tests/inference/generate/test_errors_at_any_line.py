@@ -20,11 +20,9 @@ import torch
 from support.models.choosing import choosing, prepared
 from support.models.generating import make_writer, writing
 
-from pipeline.inference import slice_results
+from pipeline.inference import fault_finder, result_table, slice_run
 from pipeline.inference.engines import model_engine, open_engine, torch_engine
-from pipeline.inference.generate import engine as generate_engine
-from pipeline.inference.generate import greedy, rules
-from pipeline.inference.slices import fault_finder, slice_run
+from pipeline.inference.generate import generate_engine, greedy, rules
 from pipeline.models.directories.text import choices
 from pipeline.models.generate import causal, decoding, grammar
 from pipeline.models.spec import ModelSpec, PredictorConfig
@@ -33,7 +31,7 @@ TRACED = {
     module.__file__
     for module in (
         *(generate_engine, greedy, model_engine, rules, torch_engine),
-        *(fault_finder, slice_run, slice_results, causal, grammar, choices),
+        *(fault_finder, slice_run, result_table, causal, grammar, choices),
         decoding,
     )
 }

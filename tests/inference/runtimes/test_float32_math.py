@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline.inference.runtimes import float32_math
-from pipeline.inference.runtimes.base import EXACT, TF32, math_of
 from pipeline.inference.runtimes.float32_math import exact_math, set_math
+from pipeline.inference.runtimes.runtime import EXACT, TF32, math_of
 
 backends = torch.backends
 

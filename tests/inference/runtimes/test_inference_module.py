@@ -13,9 +13,9 @@ import toy_input
 from pipeline.core.errors import JobError
 from pipeline.inference import output_tree
 from pipeline.inference.runtimes import all_runtimes
-from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule, taken_names
-from pipeline.inference.runtimes.opening import make_runner
+from pipeline.inference.runtimes.make_runner import make_runner
+from pipeline.inference.runtimes.runtime import missing_reason
 from pipeline.preprocessing.table_input import FeatureInput
 
 BATCH = 4

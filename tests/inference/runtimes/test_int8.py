@@ -20,8 +20,8 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.output_folders import calibrated_model
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.int8 import _channel_scales, fetch_model, store_model
+from pipeline.inference.runtimes.runtime import missing_reason
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig

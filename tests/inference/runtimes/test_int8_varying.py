@@ -19,8 +19,8 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.int8 import fetch_model, quantise
+from pipeline.inference.runtimes.runtime import missing_reason
 from pipeline.job.model import Model
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig

@@ -13,10 +13,10 @@ from support.runs.predicting import images
 
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of
-from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.export import Exporter
 from pipeline.inference.runtimes.inference_module import InferenceModule
-from pipeline.inference.runtimes.opening import make_runner
+from pipeline.inference.runtimes.make_runner import make_runner
+from pipeline.inference.runtimes.runtime import Runner, missing_reason
 from pipeline.models.onnx_module import OnnxModule
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec

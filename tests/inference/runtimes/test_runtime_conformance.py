@@ -24,11 +24,11 @@ from pipeline.core.errors import JobError
 from pipeline.core.registry import RUNTIMES, names
 from pipeline.core.versions import environment_versions
 from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versions
-from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.make_runner import dtype_of, make_runner
 from pipeline.inference.runtimes.mnn import PUBLIC_CONVERTER, convert
-from pipeline.inference.runtimes.opening import dtype_of, make_runner
+from pipeline.inference.runtimes.runtime import Runner, missing_reason
 from pipeline.job.model import AUTO
 from pipeline.models.agreement import AgreementLimits
 from pipeline.preprocessing.images.image_input import ImageInput
@@ -70,7 +70,7 @@ import torch
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.mnn import PUBLIC_CONVERTER, convert
-from pipeline.inference.runtimes.opening import dtype_of, make_runner
+from pipeline.inference.runtimes.make_runner import dtype_of, make_runner
 from pipeline.models.agreement import AgreementLimits
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec

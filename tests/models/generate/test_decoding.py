@@ -41,7 +41,7 @@ from transformers.generation.logits_process import (
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TOKEN_IDS
 from pipeline.inference import library_check
-from pipeline.inference.generate.engine import GenerateEngine
+from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.inference.generate.rules import AppliedRules, Row
 from pipeline.inference.library_check import compare, hold_to_library
 from pipeline.models.directories.opening import read_facts

@@ -17,7 +17,7 @@ from torch import nn
 
 from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import JobError
-from pipeline.inference.devices.device import load_runner
+from pipeline.inference.devices.load_runner import load_runner
 from pipeline.models.spec import PredictorConfig, load_module, load_pinned
 from pipeline.models.weights.weights import pin, seeded
 from pipeline.storage.store import Store

@@ -23,7 +23,7 @@ from pipeline.core.errors import JobError
 from pipeline.dataflow import run_job
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.inference import gpu_facts
-from pipeline.inference.runtimes import base
+from pipeline.inference.runtimes import runtime as runtimes
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job
 from pipeline.operations.plan import plan
@@ -136,12 +136,12 @@ def test_a_precision_that_this_machine_emulates_is_told_by_plan(
 ):
     job = image_job(tmp_path, model={"precision": "bf16"})
     for has, reason in ({"avx2"}, "this CPU has no bf16 arithmetic"), ({"amx_bf16"}, None):
-        monkeypatch.setattr(base, "instruction_sets", lambda has=has: frozenset(has))
+        monkeypatch.setattr(runtimes, "instruction_sets", lambda has=has: frozenset(has))
         slow = planned(job)["model"].get("slow")
         assert (slow is None) if reason is None else slow.startswith(reason)
     monkeypatch.setattr(gpu_facts, "_card", lambda: T4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert base.emulated_reason("tf32", is_on_gpu=True).startswith("T4 has no TF32")
+    assert runtimes.emulated_reason("tf32", is_on_gpu=True).startswith("T4 has no TF32")
 
 
 @pytest.mark.parametrize("runtime", ["eager", None])

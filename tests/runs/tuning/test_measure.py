@@ -9,9 +9,9 @@ import pytest
 from support.runs.predicting import config_of, images, rows_of
 
 from pipeline.inference.runtimes import all_runtimes
-from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.compile import RUNTIME
 from pipeline.inference.runtimes.export import Exporter
+from pipeline.inference.runtimes.runtime import Runner
 from pipeline.models.agreement import AgreementLimits
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.tuning import measure

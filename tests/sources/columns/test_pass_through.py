@@ -24,7 +24,7 @@ from pipeline.core.failures import failures_of, without_failure
 from pipeline.core.hive_paths import restore
 from pipeline.core.schema import CLASSIFY_FIELDS, LABEL_ID, SCORE, prediction_schema
 from pipeline.core.slices import SliceKey
-from pipeline.inference.slice_results import to_table
+from pipeline.inference.result_table import to_table
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.sources.columns.arrow_types import published_type, type_trouble

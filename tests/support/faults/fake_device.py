@@ -26,7 +26,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.inference.devices import device, device_buffers, turns
+from pipeline.inference.devices import device_buffers, device_model, load_runner, shared_lock
 from pipeline.inference.devices.accelerator import Compute, Gpu
 from support.faults.fake_clock import Clock, ClockCondition, Signal, Turns
 
@@ -423,20 +423,22 @@ def poisoned(tensor: torch.Tensor) -> torch.Tensor:
 def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
     """Let the code of this process find this GPU; this thread is its host."""
     global installed_gpu
-    real = device.gpu_of, device_buffers.Condition, turns.Condition
+    real = load_runner.gpu_of, device_buffers.Condition, shared_lock.Condition
 
     def gpu_of(num_gpus: float) -> FakeGpu | None:
         if num_gpus:
             gpu.call(gpu.take, num_gpus)
         return gpu if num_gpus else None
 
-    installed_gpu, device.gpu_of = gpu, gpu_of
+    installed_gpu, load_runner.gpu_of = gpu, gpu_of
+    device_model.gpu_of = gpu_of
     device_buffers.Condition = lambda: ClockCondition(gpu.clock, lambda: gpu.is_host)
-    turns.Condition = device_buffers.Condition
+    shared_lock.Condition = device_buffers.Condition
     try:
         with gpu.host():
             yield gpu
     finally:
-        device.gpu_of, device_buffers.Condition, turns.Condition = real
+        load_runner.gpu_of, device_buffers.Condition, shared_lock.Condition = real
+        device_model.gpu_of = real[0]
         installed_gpu = None
         gpu.close()

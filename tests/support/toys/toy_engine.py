@@ -11,8 +11,8 @@ import torch
 
 from pipeline.core.failures import failures_of, without_failure
 from pipeline.core.figures.counters import Counters, StageCounters, add
-from pipeline.inference.engines.base import Engine
-from pipeline.inference.slice_results import to_table
+from pipeline.inference.engines.engine import Engine
+from pipeline.inference.result_table import to_table
 from pipeline.models.spec import PredictorConfig, load_module
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays

@@ -39,7 +39,7 @@ from support.runs.jobs import job_over
 from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.inference.generate.engine import GenerateEngine
+from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.inference.library_check import hold_to_library
 from pipeline.job.model import Model
 from pipeline.models.agreement import AgreementLimits

@@ -24,7 +24,7 @@ from support.runs.selection import quick_cases
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.failures import Failure, Reason
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailureDetector
+from pipeline.inference.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.models.outputs import OutputError, OutputSpec
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec

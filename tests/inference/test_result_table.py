@@ -14,7 +14,7 @@ from support.runs.plan_examples import SPEC
 
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import NUM_TOKENS, ROW_ID, URI, staged_schema
-from pipeline.inference.slice_results import (
+from pipeline.inference.result_table import (
     Batches,
     Timer,
     scatter_batch,

@@ -12,7 +12,7 @@ from pipeline.core.device_errors import end_process
 from pipeline.core.failures import Failure, Reason
 from pipeline.inference.devices.accelerator import PAUSES_S, Gpu
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.preprocessing.model_input import Rows
 from pipeline.process.liveness import no_limit
 

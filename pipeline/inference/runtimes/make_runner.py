@@ -11,7 +11,11 @@ import torch
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import (
+from pipeline.inference.runtimes.export import Exporter, Varying
+from pipeline.inference.runtimes.float32_math import set_math
+from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
+from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.runtime import (
     Runner,
     Runtime,
     file_reason,
@@ -20,10 +24,6 @@ from pipeline.inference.runtimes.base import (
     refuse,
     shapes_reason,
 )
-from pipeline.inference.runtimes.export import Exporter, Varying
-from pipeline.inference.runtimes.float32_math import set_math
-from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
-from pipeline.inference.runtimes.int8 import INT8
 from pipeline.models.onnx_module import OnnxModule
 
 _DTYPES = {

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from inference.generate.test_engine import TEXTS, config_of, meeting
+from inference.generate.test_generate_engine import TEXTS, config_of, meeting
 from support.faults.fake_device import FakeGpu, installed
 from support.models.choosing import prepared
 from support.models.generating import make_writer, writing
 
 from pipeline.core import device_errors
 from pipeline.inference.devices.accelerator import PAUSES_S
-from pipeline.inference.generate.engine import GenerateEngine
+from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.models.generate.decoding import Decoding
 from pipeline.models.spec import ModelSpec
 

@@ -19,9 +19,9 @@ from pipeline.core.user_code.own_code import module_of
 from pipeline.core.user_code.user_errors import whereabouts
 from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.slice_results import Batches, Timer
-from pipeline.inference.slices.fault_finder import FaultFinder
-from pipeline.inference.slices.first_rows import RaisedFailure
+from pipeline.inference.fault_finder import FaultFinder
+from pipeline.inference.first_rows import RaisedFailure
+from pipeline.inference.result_table import Batches, Timer
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs

@@ -54,7 +54,7 @@ def alone(model: DeviceModel, config: PredictorConfig, work: Work[T]) -> T:
         if gpu is None:
             return there()
         with (
-            model.turns.alone(within_slice=True),
+            model.lock.exclusive(within_shared=True),
             one_at_a_time(f"reference-check-{gpu.key}"),  # of all actors that share the card
         ):
             return gpu.call(model.restored, there)

@@ -18,10 +18,10 @@ from support.models.generating import NEW_TOKENS, make_writer, writing
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.figures.counters import PREFILL, Counters
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.inference.generate.engine import GenerateEngine
+from pipeline.inference.first_rows import SystematicFailureDetector
+from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.inference.generate.greedy import is_repeating
 from pipeline.inference.generate.rules import Row, num_agreed
-from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.generate.build import tensors_of
 from pipeline.models.generate.decoding import Decoding

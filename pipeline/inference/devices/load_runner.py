@@ -18,11 +18,11 @@ from pipeline.core.errors import JobError
 from pipeline.inference.devices.accelerator import Gpu, the_gpu
 from pipeline.inference.gpu_facts import absence_here
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.export import Exporter, Varying
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8, fetch_model
-from pipeline.inference.runtimes.opening import dtype_of, make_runner
+from pipeline.inference.runtimes.make_runner import dtype_of, make_runner
+from pipeline.inference.runtimes.runtime import Runner
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_pinned
 from pipeline.preprocessing.model_input import Slot
 from pipeline.process.memory import give_back

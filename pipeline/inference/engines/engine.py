@@ -7,7 +7,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from pipeline.core.figures.counters import Counters
-from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
@@ -52,7 +52,7 @@ class Engine(Protocol):
 
         Returns:
             The rows with the columns of `staged_schema`, in the same order; the input is gone. Each
-            has a prediction or a failure (`slice_results.to_table`).
+            has a prediction or a failure (`result_table.to_table`).
 
         Raises:
             SystematicFailure: All rows of the first batches failed for one cause.
