@@ -131,7 +131,7 @@ def test_a_night_is_submitted_watched_stopped_submitted_again_and_done(
     job_id = first.json["job_id"]
     assert first.json == {"job_id": job_id, "state": "running"}
     assert f"pipeline attach {job_id} --address {ray_head.url}" in first.stderr
-    assert f"of {code} go along 1 file, {len(SLOW_NETS)} bytes: slow_nets.py; left" in first.stderr
+    assert f"sending 1 file, {len(SLOW_NETS)} bytes from {code}: slow_nets.py; left" in first.stderr
 
     watching = start("attach", job_id, *night.address, "--json", env=night.env)
     again = night.submit("--detach", *slow)  # pressed twice
@@ -286,9 +286,11 @@ def test_a_job_without_a_driver_is_given_up_and_the_next_submission_is_another_a
     finally:
         agent.resume()
     assert done.code == 7, done.stdout + done.stderr
-    assert "pending for 12 s, no driver starts: Job has not started yet" in done.json["error"]
+    assert (
+        "pending for 12 s, and no driver has started: Job has not started yet" in done.json["error"]
+    )
     assert "runtime environment" in done.json["error"]
-    assert "pending, for at most 12 s" in done.stderr
+    assert "pending (timeout 12 s)" in done.stderr
     first = Night.id_of(done.stderr)
     wait_for(lambda: ray_head.jobs()[-1]["status"] in ("STOPPED", "FAILED"))
     assert ray_head.jobs()[-1]["submission_id"] == first

@@ -196,5 +196,5 @@ def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
     assert words in str(refused.value)
     assert (address in str(refused.value)) is (error_class is InfraError)
     assert "hunter2" not in str(refused.value) + caplog.text
-    is_beside = "nets.py is not sent along with the job: give --code" in caplog.text
+    is_beside = "nets.py is not sent with the job: give --code" in caplog.text
     assert is_beside is ("nets:" in override)

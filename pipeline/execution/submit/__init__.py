@@ -1,7 +1,6 @@
-"""A job on a Ray cluster, by the cluster's job API: submitted, followed, found again, stopped.
+"""Submit jobs to a Ray cluster by its job API, and follow, find and stop them.
 
-Enters: a `Submission` and the API's address. Leaves: the job's log, and its exit code. Begin with
-`job` (what is sent, and what its end means) and `attempts` (which job a submission is about).
-`client` is the only file that sends requests, some of them again. Final
-is what the API says of a job, never the end of a log's stream. Nothing is kept on this machine.
+`job` sends a `Submission` and passes its log on; `attempts` gives jobs their ids and finds them;
+`client` is Ray's client with time limits, retries and fresh tokens. The job API alone says how a
+job ended. Nothing is kept on this machine.
 """

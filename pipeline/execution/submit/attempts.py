@@ -1,8 +1,8 @@
-"""Which job on a cluster a submission is about: the ids of attempts, and those there were.
+"""The ids of submitted jobs, and the search for them on a cluster.
 
-An id is `JOB-PARTITION-FINGERPRINT-aN`; its fingerprint is of what is submitted, for what is read
-there may not be readable here. Ray takes an id only once, so that of two submissions at the same
-moment one is refused, and finds the other's job.
+An id is `JOB-PARTITION-FINGERPRINT-aN`. The fingerprint is of the submission, since its input may
+not be readable from here. Ray accepts an id once: of two submissions at the same moment, one is
+refused and finds the job of the other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.execution.submit.submission import identify
 _ID = re.compile(r"(?P<key>.+-[0-9a-f]{8})-a(?P<number>[1-9]\d*)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=-]+")
 _MAX_CHARS = 80
-"""Of a name within an id, which becomes a file's name."""
+"""Length of each name in an id, which becomes a file name."""
 RAN = range(PipelineError.exit_code, InputMissing.exit_code + 1)
 """Exit codes other than 0 that are the pipeline's own."""
 
@@ -35,28 +35,28 @@ class Attempt:
     """The id without the number of the attempt."""
     number: int
     details: Any
-    """What Ray says of it, a `JobDetails`."""
+    """Ray's `JobDetails` of it."""
 
     @property
     def status(self) -> str:
-        """Return Ray's word for how it is: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED."""
+        """Return Ray's state: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
         return str(self.details.status.value)
 
     @property
     def exit_code(self) -> int | None:
-        """Return the exit code with which it ended; None if it has none, or has not ended."""
+        """Return its exit code; None if it has none of ours, or has not ended."""
         if self.status == "STOPPED":
             return Stopped.exit_code
         code = self.details.driver_exit_code
         return 0 if self.status == "SUCCEEDED" else int(code) if code in RAN else None
 
     def goes_on(self, start_timeout_s: float) -> bool:
-        """Tell whether it runs, or will: one that has had no driver for so long never gets one."""
+        """Tell whether it runs or will run; one pending for longer than the timeout never will."""
         waited_s = time.time() - (self.details.start_time or 0) / 1000
         return self.status == "RUNNING" or (self.status == "PENDING" and waited_s < start_timeout_s)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return how it is, as `pipeline status` shows it."""
+        """Return its state as `pipeline status` shows it."""
         metadata = self.details.metadata or {}
         return {
             "job_id": self.job_id,
@@ -65,7 +65,7 @@ class Attempt:
             "date": metadata.get("date"),
             "started_at": _moment(self.details.start_time),
             "ended_at": _moment(self.details.end_time),
-            # Behind these words Ray repeats the end of the log.
+            # After these words Ray repeats the end of the log.
             "message": one_line((self.details.message or "").partition(", last available logs")[0]),
         }
 
@@ -75,25 +75,25 @@ def key_of(job_name: str, partition: str, decides: Sequence[str]) -> str:
 
     Args:
         job_name: Of the job file.
-        partition: What is written; of a backfill, its dates.
-        decides: All that makes it another submission.
+        partition: The partition that is written; of a backfill, its dates.
+        decides: Texts that identify the submission.
     """
     names = [_UNSAFE.sub("-", name)[:_MAX_CHARS] for name in (job_name, partition)]
     return "-".join([*names, hashlib.sha256("\0".join(decides).encode()).hexdigest()[:8]])
 
 
 def attempts_at(client: Any, key: str) -> list[Attempt]:
-    """Return the attempts of a key that a cluster knows, by their numbers."""
+    """Return the attempts of a key on a cluster, in the order of their numbers."""
     attempts = [attempt for attempt in _all_attempts(client) if attempt.key == key]
     return sorted(attempts, key=lambda attempt: attempt.number)
 
 
 def find_attempts(client: Any, target: str | None, date: str | None = None) -> list[Attempt]:
-    """Return the submissions that someone means, oldest first.
+    """Return the submissions that a target selects, oldest first.
 
     Args:
         target: The id of a job, or the path of a job file; None: all jobs.
-        date: Unless it is an id: only submissions for it, as they were given.
+        date: Only submissions for this date; not used with an id.
 
     Raises:
         JobError: There is none, or the job file cannot be read.
@@ -111,21 +111,23 @@ def find_attempts(client: Any, target: str | None, date: str | None = None) -> l
     if not chosen:
         what = f"job {target}" if is_id else f"job of {target}" if target else "job"
         what += f" for {date}" if date and not is_id else ""
-        raise JobError(f"{client.where}: no {what} was submitted there")
+        raise JobError(f"{client.where}: no {what} was submitted to it")
     return sorted(chosen, key=lambda attempt: attempt.details.start_time or 0)
 
 
 def find_newest(client: Any, target: str, date: str | None = None) -> Attempt:
-    """Return the one of `find_attempts` that goes on, or else the newest.
+    """Return the one of `find_attempts` that is running, or else the newest.
 
     Raises:
-        JobError: Several go on, or as `find_attempts`.
+        JobError: Several are running, or as `find_attempts`.
     """
     attempts = find_attempts(client, target, date)
     active = [attempt for attempt in attempts if not attempt.details.status.is_terminal()]
     if len(active) > 1:
         ids = ", ".join(attempt.job_id for attempt in active)
-        raise JobError(f"{client.where}: {len(active)} jobs of {target} go on: give one of {ids}")
+        raise JobError(
+            f"{client.where}: {len(active)} jobs of {target} are running; give one id: {ids}"
+        )
     return (active or attempts)[-1]
 
 

@@ -1,4 +1,4 @@
-"""The client of a cluster's job API; its requests are sent again until one is answered."""
+"""Ray's client of the job API, with time limits, retries and the current token."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _TALKATIVE = (
 
 
 def connect_job_api(address: str) -> Any:
-    """Return a client of the job API that has seen the cluster answer.
+    """Return a client of the job API, after the cluster has answered once.
 
-    Its requests are sent again while that may help, with the token as it is by then; where it does
-    not, they raise InfraError, and RuntimeError where the cluster refuses what they ask.
+    Its requests are retried, each time with the current token. They raise InfraError if no retry
+    helps, and RuntimeError if the cluster refuses the request.
 
     Raises:
         JobError: The address or the token is wrong, the extra `submit` is missing, or the
             cluster's Ray is too old.
-        InfraError: Nothing answers, or not a job API.
+        InfraError: Nothing answers, or the answer is not that of a job API.
     """
     shown = shown_address(address)
     has_token = send_token()
@@ -54,14 +54,14 @@ def connect_job_api(address: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray is not typed
-        """Ray's client, which sets no time limits and keeps its first token, with both."""
+        """Ray's client sets no time limits and keeps its first token; this one does both."""
 
         is_known = False
         """The cluster has answered before."""
         where = shown
 
         def renew_token(self) -> None:
-            """Send the token that is in its file now: it may expire while a job runs."""
+            """Read the token again: it may expire, and be replaced, while a job runs."""
             self._headers.update(authorization())
 
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
@@ -91,10 +91,10 @@ def connect_job_api(address: str) -> Any:
 
 @contextlib.contextmanager
 def refusals_as_ours(what: str) -> Iterator[None]:
-    """Turn what Ray's client raises in the body, if the cluster refuses a request, into InfraError.
+    """Turn the errors of Ray's client in the body into InfraError.
 
     Args:
-        what: Begins the message.
+        what: Start of the message.
     """
     try:
         yield
@@ -115,10 +115,14 @@ def shown_address(address: str) -> str:
         parts, port = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not parts.hostname:
         is_head = "://" not in address
-        what = "that is the address of a cluster's head, for `pipeline run`" if is_head else "wrong"
+        what = (
+            "this is the address of a cluster's head, for `pipeline run`"
+            if is_head
+            else "not an HTTP address"
+        )
         raise JobError(
-            f"--address (or RAY_ADDRESS) {address}: {what}; write that of its job API, "
-            "http://HOST:8265"
+            f"--address (or RAY_ADDRESS) {address}: {what}; write the "
+            "address of its job API, http://HOST:8265"
         )
     return f"{parts.scheme}://{parts.hostname}{port}"
 
@@ -127,8 +131,8 @@ def _warn_if_open(address: str, *, has_token: bool) -> None:
     parts = urlsplit(address)
     if parts.scheme == "http" and not has_token and not is_loopback(parts.hostname or ""):
         log.warning(
-            "%s: neither encrypted nor with a token (RAY_AUTH_TOKEN): who reaches this port can "
-            "run anything on the cluster",
+            "%s: no encryption and no token (RAY_AUTH_TOKEN): anyone who reaches this port can "
+            "run code on the cluster",
             shown_address(address),
         )
 
@@ -145,7 +149,7 @@ def is_loopback(host: str) -> bool:
 
 @contextlib.contextmanager
 def _sole_address(address: str) -> Iterator[None]:
-    """Let the body's client use this address: Ray prefers two environment variables to it."""
+    """Make the client in the body use this address; Ray prefers environment variables."""
     name = "RAY_API_SERVER_ADDRESS"
     saved = os.environ.get(name)
     os.environ[name] = address
@@ -158,28 +162,28 @@ def _sole_address(address: str) -> Iterator[None]:
 
 
 GIVE_UP_S = 120.0
-"""A job goes on while its cluster does not answer, so this is patient."""
+"""Long, since the job keeps running while its cluster does not answer."""
 FIRST_CONTACT_S = 10.0
-"""But an address at which nothing has answered yet may be wrong."""
+"""Short, since an address where nothing has answered yet may be wrong."""
 _SLOWEST = 5
-"""After so many tries the pauses, of a few seconds then, grow no more."""
+"""The waits, a few seconds by then, stop growing after this many tries."""
 _TOO_MANY, _SERVER_ERROR = 429, 500
 _REFUSED_BY_AGENT = "status code 4"
-"""In the text of a 500: the head passes on that the node which runs jobs has refused."""
+"""In the text of a 500, with which the head reports a refusal of the node that runs jobs."""
 
 
 def until_answered(ask: Callable[[], Any], shown: str, *, is_known: bool) -> Any:
-    """Return the answer to a request that may be sent twice, sending it again while that may help.
+    """Return the answer to a request that may be sent twice; retry while that may help.
 
     Args:
-        ask: Sends it, with the token as it is by then, and returns the answer.
-        shown: The cluster, as a message begins.
-        is_known: It has let us in before, so that a refused token has expired, and a new one may
-            be in its file soon.
+        ask: Sends the request with the current token, and returns the answer.
+        shown: The cluster, for messages.
+        is_known: It has accepted the token before. A token that is refused now has expired, and
+            may be replaced soon.
 
     Raises:
         InfraError: There is no usable answer for `GIVE_UP_S`; on first contact, `FIRST_CONTACT_S`.
-        AuthenticationError: Of Ray, on first contact: it wants a token, or another one.
+        AuthenticationError: Ray's, on first contact: the token is missing or wrong.
     """
     from requests import RequestException
 
@@ -210,9 +214,9 @@ def until_answered(ask: Callable[[], Any], shown: str, *, is_known: bool) -> Any
 
 
 def _trouble_of(answer: Any) -> str:
-    """Say why an answer is none; '' if it is one, if only an error of the request's own."""
+    """Return why to retry after an answer; '' if it is final, be it a refusal."""
     if answer.status_code == _OK:
-        return "" if _is_whole(answer) else f"200, but no answer of Ray's: {one_line(answer.text)}"
+        return "" if _is_whole(answer) else f"200, but not from Ray: {one_line(answer.text)}"
     is_final = answer.status_code < _SERVER_ERROR and answer.status_code != _TOO_MANY
     if is_final or _REFUSED_BY_AGENT in answer.text:
         return ""
@@ -220,8 +224,8 @@ def _trouble_of(answer: Any) -> str:
 
 
 def _is_whole(answer: Any) -> bool:
-    """Tell whether the body of an answer is Ray's; an error page of a proxy may come with 200."""
-    if not answer.content:  # of a package that is there, or was uploaded
+    """Tell whether a body is Ray's; a proxy may send an error page with status 200."""
+    if not answer.content:  # the answer about an uploaded package
         return True
     try:
         answer.json()
@@ -231,7 +235,7 @@ def _is_whole(answer: Any) -> bool:
 
 
 def one_line(reason: object) -> str:
-    """Return what went wrong as one printable line; of a traceback that Ray sent, the last one."""
+    """Return a reason as one printable line; of a traceback, its last line."""
     text = str(reason)
     if "Traceback (most recent call last)" in text:
         text = text.rstrip().splitlines()[-1]

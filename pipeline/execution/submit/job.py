@@ -1,10 +1,9 @@
 """Run a job on a Ray cluster through its job API, as if it ran here.
 
-The cluster gets the job file, the user's code and this very package, so that both sides run the
-same code; what they depend on must be installed there. Nothing of this machine's environment goes
-along: all who may list the cluster's jobs see their command, metadata and environment variables,
-so credentials and `${env:NAME}` are those of the cluster's nodes. Paths in the job file are read
-there as well.
+The cluster receives the job file, the user's code and this package, so that both sides run the
+same code; dependencies must be installed there. No environment variable of this machine is sent:
+everyone who can list the jobs of a cluster sees their command, metadata and environment. Paths,
+credentials and `${env:NAME}` are those of the cluster's nodes.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from pipeline.job.job import Job
 
 log = logging.getLogger(__name__)
 
-# Ray's 3 s are too short to write a report and to give the lease back.
+# Ray's default, 3 s, is too short to write a report and release the lease.
 _CLUSTER_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30", SUBMITTED: "1"}
 _SUBMITTER = "submitter"
-"""In a job's metadata: which submission started it."""
+"""Key in the metadata of a job: the submission that started it."""
 _START_TIMEOUT = "start_timeout_s"
-"""How long it lets the job be pending."""
+"""Key in the metadata of a job: how long it may be pending."""
 START_TIMEOUT_S = 120.0
-"""A driver starts within seconds on a head that has room for it."""
+"""On a head with free resources, a driver starts within seconds."""
 _NOTICE_AFTER_S = 10.0
 _KEEPS_RUNNING = "job %s keeps running; pipeline stop %s --address ... ends it"
 PAUSE_S = 1.0
@@ -101,7 +100,7 @@ class JobLog:
             InfraError: The cluster has not answered for a while, or no longer knows the job.
         """
         while True:
-            with refusals_as_ours(f"job {self.job_id}: the job may go on"):
+            with refusals_as_ours(f"job {self.job_id}: the job may keep running"):
                 details = self.client.get_job_info(self.job_id)
             began = time.monotonic()
             try:
@@ -144,16 +143,16 @@ def submit_job(
     detaches: bool,
     start_timeout_s: float,
 ) -> ClusterJob:
-    """Run a job on a cluster unless it runs there already; pass its log on to its end.
+    """Run a job on a cluster, unless it runs there already, and pass its log on to the end.
 
     Args:
-        asked: What is to run, and how.
-        job: Its job as it was read, of the first date.
-        address: The cluster's job API, `http://HOST:8265` or `https://...`.
-        write: Gets the log piece by piece, while the job runs.
-        is_done: Tells whether an attempt that succeeded has left nothing to do.
-        detaches: Return when its driver has started.
-        start_timeout_s: How long it may be without a driver.
+        asked: The submission.
+        job: Its job file, read for the first date.
+        address: Job API of the cluster, `http://HOST:8265` or `https://...`.
+        write: Gets the log, line by line.
+        is_done: Tells whether the output of an attempt that succeeded is complete.
+        detaches: Return when the driver has started.
+        start_timeout_s: How long the job may be pending.
 
     Raises:
         JobError: The address or an override cannot be used, or the extra `submit` is missing.
@@ -192,7 +191,7 @@ def submit_job(
 
 
 def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> ClusterJob:
-    """Pass the log of a job on to its end, and leave it alone.
+    """Pass the log of a job on to its end, without stopping it.
 
     Raises:
         InfraError: The cluster does not answer, or could not run the job to its end.
@@ -246,7 +245,7 @@ def _send(
         return True
     except InfraError as error:
         refused = error
-    # Also if the answer was lost and it was sent again: Ray takes an id only once.
+    # Ray accepts an id once, so a retry after a lost answer is refused as well.
     started_by = _submitter_of(client, job_id)
     if started_by is None:
         raise refused
@@ -254,7 +253,7 @@ def _send(
 
 
 def _submitter_of(client: Any, job_id: str) -> str | None:
-    """Return which submission has started a job; None if there is no such job."""
+    """Return the submission that started a job; None if there is no such job."""
     try:
         details = client.get_job_info(job_id)
     except RuntimeError:
@@ -266,8 +265,8 @@ def wait_for_driver(client: Any, job_id: str, timeout_s: float | None, *, stops:
     """Wait until a job has a driver, or has ended; return Ray's details of it.
 
     Args:
-        timeout_s: How long it may take; None: as long as its submission said.
-        stops: A job that takes longer is told to stop, so that it does not begin later.
+        timeout_s: How long it may take; None: the timeout of its submission.
+        stops: Stop a job that takes longer, so that it does not start later.
 
     Raises:
         InfraError: It takes longer; the next submission is another attempt.
@@ -280,32 +279,34 @@ def wait_for_driver(client: Any, job_id: str, timeout_s: float | None, *, stops:
             return details
         if timeout_s is None:
             timeout_s = float((details.metadata or {}).get(_START_TIMEOUT, START_TIMEOUT_S))
-        why, waited_s = one_line(details.message or "it has no driver"), time.monotonic() - began
+        why, waited_s = one_line(details.message or "no driver yet"), time.monotonic() - began
         if waited_s > timeout_s:
             if stops:
                 with refusals_as_ours(f"job {job_id}: cannot be stopped"):
                     client.stop_job(job_id)
-            raise InfraError(f"job {job_id}: pending for {timeout_s:g} s, no driver starts: {why}")
+            raise InfraError(
+                f"job {job_id}: pending for {timeout_s:g} s, and no driver has started: {why}"
+            )
         if waited_s > _NOTICE_AFTER_S and not is_logged:
-            log.info("job %s: pending, for at most %g s: %s", job_id, timeout_s, why)
+            log.info("job %s: pending (timeout %g s): %s", job_id, timeout_s, why)
             is_logged = True
         time.sleep(PAUSE_S)
 
 
 def stop_job(client: Any, job_id: str) -> None:
-    """Ask the cluster to stop a job, and wait until it has ended: it writes its report.
+    """Ask the cluster to stop a job, and wait until it has written its report and ended.
 
     Raises:
-        InfraError: The cluster does not answer, or the job does not end: it may go on.
+        InfraError: The cluster does not answer, or the job does not end.
     """
     until = time.monotonic() + GIVE_UP_S
-    with refusals_as_ours(f"job {job_id}: cannot be stopped, it may go on"):
-        # A job that is only just starting cannot be stopped yet: Ray says no.
+    with refusals_as_ours(f"job {job_id}: cannot be stopped, and may keep running"):
+        # Ray refuses to stop a job that is just starting.
         is_asked = False
         while not client.get_job_status(job_id).is_terminal():
             is_asked = is_asked or client.stop_job(job_id)
             if time.monotonic() > until:
-                raise InfraError(f"job {job_id}: does not stop; it may go on")
+                raise InfraError(f"job {job_id}: did not stop, and may keep running")
             time.sleep(PAUSE_S)
 
 
@@ -313,7 +314,7 @@ def exit_code_of(details: Any, job_id: str) -> int:
     """Return the exit code of an ended job.
 
     Raises:
-        InfraError: It ended without one, or by none of the pipeline's own.
+        InfraError: It ended without one, or with one that is not ours.
     """
     code = Attempt(job_id, job_id, 1, details).exit_code
     if code is not None:

@@ -1,4 +1,4 @@
-"""What is to run on a cluster: a run or a backfill, as the command that does it there."""
+"""A run or a backfill for a cluster, as the command that the cluster executes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from pipeline.job.reading.yaml_reader import parse_value, read_yaml
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to run on a cluster, as it was asked for: a run, or with `from_` a backfill.
+    """A run on a cluster or, with `from_`, a backfill.
 
     Raises:
-        JobError: What is given belongs to the other one.
+        JobError: An argument of one is given for the other.
     """
 
     job_path: str
-    """The job file, on this machine; its `${env:NAME}` are those of the cluster."""
+    """The job file on this machine; its `${env:NAME}` are read on the cluster."""
     date: str | None = None
-    """Of a run: the value of `${date}`."""
+    """Value of `${date}` of a run."""
     from_: str | None = None
-    """The first date of a backfill, which is one job for all dates."""
+    """First date of a backfill, which is one job for all dates."""
     to: str | None = None
-    """The last one."""
+    """Last date of a backfill."""
     every: str = "day"
-    """Of a backfill, as its command has it, and so are the next two."""
+    """Of a backfill, as are the next two: see its command."""
     only: str | None = None
     newest_first: bool = False
     overrides: Sequence[str] = ()
@@ -43,7 +43,7 @@ class Submission:
     accept: Sequence[str] = ()
     """`GATE=REASON` strings."""
     code: str | None = None
-    """The user's own code, on this machine: a folder or a wheel."""
+    """The user's code on this machine: a folder or a wheel."""
     quiet: bool = False
     """The job writes no progress and no tables."""
 
@@ -51,18 +51,20 @@ class Submission:
         of_backfill = (self.to, self.only, self.every, self.newest_first)
         if self.from_ is None and of_backfill != (None, None, "day", False):
             raise JobError(
-                "submit: --to, --every, --only and --newest-first are for a backfill, which has "
-                "--from"
+                "submit: --to, --every, --only and --newest-first need --from, which makes it a "
+                "backfill"
             )
         if self.from_ is not None and self.date is not None:
-            raise JobError("submit: give --date for a run, or --from and --to for a backfill")
+            raise JobError(
+                "submit: give --date for a run, or --from and --to for a backfill, not both"
+            )
 
     @cached_property
     def days(self) -> Sequence[dt.date]:
-        """The dates, or hours, that it is for.
+        """The dates, or hours, to run.
 
         Raises:
-            JobError: They are not written as some, or there are too many.
+            JobError: A date is wrong, or there are too many.
         """
         if self.from_ is None:
             return [now() if self.date is None else parse_date(self.date)]
@@ -71,13 +73,13 @@ class Submission:
 
     @property
     def dates(self) -> str:
-        """Return what it is for, as people read it."""
+        """Return the dates as one readable name."""
         first, last = date_text(self.days[0]), date_text(self.days[-1])
         return first if self.from_ is None else f"{first}-to-{last}"
 
     @property
     def decides(self) -> str:
-        """Return the command without what changes nothing in the output."""
+        """Return the command without options that do not change the output."""
         command = ["python", "-m", "pipeline"]
         job_file = f"./{Path(self.job_path).name}"
         first, last = date_text(self.days[0]), date_text(self.days[-1])
@@ -98,40 +100,40 @@ class Submission:
 
     @property
     def entrypoint(self) -> str:
-        """Return the command: one line that a shell takes apart into the same arguments.
+        """Return the command as one line for a shell.
 
-        Always with `--json`: who attaches may want the document.
+        It always has `--json`: a command that attaches later may need the document.
         """
         order = " --newest-first" * self.newest_first
         return f"{self.decides}{order} --json{' --quiet' * self.quiet}"
 
 
 def identify(job_path: str) -> dict[str, str]:
-    """Return what the cluster keeps of a job file, to find its submissions: its name and its sink.
+    """Return the metadata by which the submissions of a job file are found: its name and its sink.
 
-    Files of several teams may have one name; outputs they do not share. The sink is the one that is
-    written in the file, whatever an override makes of it.
+    Teams may have job files of the same name, but not the same output. The sink is that of the
+    file, before overrides.
 
     Raises:
         JobError: The file cannot be read, or is no mapping in plain YAML.
     """
     sink = read_yaml(job_path).value.get("sink")
     uri = sink.get("uri") if isinstance(sink, dict) else sink
-    # A digest, as all who may list the jobs see it.
+    # A digest, since everyone who can list the jobs sees it.
     digest = hashlib.sha256(json.dumps(uri).encode()).hexdigest()[:16]
     return {"job": Path(job_path).stem, "sink": digest}
 
 
 def refuse_secrets(overrides: Sequence[str]) -> None:
-    """Refuse overrides that the cluster would show to all who list its jobs.
+    """Refuse overrides of storage options, which everyone who lists the jobs would see.
 
     Raises:
-        JobError: One is about storage options.
+        JobError: There is one.
     """
     for override in overrides:
         name, _, text = override.partition("=")
         if "storage_options" in name or "storage_options" in json.dumps(parse_value(text)):
             raise JobError(
-                f"--set {name}: the cluster would show storage_options to everybody who lists its "
-                "jobs; write them in the job file, as ${env:NAME}"
+                f"--set {name}: the cluster would show storage_options to everyone who lists its "
+                "jobs; write them in the job file as ${env:NAME}"
             )

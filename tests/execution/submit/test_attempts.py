@@ -135,7 +135,7 @@ def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_n
     assert find_newest(client, teams["a"]).job_id == "a-x-12345678-a1"
     assert find_newest(client, teams["b"]).job_id == "b-2026-11-25-12345678-a1"
     client.add("a-y-12345678-a1", "PENDING", **identify(teams["a"]))
-    with pytest.raises(JobError, match="give one of a-x-12345678-a1, a-y-12345678-a1"):
+    with pytest.raises(JobError, match="give one id: a-x-12345678-a1, a-y-12345678-a1"):
         find_newest(client, teams["a"])
     with pytest.raises(JobError, match=r"no job of .* for 2026-11-26 was submitted"):
         find_attempts(client, teams["b"], "2026-11-26")
@@ -150,7 +150,7 @@ def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_n
 def test_who_follows_a_pending_job_waits_as_long_as_its_submission_said():
     client, job_id = ListedJobs(), "a-b-12345678-a1"
     client.add(job_id, "PENDING", start_timeout_s="-1")
-    with pytest.raises(InfraError, match="pending for -1 s, no driver starts"):
+    with pytest.raises(InfraError, match="pending for -1 s, and no driver has started"):
         wait_for_driver(client, job_id, None, stops=False)
 
 

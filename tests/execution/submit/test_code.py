@@ -70,9 +70,9 @@ def test_code_goes_without_secrets_caches_links_and_what_is_ignored(
 ):
     caplog.set_level(logging.INFO)
     assert sent(job, tree) == {**GOES, "nightly.yaml": "sink: {uri: /out}\n"}
-    (line,) = [message for message in caplog.messages if "go along" in message]
+    (line,) = [message for message in caplog.messages if "sending" in message]
     num_bytes = sum(map(len, GOES.values()))
-    assert f"{len(GOES)} files, {num_bytes} bytes: " in line
+    assert f"sending {len(GOES)} files, {num_bytes} bytes from {tree}: " in line
     going, left_out = line.split("; left out: ")
     assert all(name in going for name in GOES)
     assert ".aws" in left_out
@@ -123,7 +123,9 @@ def test_too_much_code_is_refused_with_the_numbers(
     monkeypatch.setattr(code_module, "MAX_CODE_MIB", 1)
     root = make(tmp_path / "code", **GOES)
     (root / "lib" / "weights.bin").write_bytes(bytes(3 << 20))
-    with pytest.raises(JobError, match=r"3\.0 MiB; at most 1 MiB .* lib/weights.bin \(3\.0 MiB\)"):
+    with pytest.raises(
+        JobError, match=r"3\.0 MiB; at most 1 MiB can be sent.* lib/weights.bin \(3\.0 MiB\)"
+    ):
         sent(job, root)
     (root / ".rayignore").write_text("*.bin\n")
     assert "nets.py" in sent(job, root)
@@ -134,7 +136,7 @@ def test_too_much_code_is_refused_with_the_numbers(
     [
         (["pipeline/__init__.py"], "would hide this package"),
         (["pipeline.py"], "would hide this package"),
-        ([".env"], "nothing in it can be sent"),
+        ([".env"], "it has no file that can be sent"),
     ],
 )
 def test_code_that_cannot_be_used_is_refused(

@@ -56,7 +56,7 @@ def test_after_a_while_one_line_says_what_came_last(monkeypatch: pytest.MonkeyPa
     with pytest.raises(InfraError, match=r"^the cluster: does not answer: 503 Said: <html> busy$"):
         ask([answer(503, b"<html>\n busy")])
     monkeypatch.setattr(client, "FIRST_CONTACT_S", 0.0)
-    with pytest.raises(InfraError, match="no Ray job API answers: 200, but no answer of Ray's"):
+    with pytest.raises(InfraError, match="no Ray job API answers: 200, but not from Ray"):
         ask([PAGE], is_known=False)
 
 
