@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pipeline.commit.card import write_card
+from pipeline.commit.delta import Delta
 from pipeline.commit.layout import Layout, first_below, part_target, renumber
 from pipeline.commit.manifest import (
     Manifest,
@@ -27,7 +28,6 @@ from pipeline.commit.manifest import (
     restore_entry,
 )
 from pipeline.commit.shard_table import unneeded_keys
-from pipeline.commit.tables.delta import Delta
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.create_once import CreateOutcome

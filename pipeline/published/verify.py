@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.commit.delta import Delta
 from pipeline.commit.layout import DELTA_LOG, Layout, part_target
 from pipeline.commit.manifest import (
     Manifest,
@@ -33,7 +34,6 @@ from pipeline.commit.parts.part_file import DamagedPart, open_part, read_batches
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.shard_table import KnownShard, NoKeys, read_shard_table
-from pipeline.commit.tables.delta import Delta
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of, without
 from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, QUARANTINE_SCHEMA, ROW_ID

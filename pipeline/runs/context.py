@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from pipeline.commit.delta import Delta, table_of
 from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.lease import Lease, hold_lease
-from pipeline.commit.tables.delta import Delta, table_of
 from pipeline.gates.golden import GoldenRows
 from pipeline.job.job import Job
 from pipeline.job.reading.dates import seconds_until

@@ -16,10 +16,10 @@ import yaml
 from support.runs.published import Rows, publish_rows, sink_of, slice_table
 
 from pipeline.commit.card import write_card
+from pipeline.commit.delta import table_of
 from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.publish import sync_published_folder
-from pipeline.commit.tables.delta import table_of
 from pipeline.core.environment import FAILPOINT
 from pipeline.process import failpoints
 from pipeline.storage.store import Store

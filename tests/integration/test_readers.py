@@ -22,10 +22,10 @@ from support.runs.published import DAY, Rows, prepare_version, publish_rows
 from support.runs.published_rows import read_current
 from support.runs.stepping import Program
 
+from pipeline.commit.delta import Delta, open_table
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.publish import commit, repair, rollback, sync_published_folder
-from pipeline.commit.tables.delta import Delta, open_table
 from pipeline.core.errors import JobError
 from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store

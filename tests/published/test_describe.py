@@ -1,5 +1,7 @@
 """What is said of a job, an output or a past run is what is there, and saying it writes nothing."""
 
+from __future__ import annotations
+
 import dataclasses
 import io
 import json
@@ -14,14 +16,17 @@ from rich.console import Console
 from support.runs.published import DAY, Rows, labels_of, publish_rows, put_report, snapshot
 from support.runs.published_rows import read_predictions
 from support.runs.report_examples import BARE, document_of
+from typer.testing import CliRunner
 
 import pipeline
+from pipeline.commands.app import app
 from pipeline.commit.layout import Layout, staged_name
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.figures.counters import StageCounters
 from pipeline.job.job import Job
+from pipeline.operations.inspect import inspect
 from pipeline.published.describe import _shown_columns, describe_output
 from pipeline.published.verify import verify_output
 from pipeline.report.document import Report
@@ -404,3 +409,23 @@ def test_a_document_fits_80_columns_and_has_no_rows_of_dashes(store: Store):
 def test_long_values_are_folded_and_never_cut():
     digest = "ab" * 200
     assert "".join(shown({"sha256": digest, "rows": [{"x": digest}]}).split()).count("ab") == 400
+
+
+def test_a_page_of_inspect_says_what_the_command_says(tmp_path: Path):
+    store = Store(str(tmp_path / "out"))
+    for day in (23, 24):
+        publish_rows(store, f"date=2026-11-{day}")
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["inspect", store.url(""), "--html", str(page), "--json"])
+    assert done.exit_code == 0, done.output
+    text = page.read_text("utf-8")
+    first, last = (text.index(f"<td>date=2026-11-{day}</td><td>complete</td>") for day in (23, 24))
+    assert last < first
+    for words in ("date=2026-11-24, version 1", "made-up", "Least certain"):
+        assert words in text
+    assert "does not say how its input was read" in text
+    assert "<th>unreadable shards</th><td>0</td>" in text, "what is zero is said, too"
+    places = [text.index(words) for words in (">predicted<", "does not say", "fingerprint")]
+    assert places == sorted(places), "what was predicted, pictures, then ids and hashes"
+    inspect(store.url(""), html=page, samples=0)
+    assert "Least certain" not in page.read_text("utf-8")

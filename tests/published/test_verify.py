@@ -1,9 +1,12 @@
 """Whatever is lost, doubled or changed after (or before) publishing is found, and named."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from support.runs.published import (
     DAY,
     Rows,
     encode,
+    make_manifest,
     make_plan,
     publish_rows,
     read_part_table,
@@ -21,13 +25,15 @@ from support.runs.published import (
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.parts.compaction import Compacted
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
+from pipeline.commit.shard_table import About, KnownShard, write_shard_table
 from pipeline.core.documents import sealed, unsealed
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.published import verify as verify_module
-from pipeline.published.verify import Check, verdict, verify_output
+from pipeline.published.verify import Check, check_keys, verdict, verify_output
 from pipeline.sources.units import UncountedPlan
 from pipeline.storage.store import Store
 
@@ -378,3 +384,61 @@ def test_one_wrong_row_is_found_and_named(
     names, message = failures(store)
     assert names == expected
     assert text in message
+
+
+ABOUT = About("predictor", "settings", "content")
+SOUND = (
+    KnownShard("a", 10, "1", 3, 0, (1,)),
+    KnownShard("b", 10, "1", 2, 2, (0, 1)),
+    KnownShard("c", 10, "1", 5, 2),
+)
+"""Seven predictions in two parts."""
+
+
+def check(
+    folder: Path, shards: tuple[KnownShard, ...] = SOUND, unreadable_shards: int = 0
+) -> Check:
+    """Write what is known as given, and prove it."""
+    store, parts = Store(str(folder)), (Part("part-0", 3, 1, ""), Part("part-1", 4, 1, ""))
+    keys = write_shard_table(store, LAYOUT.keys("1"), ABOUT, shards, Compacted(parts, ()))
+    manifest = replace(
+        make_manifest(LAYOUT, make_plan(Rows()), 1, "run", parts, ()),
+        keys=keys,
+        num_predicted=7,
+        num_unreadable_shards=unreadable_shards,
+    )
+    return check_keys(store, LAYOUT, manifest)
+
+
+def changed(number: int, **how: object) -> tuple[KnownShard, ...]:
+    return tuple(replace(s, **how) if n == number else s for n, s in enumerate(SOUND))
+
+
+def test_what_is_sound_passes_and_shards_that_could_not_be_read_may_be_missing(tmp_path: Path):
+    result = check(tmp_path)
+    assert (result.status, result.message) == ("pass", "3 shards, as written")
+    assert check(tmp_path, ()).status == "pass"
+    assert check(tmp_path, SOUND[:2]).status == "fail"
+    assert check(tmp_path, SOUND[:2], unreadable_shards=1).status == "pass"
+
+
+BEYOND = "the shards have predictions beyond the 7 of the version"
+
+
+@pytest.mark.parametrize(
+    ("shards", "unreadable", "message"),
+    [
+        (changed(0, failed=(3,)), 0, "a has 3 rows, and others that failed"),
+        (changed(0, failed=(-1,)), 0, "a has 3 rows, and others that failed"),
+        (changed(2, first=1), 0, "b and c have the same predictions"),
+        (changed(0, failed=()), 0, "a and b have the same predictions (and 1 more)"),
+        (changed(2, num_rows=4), 0, "the shards have 6 predictions, the version 7"),
+        (changed(2, first=3), 0, BEYOND),
+        (changed(2, num_rows=6), 1, BEYOND),
+    ],
+)
+def test_shards_whose_rows_cannot_be_are_named(
+    tmp_path: Path, shards: tuple[KnownShard, ...], unreadable: int, message: str
+):
+    result = check(tmp_path, shards, unreadable)
+    assert (result.status, result.message) == ("fail", message)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.commit.delta import table_of
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted, Compactor, cut_groups
@@ -30,7 +31,6 @@ from pipeline.commit.plan_store import adopt_plan, named
 from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.shard_table import About, known_shards, read_failed, write_shard_table
 from pipeline.commit.staging import StagingWriter, list_staged
-from pipeline.commit.tables.delta import table_of
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, INPUT_HASH, LABEL, staged_schema

@@ -19,12 +19,12 @@ from support.runs.published import DAY, Rows, prepare_version, publish_rows, sli
 from support.servers.faultproxy import RESET_AFTER, RESET_BEFORE, TRUNCATE, FaultProxy, Rule
 from support.servers.s3server import S3Server
 
+from pipeline.commit import delta
+from pipeline.commit.delta import Delta
+from pipeline.commit.delta_storage import library_options
 from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, sync_published_folder
-from pipeline.commit.tables import delta
-from pipeline.commit.tables.delta import Delta
-from pipeline.commit.tables.delta_storage import library_options
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.published.verify import verify_output

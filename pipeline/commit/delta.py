@@ -20,16 +20,16 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from pipeline.commit.layout import DELTA_LOG, Layout
-from pipeline.commit.manifest import Manifest, log_numbers
-from pipeline.commit.parts.part_file import open_part
-from pipeline.commit.tables.delta_storage import (
+from pipeline.commit.delta_storage import (
     failed,
     library,
     library_options,
     open_table,
     table_url,
 )
+from pipeline.commit.layout import DELTA_LOG, Layout
+from pipeline.commit.manifest import Manifest, log_numbers
+from pipeline.commit.parts.part_file import open_part
 from pipeline.core.backoff import TIME_LIMIT_S
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import UNTYPED, values_of

@@ -1,1 +1,0 @@
-"""The Delta table of the predictions beside the Parquet files."""
