@@ -356,7 +356,7 @@ def test_a_renewal_is_no_step_forward(usual_store: Store):
         assert last_progress() == before
 
 
-SHORT_S, LONG_S = 0.2, 1e6
+SHORT_S = 0.2
 
 
 def read_beat(store: Store, epoch: int = 1) -> Heartbeat:
