@@ -152,12 +152,8 @@ def slice_rows(row_bytes: float) -> int:
 
 
 def _is_same(extent: Extent, num_rows: int | None, known: KnownShard) -> bool:
-    same = extent.exact_version == known.version
-    # Of one that broke off only what cannot be read now is taken over.
-    same |= known.breaks_off and known.version.startswith(f"{extent.version}/")
-    if not same or extent.size_bytes != known.size_bytes:
-        return False
-    return num_rows in (None, known.num_rows)
+    is_same = (extent.exact_version, extent.size_bytes) == (known.version, known.size_bytes)
+    return is_same and num_rows in (None, known.num_rows)
 
 
 def _recut(

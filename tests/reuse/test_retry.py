@@ -22,6 +22,7 @@ from pipeline.operations.run import run
 from pipeline.process import shared_notes
 from pipeline.process.shared_notes import SharedNotes
 from pipeline.runs.ending import lost_run
+from pipeline.sources.extents import Extent
 
 
 def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_why(
@@ -103,7 +104,11 @@ def test_a_retry_keeps_what_it_recovered_although_as_many_rows_fail_as_before(tm
     assert partition.retry() == "nothing_to_do"
 
 
-def test_of_a_tar_that_breaks_off_earlier_than_it_did_no_prediction_is_lost(tmp_path: Path):
+def test_no_prediction_is_lost_of_a_tar_that_breaks_off_earlier_than_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Blocks go bad without a write, so that the ctime stays as well.
+    monkeypatch.setattr(Extent, "exact_version", property(lambda extent: extent.version))
     partition = make_partition(tmp_path, "tars", has_weights=True)
     tar = Path(partition.inputs) / "s1.tar"
     whole = tar.read_bytes()
@@ -121,6 +126,20 @@ def test_of_a_tar_that_breaks_off_earlier_than_it_did_no_prediction_is_lost(tmp_
     assert partition.current().num_predicted == 38
     assert list(partition.failed().values()) == ["unreadable_shard"]
     break_off(tar, whole, 10)
+    assert partition.retry() == "published"
+    assert_as(partition, run_whole(partition, tmp_path))
+
+
+@pytest.mark.parametrize("num_read", [2, 0])
+def test_a_retry_predicts_a_tar_anew_that_broke_off_and_was_written_with_its_size_and_time(
+    num_read: int, tmp_path: Path
+):
+    partition = make_partition(tmp_path, "tars", has_weights=True)
+    tar = Path(partition.inputs) / "s1.tar"
+    whole = tar.read_bytes()
+    break_off(tar, whole, 8)
+    partition.run()
+    break_off(tar, whole, num_read)
     assert partition.retry() == "published"
     assert_as(partition, run_whole(partition, tmp_path))
 
