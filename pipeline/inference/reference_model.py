@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pipeline.core.cache.private_files import one_at_a_time
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.runtimes.float32_math import exact_math
+from pipeline.inference.runtimes.make_runner import exact_math
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
 from pipeline.models.tasks.scores import OFF

@@ -17,7 +17,7 @@ from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import embedded_hardware, ray_versions, require_one_version
 from pipeline.execution.cluster.login import LOCAL, log_in
 from pipeline.execution.embedded.patches import describe
-from pipeline.inference.runtimes.choice import usable_ways
+from pipeline.inference.runtimes.usable import usable_ways
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.resolving.resolve import resolve_model

@@ -20,9 +20,9 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.inference.devices.device_buffers import DeviceBuffer, make_device_buffers
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.inference.result_table import Batches
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.runtime import missing_reason
+from pipeline.inference.slice_run import Batches
 from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec

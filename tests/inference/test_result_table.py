@@ -14,13 +14,8 @@ from support.runs.plan_examples import SPEC
 
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import NUM_TOKENS, ROW_ID, URI, staged_schema
-from pipeline.inference.result_table import (
-    Batches,
-    Timer,
-    scatter_batch,
-    to_table,
-    unpredicted,
-)
+from pipeline.inference.result_table import scatter_batch, to_table, unpredicted
+from pipeline.inference.slice_run import Batches, Timer
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.preprocessing.model_input import BatchLimits

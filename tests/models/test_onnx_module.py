@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from support.models import onnx_files
 
 from pipeline.core.errors import JobError
-from pipeline.inference.runtimes.onnx_binding import bound
+from pipeline.inference.runtimes.onnx_runtime import bound
 from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
 

@@ -1,29 +1,142 @@
-"""Engine `torch`: a module of torch, opened by one of the runtimes, batch after batch.
+"""Engine `torch`: runs a module of torch, batch after batch, with one of the runtimes.
 
-The same code runs on CPU and GPU. Normalisation runs here, on the device.
+Its base class has what engine `generate` does the same way: it counts the rows of a slice, makes
+the reference check, and builds the table. The same code runs on CPU and GPU.
 """
 
 from __future__ import annotations
 
+import threading
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from pipeline.core.failures import without_failure
-from pipeline.core.figures.counters import LAUNCH, Counters, StageCounters, add
-from pipeline.core.figures.slice_figures import SliceFigures, Tokens
-from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
+from pipeline.core.cache.node_cache import claim_once_per_node
+from pipeline.core.failures import failures_of, without_failure
+from pipeline.core.figures.counters import LAUNCH, PREDICT, TRANSFER, Counters, StageCounters, add
+from pipeline.core.figures.slice_figures import Comparison, SliceFigures, Tokens
+from pipeline.core.registry import INPUTS
+from pipeline.core.schema import ERROR, ROW_ID
+from pipeline.core.user_code.own_code import extension_errors
+from pipeline.inference.devices.device_model import DeviceModel
+from pipeline.inference.engines.engine import Engine
+from pipeline.inference.fault_finder import FaultFinder
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.inference.reference_model import alone, reduced
+from pipeline.inference.result_table import to_table
 from pipeline.inference.row_independence import leave_out_padding, require_independent_rows
 from pipeline.inference.slice_run import SliceRun
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
-from pipeline.models.tasks.base import Arrays
+from pipeline.models.tasks.base import Arrays, Mask
 from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Rows
+from pipeline.preprocessing.model_input import Rows, bytes_of
+
+
+class Slice(NamedTuple):
+    """N rows that are predicted."""
+
+    rows: pa.Table
+    inputs: Inputs
+    todo: Rows
+    """The rows that have no error yet."""
+    faults: FaultFinder
+    """Fails those of them that cannot be predicted."""
+
+
+class Predicted(NamedTuple):
+    """What an engine has made of a slice."""
+
+    results: Arrays
+    """As the task keeps them, name -> (N, ...)."""
+    is_done: Mask
+    """(N,): the rows that are in `results`."""
+    transfer_s: float
+    predict_s: float
+
+
+class ModelEngine(Engine):
+    """One module of torch on one device; a subclass says how it predicts the rows of a slice."""
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        first: SystematicFailureDetector | None = None,
+        *,
+        ends_process: bool = False,
+    ) -> None:
+        self._first, self._ends_process = first, ends_process
+        self._model = DeviceModel(config)
+        self._is_check_awaited, self._choosing = config.limits is not None, threading.Lock()
+
+    @abstractmethod
+    def _predicted(self, part: Slice, counters: Counters) -> Predicted:
+        """Predict the rows to do, make the reference check if it is due, and count what else is."""
+
+    def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        with self._model.lock.shared():
+            seen = self._config.spec.input
+            with extension_errors(INPUTS, seen.name):
+                inputs = seen.arrays(rows)
+            todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
+            failures, row_ids = failures_of(rows), rows.column(ROW_ID)
+            faults = FaultFinder(
+                self._model, row_ids, failures, self._first, ends_process=self._ends_process
+            )
+            part = Slice(rows, inputs, todo, faults)
+            results, is_done, transfer_s, predict_s = self._predicted(part, counters)
+            count_in, num_bytes = len(todo), bytes_of(inputs, todo)
+            failed = int((~without_failure(failures)[todo]).sum())
+            moved = StageCounters(count_in, count_in, 0, num_bytes, num_bytes, transfer_s)
+            add(counters, TRANSFER, moved)
+            made = StageCounters(count_in, count_in - failed, failed, num_bytes, 0, predict_s)
+            add(counters, PREDICT, made)
+            task, published = self._model.task, seen.published_fields()
+            pass_through = self._config.pass_through
+            return to_table(task, pass_through, rows, results, is_done, failures, published)
+
+    @property
+    def awaits_reference_check(self) -> bool:
+        return self._is_check_awaited
+
+    def close(self) -> None:
+        self._model.unload()
+
+    @property
+    def _config(self) -> PredictorConfig:
+        return self._model.config
+
+    def _check_once(
+        self, num_rows: int, count_agreeing: Callable[[], int], counters: Counters
+    ) -> None:
+        """Make the reference check, if it is awaited and there are rows for it.
+
+        Args:
+            num_rows: The rows that are compared.
+            count_agreeing: Compares them; if it raises, a later slice is compared.
+            counters: Gets the figure `reference_check`.
+        """
+        with self._choosing:  # another slice in flight may be the first
+            if not num_rows or not self._is_check_awaited:
+                return
+            self._is_check_awaited = False
+        name = f"reference-check-{self._config.run_id}"
+        try:
+            # Each actor with a GPU does it, as cards may be sick, and one per CPU node.
+            if self._model.gpu is not None or claim_once_per_node(name):
+                started = perf_counter()
+                checked = Comparison(num_rows, count_agreeing(), perf_counter() - started)
+                SliceFigures(reference_check=checked).add_to(counters)
+        except BaseException:
+            self._is_check_awaited = True
+            raise
 
 
 class TorchEngine(ModelEngine):

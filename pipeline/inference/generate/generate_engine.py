@@ -28,7 +28,7 @@ from pipeline.core.schema import (
     OUTPUT_TEXT,
 )
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
+from pipeline.inference.engines.torch_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.fault_finder import FaultFinder
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.inference.generate.greedy import LENGTH, Outputs, Writing, is_repeating, text_of

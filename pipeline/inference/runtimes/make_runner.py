@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -12,10 +14,11 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.export import Exporter, Varying
-from pipeline.inference.runtimes.float32_math import set_math
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.runtime import (
+    EXACT,
+    TF32,
     Runner,
     Runtime,
     file_reason,
@@ -34,6 +37,8 @@ _DTYPES = {
     INT8: torch.float32,  # calibration takes the float32 model
 }
 _MAX_CHARS = 300
+_math = EXACT
+"""How this process multiplies float32 at present."""
 
 
 def dtype_of(runtime: str, precision: str) -> torch.dtype:
@@ -119,3 +124,39 @@ def _open_file(runtime: Runtime, exporter: Exporter, precision: str, num_threads
     assert isinstance(module.module, OnnxModule), "has_file says so"
     is_static = runtime.open_file(module.module, exporter, precision, num_threads)
     return Runner(module.run, is_static)
+
+
+def set_math(math: str) -> None:
+    """Set how this process multiplies float32, by all of torch's flags, whatever was set before.
+
+    By default convolutions use TF32. Older names of a flag, or a user's module, may have set some
+    of the flags, so all are set, in this order.
+    """
+    global _math
+    _math, allowed = math, math == TF32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.fp32_precision = math  # type: ignore[attr-defined]
+    # The older names, which raise when they are read after the newer ones alone were set.
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cudnn.fp32_precision = math
+    for backend in _backends():
+        backend.fp32_precision = math
+
+
+@contextlib.contextmanager
+def exact_math() -> Iterator[None]:
+    """Multiply float32 exactly in the body, and as before after it, also if it raises."""
+    before = _math
+    set_math(EXACT)
+    try:
+        yield
+    finally:
+        set_math(before)
+
+
+def _backends() -> list[Any]:
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    named = [(cudnn, "conv"), (cudnn, "rnn"), (mkldnn, "matmul"), (mkldnn, "conv"), (mkldnn, "rnn")]
+    backends = [torch.backends.cuda.matmul, *(getattr(owner, name, None) for owner, name in named)]
+    return [backend for backend in backends if hasattr(backend, "fp32_precision")]

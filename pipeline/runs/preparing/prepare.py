@@ -24,8 +24,8 @@ from pipeline.execution.environment import refuse_autoload
 from pipeline.gates.golden import GoldenRows
 from pipeline.gates.golden_files import read_golden
 from pipeline.inference.library_check import hold_to_library
-from pipeline.inference.runtimes.choice import require_usable
 from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.usable import require_usable
 from pipeline.job.job import Job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec

@@ -18,9 +18,9 @@ from pipeline.core.documents import sealed, unsealed
 from pipeline.core.errors import PipelineError
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.runtime import missing_reason, unfit_reason
+from pipeline.inference.runtimes.usable import usable_ways
 from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.allocation import Allocation, Hardware, allocate

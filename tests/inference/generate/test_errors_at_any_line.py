@@ -21,7 +21,7 @@ from support.models.choosing import choosing, prepared
 from support.models.generating import make_writer, writing
 
 from pipeline.inference import fault_finder, result_table, slice_run
-from pipeline.inference.engines import model_engine, open_engine, torch_engine
+from pipeline.inference.engines import open_engine, torch_engine
 from pipeline.inference.generate import generate_engine, greedy, rules
 from pipeline.models.directories.text import choices
 from pipeline.models.generate import causal, decoding, grammar
@@ -30,7 +30,7 @@ from pipeline.models.spec import ModelSpec, PredictorConfig
 TRACED = {
     module.__file__
     for module in (
-        *(generate_engine, greedy, model_engine, rules, torch_engine),
+        *(generate_engine, greedy, rules, torch_engine),
         *(fault_finder, slice_run, result_table, causal, grammar, choices),
         decoding,
     )

@@ -12,8 +12,7 @@ import torch
 from support.models import onnx_files
 
 from pipeline.core.errors import JobError
-from pipeline.inference.runtimes.onnx_binding import bound
-from pipeline.inference.runtimes.onnx_runtime import cuda_options, require_on_gpu
+from pipeline.inference.runtimes.onnx_runtime import bound, cuda_options, require_on_gpu
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 ON_CPU = torch.device("cpu")

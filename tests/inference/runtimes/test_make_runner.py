@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from pipeline.inference.runtimes import float32_math
-from pipeline.inference.runtimes.float32_math import exact_math, set_math
+from pipeline.inference.runtimes import make_runner
+from pipeline.inference.runtimes.make_runner import exact_math, set_math
 from pipeline.inference.runtimes.runtime import EXACT, TF32, math_of
 
 backends = torch.backends
@@ -115,4 +115,4 @@ def test_a_module_that_sets_flags_while_it_is_loaded_does_not_decide(
     predict(predictor("models:colours"), rows_of(images(3)))
     assert seen
     assert all(flags == wanted(EXACT) for flags in seen)
-    assert float32_math._set == EXACT
+    assert make_runner._math == EXACT
