@@ -13,7 +13,7 @@ from support.runs.reference import reference
 
 from pipeline.commands.app import app
 from pipeline.core import errors, failures, schema
-from pipeline.core.figures.counters import STAGES
+from pipeline.core.figures import STAGES
 from pipeline.core.registry import GATES, TASKS, built_in
 from pipeline.report.metric_families import MEANINGS
 from pipeline.report.sections.limits import GROUPS

@@ -27,13 +27,11 @@ from pipeline.commit.parts.part_file import DamagedPart, checksums, open_part, w
 from pipeline.commit.parts.part_writer import META_PREFIX, repetitive_columns
 from pipeline.core.arrays import as_array
 from pipeline.core.backoff import retries_taken
-from pipeline.core.causes import causes_of
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError, PipelineError
-from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import WRITE, Counters, StageCounters, add
-from pipeline.core.figures.histograms import measure_numbers
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.failures import Failure, Reason, causes_of, failure_columns, failures_of
+from pipeline.core.figures import WRITE, Counters, SliceFigures, StageCounters, add
+from pipeline.core.histograms import measure_numbers
 from pipeline.core.hive_paths import without_folder
 from pipeline.core.rows_set_aside import checked_pairs, is_taken_over, num_computed, put_back
 from pipeline.core.schema import ERROR, LABEL, SOURCE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ALLOW_IMPORT = "PIPELINE_ALLOW_IMPORT"
-"""Module prefixes that a job's factories may name; read by `core/user_code/allowed_imports`."""
+"""Module prefixes that a job's factories may name; read by `core/user_code`."""
 DEBUG = "PIPELINE_DEBUG"
 """Errors come with their traceback; read by `process/terminal`."""
 PLAIN_RAY = "PIPELINE_PLAIN_RAY"

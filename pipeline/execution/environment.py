@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.core.cache.private_files import home_folder
 from pipeline.core.errors import JobError
+from pipeline.core.private_files import home_folder
 from pipeline.execution.private_names import read
 
 # glibc gives large buffers back to the kernel and faults them in again; this keeps them.

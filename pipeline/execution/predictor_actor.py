@@ -13,12 +13,18 @@ import pyarrow as pa
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.backoff import stop_retrying_at
 from pipeline.core.errors import InfraError, PipelineError
-from pipeline.core.figures.counters import PREDICT, Counters, StageCounters, add
-from pipeline.core.figures.slice_figures import Comparison, SliceFigures
+from pipeline.core.figures import (
+    PREDICT,
+    Comparison,
+    Counters,
+    SliceFigures,
+    StageCounters,
+    add,
+)
 from pipeline.core.registry import ENGINES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
-from pipeline.core.user_code.own_code import extension_errors
+from pipeline.core.user_code import extension_errors
 from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.backoff import stop_retrying_at
-from pipeline.core.figures.counters import PREDICT, Counters
+from pipeline.core.figures import PREDICT, Counters
 from pipeline.core.registry import INPUTS
 from pipeline.core.slices import pack, unpack
-from pipeline.core.user_code.own_code import extension_errors
+from pipeline.core.user_code import extension_errors
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan

@@ -9,10 +9,10 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, TypeVar
 
-from pipeline.core.cache.private_files import first_of
 from pipeline.core.errors import InfraError, PipelineError, find_cause
 from pipeline.core.printable import clean_message
-from pipeline.core.user_code.user_errors import SHOW_ALL, describe_remote_error
+from pipeline.core.private_files import first_of
+from pipeline.core.user_code import SHOW_ALL, describe_remote_error
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.ray_options import MAX_TASK_RETRIES
 from pipeline.execution.versions import known_errors, session_folder

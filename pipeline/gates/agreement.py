@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.core.figures.slice_figures import Comparison
+from pipeline.core.figures import Comparison
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import Past
 from pipeline.gates.results import Finding

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
 
-from pipeline.core.figures.histograms import SCORE_BINS, Distribution, Numbers
+from pipeline.core.histograms import SCORE_BINS, Distribution, Numbers
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import NOTHING_EARLIER, Past
 from pipeline.gates.results import Finding

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from pipeline.core.causes import Cause
-from pipeline.core.figures.histograms import Distribution
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.failures import Cause
+from pipeline.core.figures import SliceFigures
+from pipeline.core.histograms import Distribution
 from pipeline.gates.history import Past
 from pipeline.gates.results import Finding
 from pipeline.job.gates import Gates, Mode

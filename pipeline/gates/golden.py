@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.errors import GateRefused
-from pipeline.core.figures.counters import Counters
-from pipeline.core.figures.slice_figures import Comparison, SliceFigures
+from pipeline.core.figures import Comparison, Counters, SliceFigures
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
 from pipeline.gates.results import GateResult
 from pipeline.inference.result_table import scatter_batch

@@ -14,7 +14,7 @@ from functools import partial
 from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, NotAManifest, current_manifest
 from pipeline.core.errors import JobError
-from pipeline.core.figures.histograms import Distribution
+from pipeline.core.histograms import Distribution
 from pipeline.core.output_folders import CONTROL
 from pipeline.storage.store import Store
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.core.causes import Cause
 from pipeline.core.errors import GateRefused
-from pipeline.core.figures.histograms import Distribution
+from pipeline.core.failures import Cause
+from pipeline.core.histograms import Distribution
 from pipeline.core.registry import GATES, get, names
 from pipeline.gates.gate import NONE_UNREADABLE, Figures, Gate, Need, UnreadableShards
 from pipeline.gates.history import Past

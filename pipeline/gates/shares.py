@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 
-from pipeline.core.causes import format_causes
-from pipeline.core.figures.slice_figures import Generated, Tokenised
+from pipeline.core.failures import format_causes
+from pipeline.core.figures import Generated, Tokenised
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import NOTHING_EARLIER, Past
 from pipeline.gates.results import Finding

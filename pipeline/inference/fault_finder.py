@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pipeline.core.device_errors import end_process
 from pipeline.core.failures import Failure, Reason
 from pipeline.inference.devices.accelerator import PAUSES_S, Gpu
+from pipeline.inference.devices.device_errors import end_process
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.preprocessing.model_input import Rows

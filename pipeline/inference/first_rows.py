@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.core.causes import Cause, SystematicFailure, cause_of
-from pipeline.core.failures import Failure, Reason, failures_of
+from pipeline.core.failures import Cause, Failure, Reason, SystematicFailure, cause_of, failures_of
 from pipeline.core.schema import ERROR, ROW_ID
 
 _ENOUGH_ROWS, _ENOUGH_OF_OUTPUTS = 64, 8

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.core.cache.cpu import processor_name
-from pipeline.core.figures.counters import Counters
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import Counters, SliceFigures
+from pipeline.inference.processor import processor_name
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _TF32, _BF16 = (8, 0), "bf16"

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
+from pipeline.core.node_cache import cached_folder, key_of
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import (
     AUDIO,

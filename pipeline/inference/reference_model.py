@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from pipeline.core.cache.private_files import one_at_a_time
+from pipeline.core.private_files import one_at_a_time
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.runtimes.make_runner import exact_math
 from pipeline.models.spec import PredictorConfig

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.core.failures import Failure, failure_columns, failures_of, without_failure
 from pipeline.core.registry import TASKS
 from pipeline.core.schema import ROW_ID, URI, staged_schema
-from pipeline.core.user_code.own_code import ContractError, extension_errors
+from pipeline.core.user_code import ContractError, extension_errors
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, Mask, Task

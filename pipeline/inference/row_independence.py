@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.core.device_errors import is_out_of_memory
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
+from pipeline.inference.devices.device_errors import is_out_of_memory
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.reference_model import reduced
 from pipeline.inference.slice_run import are_finite

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.device_errors import is_out_of_memory
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import PREDICT
+from pipeline.core.figures import PREDICT
 from pipeline.core.registry import TASKS
-from pipeline.core.user_code.own_code import module_of
-from pipeline.core.user_code.user_errors import whereabouts
+from pipeline.core.user_code import module_of, whereabouts
 from pipeline.inference.devices.device_buffers import DeviceBuffer
+from pipeline.inference.devices.device_errors import is_out_of_memory
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.fault_finder import FaultFinder
 from pipeline.inference.first_rows import RaisedFailure

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.media import ENCODED, Encoded
-from pipeline.core.user_code.own_code import extension_errors
+from pipeline.core.user_code import extension_errors
 from pipeline.job.features import FeatureEntry, SourceInput, column_of, name_trouble
 from pipeline.job.registered import check_options, registered
 from pipeline.job.section import PositiveInt, Section, Texts, TextsByName

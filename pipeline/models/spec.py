@@ -16,9 +16,12 @@ import pyarrow as pa
 
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.registry import INPUTS, TASKS
-from pipeline.core.user_code.allowed_imports import import_callable
-from pipeline.core.user_code.own_code import extension_errors
-from pipeline.core.user_code.user_errors import SHOW_ALL, describe_user_error
+from pipeline.core.user_code import (
+    SHOW_ALL,
+    describe_user_error,
+    extension_errors,
+    import_callable,
+)
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import directory_module

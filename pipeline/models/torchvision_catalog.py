@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import InfraError
+from pipeline.core.node_cache import cached_folder, key_of
 from pipeline.models.directories.probes import images
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec

@@ -27,9 +27,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from pipeline.core.backoff import TransientError, with_retries
-from pipeline.core.cache.private_files import first_of
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message, first_names, num_of
+from pipeline.core.private_files import first_of
 from pipeline.models.directories.files import (
     ADAPTER,
     CONFIG,

@@ -25,7 +25,7 @@ from pipeline.core.schema import (
 )
 from pipeline.core.semantics import semantics_of
 from pipeline.core.slices import SliceKey
-from pipeline.core.user_code.own_code import code_digest, noun_of
+from pipeline.core.user_code import code_digest, noun_of
 from pipeline.job.job import Job
 from pipeline.job.source import Source
 from pipeline.models.spec import ModelSpec

@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns, failures_of, of_part
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures import Counters, StageCounters, add
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import ROW_ID, URI, columns_of_part, input_column
-from pipeline.core.user_code.own_code import extension_errors
+from pipeline.core.user_code import extension_errors
 from pipeline.preprocessing.input_facts import Cost
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.failures import Failure, RowError, failures_of
-from pipeline.core.figures.counters import PREPARED, Counters, StageCounters, add
+from pipeline.core.figures import PREPARED, Counters, StageCounters, add
 from pipeline.core.media import ENCODED, media_format
 from pipeline.preprocessing.input_facts import Columns
 from pipeline.process.liveness import still_alive

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import alike_in_shape
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows, TensorColumn

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.core.arrays import as_array, features_from_arrow
 from pipeline.core.errors import JobError
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import FEATURES, TEXT_FEATURE, WIDTHS
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows, TensorColumn

@@ -115,7 +115,7 @@ def show_error(error: BaseException, code: int) -> int:
 
     Several errors of a job file are a line each, and a list in the document.
     """
-    from pipeline.core.user_code.user_errors import describe_user_error
+    from pipeline.core.user_code import describe_user_error
 
     package = logging.getLogger("pipeline")
     if package.isEnabledFor(logging.DEBUG) or os.environ.get(DEBUG):

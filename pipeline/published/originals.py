@@ -17,7 +17,7 @@ from pipeline.commit.manifest import Manifest
 from pipeline.commit.plan_store import read_plan
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, RowError
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID, URI
 from pipeline.job.source import Source
 from pipeline.planning.plan import Plan

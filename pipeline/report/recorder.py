@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.staging import StagedSlice
-from pipeline.core.causes import Cause
-from pipeline.core.figures.counters import PREPARED, Counters, StageCounters, measure
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.failures import Cause
+from pipeline.core.figures import PREPARED, Counters, SliceFigures, StageCounters, measure
 from pipeline.core.rows_set_aside import NOT_READ
-from pipeline.core.versions import environment_versions, package_versions
+from pipeline.core.semantics import environment_versions, package_versions
 from pipeline.gates.results import GateResult
 from pipeline.inference.runtimes.runtime import math_of
 from pipeline.models.spec import ModelSpec

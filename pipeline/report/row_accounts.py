@@ -10,11 +10,9 @@ from typing import Any, Literal
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.staging import StagedSlice
-from pipeline.core.causes import Cause, Causes
-from pipeline.core.failures import Reason
-from pipeline.core.figures.counters import PUBLISH
-from pipeline.core.figures.histograms import Distribution, Numbers, sum_numbers
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.failures import Cause, Causes, Reason
+from pipeline.core.figures import PUBLISH, SliceFigures
+from pipeline.core.histograms import Distribution, Numbers, sum_numbers
 from pipeline.core.printable import clean_message, num_of
 from pipeline.core.slices import SliceKey
 from pipeline.gates.gate import NONE_UNREADABLE, UnreadableShards

@@ -19,8 +19,7 @@ from pipeline.commit.staging import StagedSlice, StagingWriter
 from pipeline.core.arrays import Numbers, as_array
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import READ, Counters, measure, merge
-from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
+from pipeline.core.figures import READ, Counters, LookedUp, SliceFigures, measure, merge
 from pipeline.core.printable import clean_message
 from pipeline.core.row_digests import HASH_BYTES, input_hashes
 from pipeline.core.rows_set_aside import NOT_READ

@@ -23,7 +23,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason
 from pipeline.core.output_folders import CONTROL
 from pipeline.core.printable import num_of
-from pipeline.core.versions import changed_versions, environment_versions
+from pipeline.core.semantics import changed_versions, environment_versions
 from pipeline.job.job import Job
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor_key import why_other

@@ -26,10 +26,9 @@ from pipeline.commit.manifest import Manifest, Part, read_manifest
 from pipeline.commit.parts.part_file import open_part
 from pipeline.commit.shard_table import PLACES_PER_GROUP
 from pipeline.core.arrays import Numbers, as_array
-from pipeline.core.cache.eviction import let_go
-from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.hive_paths import restore
+from pipeline.core.node_cache import cached_folder, let_go
 from pipeline.core.row_digests import HASH_BYTES
 from pipeline.core.schema import INPUT_HASH
 from pipeline.storage.store import Store

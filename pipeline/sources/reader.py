@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import AccessDenied, InfraError
-from pipeline.core.figures.counters import READ, Counters, StageCounters, measure
+from pipeline.core.figures import READ, Counters, StageCounters, measure
 from pipeline.core.registry import SOURCES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
-from pipeline.core.user_code.own_code import extension_errors
+from pipeline.core.user_code import extension_errors
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import Piece, format_of
 from pipeline.sources.units import (

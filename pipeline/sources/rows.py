@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline.core.arrays import Numbers, as_array, binary_array, with_nulls
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import ROW_ID, URI, source_schema
-from pipeline.core.user_code.own_code import ContractError
+from pipeline.core.user_code import ContractError
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_text
 from pipeline.sources.columns.input_reader import Failures, Place, fail

@@ -28,7 +28,7 @@ from pipeline.commit.staging import (
 )
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.figures.counters import Counters, StageCounters
+from pipeline.core.figures import Counters, StageCounters
 from pipeline.core.schema import staged_schema
 from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store

@@ -12,7 +12,7 @@ from support.runs.report_examples import BARE, report_of
 from pipeline.core import backoff
 from pipeline.core.backoff import TRIES, TransientError, retries_taken, with_retries
 from pipeline.core.errors import InfraError, JobError, Stopped
-from pipeline.core.figures.counters import Counters, measure
+from pipeline.core.figures import Counters, measure
 from pipeline.report.render import to_html
 
 

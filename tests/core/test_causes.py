@@ -11,18 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.commit.staging import StagedSlice
-from pipeline.core.causes import (
+from pipeline.core.errors import JobError
+from pipeline.core.failures import (
     MAX_PER_SLICE,
     Cause,
     Causes,
+    Failure,
+    Reason,
     SystematicFailure,
     causes_of,
     common_cause,
+    failure_columns,
     format_causes,
     key_of,
 )
-from pipeline.core.errors import JobError
-from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.printable import num_of
 from pipeline.report.row_accounts import RowAccounts
 

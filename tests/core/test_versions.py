@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import pytest
 
-from pipeline.core.versions import changed_versions, environment_versions, package_versions
+from pipeline.core.semantics import changed_versions, environment_versions, package_versions
 
 THEN = {"pillow": "12.2.0", "torch": "2.13.0", "numpy": "2.4.6"}
 
@@ -17,7 +17,7 @@ def test_they_are_those_of_the_distributions_and_nothing_is_imported():
     assert package_versions()["ray"] == version("ray")
     assert environment_versions()["pillow"] == version("pillow")
     program = (
-        "import sys; from pipeline.core.versions import environment_versions as e; e();"
+        "import sys; from pipeline.core.semantics import environment_versions as e; e();"
         "print([n for n in ('torch', 'numpy', 'PIL', 'pyarrow') if n in sys.modules])"
     )
     done = subprocess.run(

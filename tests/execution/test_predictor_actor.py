@@ -6,9 +6,8 @@ import pytest
 from support.faults.fake_device import FakeGpu, installed
 from support.runs.predicting import config_of, images, rows_of
 
-from pipeline.core.causes import SystematicFailure
-from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import Counters
+from pipeline.core.failures import Failure, Reason, SystematicFailure
+from pipeline.core.figures import Counters
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.predictor_actor import ActorConfig, _Model
 from pipeline.inference.first_rows import SystematicFailureDetector

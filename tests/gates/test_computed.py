@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import GateRefused
-from pipeline.core.figures.histograms import Distribution, Numbers
+from pipeline.core.histograms import Distribution, Numbers
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past
 from pipeline.gates.judging import all_gates, judge

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.core.errors import GateRefused, JobError
-from pipeline.core.figures.histograms import Distribution, Numbers
-from pipeline.core.figures.slice_figures import (
+from pipeline.core.figures import (
     Comparison,
     Generated,
     SliceFigures,
     Tokenised,
 )
+from pipeline.core.histograms import Distribution, Numbers
 from pipeline.core.registry import GATES, load, names
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past

@@ -19,7 +19,7 @@ from support.runs.cli import pipeline, write_job
 from support.runs.jobs import DATE
 
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields
 from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden import GoldenRefused, GoldenRows

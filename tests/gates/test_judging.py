@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.causes import Cause
 from pipeline.core.errors import GateRefused, JobError
-from pipeline.core.figures.histograms import Distribution, Numbers
-from pipeline.core.figures.slice_figures import Comparison, SliceFigures, Tokenised
+from pipeline.core.failures import Cause
+from pipeline.core.figures import Comparison, SliceFigures, Tokenised
+from pipeline.core.histograms import Distribution, Numbers
 from pipeline.gates.gate import Figures, UnreadableShards
 from pipeline.gates.history import Past
 from pipeline.gates.judging import certain_failures, early_refusal, judge

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.figures.histograms import DIRECTIONS, Distribution, Numbers, measure_numbers
+from pipeline.core.histograms import DIRECTIONS, Distribution, Numbers, measure_numbers
 from pipeline.gates.drift import compare_labels, compare_numbers
 
 COUNTS = st.dictionaries(st.integers(0, 30), st.integers(1, 500), max_size=20)

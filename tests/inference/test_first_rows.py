@@ -21,8 +21,7 @@ from support.runs.predicting import (
 )
 from support.runs.selection import quick_cases
 
-from pipeline.core.causes import SystematicFailure
-from pipeline.core.failures import Failure, Reason
+from pipeline.core.failures import Failure, Reason, SystematicFailure
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.models.outputs import OutputError, OutputSpec

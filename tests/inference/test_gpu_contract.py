@@ -34,12 +34,12 @@ from support.runs.predicting import (
 from support.runs.selection import examples
 from torch import nn
 
-from pipeline.core.cache.private_files import one_at_a_time
-from pipeline.core.device_errors import OutOfDeviceMemory
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.private_files import one_at_a_time
 from pipeline.execution.environment import WORKER_ENVIRONMENT
 from pipeline.inference import fault_finder, slice_run
 from pipeline.inference.devices.accelerator import PAUSES_S
+from pipeline.inference.devices.device_errors import OutOfDeviceMemory
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.runtimes.runtime import Runner
 from pipeline.models.agreement import AgreementLimits

@@ -19,7 +19,7 @@ import torch
 from support.runs.cli import pipeline, write_job
 from support.runs.predicting import images, is_predicted, predict, predictor, rows_of
 
-from pipeline.core.device_errors import OutOfDeviceMemory
+from pipeline.inference.devices.device_errors import OutOfDeviceMemory
 
 pytestmark = [
     pytest.mark.gpu,

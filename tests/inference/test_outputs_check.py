@@ -16,7 +16,7 @@ from support.runs import predicting
 from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.resolving.resolve import resolve_model

@@ -17,7 +17,7 @@ from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import SliceFigures
 from pipeline.core.schema import TEXT
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.row_independence import ONE_LENGTH, ONE_ROW

@@ -14,7 +14,7 @@ from support.inputs import several_rows
 from support.inputs.several_rows import INPUTS, PAIR, TITLES, job_of, loop, planned
 
 from pipeline.core.errors import JobError
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import ERROR
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.engines.torch_engine import TorchEngine

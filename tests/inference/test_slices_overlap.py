@@ -18,7 +18,7 @@ from support.faults.fake_device import FakeGpu, installed
 from support.runs.predicting import BAD, BLACK, WHITE, config_of, images, predictor, rows_of
 from support.runs.selection import quick_cases
 
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard

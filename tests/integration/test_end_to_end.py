@@ -22,8 +22,8 @@ from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import read_plan
 from pipeline.commit.staging import list_staged
-from pipeline.core.cache.cpu import processor_name
 from pipeline.execution.embedded.patches import AGENTS, is_usable
+from pipeline.inference.processor import processor_name
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image

@@ -35,8 +35,8 @@ from support.servers.localserver import LocalServer
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.staging import StagedSlice
-from pipeline.core.causes import SystematicFailure
-from pipeline.core.figures.counters import STARTUP_PARTS
+from pipeline.core.failures import SystematicFailure
+from pipeline.core.figures import STARTUP_PARTS
 from pipeline.dataflow import run_job
 from pipeline.execution.caller import share_ray
 from pipeline.execution.tasks import run_tasks

@@ -28,8 +28,8 @@ from support.runs.checkout import SUPPORT
 from support.runs.jobs import job_of
 
 from pipeline.core.arrays import images_to_arrow
-from pipeline.core.cache.node_cache import key_of
 from pipeline.core.failures import RowError, failure_columns
+from pipeline.core.node_cache import key_of
 from pipeline.core.registry import INPUTS, SOURCES, built_in, load
 from pipeline.core.schema import OFFSETS, TEXT, TEXT_PAIR, WORD_IDS
 from pipeline.core.semantics import SEMANTICS, semantics_of

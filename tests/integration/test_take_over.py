@@ -40,10 +40,9 @@ from pipeline.commit.parts.part_file import DamagedPart
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
-from pipeline.core.causes import SystematicFailure
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import GateRefused
-from pipeline.core.failures import Failure, Reason
+from pipeline.core.failures import Failure, Reason, SystematicFailure
 from pipeline.execution.isolation.row_isolation import fail
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import missing_units

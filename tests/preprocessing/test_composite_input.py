@@ -14,7 +14,7 @@ from support.models.tiny_tokenizer import text_settings
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import ERROR, IMAGE_FIELDS, MESSAGE, feature_fields, text_fields
 from pipeline.preprocessing.composite_input import CompositeInput
 from pipeline.preprocessing.images.transform import TransformSpec

@@ -21,7 +21,7 @@ from support.models.tiny_tokenizer import text_settings
 from pipeline.core import registry
 from pipeline.core.arrays import empty_column
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import (
     AUDIO_FIELDS,
     ERROR,

@@ -24,7 +24,7 @@ from pipeline.commit.layout import Layout, staged_name
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.figures.counters import StageCounters
+from pipeline.core.figures import StageCounters
 from pipeline.job.job import Job
 from pipeline.operations.inspect import inspect
 from pipeline.published.describe import _shown_columns, describe_output

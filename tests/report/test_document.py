@@ -19,8 +19,7 @@ from support.runs.report_examples import (
     report_of,
 )
 
-from pipeline.core.figures.counters import STAGES, StageCounters
-from pipeline.core.figures.slice_figures import Isolated
+from pipeline.core.figures import STAGES, Isolated, StageCounters
 from pipeline.report.document import REPORT_VERSION, report_schema, to_json
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.report_examples import FULL, ROWS, STREAMING_S, WALL_S, report_of
 
-from pipeline.core.figures.counters import StageCounters
+from pipeline.core.figures import StageCounters
 from pipeline.report.estimate import NO_BASIS, estimate
 
 # All rows of the partition were computed by this run.

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from support.runs.report_examples import CASES, FULL, Facts, everywhere, report_of
 
-from pipeline.core.figures.counters import STAGES
+from pipeline.core.figures import STAGES
 from pipeline.report.document import to_json
 from pipeline.report.render import to_html
 

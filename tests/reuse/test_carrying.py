@@ -37,11 +37,11 @@ from support.runs.selection import quick_cases
 from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.shard_table import read_shard_table
 from pipeline.core.arrays import Numbers
-from pipeline.core.cache.private_files import cache_folder
 from pipeline.core.errors import GateRefused
+from pipeline.core.private_files import cache_folder
 from pipeline.core.rows_set_aside import NOT_READ
 from pipeline.core.schema import ROW_ID
-from pipeline.core.versions import environment_versions
+from pipeline.core.semantics import environment_versions
 from pipeline.reuse.checked_sample import choose_checked
 from pipeline.reuse.filling import _read_rows
 from pipeline.reuse.finding import Reuse

@@ -27,7 +27,7 @@ from pipeline.commit.parts.row_ids import sum_of_parts
 from pipeline.commit.staging import StagedSlice, staged_of
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Reason
-from pipeline.core.figures.counters import PUBLISH
+from pipeline.core.figures import PUBLISH
 from pipeline.core.output_folders import PREDICTIONS, QUARANTINE
 from pipeline.core.schema import (
     ERROR,

@@ -21,7 +21,7 @@ from pipeline.commit.manifest import Part
 from pipeline.commit.parts.part_file import leaf_types, write_file
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.core.schema import ROW_ID
-from pipeline.core.versions import package_versions
+from pipeline.core.semantics import package_versions
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.cache.private_files import opened
 from pipeline.core.errors import InfraError
+from pipeline.core.private_files import opened
 
 log = logging.getLogger(__name__)
 

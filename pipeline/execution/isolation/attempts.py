@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.cache.private_files import open_file, opened
+from pipeline.core.private_files import open_file, opened
 
 _KEPT_S = 7 * 86_400.0
 _UNSAFE_FROM = 3

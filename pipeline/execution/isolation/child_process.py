@@ -26,9 +26,9 @@ import pyarrow as pa
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.printable import clean_message
-from pipeline.core.user_code.user_errors import describe_user_error
+from pipeline.core.user_code import describe_user_error
 from pipeline.process.liveness import still_alive, tell_parent
 from pipeline.process.memory import LOOK_S, excess_message, taken_bytes
 from pipeline.process.parent_death import die_with

@@ -14,9 +14,8 @@ from time import perf_counter
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import Counters, StageCounters, add
-from pipeline.core.figures.slice_figures import Isolated as IsolatedFigure
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import Counters, SliceFigures, StageCounters, add
+from pipeline.core.figures import Isolated as IsolatedFigure
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work

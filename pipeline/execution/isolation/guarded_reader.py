@@ -16,9 +16,8 @@ import pyarrow as pa
 
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import READ, Counters, StageCounters, add, merge
-from pipeline.core.figures.slice_figures import Isolated as IsolatedFigure
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import READ, Counters, SliceFigures, StageCounters, add, merge
+from pipeline.core.figures import Isolated as IsolatedFigure
 from pipeline.core.schema import ROW_ID
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.execution.isolation.attempts import Attempts, Earlier

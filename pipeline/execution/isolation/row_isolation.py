@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of, of_part
-from pipeline.core.figures.counters import Counters, StageCounters, add, merge
+from pipeline.core.figures import Counters, StageCounters, add, merge
 from pipeline.core.row_digests import num_bytes, row_digests
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step

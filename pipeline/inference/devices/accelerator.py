@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from pipeline.core.device_errors import TooLarge, is_out_of_memory, require_context
+from pipeline.inference.devices.device_errors import TooLarge, is_out_of_memory, require_context
 
 P = ParamSpec("P")
 T = TypeVar("T")

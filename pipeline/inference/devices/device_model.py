@@ -16,12 +16,12 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from pipeline.core.device_errors import OutOfDeviceMemory
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference import output_tree as pytree
 from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers, make_device_buffers
+from pipeline.inference.devices.device_errors import OutOfDeviceMemory
 from pipeline.inference.devices.load_runner import full_batch, gpu_of, load_runner, make_buffer
 from pipeline.inference.devices.shared_lock import SharedLock
 from pipeline.inference.outputs_check import OutputsCheck

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.core.device_errors import OutOfDeviceMemory, TooLarge
 from pipeline.core.errors import JobError
 from pipeline.inference.devices.accelerator import Gpu, the_gpu
+from pipeline.inference.devices.device_errors import OutOfDeviceMemory, TooLarge
 from pipeline.inference.gpu_facts import absence_here
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.export import Exporter, Varying

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.core.registry import ENGINES, get
-from pipeline.core.user_code.own_code import extension_errors
+from pipeline.core.user_code import extension_errors
 from pipeline.models.tasks import task_class
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays

@@ -17,13 +17,22 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.cache.node_cache import claim_once_per_node
 from pipeline.core.failures import failures_of, without_failure
-from pipeline.core.figures.counters import LAUNCH, PREDICT, TRANSFER, Counters, StageCounters, add
-from pipeline.core.figures.slice_figures import Comparison, SliceFigures, Tokens
+from pipeline.core.figures import (
+    LAUNCH,
+    PREDICT,
+    TRANSFER,
+    Comparison,
+    Counters,
+    SliceFigures,
+    StageCounters,
+    Tokens,
+    add,
+)
+from pipeline.core.node_cache import claim_once_per_node
 from pipeline.core.registry import INPUTS
 from pipeline.core.schema import ERROR, ROW_ID
-from pipeline.core.user_code.own_code import extension_errors
+from pipeline.core.user_code import extension_errors
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.engine import Engine
 from pipeline.inference.fault_finder import FaultFinder

@@ -19,8 +19,15 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import PREDICT, PREFILL, Counters, StageCounters
-from pipeline.core.figures.slice_figures import Generated, SliceFigures, Tokens
+from pipeline.core.figures import (
+    PREDICT,
+    PREFILL,
+    Counters,
+    Generated,
+    SliceFigures,
+    StageCounters,
+    Tokens,
+)
 from pipeline.core.schema import (
     MEAN_LOGPROB,
     NUM_INPUT_TOKENS,

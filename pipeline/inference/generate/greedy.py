@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pipeline.core.failures import Failure
-from pipeline.core.figures.slice_figures import Steps
+from pipeline.core.figures import Steps
 from pipeline.inference.generate.rules import AppliedRules, Row
 from pipeline.models.generate.causal import Batch, CausalDecoding
 from pipeline.models.generate.decoding import Decoding, LibraryDecoding

@@ -7,7 +7,7 @@ of the runtime, never its name. Importing a runtime imports neither torch nor th
 
 from __future__ import annotations
 
-from pipeline.core.cache.node_cache import versions_of
+from pipeline.core.node_cache import versions_of
 from pipeline.core.registry import RUNTIMES, get
 from pipeline.inference.runtimes.runtime import Runtime
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
+from pipeline.core.node_cache import cached_folder, key_of
 from pipeline.inference import output_tree as pytree
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.models.onnx_module import OnnxModule

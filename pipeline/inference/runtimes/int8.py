@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.node_cache import cached_folder
 from pipeline.core.output_folders import calibrated_model
 from pipeline.models.directories.onnx.graph import is_external, tensors
 from pipeline.storage.store import Store

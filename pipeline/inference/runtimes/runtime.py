@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pipeline.inference.runtimes.int8 as int8
-from pipeline.core.cache.cpu import instruction_sets
 from pipeline.core.errors import JobError
+from pipeline.inference.processor import instruction_sets
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter

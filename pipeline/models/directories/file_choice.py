@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
+from pipeline.core.node_cache import cached_folder, key_of
 from pipeline.models.directories.files import (
     ADAPTER,
     BOTH,

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.errors import JobError
+from pipeline.core.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.facts import (
     TOWERS,

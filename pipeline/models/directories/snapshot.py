@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.cache.eviction import evict_for
-from pipeline.core.cache.node_cache import cached_folder, key_of
-from pipeline.core.cache.private_files import cache_folder
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.node_cache import cached_folder, evict_for, key_of
+from pipeline.core.private_files import cache_folder
 from pipeline.models.directories.file_choice import choose_files, choose_onnx
 from pipeline.models.directories.files import ONNX_SUFFIX
 from pipeline.models.directories.refused import require_local_model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.failures import TRANSFORM_FACTORY
 from pipeline.core.printable import num_of
-from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
+from pipeline.core.user_code import require_allowed, source_digest
 from pipeline.job.transform import Text
 from pipeline.models.directories.facts import ImageContract, TextFacts
 from pipeline.models.directories.text.chat_template import chat_prompt

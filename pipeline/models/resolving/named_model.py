@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import INPUTS, TASKS, built_in, get, load
-from pipeline.core.user_code.allowed_imports import (
+from pipeline.core.user_code import (
     check_arguments,
     import_callable,
     require_allowed,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import TASKS
-from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
-from pipeline.core.user_code.own_code import extension_errors
+from pipeline.core.user_code import extension_errors, require_allowed, source_digest
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.files import PROMPTS
 from pipeline.models.directories.opening import require_served

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.user_code.allowed_imports import check_arguments, import_callable
-from pipeline.core.user_code.user_errors import failed
+from pipeline.core.user_code import check_arguments, failed, import_callable
 from pipeline.models.outputs import OutputError, nested, nested_type, require
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.documents import sealed, unsealed
 from pipeline.core.errors import JobError
+from pipeline.core.node_cache import tensors_digest
 from pipeline.core.printable import clean_message
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.single_file import read_file

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.core.arrays import as_array, features_from_arrow
 from pipeline.core.failures import Reason, RowError, failure_columns
-from pipeline.core.figures.counters import PREPARED, Counters
+from pipeline.core.figures import PREPARED, Counters
 from pipeline.core.schema import AUDIO, DURATION_S
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.audio.audio_settings import (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pyarrow as pa
 
 from pipeline.core.arrays import images_from_arrow, sized_from_arrow
-from pipeline.core.figures.counters import PREPARED, Counters
+from pipeline.core.figures import PREPARED, Counters
 from pipeline.core.schema import (
     GEOMETRY,
     HEIGHT_PX,

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.arrays import images_to_arrow, sized_to_arrow
 from pipeline.core.failures import failure_columns
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import IMAGE, IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from pipeline.preprocessing.encoded_rows import Step, prepare_rows
 from pipeline.preprocessing.images.decode import decode_sized

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import TRANSFORM_FACTORY, Reason
-from pipeline.core.user_code.allowed_imports import check_arguments, import_callable
-from pipeline.core.user_code.user_errors import describe_user_error, failed
+from pipeline.core.user_code import (
+    check_arguments,
+    describe_user_error,
+    failed,
+    import_callable,
+)
 from pipeline.preprocessing.images.transform import TransformSpec, Untransformable
 from pipeline.process.liveness import no_limit
 

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
-from pipeline.core.figures.counters import Counters
-from pipeline.core.figures.slice_figures import Comparison, SliceFigures
+from pipeline.core.figures import Comparison, Counters, SliceFigures
 from pipeline.core.schema import ERROR, EXACT, IMAGE
 from pipeline.preprocessing.model_input import Arrays, Input, take_rows
 

@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
-from pipeline.core.figures.counters import TOKENIZE, Counters, measure
-from pipeline.core.figures.slice_figures import SliceFigures, Tokenised
+from pipeline.core.figures import TOKENIZE, Counters, SliceFigures, Tokenised, measure
 from pipeline.core.row_digests import num_bytes, row_digests
 from pipeline.core.schema import (
     ERROR,

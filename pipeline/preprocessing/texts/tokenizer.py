@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason, RowError
+from pipeline.core.node_cache import cached_folder
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.texts.text_settings import TextSettings
 from pipeline.process.terminal import native_errors_dropped

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.core.figures.counters import LAUNCH, PREPARED
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import LAUNCH, PREPARED, SliceFigures
 from pipeline.report.sections import Section
 
 # Stages of one group run one after the other in the same slot, so they are judged together.

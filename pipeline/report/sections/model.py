@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import SliceFigures
 from pipeline.core.printable import num_of
 from pipeline.planning.allocation import Allocation
 from pipeline.planning.allocation import Hardware as ClusterHardware

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.figures.counters import STARTUP_PARTS, stages_with
-from pipeline.core.figures.slice_figures import Isolated
+from pipeline.core.figures import STARTUP_PARTS, Isolated, stages_with
 from pipeline.report.sections import Section, ratio
 from pipeline.report.sections.limits import Load, utilisation_pct
 from pipeline.report.sections.outcome import BROKEN

@@ -7,8 +7,7 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.core.figures.counters import PREFILL
-from pipeline.core.figures.slice_figures import Steps, Tokens
+from pipeline.core.figures import PREFILL, Steps, Tokens
 from pipeline.core.printable import num_of
 from pipeline.report.sections import Section, ratio
 from pipeline.report.sections.limits import Load

@@ -26,11 +26,11 @@ from pipeline.commit.parts.row_ids import (
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.shard_table import About, known_shards, read_failed, write_shard_table
 from pipeline.commit.staging import discard_staged, read_footer
-from pipeline.core.causes import MAX_PER_RUN, SystematicFailure, common_cause, format_causes
 from pipeline.core.errors import InfraError
+from pipeline.core.failures import MAX_PER_RUN, SystematicFailure, common_cause, format_causes
 from pipeline.core.hive_paths import partition_types
+from pipeline.core.semantics import environment_versions, package_versions
 from pipeline.core.slices import SliceKey
-from pipeline.core.versions import environment_versions, package_versions
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past, look_back
 from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from pipeline.commit.layout import REPORT_PAGE
-from pipeline.core.causes import SystematicFailure
 from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
+from pipeline.core.failures import SystematicFailure
 from pipeline.core.printable import clean_message
 from pipeline.gates.golden import GoldenRefused
 from pipeline.process.interrupts import as_ours

@@ -13,11 +13,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import TRANSFORM_FACTORY, Failure
-from pipeline.core.figures.counters import PREDICT, Counters
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import PREDICT, Counters, SliceFigures
+from pipeline.core.node_cache import tensors_digest
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.hive_paths import partition_types, require_folders
+from pipeline.core.node_cache import cached_folder, key_of
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import EMBEDDING
 from pipeline.execution.caller import restore_process_state

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR
-from pipeline.core.user_code.user_errors import describe_user_error
+from pipeline.core.user_code import describe_user_error
 from pipeline.inference.engines import engine_class, open_engine
 from pipeline.inference.engines.engine import Engine
 from pipeline.inference.runtimes import runtime_of

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.cache.cpu import describe_processor
-from pipeline.core.cache.private_files import PROFILES, cache_folder, first_of
 from pipeline.core.errors import InfraError
 from pipeline.core.output_folders import calibrated_model, measured_profile
-from pipeline.core.versions import package_versions
+from pipeline.core.private_files import PROFILES, cache_folder, first_of
+from pipeline.core.semantics import package_versions
 from pipeline.execution.cluster.hardware import start_on_workers
 from pipeline.execution.tasks import TaskLost, are_done, value_if_kept
+from pipeline.inference.processor import describe_processor
 from pipeline.inference.runtimes import runtime_versions
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import Hardware

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.core.arrays import with_nulls
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 
 Failures = list[Failure | None]
 """One per row; None for a row that has not failed yet."""

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array, with_nulls
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.core.schema import file_name_of, text_fields
 from pipeline.sources.columns.arrow_types import is_binary, is_text, plain_type
 from pipeline.sources.columns.input_reader import (

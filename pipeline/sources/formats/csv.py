@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.core.printable import clean_message, listed
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.registered import options_of

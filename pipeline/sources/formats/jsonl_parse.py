@@ -20,7 +20,7 @@ import pyarrow.json
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.input_reader import Failures, fail
 from pipeline.sources.columns.pass_through import Problems, exact_max

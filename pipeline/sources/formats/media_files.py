@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.core.backoff import BadBlockError
 from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.core.hive_paths import above_root, hive_values
 from pipeline.core.media import ENCODED
 from pipeline.core.semantics import SEMANTICS

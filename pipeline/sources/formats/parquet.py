@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, Retries, is_bad_block
 from pipeline.core.errors import AccessDenied
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.columns.column_path import take_paths

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.pass_through import check_names

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.columns.input_reader import Failures
 from pipeline.sources.input_columns import columns_of

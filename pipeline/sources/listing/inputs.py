@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.registry import SOURCES
-from pipeline.core.user_code.own_code import extension_errors
+from pipeline.core.user_code import extension_errors
 from pipeline.job.source import Source
 from pipeline.sources.listing.refused import refuse_tables, require_file_type, table_of
 from pipeline.sources.source_format import format_of

@@ -27,7 +27,7 @@ import pyarrow as pa
 from pipeline.core.arrays import as_array, binary_array
 from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.failures import Failure, Reason, RowError
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.core.printable import clean_message
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_text, plain_type

@@ -29,7 +29,7 @@ from support.inputs.badfiles import base_image, encode
 from support.runs.checkout import PYTHONPATH
 
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import Counters, StageCounters
+from pipeline.core.figures import Counters, StageCounters
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, Guard

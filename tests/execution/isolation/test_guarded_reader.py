@@ -20,7 +20,7 @@ from support.servers.faultproxy import STALL, FaultProxy, Rule
 from support.servers.s3server import S3Server
 
 from pipeline.core.failures import Reason
-from pipeline.core.figures.counters import merge
+from pipeline.core.figures import merge
 from pipeline.core.slices import SliceKey, unpack
 from pipeline.execution.isolation import guarded_reader
 from pipeline.execution.isolation.attempts import Attempts

@@ -40,7 +40,7 @@ from support.runs.checkout import PYTHONPATH
 
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failures_of
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import ERROR
 from pipeline.execution.isolation import child_process
 from pipeline.execution.isolation.child_process import Child, ChildResult

@@ -16,7 +16,7 @@ from support.runs.predicting import BAD, PASS_THROUGH, config_of, images, rows_o
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, failure_columns
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.registry import ENGINES, load, names
 from pipeline.core.schema import LABEL_ID, OUTPUT_TEXT, SCORE, staged_schema
 from pipeline.inference.engines import engine_class, open_engine

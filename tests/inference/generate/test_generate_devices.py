@@ -15,7 +15,7 @@ from support.faults.fake_device import FakeGpu, installed
 from support.models.choosing import prepared
 from support.models.generating import make_writer, writing
 
-from pipeline.core import device_errors
+from pipeline.inference.devices import device_errors
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.models.generate.decoding import Decoding

@@ -15,9 +15,8 @@ import torch
 from support.models.choosing import prepared
 from support.models.generating import NEW_TOKENS, make_writer, writing
 
-from pipeline.core.causes import SystematicFailure
-from pipeline.core.figures.counters import PREFILL, Counters
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.failures import SystematicFailure
+from pipeline.core.figures import PREFILL, Counters, SliceFigures
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.inference.generate.greedy import is_repeating

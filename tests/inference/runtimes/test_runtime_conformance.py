@@ -19,10 +19,10 @@ from support.runs.predicting import Convolved, images, predict, predictor, rows_
 from support.runs.selection import quick_cases
 from torch.utils import _pytree as pytree
 
-from pipeline.core.cache.node_cache import key_of
 from pipeline.core.errors import JobError
+from pipeline.core.node_cache import key_of
 from pipeline.core.registry import RUNTIMES, names
-from pipeline.core.versions import environment_versions
+from pipeline.core.semantics import environment_versions
 from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versions
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.int8 import INT8

@@ -21,8 +21,8 @@ from support.models.snapshots import (
 )
 from support.servers.s3server import S3Server
 
-from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import JobError
+from pipeline.core.node_cache import cached_folder
 from pipeline.models.directories.opening import build_module, open_facts, read_facts
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
 from pipeline.models.tasks.base import TaskSpec

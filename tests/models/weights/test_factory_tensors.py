@@ -15,8 +15,8 @@ from support.models.model_cases import resolve
 from support.runs.cli import pipeline, write_job
 from torch import nn
 
-from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import JobError
+from pipeline.core.node_cache import tensors_digest
 from pipeline.inference.devices.load_runner import load_runner
 from pipeline.models.spec import PredictorConfig, load_module, load_pinned
 from pipeline.models.weights.weights import pin, seeded

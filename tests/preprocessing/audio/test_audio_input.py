@@ -11,7 +11,7 @@ import torch
 from support.inputs.clips import RATE_HZ, encoded, tone
 
 from pipeline.core.failures import failure_columns
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import AUDIO, DURATION_S, ERROR
 from pipeline.inference.devices.load_runner import _small
 from pipeline.preprocessing.audio.audio_input import TENSOR, AudioInput, extracted

@@ -18,7 +18,7 @@ from support.runs.checkout import ROOT
 from pipeline.core.arrays import images_from_arrow
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.images.images import preprocess
 from pipeline.preprocessing.images.own_transform import load_step, try_step

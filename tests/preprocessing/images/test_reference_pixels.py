@@ -15,7 +15,7 @@ from support.runs.jobs import job_of
 
 from pipeline.core.arrays import images_from_arrow, images_to_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import EXACT, IMAGE_FIELDS
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.engines.torch_engine import TorchEngine

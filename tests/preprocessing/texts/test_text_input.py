@@ -15,7 +15,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import (
     ERROR,
     ERROR_STAGE,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.stage_loads import counted, figures_of, load_of
 
-from pipeline.core.figures.counters import LAUNCH
+from pipeline.core.figures import LAUNCH
 from pipeline.report.sections.bottleneck import find_bottleneck
 from pipeline.report.sections.limits import Load, find_limits, utilisation_pct
 

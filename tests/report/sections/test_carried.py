@@ -8,9 +8,8 @@ from support.runs.plan_examples import planned, shard_extents
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.shard_table import About, KnownShard, ShardTable
 from pipeline.commit.staging import StagedSlice
-from pipeline.core.figures.counters import Counters
-from pipeline.core.figures.histograms import Distribution, Numbers
-from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
+from pipeline.core.figures import Counters, LookedUp, SliceFigures
+from pipeline.core.histograms import Distribution, Numbers
 from pipeline.core.rows_set_aside import NOT_READ
 from pipeline.report.recorder import RunRecorder
 from pipeline.report.sections.carried import carried_section, first_shards, plan_facts

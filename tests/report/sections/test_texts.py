@@ -20,10 +20,12 @@ from support.runs.report_examples import (
     report_of,
 )
 
-from pipeline.core.figures.counters import PREFILL, Counters, StageCounters
-from pipeline.core.figures.slice_figures import (
+from pipeline.core.figures import (
+    PREFILL,
+    Counters,
     Generated,
     SliceFigures,
+    StageCounters,
     Steps,
     Tokenised,
     Tokens,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support.runs.reading import plan_job, read
 from support.runs.selection import examples
 
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import require_complete

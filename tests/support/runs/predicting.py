@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.core.arrays import images_to_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import CLASSIFY_FIELDS, staged_schema
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.agreement import AgreementLimits

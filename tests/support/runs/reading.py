@@ -10,7 +10,7 @@ from typing import Any
 import models
 import pyarrow as pa
 
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from pipeline.core.figures.counters import STAGES, StageCounters
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import STAGES, SliceFigures, StageCounters
 from pipeline.report.document import Report, build_report
 from pipeline.report.sections.limits import Load
 

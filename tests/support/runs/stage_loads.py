@@ -1,7 +1,6 @@
 """How busy the stages of a made-up run were: loads to find limits of."""
 
-from pipeline.core.figures.counters import StageCounters
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import SliceFigures, StageCounters
 from pipeline.report.sections.limits import Load
 
 

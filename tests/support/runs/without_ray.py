@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.errors import PipelineError, find_cause
-from pipeline.core.user_code.user_errors import SHOW_ALL, describe_user_error
+from pipeline.core.user_code import SHOW_ALL, describe_user_error
 from pipeline.execution import executors
 from pipeline.execution.cluster import hardware
 from pipeline.execution.cluster.hardware import this_machine

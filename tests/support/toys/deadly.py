@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, failure_columns
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures import Counters, StageCounters, add
 from pipeline.core.schema import ERROR
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.core.figures.counters import Counters
+from pipeline.core.figures import Counters
 from pipeline.core.schema import ERROR
 from pipeline.execution.stages import Preprocessing
 from pipeline.published.originals import OriginalFinder, Originals

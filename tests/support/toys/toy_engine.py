@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.core.failures import failures_of, without_failure
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures import Counters, StageCounters, add
 from pipeline.inference.engines.engine import Engine
 from pipeline.inference.result_table import to_table
 from pipeline.models.spec import PredictorConfig, load_module

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import READ
+from pipeline.core.figures import READ
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source

@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
+from pipeline.core.node_cache import cached_folder, key_of
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.files import make_view, preview
 from pipeline.models.directories.library import quiet

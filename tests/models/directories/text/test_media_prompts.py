@@ -37,8 +37,7 @@ from support.models.snapshots import change_json, write_image_processor, write_j
 from support.runs.jobs import job_over
 
 from pipeline.core.errors import JobError
-from pipeline.core.figures.counters import Counters
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures import Counters, SliceFigures
 from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.inference.library_check import hold_to_library
 from pipeline.job.model import Model

@@ -1,4 +1,4 @@
-"""Folders, locks and files of this user alone: what others could have put there is not believed."""
+"""Folders, files and locks of this user alone; nothing that others put there is trusted."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.commit.staging import count_labels
-from pipeline.core.figures.histograms import (
+from pipeline.core.histograms import (
     DIRECTIONS,
     MAX_BINS,
     MAX_COUNTED_TARGETS,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cache.node_cache import cached_folder, claim_once_per_node
-from pipeline.core.cache.private_files import cache_folder, first_of, open_file, opened
 from pipeline.core.errors import InfraError
+from pipeline.core.node_cache import cached_folder, claim_once_per_node
+from pipeline.core.private_files import cache_folder, first_of, open_file, opened
 from pipeline.execution.embedded import ray_folder
 from pipeline.execution.embedded.ray_folder import RayFolder, weakness
 from pipeline.execution.environment import token_file

@@ -14,8 +14,7 @@ from ray.exceptions import RayTaskError
 
 import pipeline
 from pipeline.core.errors import InfraError, JobError, PipelineError
-from pipeline.core.user_code.allowed_imports import import_callable
-from pipeline.core.user_code.user_errors import describe_user_error, user_frame
+from pipeline.core.user_code import describe_user_error, import_callable, user_frame
 from pipeline.execution.tasks import ray_errors
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec

@@ -5,12 +5,15 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.figures.counters import STAGES, STARTUP_PARTS, Counters, StageCounters
-from pipeline.core.figures.slice_figures import (
+from pipeline.core.figures import (
+    STAGES,
+    STARTUP_PARTS,
     Comparison,
+    Counters,
     Isolated,
     LookedUp,
     SliceFigures,
+    StageCounters,
     Tokenised,
     Tokens,
 )

@@ -27,8 +27,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.registry import SOURCES, TASKS
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS, ROW_ID, URI
-from pipeline.core.user_code import own_code
-from pipeline.core.user_code.own_code import extension_errors, module_of
+from pipeline.core.user_code import code_digest, extension_errors, module_of
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.result_table import to_table
 from pipeline.job.job import Job
@@ -49,7 +48,7 @@ def forget() -> None:
     """Forget `csvkit` as it was installed before, as another process has not seen it."""
     sys.modules.pop("csvkit", None)
     registry.load.cache_clear()
-    own_code.code_digest.cache_clear()
+    code_digest.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +199,7 @@ def test_an_error_of_an_own_input_is_one_line_with_file_and_line(
 
 def test_what_this_distribution_brings_has_no_digest_of_code():
     """Numbers of semantics say what changed of it."""
-    assert own_code.code_digest(SOURCES, "parquet") == ""
+    assert code_digest(SOURCES, "parquet") == ""
     assert module_of(SOURCES, "parquet") == ""
 
 

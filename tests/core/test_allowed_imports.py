@@ -9,7 +9,7 @@ import pytest
 from support.models.model_cases import resolve
 
 from pipeline.core.errors import JobError
-from pipeline.core.user_code.allowed_imports import source_digest
+from pipeline.core.user_code import source_digest
 
 GONE = ("models.os:system", "models.os.path:join", "models.colours.__class__:mro")
 """`models` is a module and no package."""

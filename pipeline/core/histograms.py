@@ -1,11 +1,13 @@
-"""How predictions are distributed: counted slice by slice, summed exactly; gates/drift.py compares.
+"""Distributions of predictions, counted slice by slice; they add up exactly, and gates/drift.py
+compares them.
 
 Scores of labels are counted in 20 bins of [0, 1]. Other numbers have no natural bins, so they are
 counted by the upper 16 bits of their rounded float32: sign, exponent and 7 bits of the mantissa.
 Values of one bin are within 2**-7 (0.8%) of each other, and counts add up exactly in any order.
-That is a DDSketch (Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable quantile sketch with
+This is a DDSketch (Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable quantile sketch with
 relative-error guarantees", PVLDB 12, 2019) whose logarithm is interpolated linearly within an
-octave, as its fast mapping is. Too many bins are halved by leaving out one more bit.
+octave, as in its fast mapping. If there are too many bins, one more bit is left out, which halves
+their number.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.figures.counters import (
+from pipeline.core.figures import (
     Counters,
     StageCounters,
     measure,

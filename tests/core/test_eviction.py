@@ -12,20 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cache import eviction
-from pipeline.core.cache.eviction import UNUSED_S, evict_for, use
-from pipeline.core.cache.node_cache import (
+from pipeline.core import node_cache
+from pipeline.core.node_cache import (
     _CHECKSUMS,
+    UNUSED_S,
     _checksums,
     cached_folder,
     claim_once_per_node,
+    evict_for,
+    use,
 )
-from pipeline.core.cache.private_files import cache_folder
+from pipeline.core.private_files import cache_folder
 
 SIZE = 1000
 USER = """
 import sys
-from pipeline.core.cache.node_cache import cached_folder
+from pipeline.core.node_cache import cached_folder
 cached_folder(sys.argv[1], lambda folder: None)
 print("in use", flush=True)
 sys.stdin.read()
@@ -33,7 +35,7 @@ sys.stdin.read()
 
 READER = """
 import os
-from pipeline.core.cache.node_cache import cached_folder
+from pipeline.core.node_cache import cached_folder
 
 print("ready", flush=True)
 found = []
@@ -49,7 +51,7 @@ for number in range(40):
 @pytest.fixture(autouse=True)
 def _limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(eviction, "MAX_BYTES", 3 * SIZE + 200)  # there are checksums, too
+    monkeypatch.setattr(node_cache, "MAX_BYTES", 3 * SIZE + 200)  # there are checksums, too
 
 
 def write(folder: Path) -> None:
@@ -126,7 +128,7 @@ def write_large(folder: Path) -> None:
 
 
 def test_an_artefact_that_is_made_makes_room_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eviction, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(node_cache, "MAX_BYTES", 1 << 20)
     make("m-9", 9)
     cached_folder("small", write)
     assert names() == {"m-9", "small"}

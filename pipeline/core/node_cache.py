@@ -1,8 +1,12 @@
-"""Per-node cache of exported models and the like: the first actor makes one, the others load it.
+"""The cache of a node: one actor makes an artefact, such as an exported model, and others load it.
 
-The key of an artefact says everything that it depends on. Each process compares the files of an
-artefact with their checksums before it uses them; a damaged artefact is made again. eviction.py
-removes old artefacts that no process uses.
+The key of an artefact contains everything that it depends on. Each process compares the files of
+an artefact with their checksums before it uses them, and makes a damaged artefact again.
+
+Old artefacts are removed when the cache is full. A process holds a shared lock on the file of each
+key that it uses, from before it looks for the artefact until it lets it go or ends. Removing needs
+that lock alone, so nothing disappears between being found and being read. The modification time of
+an artefact's folder is the time of its last use.
 """
 
 from __future__ import annotations
@@ -19,15 +23,24 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.cache.eviction import evict_for, num_bytes_of, use
-from pipeline.core.cache.private_files import CLAIMS, cache_folder, first_of, locked, one_at_a_time
+from pipeline.core.private_files import (
+    CLAIMS,
+    PROFILES,
+    USERS,
+    WAIT_S,
+    cache_folder,
+    first_of,
+    locked,
+    one_at_a_time,
+)
 from pipeline.core.semantics import SEMANTICS
 
 if TYPE_CHECKING:
@@ -197,3 +210,120 @@ def versions_of(packages: Sequence[str]) -> dict[str, str]:
 def _distributions_of(module: str) -> tuple[str, ...]:
     """Return the distributions that bring a module; reads the lists of files of all of them."""
     return tuple(sorted(set(packages_distributions().get(module, ()))))
+
+
+UNUSED_S = 5 * 86_400.0
+"""What was used within this time stays, however much room it takes."""
+MAX_BYTES = 32 << 30
+_used: dict[Path, int] = {}
+"""File of a key -> its descriptor, which this process keeps open for the lock."""
+
+
+@dataclass(frozen=True)
+class _Artefact:
+    folder: Path
+    used_at: float
+    num_bytes: int
+
+
+def use(key: str) -> None:
+    """Note that this process uses the artefact of a key, or is about to make it.
+
+    Raises:
+        InfraError: The cache folder is not this user's own.
+    """
+    path = _file_of(key)
+    if path not in _used:
+        # One that removes it may be suspended: then it is gone, and is made again.
+        with contextlib.suppress(BlockingIOError):
+            _used[path] = locked(path, fcntl.LOCK_SH, WAIT_S)
+
+
+def let_go(key: str) -> None:
+    """Note that this process needs no file of the artefact of a key any more."""
+    descriptor = _used.pop(_file_of(key), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _file_of(key: str) -> Path:
+    return first_of([cache_folder() / USERS]) / f"{key}.lock"
+
+
+def evict_for(num_bytes: int = 0) -> list[str]:
+    """Remove artefacts that no process uses and none has used for `UNUSED_S`, oldest first.
+
+    Only as many as it takes for all, with what is to come, to be within `MAX_BYTES`.
+
+    Args:
+        num_bytes: What is to come.
+
+    Returns:
+        The keys of the artefacts that are gone.
+    """
+    oldest, removed = time.time() - UNUSED_S, list[str]()
+    _remove_unfinished(oldest)
+    artefacts = sorted(_artefacts(), key=lambda artefact: artefact.used_at)
+    num_bytes += sum(artefact.num_bytes for artefact in artefacts)
+    for artefact in artefacts:
+        if num_bytes <= MAX_BYTES or artefact.used_at > oldest:
+            break
+        if _remove(artefact.folder):
+            num_bytes -= artefact.num_bytes
+            removed.append(artefact.folder.name)
+    if removed:
+        log.info("removed %s from the node cache: not used any more", ", ".join(removed))
+    return removed
+
+
+def num_bytes_of(folder: Path) -> int:
+    """Return what the files in a folder take; 0 if another process removes it."""
+    try:
+        return sum(path.lstat().st_size for path in folder.rglob("*"))
+    except FileNotFoundError:
+        return 0
+
+
+def _artefacts() -> Iterator[_Artefact]:
+    for folder in cache_folder().iterdir():
+        is_other = folder.name.startswith(".") or folder.name in (CLAIMS, PROFILES, USERS)
+        if is_other or not folder.is_dir():
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another process removes it
+            yield _Artefact(folder, folder.stat().st_mtime, num_bytes_of(folder))
+
+
+def _remove(folder: Path) -> bool:
+    """Remove an artefact, unless a process uses it."""
+    gone = folder.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with _unused(folder.name):
+            folder.rename(gone)
+        shutil.rmtree(gone)
+    except (BlockingIOError, FileNotFoundError):  # another process uses or removes it
+        return False
+    except OSError as error:
+        log.warning("cannot remove %s: %s", folder, error)
+        return False
+    return True
+
+
+def _unused(key: str) -> contextlib.AbstractContextManager[None]:
+    """Keep other processes from using a key during the body; its file goes then.
+
+    Raises:
+        BlockingIOError: A process uses it.
+    """
+    return one_at_a_time(f"{USERS}/{key}", waits=False)
+
+
+def _remove_unfinished(oldest: float) -> None:
+    """Remove what processes were making, or removing, that were killed long ago."""
+    for file in first_of([cache_folder() / USERS]).iterdir():
+        if not (cache_folder() / file.stem).exists():
+            with contextlib.suppress(BlockingIOError), _unused(file.stem):
+                pass
+    for folder in cache_folder().glob(".*"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it
+            if folder.is_dir() and folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder)

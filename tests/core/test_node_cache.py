@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cache import eviction, private_files
-from pipeline.core.cache.node_cache import (
+from pipeline.core import node_cache, private_files
+from pipeline.core.node_cache import (
     cached_folder,
     claim_once_per_node,
     key_of,
     versions_of,
 )
-from pipeline.core.cache.private_files import cache_folder
+from pipeline.core.private_files import cache_folder
 
 
 def test_what_could_not_be_written_whole_is_not_kept(
@@ -53,7 +53,7 @@ def test_a_process_that_is_suspended_with_a_lock_holds_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for module in (private_files, eviction):
+    for module in (private_files, node_cache):
         monkeypatch.setattr(module, "WAIT_S", 0.0)
     users = private_files.first_of([cache_folder() / private_files.USERS])
     paths = cache_folder() / "a-model.lock", users / "a-model.lock"
@@ -86,7 +86,7 @@ def test_what_another_process_has_made_meanwhile_stays(
 
 def test_a_process_makes_a_damaged_artefact_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("pipeline.core.cache.node_cache._CHUNK_BYTES", 8)
+    monkeypatch.setattr("pipeline.core.node_cache._CHUNK_BYTES", 8)
     calls: list[Path] = []
 
     def write(folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_process_makes_a_damaged_artefact_again(tmp_path: Path, monkeypatch: p
             (folder / path).write_bytes(data)
 
     def files() -> dict[str, bytes]:
-        monkeypatch.setattr("pipeline.core.cache.node_cache._checked", set())  # a new process
+        monkeypatch.setattr("pipeline.core.node_cache._checked", set())  # a new process
         folder = cached_folder("a-model", write)
         paths = [path for path in folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
@@ -116,7 +116,7 @@ def test_one_process_of_a_node_has_a_claim_until_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    claim = "from pipeline.core.cache import node_cache as n; print(n.claim_once_per_node({!r}))"
+    claim = "from pipeline.core import node_cache as n; print(n.claim_once_per_node({!r}))"
 
     def claims(name: str) -> str:
         command = [sys.executable, "-c", claim.format(name)]

@@ -7,9 +7,13 @@ import socket
 import pytest
 import torch
 
-from pipeline.core import device_errors
-from pipeline.core.device_errors import OutOfDeviceMemory, is_out_of_memory, require_context
 from pipeline.core.errors import InfraError
+from pipeline.inference.devices import device_errors
+from pipeline.inference.devices.device_errors import (
+    OutOfDeviceMemory,
+    is_out_of_memory,
+    require_context,
+)
 
 
 class RuntimeException(Exception):
