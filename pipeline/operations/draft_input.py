@@ -112,7 +112,9 @@ def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> InputFile
     by_format = {name: matching for name, matching in by_format.items() if matching}
     if wanted is None and not by_format and len(files) == 1:
         file_type = file_type_of(head_of(store, files[0]))
-        fits = [name for name, form in forms.items() if file_type and file_type.name in form.kinds]
+        fits = [
+            name for name, form in forms.items() if file_type and file_type.name in form.file_types
+        ]
         by_format = {name: tuple(files) for name in fits[:1]}
     if wanted is not None:
         by_format = {wanted: by_format.get(wanted, tuple(files))}

@@ -113,9 +113,9 @@ class SourceFormat(ABC):
     """The format-specific fields of `source` that a job may give."""
     holds: str = "image"
     """Which of `ENCODED` the files of rows are, if a job does not say it."""
-    kinds: frozenset[str] = frozenset()
-    """Names of the `first_bytes.FILE_TYPES` that its shards are, with those of compressed ones;
-    empty: first bytes tell nothing of them."""
+    file_types: frozenset[str] = frozenset()
+    """Names of the `listing.refused.FILE_TYPES` that its shards have, compressed ones included;
+    empty: first bytes prove nothing."""
     Options: type[Section] | None = None
     """The section that `source.options` is parsed as; None if there are no options."""
 

@@ -232,7 +232,7 @@ def write_input(
         "inputs": {
             "inputs": {
                 "photo": {"image_column": "of.image"},
-                "caption": {"text_column": "of.bodies[0]"},
+                "caption": {"text_column": "of.body"},
                 "weight": {"features": ["half"]},
             }
         },
@@ -316,7 +316,7 @@ def to_parquet(store: Store, content: str, rows: list[Row]) -> bytes:
                 "image": encode(Image.new("RGB", (40, 40), COLOURS[LABELS[0]]), "PNG")
                 if outcome in ("unidentified", "truncated")
                 else image,
-                "bodies": [] if outcome == "unidentified" else [text],
+                "body": None if outcome == "unidentified" else text,
             }
             for (_, _, outcome), image, text in zip(rows, images, texts, strict=True)
         ]

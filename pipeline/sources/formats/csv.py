@@ -290,7 +290,7 @@ class Csv(LineFormat):
     name = "csv"
     suffixes = (".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst")
     semantics = SEMANTICS["csv"]
-    kinds = frozenset(["CSV", "gzip", "zstd"])
+    file_types = frozenset(["gzip", "zstd"])
     Options: type[Section] | None = CsvOptions
 
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:

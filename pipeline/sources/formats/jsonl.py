@@ -35,7 +35,7 @@ class Jsonl(LineFormat):
     name = "jsonl"
     suffixes = (*(".jsonl", ".jsonl.gz", ".jsonl.zst"), *(".ndjson", ".ndjson.gz", ".ndjson.zst"))
     semantics = SEMANTICS["jsonl"]
-    kinds = frozenset(["JSON lines", "gzip", "zstd"])
+    file_types = frozenset(["gzip", "zstd"])
 
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         """Return the first lines of the first shard in which a line is an object."""

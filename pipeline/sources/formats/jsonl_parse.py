@@ -162,7 +162,7 @@ def _schema(columns: Mapping[str, Column], id_type: pa.DataType) -> pa.Schema | 
     types: dict[str, pa.DataType] = {}
     for column in columns.values():
         dtype = id_type if column.role == "id" else plain_type(column)
-        if types.setdefault(column.name, dtype) != dtype or re.search(r"[.\[]", column.name):
+        if types.setdefault(column.name, dtype) != dtype or "." in column.name:
             return None
     return pa.schema([*types.items()])
 

@@ -33,7 +33,7 @@ class ImageFiles(SourceFormat):
     suffixes = tuple(f".{extension}" for extension in ENCODED["image"].extensions)
     counts_rows: CountsRows = "listing"
     semantics = SEMANTICS["images"]
-    kinds = frozenset(row.name for row in ENCODED["image"].formats)
+    file_types = frozenset(row.name for row in ENCODED["image"].formats)
     # The column has no effect: it is accepted, so that one job file serves files and Parquet.
     fields = frozenset(["image_column", "casts", "pass_through"])
 
@@ -86,7 +86,7 @@ class AudioFiles(ImageFiles):
     name = "audio"
     suffixes = tuple(f".{extension}" for extension in ENCODED["audio"].extensions)
     semantics = SEMANTICS["audio"]
-    kinds = frozenset(row.name for row in ENCODED["audio"].formats)
+    file_types = frozenset(row.name for row in ENCODED["audio"].formats)
     holds = "audio"
     fields = frozenset(["audio_column", "casts", "pass_through"])
 

@@ -211,7 +211,7 @@ class Parquet(SourceFormat):
     suffixes = (".parquet", ".pq")
     counts_rows: CountsRows = "footer"
     semantics = SEMANTICS["parquet"]
-    kinds = frozenset(["Parquet"])
+    file_types = frozenset(["Parquet"])
     fields = frozenset(FIELDS_OF_COLUMNS)
 
     def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:

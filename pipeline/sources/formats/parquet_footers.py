@@ -49,7 +49,7 @@ class Needed:
     """What a job needs of a shard."""
 
     read: list[str]
-    """What to read, fields of structs as `column.field`; of an item the list that it is in."""
+    """What to read, fields of structs as `column.field`."""
     paths: dict[str, ColumnPath]
     """The columns of the job that are inside others."""
 
@@ -82,10 +82,10 @@ def needed_columns(source: Source, schema: pa.Schema, shard_path: str) -> Needed
     read: dict[str, None] = {}
     for name in names:
         try:
-            path = find(name, schema)
+            find(name, schema)
         except NoColumnError:  # in the names of the folders
             continue
-        read[path.column if path.has_items else name] = None
+        read[name] = None
     return Needed([*read], paths_of(named_columns(source), schema))
 
 
@@ -215,7 +215,6 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> Footer:
     # `metadata.schema` refers to its metadata and back: they stay until garbage is collected.
     leaves = [*pq.ParquetSchema(metadata)]
     wanted = {*named_columns(source)}
-    wanted |= {path.column for path in paths_of(wanted, schema).values() if path.has_items}
     chosen = [i for i, leaf in enumerate(leaves) if is_below(leaf.path, wanted)]
     _require_chunks(metadata, [leaves[index].path for index in chosen])
     flat = [index for index in chosen if leaves[index].max_repetition_level == 0]
@@ -347,11 +346,11 @@ def _first_length(store: Store, path: str, schema: pa.Schema, name: str) -> int:
         with store.open(path) as handle, arrow_errors():
             batches = open_parquet(handle).iter_batches(
                 batch_size=_SAMPLE_ROWS,
-                columns=[column_path.column if column_path.has_items else name],
+                columns=[name],
                 use_threads=False,
             )
             for batch in itertools.islice(batches, _SAMPLE_BATCHES):
-                column = extract(as_array(batch.column(column_path.column)), column_path.steps)
+                column = extract(as_array(batch.column(column_path.column)), column_path.fields)
                 lengths = pc.list_value_length(column)
                 if len(lengths := lengths.filter(pc.greater(lengths, 0))):
                     return int(lengths[0].as_py())

@@ -326,7 +326,7 @@ class WebDataset(SourceFormat):
     )
     semantics = SEMANTICS["webdataset"]
     # Those that are not read cost their rows, with what to do about it.
-    kinds = frozenset(["a tar", "gzip", "zstd"])
+    file_types = frozenset(["a tar", "gzip", "zstd"])
     fields = frozenset(["image_extensions", "audio_extensions", "pass_through"])
 
     def row_ids(self, source: Source) -> RowIds:

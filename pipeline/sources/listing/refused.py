@@ -1,23 +1,20 @@
 """Refuse shards that the format would misread: files of another type, and files of lake tables.
 
 A damaged shard, or one of another type among others, costs its rows. The job is taken for wrong
-only if the first shards all are of a type that the format does not read. The log of a lake table
-says which rows are live: a run over its loose files would predict deleted rows, too.
+only if the first shards all begin with the magic bytes of types that the format does not read. The
+log of a lake table says which rows are live: a run over its loose files would predict deleted rows,
+too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import logging
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-import pyarrow as pa
+from typing import Final
 
 from pipeline.core.backoff import BadBlockError, is_bad_block
 from pipeline.core.errors import AccessDenied, JobError
@@ -29,27 +26,23 @@ from pipeline.storage.store import Store, StoredFile
 
 log = logging.getLogger(__name__)
 
-_HEAD_BYTES = 64 * 2**10
+_HEAD_BYTES = 512
+"""Of a shard, the first block of a tar."""
 _SHARDS = 3
 """How many shards must begin wrongly; all, if there are fewer."""
-_TAR_BLOCK = 512
-_BOM = b"\xef\xbb\xbf"
-_MIN_LINES = 2
-_INFLATED = ("gzip", "zstd")
-"""Kinds, and Arrow's names, of what is looked into."""
+_COMPRESSED = ("gzip", "zstd")
 
 
 @dataclass(frozen=True)
 class FileType:
-    """A kind of file that its first bytes tell."""
+    """A type of files that the first bytes prove."""
 
     name: str
-    """As `SourceFormat.kinds` has it."""
+    """As `SourceFormat.file_types` has it."""
     begins: str
-    """What it begins with, for messages."""
+    """For messages: the first bytes."""
     fits: Callable[[bytes], bool]
-    """Of the first bytes of a file: whether it certainly is one."""
-    is_text: bool = False
+    """Tell by the first bytes whether a file certainly has this type."""
 
 
 def _magic(*magics: bytes) -> Callable[[bytes], bool]:
@@ -59,46 +52,10 @@ def _magic(*magics: bytes) -> Callable[[bytes], bool]:
 def _is_tar(head: bytes) -> bool:
     """Tell whether the first block is a header whose checksum is right."""
     try:
-        tarfile.TarInfo.frombuf(head[:_TAR_BLOCK], "utf-8", "surrogateescape")
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError):
         return False
     return True
-
-
-def _lines(head: bytes) -> list[bytes]:
-    """Return the lines of a text that are not blank; a last one that was cut off is left out."""
-    lines = head.removeprefix(_BOM).split(b"\n")
-    whole = lines[:-1] if len(head) >= _HEAD_BYTES else lines
-    return [line for line in whole if line.strip()]
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _is_json_lines(head: bytes) -> bool:
-    lines = _lines(head)
-    return bool(lines) and all(isinstance(_parsed(line), dict) for line in lines[:_MIN_LINES])
-
-
-def _is_csv(head: bytes) -> bool:
-    """Tell whether all lines have the same number of fields, two or more, and none is JSON."""
-    lines = _lines(head)
-    if len(lines) < _MIN_LINES or b"\0" in head:
-        return False
-    if any(line.lstrip().startswith((b"{", b"[", b"<")) for line in lines):
-        return False
-    try:
-        texts = [line.decode("utf-8").rstrip("\r") for line in lines]
-        counts = [
-            {len(row) for row in csv.reader(texts, delimiter=delimiter)} for delimiter in ",;\t"
-        ]
-    except (UnicodeDecodeError, csv.Error):
-        return False
-    return any(len(numbers) == 1 and min(numbers) > 1 for numbers in counts)
 
 
 FILE_TYPES = (
@@ -107,15 +64,12 @@ FILE_TYPES = (
     FileType("zstd", "28 b5 2f fd", _magic(b"\x28\xb5\x2f\xfd")),
     FileType("a tar", "the header of a tar", _is_tar),
     *(FileType(row.name, row.begins, row.fits) for row in FORMATS if row.begins),
-    FileType("JSON lines", "{", _is_json_lines, is_text=True),
-    FileType("CSV", "fields and lines of text", _is_csv, is_text=True),
 )
-"""The first that fits is what a file is: the sum that is in the header of a tar may be that of
-compressed data, too, by chance."""
+"""The first that fits counts: compressed data may have the checksum of a tar's header by chance."""
 
 
 def file_type_of(head: bytes) -> FileType | None:
-    """Return what a file certainly is, by its first 64 KiB or all of it; None: that is not told."""
+    """Return the type that the first 512 bytes of a file prove; None if they prove none."""
     return next((file_type for file_type in FILE_TYPES if file_type.fits(head)), None)
 
 
@@ -139,11 +93,11 @@ def require_file_type(
     first: JobError | None = None
     for shard in shards[:_SHARDS]:
         try:
-            wrong = _wrong_file_types(head_of(store, shard), form)
+            wrong = _wrong_file_type(head_of(store, shard), form)
         except AccessDenied as error:
             first = first or error
             continue
-        if not wrong:
+        if wrong is None:
             if first:
                 log.warning("%s; its rows will be quarantined", first)
             return
@@ -153,7 +107,7 @@ def require_file_type(
 
 
 def head_of(store: Store, shard: StoredFile) -> bytes:
-    """Return the first 64 KiB of a shard; none if it has vanished, or its disk cannot read it."""
+    """Return the first 512 bytes of a shard; none if it has vanished or cannot be read."""
     try:
         with store.open(shard.path) as handle:
             return bytes(handle.read(_HEAD_BYTES))
@@ -165,45 +119,27 @@ def head_of(store: Store, shard: StoredFile) -> bytes:
         return b""
 
 
-def _wrong_file_types(head: bytes, form: SourceFormat) -> tuple[FileType, ...]:
-    """Return what a shard is, and what is inside if it is compressed; () if the format reads it."""
-    outer = file_type_of(head)
-    if outer is None or not form.kinds:
-        return ()
-    inner = file_type_of(inflated(head, outer))
-    file_types = (outer,) if inner is None else (outer, inner)
-    if {file_type.name for file_type in file_types} <= form.kinds:
-        return ()
-    # Of files that are a row each, the pages of a failed download cost their rows: not so tables.
+def _wrong_file_type(head: bytes, form: SourceFormat) -> FileType | None:
+    """Return the type of a shard that the format does not read; None if it may read the shard."""
+    file_type = file_type_of(head)
+    if file_type is None or not form.file_types or file_type.name in form.file_types:
+        return None
+    # Of files that are a row each, one that no format reads costs its row.
     is_row = form.counts_rows == "listing"
-    return () if is_row and (outer.is_text or not _readers(file_types)) else file_types
+    return None if is_row and not _readers(file_type) else file_type
 
 
-def inflated(head: bytes, file_type: FileType) -> bytes:
-    """Return the beginning of what is compressed; b'' if nothing is, or it is damaged."""
-    if file_type.name not in _INFLATED:
-        return b""
-    try:
-        with pa.input_stream(pa.BufferReader(head), compression=file_type.name) as stream:
-            return bytes(stream.read(_HEAD_BYTES))
-    except (pa.ArrowException, OSError):
-        return b""
-
-
-def _readers(file_types: Sequence[FileType]) -> list[SourceFormat]:
+def _readers(file_type: FileType) -> list[SourceFormat]:
     """Return the formats that read a file; none if only its compression is known."""
-    if file_types[-1].name in _INFLATED:
+    if file_type.name in _COMPRESSED:
         return []
-    known = {file_type.name for file_type in file_types}
-    return [form for _, form in usable(SOURCES) if known <= form.kinds]
+    return [form for _, form in usable(SOURCES) if file_type.name in form.file_types]
 
 
-def _mismatch_message(shard: StoredFile, file_types: Sequence[FileType], *, are_named: bool) -> str:
-    file_type, is_inside = file_types[-1], len(file_types) > 1
-    inflated = f", once its {file_types[0].name} is inflated," if is_inside else ""
-    begins = f"{clean_message(shard.path)} begins{inflated} with {file_type.begins}"
+def _mismatch_message(shard: StoredFile, file_type: FileType, *, are_named: bool) -> str:
+    begins = f"{clean_message(shard.path)} begins with {file_type.begins}"
     what = f"{begins}: it is {file_type.name}"
-    if not (readers := _readers(file_types)):
+    if not (readers := _readers(file_type)):
         return f"{what}; decompress it"
     form = readers[0]
     renamed = ""

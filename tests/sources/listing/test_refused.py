@@ -1,4 +1,4 @@
-"""First shards of another kind end a job with what they are; one among good ones costs its rows."""
+"""Test that first shards of another type end a job, and that one among good ones costs its rows."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ READS = {
     "webdataset": ["a tar", "gzip", "zstd"],
     "images": [name for name in DATA if name not in ("Parquet", "a tar")],
 }
-"""What costs rows at most; of images all but the shards of other formats."""
+"""The types that a format reads, or whose files cost their rows: for images, all but shards."""
+TEXTS = ("JSON lines", "CSV")
+"""Types without magic bytes: their files cost their rows whatever the format is."""
 FIELDS: dict[str, dict[str, Any]] = {
     "parquet": {"text_column": "text"},
     "jsonl": {"text_column": "text"},
@@ -81,7 +83,7 @@ def put(folder: Path, form: str, *shards: bytes, suffix: str = "") -> None:
         (folder / f"{number}{suffix or SUFFIXES[form]}").write_bytes(data)
 
 
-@pytest.mark.parametrize("file_type", DATA)
+@pytest.mark.parametrize("file_type", sorted(DATA.keys() - {*TEXTS}))
 @pytest.mark.parametrize("form", READS)
 def test_what_no_row_can_come_of_ends_the_job(form: str, file_type: str, tmp_path: Path):
     put(tmp_path, form, DATA[file_type], DATA[file_type])
@@ -100,49 +102,22 @@ def test_what_no_row_can_come_of_ends_the_job(form: str, file_type: str, tmp_pat
         b"",
         b"\xff\x00 nothing of this kind",
         b"PAR",
-        b"one line, of text",
-        b'[{"a": 1},\n{"a": 2}]\n',
-        b"prose, with a comma\nand a line without\n",
-        b'{"cut": \n{"cut, too": \n',
-        b'[1, 2]\n{"a": 1}\n',
-        b'{"a": 1\n{"a": 2}\n',
-        b"[1, 2]\n[3, 4]\n",
-        b'{"a": "x", "b": "' + b"y" * 2**16,
+        LINES,
+        CSV,
         b"\0" * 600,
         b"x" * 257 + b"ustar" + b"x" * 300,
     ],
 )
 def test_what_is_not_certain_is_not_told(data: bytes):
-    assert file_type_of(data[: 2**16]) is None
-
-
-@pytest.mark.parametrize("data", [LINES, b"\xef\xbb\xbf" + LINES, b"\n\n" + LINES, b"\r\n" + LINES])
-def test_lines_are_lines(data: bytes, tmp_path: Path):
-    put(tmp_path, "jsonl", data)
-    assert listed(tmp_path, "jsonl").shards
+    assert file_type_of(data[:512]) is None
 
 
 @pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_tar_is_told_whatever_its_first_name(layout: int):
     for name in ("PAR1.png", "{.png", "\x1f\x8b", "n" * 100):
-        file_type = file_type_of(tar(layout, name))
+        file_type = file_type_of(tar(layout, name)[:512])
         assert file_type is not None
         assert file_type.name == "a tar" or name == "PAR1.png"
-
-
-def test_what_is_inside_a_compressed_shard_counts(tmp_path: Path):
-    put(tmp_path, "jsonl", zstd(parquet()), suffix=".jsonl.zst")
-    with pytest.raises(
-        JobError, match=r"0.jsonl.zst begins, once its zstd is inflated, with PAR1: it is Parquet"
-    ):
-        listed(tmp_path, "jsonl")
-    (tmp_path / "0.jsonl.zst").unlink()
-    put(tmp_path, "parquet", gzip.compress(LINES))
-    with pytest.raises(JobError, match=r"inflated, with {: it is JSON lines; .*set source.format"):
-        listed(tmp_path, "parquet")
-    put(tmp_path, "webdataset", gzip.compress(LINES), suffix=".tar.gz")
-    with pytest.raises(JobError, match=r"it is JSON lines; .*set source.format: jsonl"):
-        listed(tmp_path, "webdataset")
 
 
 def test_the_way_out_names_the_format_and_the_suffix_that_it_lists(tmp_path: Path):
@@ -162,7 +137,7 @@ def test_a_wrong_shard_among_good_ones_costs_its_rows_and_is_told(
     form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     good = DATA[READS[form][0]]
-    wrong = CSV if form == "parquet" else parquet()
+    wrong = tar() if form == "parquet" else parquet()
     put(tmp_path, form, wrong, good)
     with caplog.at_level(logging.WARNING):
         assert len(listed(tmp_path, form).shards) == 2
@@ -173,6 +148,6 @@ def test_a_wrong_shard_among_good_ones_costs_its_rows_and_is_told(
 
 
 def test_three_wrong_shards_are_enough(tmp_path: Path):
-    put(tmp_path, "parquet", CSV, CSV, CSV, parquet())
-    with pytest.raises(JobError, match=r"CSV; name the shards \*.csv and set source.format: csv"):
+    put(tmp_path, "parquet", tar(), tar(), tar(), parquet())
+    with pytest.raises(JobError, match=r"name the shards \*.tar and set source.format: webdata"):
         listed(tmp_path, "parquet")

@@ -1,4 +1,4 @@
-"""Inputs, ids and pass-through columns inside structs and lists, of Parquet and of JSON lines."""
+"""Inputs, ids and pass-through columns inside structs of Parquet and of JSON lines."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pipeline.sources.listing.inputs import list_inputs
 PNG = encode(base_image(1), "PNG")
 ROWS: list[dict[str, Any]] = [
     {"meta": {"key": "r0", "size": {"w": 3, "h": 4}}, "photo": {"bytes": PNG, "by": "me"},
-     "pages": [{"text": "one", "v": [1.0, 2.0]}, {"text": "two", "v": None}]},
-    {"meta": {"key": "r1", "size": None}, "photo": None, "pages": []},
+     "page": {"text": "one", "v": [1.0, 2.0]}},
+    {"meta": {"key": "r1", "size": None}, "photo": None, "page": {"text": None, "v": None}},
     {"meta": {"key": "r2", "size": {"w": 5, "h": 6}}, "photo": {"bytes": None, "by": "me"},
-     "pages": None},
+     "page": None},
     {"meta": {"key": None, "size": {"w": None, "h": 1}}, "photo": {"bytes": PNG, "by": None},
-     "pages": [{"text": "three", "v": [3.0, 4.0]}]},
+     "page": {"text": "three", "v": [3.0, 4.0]}},
 ]  # fmt: skip
 SIZE = pa.struct([("w", pa.int64()), ("h", pa.int64())])
 SCHEMA = pa.schema(
     [
         ("meta", pa.struct([("key", pa.string()), ("size", SIZE)])),
         ("photo", pa.struct([("bytes", pa.binary()), ("by", pa.string())])),
-        ("pages", pa.list_(pa.struct([("text", pa.string()), ("v", pa.list_(pa.float32(), 2))]))),
+        ("page", pa.struct([("text", pa.string()), ("v", pa.list_(pa.float32(), 2))])),
     ]
 )
 
@@ -58,16 +58,16 @@ FORMS = {"parquet": write_parquet, "jsonl": write_lines}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_texts_and_features_of_items(form: str, tmp_path: Path) -> None:
+def test_texts_and_features_by_path(form: str, tmp_path: Path) -> None:
     FORMS[form](tmp_path)
-    texts = rows_of(tmp_path, [TEXT], format=form, text_column="pages[0].text")
+    texts = rows_of(tmp_path, [TEXT], format=form, text_column="page.text")
     assert [row[TEXT] for row in texts] == ["one", None, None, "three"]
-    assert [row[MESSAGE] for row in texts[1:3]] == ["pages[0].text is null"] * 2
-    wanted = ["meta.size.h", "pages[0].v"]
+    assert [row[MESSAGE] for row in texts[1:3]] == ["page.text is null"] * 2
+    wanted = ["meta.size.h", "page.v"]
     rows = rows_of(tmp_path, [FEATURES], format=form, features=wanted)
     assert [row[FEATURES] for row in rows] == [[4, 1, 2], [0, 0, 0], [0, 0, 0], [1, 3, 4]]
-    assert rows[1][MESSAGE] == "features meta.size.h, pages[0].v are null"
-    assert rows[2][MESSAGE] == "feature pages[0].v is null"
+    assert rows[1][MESSAGE] == "features meta.size.h, page.v are null"
+    assert rows[2][MESSAGE] == "feature page.v is null"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -103,7 +103,7 @@ def test_a_column_whose_name_has_a_dot_is_read_by_its_name(tmp_path: Path) -> No
 
 def test_only_the_leaves_that_are_needed_count_and_are_read(tmp_path: Path) -> None:
     write_parquet(tmp_path)
-    reader, _ = plan_job(tmp_path, 3, text_column="pages[0].text")
+    reader, _ = plan_job(tmp_path, 3, text_column="page.text")
     of_text = list_inputs(reader.source, max_extent_rows=3).extents[0].row_bytes
     reader, _ = plan_job(tmp_path, 3, image_column="photo.bytes")
     assert 0 < of_text < list_inputs(reader.source, max_extent_rows=3).extents[0].row_bytes
