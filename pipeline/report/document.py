@@ -1,7 +1,7 @@
 """The report of a run as one document (report.json); render.py shows it to people.
 
-A run states what it knows when it ends, however it ends; its counters decide the rest. What is not
-known is null, never a guess. Callers write the bytes.
+A run states what it knows when it ends, however it ends; its counters decide the rest. Unknown
+values are null, never a guess. Callers write the bytes.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Report(Section):
     finished_at: str | None = None
     """ISO 8601, UTC."""
     wall_s: float | None = None
-    """Of the whole run."""
+    """Seconds of the whole run."""
     streaming_wall_s: float | None = None
-    """From the first read to the last write."""
+    """Seconds from the first read to the last write."""
     rows_per_s: float | None = None
     """Rows computed over the streaming wall."""
     run_rows_per_s: float | None = None
@@ -78,12 +78,12 @@ class Report(Section):
     reasons: dict[str, int] = Field(default_factory=dict)
     """Quarantined rows by reason."""
     top_failures: list[FailedRows] = Field(default_factory=list)
-    """The five causes of the most failed rows. Where all rows of the first batches failed alike,
-    which ends a run, that cause alone; its rows are not among those that `rows` counts."""
+    """The five causes of the most failed rows. If all rows of the first batches failed alike, which
+    ends a run, only that cause; `rows` does not count its rows."""
     unreadable_shards: int = 0
     """Shards that could not be opened: their row count is unknown."""
     skipped: SkippedFiles = SkippedFiles()
-    """Files below the source that are no input."""
+    """Files below the source that are not input."""
     over_time: OverTime | None = None
     """Null if this run computed no slice."""
     startup: list[StartupPart] = Field(default_factory=list)
@@ -91,20 +91,20 @@ class Report(Section):
     limits: list[GroupLimit] = Field(default_factory=list)
     bottleneck: BottleneckSection = BottleneckSection()
     predictions: list[Forecast] = Field(default_factory=list)
-    """What each of the usual changes would bring; empty if no stage was measured."""
+    """The effect of each usual change; empty if no stage was measured."""
     bytes_per_row: BytesPerRow = BytesPerRow()
     isolation: Isolation = Isolation()
     decode_in: Literal["actors", "tasks"] | None = None
-    """Where images were decoded, or texts tokenised; null if none were, or if that is unknown."""
+    """Where images were decoded, or texts tokenised; null if none were, or if unknown."""
     write_in: Literal["actors", "tasks"] | None = None
-    """Where slices were written; null if none were, or if that is unknown."""
+    """Where slices were written; null if none were, or if unknown."""
     texts: Texts | None = None
     """Null if rows have no tokens."""
     written: Written | None = None
     """Null if the model writes no texts."""
     slower_than_before: list[SlowerStage] | None = None
-    """Stages that lost more than a fifth of their speed since the last comparable run; null: not
-    compared."""
+    """Stages that lost more than a fifth of their speed since the last comparable run; null if
+    there was none."""
     hardware: Hardware = Hardware()
     model: ModelSection = ModelSection()
     output: Output = Output()
@@ -112,12 +112,12 @@ class Report(Section):
     top_labels: list[LabelCount] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
     carried: Carried | None = None
-    """What was taken over from earlier versions; null if that was not asked yet."""
+    """Predictions taken over from earlier versions; null if the run ended before it looked."""
     retry: Retry | None = None
-    """Only of `pipeline retry`; `rows` then counts the whole partition, as it is merged."""
+    """Only for `pipeline retry`; `rows` then counts the whole merged partition."""
     in_flight: list[str] = Field(default_factory=list)
-    """What a run worked on that was ended because it got no further: operators and actors of Ray,
-    one line each; `in_flight.txt` beside the report has more."""
+    """For a run that ended because it made no progress: the operators and actors of Ray that were
+    at work, one line each; `in_flight.txt` beside the report has more."""
 
     def __str__(self) -> str:
         """Return the summary that a run prints, without styles."""
@@ -140,12 +140,11 @@ def report_schema() -> dict[str, Any]:
 
 
 def build_report(stated: Report, measured: Load) -> Report:
-    """Return what a run states, with the sections that its counters decide.
+    """Return the report that a run states, with the sections that its counters decide.
 
     Args:
-        stated: The fields that nothing else tells.
-        measured: Figures, slots, start-up; what the report says itself, as rows and hardware, is
-            taken from there.
+        stated: The fields that only the run knows.
+        measured: Figures, slots and start-up; rows and hardware come from `stated`.
     """
     rows, model, hardware = stated.rows, stated.model, stated.hardware
     cost = _cost(stated)

@@ -1,4 +1,4 @@
-"""Say what a run would take, by what the last run of the same model took; nothing is guessed."""
+"""Estimate the time and cost of a run from the last run of the same model; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ NOTHING_LEFT = "this is published already"
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take on the hardware of the run that is the basis; None is unknown."""
+    """The time and cost of a run on the hardware of the run that is its basis; None if unknown."""
 
     minutes: float | None
-    """Of the whole run: `start_up_s`, the rows that are left, and publishing."""
+    """Of the whole run: `start_up_s`, computing the remaining rows, publishing."""
     rows_per_s: float | None
-    """While it streams, once the model is loaded."""
+    """While it streams, after the model is loaded."""
     start_up_s: float | None
-    """What a run takes however few its rows: Ray, loading the model, listing."""
+    """The part that does not depend on the rows: Ray, loading the model, listing."""
     cost: float | None
-    """In the currency of `run.price_per_node_hour`, with as many nodes."""
+    """In the currency of `run.price_per_node_hour`, for as many nodes."""
     basis: str
-    """Which run this follows from, and on what it ran; or why there are no figures."""
+    """The run that the figures follow from, with its hardware; or why there are no figures."""
     tokens: int | None = None
-    """Of the rows that are left, if they have as many each as those of that run; null if rows have
-    none."""
+    """Of the remaining rows, if each has as many as in that run; null if rows have none."""
 
 
 def estimate(
@@ -38,14 +37,12 @@ def estimate(
     *,
     is_published: bool = False,
 ) -> Estimate:
-    """Say what a run would take.
-
-    For the rows of the past run itself, what comes out is the time that it took.
+    """Estimate a run. For the rows of the past run itself the result is the time that it took.
 
     Args:
         past: The report of a comparable run; None if there is none.
-        rows_left: What is to be computed; None if unknown before the input is read.
-        num_rows: What is to be published.
+        rows_left: Rows to compute; None if unknown before the input is read.
+        num_rows: Rows to publish.
         price_per_node_hour: Of one node.
         is_published: There is nothing to do.
     """
@@ -67,9 +64,9 @@ def estimate(
 
 
 def _rate(past: Report) -> float:
-    """Return the rows/s of the stream without the loading of models that lies in it.
+    """Return the rows/s of the stream, less the time in which it loaded models.
 
-    What the stages did meanwhile is unknown, so this is never more than the lowest limit.
+    The stages may have worked meanwhile, so the rate is never above the lowest limit.
     """
     rows, streamed = past.rows.computed or 0, past.rows_per_s or 0.0
     waited_s = sum(p.wall_s or 0.0 for p in past.startup if p.part != "ray_start")
@@ -81,7 +78,7 @@ def _rate(past: Report) -> float:
 
 
 def _publishing(past: Report) -> tuple[float, float]:
-    """Return the seconds that publishing took, and those for each of its rows."""
+    """Return the seconds that publishing took, in all and per row."""
     did = next((stage for stage in past.stages if stage.stage == "publish"), None)
     if did is None or not did.busy_s or not did.rows_in:
         return 0.0, 0.0

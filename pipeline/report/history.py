@@ -1,6 +1,6 @@
-"""Reports of earlier runs: load some, find a comparable one, say which stages became slower.
+"""Reports of earlier runs: load them, find a comparable one, name the stages that became slower.
 
-Reads few of the stored reports, and writes nothing.
+Only the newest reports are read; nothing is written.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from pipeline.storage.store import Store
 log = logging.getLogger(__name__)
 
 MIN_ROWS = 100
-"""A run that computed fewer says nothing about its speed."""
+"""A run that computed fewer rows has no meaningful speed."""
 _ENDED = (("published", 0), ("refused", 3))
 _MAY_BE_OPEN = ("runtime", "precision", "batch_size", "batch_tokens")
 _NEWEST_PARTITIONS = 16
 _NEWEST_RUNS = 16
-"""In all; also the most of one partition."""
+"""In all partitions together."""
 
 
 def is_basis(wanted: ModelSection, report: Report, *, is_finished: bool = True) -> bool:
-    """Tell whether a run did the same work for a row, and for so many that its speed counts.
+    """Tell whether a run did the same work per row, and computed enough rows to have a speed.
 
     Args:
-        wanted: Model and batches; `auto` or None for runtime, precision or batches is any.
-        report: Of the run.
-        is_finished: It is to have ended by itself, not by a failure or a stop.
+        wanted: Model and batches; `auto` or None for runtime, precision or batches matches any.
+        report: The report of the run.
+        is_finished: Require that the run was not stopped and did not fail.
     """
     if is_finished and (report.status, report.exit_code) not in _ENDED:
         return False
@@ -57,19 +57,18 @@ def is_basis(wanted: ModelSection, report: Report, *, is_finished: bool = True) 
 def find_past_run(
     store: Store, partition: str, is_wanted: Callable[[Report], bool]
 ) -> Report | None:
-    """Return the newest report that is wanted, of any partition; None if none is.
+    """Return the newest report, of any partition, that `is_wanted` accepts; None if there is none.
 
     Args:
-        partition: Looked at even if its name is not among the last ones.
-        is_wanted: Judges a report.
+        partition: Is searched even if its name is not among the last ones.
     """
     return next(filter(is_wanted, _newest_reports(store, partition)), None)
 
 
 def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
-    """Yield the newest reports, newest first: few names are listed, fewer reports are read.
+    """Yield the newest reports, newest first.
 
-    The last partitions by date or number are the newest; run ids sort by time.
+    The last partitions by date or number count as the newest; run ids sort by time.
     """
     names = sorted(store.list_folders(REPORTS), key=partition_order)
     looked_at = {*names[-_NEWEST_PARTITIONS:], *({partition} & {*names})}
@@ -82,7 +81,7 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
 
 
 def past_reports(store: Store, report: Report) -> list[Report]:
-    """Return the newest reports of earlier runs; storage trouble costs them, and one warning."""
+    """Return the newest reports of earlier runs; none, with a warning, if the store fails."""
     try:
         reports = [*_newest_reports(store, report.partition)]
     except PipelineError as error:
@@ -95,7 +94,7 @@ def _read(store: Store, paths: Sequence[str]) -> Iterator[Report]:
     contents = store.read_many(paths)
     for path in paths:
         data = contents[path]
-        if isinstance(data, bytes):  # a run that was killed has left none
+        if isinstance(data, bytes):  # a run that was killed left no report
             try:
                 yield Report.model_validate_json(data, extra="ignore")
             except ValidationError:
@@ -103,10 +102,10 @@ def _read(store: Store, paths: Sequence[str]) -> Iterator[Report]:
 
 
 def compare_with_before(past: Iterable[Report], report: Report) -> Report:
-    """Return the report with `slower_than_before`; null if there is nothing to compare with.
+    """Return the report with `slower_than_before`, or as it is if no earlier run is comparable.
 
     Args:
-        past: Reports of earlier runs, the newest first.
+        past: Reports of earlier runs, newest first.
     """
     had = (report.hardware, report.decode_in)
     if not is_basis(report.model, report):
@@ -124,13 +123,13 @@ def load_report(
     """Read a stored report.json.
 
     Args:
-        uri: The sink's root, a partition's folder, or a report.json itself.
-        partition: Which partition; None takes the latest run of all.
-        run_id: Which run; None takes the latest.
+        uri: The sink's root, a partition's folder, or a report.json.
+        partition: None takes the latest run of all partitions.
+        run_id: None takes the latest run.
 
     Raises:
         JobError: There is no such report, or a newer version of the pipeline wrote it.
-        InfraError: What is there is not a report.
+        InfraError: The file is not a report.
     """
     folder, _, name = uri.rpartition("/")
     if name == REPORT:

@@ -1,4 +1,4 @@
-"""What each metric means: the figures of a report, in Prometheus' names and units."""
+"""The metrics: the figures of a report under Prometheus' names and in its units."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from pipeline.report.document import Report, RunStatus
 from pipeline.report.sections.outcome import Gate
 
 MEANINGS = {
-    "rows": "Rows that a stage has finished in this run.",
-    "bytes": "Bytes that a stage has put out in this run.",
+    "rows": "Rows that a stage finished in this run.",
+    "bytes": "Bytes that a stage put out in this run.",
     "busy_seconds": "Seconds that all slots of a stage were busy in this run.",
     "stage_utilization_ratio": "Share of the time that the slots of a stage were busy.",
     "quarantined_rows": "Rows of the partition without a prediction.",
     "partition_rows": "Rows of the partition.",
     "slices": "Slices computed by this run, resumed from an earlier one, and left.",
-    "eta_seconds": "Seconds until all rows are computed; NaN is unknown.",
+    "eta_seconds": "Seconds until all rows are computed; NaN if unknown.",
     "gate_result": "1 for the result of a gate, 0 for its others.",
-    "run_status": "1 for what the last run is or ended as, 0 for the others.",
+    "run_status": "1 for the current or final status of the last run, 0 for the others.",
     "run_start_timestamp_seconds": "When the run began.",
     "run_duration_seconds": "How long the run has taken.",
-    "last_progress_timestamp_seconds": "When the run got on last.",
-    "last_success_timestamp_seconds": "When a version was published last.",
+    "last_progress_timestamp_seconds": "When the run last made progress.",
+    "last_success_timestamp_seconds": "When a version was last published.",
     "last_partition_timestamp_seconds": "The last date that has a version.",
-    "run_info": "What predicts.",
-    "partitions": "Partitions of the output by state, as `pipeline status` says it.",
+    "run_info": "Model, runtime, precision, device, and version of the package.",
+    "partitions": "Partitions of the output by state, as `pipeline status` shows it.",
 }
-"""Metric without its prefix -> what it says; all times are seconds since 1970."""
+"""Metric without its prefix -> its help text; all times are seconds since 1970."""
 LASTING = ("pipeline_last_success_timestamp_seconds", "pipeline_last_partition_timestamp_seconds")
-"""Gauges that outlive a run and never become less."""
+"""Gauges that outlive a run and never decrease."""
 RUNNING = "running"
 _RESULTS = get_args(Gate.model_fields["status"].annotation)
 
@@ -43,14 +43,14 @@ class Family:
     """One metric: all its series."""
 
     name: str
-    """Without `_total`, which exporters put behind the name of a counter."""
+    """Without `_total`, which exporters append to the name of a counter."""
     metric_type: Literal["counter", "gauge"]
     text: str
     samples: tuple[tuple[Mapping[str, str], float], ...] = ()
     """Labels and value of each series."""
 
     def at_least(self, floor: Mapping[str, float], labels: Mapping[str, str]) -> Family:
-        """Return this metric, with its value of before if that is higher, or if it has none."""
+        """Return this metric, with its earlier value if that is higher or there is no new one."""
         if self.name not in floor:
             return self
         highest = max([floor[self.name], *(value for _, value in self.samples)])
@@ -59,16 +59,16 @@ class Family:
 
 @dataclass(frozen=True)
 class Outside:
-    """What of a run its report does not say."""
+    """Facts of a run that its report does not have."""
 
     job: str
     progress_at: float
-    """When the run last got on; seconds since 1970, as all times here."""
+    """When the run last made progress; seconds since 1970, as all times here."""
     eta_s: float | None = None
     """None: unknown."""
     is_running: bool = True
     published_at: str | None = None
-    """When the version that is current was published, ISO 8601, if that is known."""
+    """When the current version was published, ISO 8601; None if unknown."""
 
 
 def families_of(report: Report, outside: Outside) -> list[Family]:
@@ -112,7 +112,7 @@ def families_of(report: Report, outside: Outside) -> list[Family]:
 
 
 class Maker:
-    """Makes the metrics of one job; what is None has no series."""
+    """Makes the metrics of one job; a value of None makes no series."""
 
     def __init__(self, job: str) -> None:
         self.families: list[Family] = []
@@ -150,7 +150,7 @@ def day_of(partition: str) -> dt.datetime | None:
 
 
 def instant(text: str | None) -> dt.datetime | None:
-    """Return the time of an ISO 8601 text, UTC if it names no zone; None: it is none."""
+    """Return the time of an ISO 8601 text, in UTC by default; None if it is not one."""
     try:
         moment = dt.datetime.fromisoformat(text or "")
     except ValueError:

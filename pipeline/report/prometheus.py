@@ -25,7 +25,7 @@ Families = Callable[[], Sequence[Family]]
 
 
 class _Collector:
-    """Gives a registry the metrics as they are when it is asked."""
+    """Gives a registry the metrics of the moment."""
 
     def __init__(self, families: Families) -> None:
         self._families = families
@@ -42,12 +42,12 @@ class _Collector:
             yield metric
 
     def describe(self) -> list[Metric]:
-        """Name nothing beforehand: the registry is asked for all of it."""
+        """Return nothing: the registry collects all metrics."""
         return []
 
 
 def registry_of(families: Families) -> CollectorRegistry:
-    """Return a registry with nothing but these metrics."""
+    """Return a registry of these metrics alone."""
     registry = CollectorRegistry()
     registry.register(_Collector(families))
     return registry

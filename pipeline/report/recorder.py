@@ -1,4 +1,4 @@
-"""Record the facts of a run while it happens, so that it has a report however it ends."""
+"""The recorder of a run, which notes its facts, so that it has a report however it ends."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _DRIVER_SLOTS = {"list": 1.0, "publish": 1.0}
 
 
 class RunRecorder(RowAccounts):
-    """What is known so far of one run."""
+    """The facts of one run so far."""
 
     def __init__(self, run_id: str, partition: str) -> None:
         super().__init__()
@@ -52,19 +52,19 @@ class RunRecorder(RowAccounts):
         self.placement: Placement | None = None
         self._gate_results: list[GateResult] = []
         self._figures = SliceFigures()
-        """Of the driver, and of the slices that this run computed."""
+        """Figures of the driver and of the slices that this run computed."""
         self._timeline = Timeline()
         self._streaming_since_s: float | None = None
         self._streaming_wall_s: float | None = None
         self.current: Manifest | None = None
-        """What is published, once that is known."""
+        """The published version, once it is known."""
         self._in_flight: list[str] = []
         self._retry: Retry | None = None
         self._carried: Carried | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageCounters]:
-        """Measure a stage that runs on the driver (list, publish)."""
+        """Measure a stage of the driver (list, publish)."""
         counters: Counters = {}
         try:
             with measure(counters, name) as counts:
@@ -106,7 +106,7 @@ class RunRecorder(RowAccounts):
 
     @property
     def scores(self) -> str | None:
-        """Say what the model's outputs are, as far as it is known and not plainly logits."""
+        """Describe the model's outputs; None if unknown, or if they are plain logits."""
         if self._spec is None:
             return None
         return describe_scores(self._spec.task, self._spec.shown_name)
@@ -119,16 +119,16 @@ class RunRecorder(RowAccounts):
         *,
         on_cluster: bool = False,
     ) -> None:
-        """Note the hardware, and how it is divided."""
+        """Note the hardware and its division."""
         self.placement = Placement(hardware, allocation, ray_start_s, on_cluster)
 
     def divided(self, allocation: Allocation) -> None:
-        """Note how the hardware is divided for the slices that are left."""
+        """Note how the hardware is divided for the remaining slices."""
         if self.placement is not None:
             self.placement = replace(self.placement, allocation=allocation)
 
     def looks(self, at_hardware: Callable[[], Hardware]) -> None:
-        """Note now and then what hardware a cluster has: nodes come and go."""
+        """Note every few seconds what hardware a cluster has: nodes come and go."""
         placement, elapsed_s = self.placement, self.elapsed_s
         if placement and placement.on_cluster and elapsed_s - placement.looked_s >= _LOOK_S:
             self.placement = placement.looked(at_hardware(), elapsed_s)
@@ -140,12 +140,12 @@ class RunRecorder(RowAccounts):
 
     @property
     def on_cluster(self) -> bool:
-        """Tell whether the Ray in use is another one than this process has started."""
+        """Tell whether this process uses a Ray that it did not start."""
         return self.placement is not None and self.placement.on_cluster
 
     @property
     def streaming_wall_s(self) -> float | None:
-        """Return the seconds from the first read to the last write, or to now; None before."""
+        """Return the seconds from the first read to the last write, or to now; None before it."""
         if self._streaming_wall_s is not None or self._streaming_since_s is None:
             return self._streaming_wall_s
         return perf_counter() - self._streaming_since_s
@@ -166,29 +166,29 @@ class RunRecorder(RowAccounts):
         self.add("computed" if staged.run_id == self.run_id else "resumed", staged)
 
     def stalled(self, in_flight: Sequence[str]) -> None:
-        """Note what was in flight when there was no progress any more."""
+        """Note what was in flight when progress stopped."""
         self._in_flight = list(in_flight)
 
     def retried(self, **figures: int) -> None:
-        """Note which rows a retry is about; the fields are those of `sections.Retry`."""
+        """Note the rows of a retry; the fields are those of the section `Retry`."""
         self._retry = (self._retry or Retry()).but(**figures)
 
     def carried(self, **figures: Any) -> None:
-        """Note what is carried over; the fields are those of `sections.Carried`."""
+        """Note the rows that are carried over; the fields are those of the section `Carried`."""
         self._carried = (self._carried or Carried()).but(**figures)
 
     def not_carried(self, why: str, looked_at: int = 0) -> None:
-        """Note why nothing is carried over, whatever was to be.
+        """Note why nothing is carried over, in place of any figures before.
 
         Args:
             why: In a few words.
-            looked_at: Earlier versions that were looked at.
+            looked_at: Number of earlier versions that were considered.
         """
         self._carried = Carried(why_not=why, looked_at=looked_at)
 
     @property
     def carried_section(self) -> Carried | None:
-        """Return what is carried over, as it is known so far."""
+        """Return the section `Carried` as known so far."""
         carried, looked_up = self._carried, self.figures.looked_up
         if carried is None or not carried.sources:
             return carried
@@ -205,7 +205,7 @@ class RunRecorder(RowAccounts):
 
     @property
     def carried_facts(self) -> dict[str, Any]:
-        """Return what is carried over, for the manifest; {} if nothing is."""
+        """Return the same for the manifest; {} if nothing is carried over."""
         carried = self.carried_section
         return carried.model_dump(exclude_none=True) if carried and carried.rows else {}
 
@@ -214,7 +214,7 @@ class RunRecorder(RowAccounts):
         self._gate_results = results
 
     def already_published(self, manifest: Manifest, uri: str) -> None:
-        """Note that all is done: an earlier run published exactly this."""
+        """Note that an earlier run published exactly this."""
         self._rows.update(resumed=manifest.num_rows)
         self.num_quarantined = manifest.num_quarantined
         names = ("runtime", "precision", "choice")
@@ -224,7 +224,7 @@ class RunRecorder(RowAccounts):
         self.published(manifest, uri)
 
     def published(self, manifest: Manifest, uri: str) -> None:
-        """Note what is published now."""
+        """Note the version that is published now."""
         self.current = manifest
         self._output = Output(
             uri=uri,
@@ -234,12 +234,12 @@ class RunRecorder(RowAccounts):
         )
 
     def failed_alike(self, cause: Cause) -> None:
-        """Note why all rows of the first batches failed, which are not staged."""
+        """Note why all rows of the first batches failed; they are not staged."""
         self._alike = cause
 
     @property
     def is_retry(self) -> bool:
-        """Tell whether rows of a quarantine are retried."""
+        """Tell whether the run retries rows of a quarantine."""
         return self._retry is not None
 
     def report(
@@ -249,7 +249,7 @@ class RunRecorder(RowAccounts):
         error: str | None = None,
         price_per_node_hour: float | None = None,
     ) -> Report:
-        """Return everything known, as the report."""
+        """Return the report of all that is known."""
         placement, finished_at = self.placement, dt.datetime.now(dt.UTC)
         wall_s = self.elapsed_s
         stated = Report(
@@ -301,12 +301,12 @@ class RunRecorder(RowAccounts):
 
     @property
     def fingerprint(self) -> str | None:
-        """Return that of the partition as it will be; None until it is planned."""
+        """Return the fingerprint of the new version; None until it is planned."""
         return self.plan.fingerprint if self.plan else None
 
     @property
     def phase(self) -> Phase:
-        """Return what the run does now."""
+        """Return the current phase."""
         if self.plan is None:
             return "listing"
         if self._streaming_wall_s is not None or self.num_left == 0:
@@ -315,5 +315,5 @@ class RunRecorder(RowAccounts):
 
     @property
     def failed_gates(self) -> list[str]:
-        """Return the gates that refuse what is to be published."""
+        """Return the names of the gates that failed."""
         return [result.name for result in self._gate_results if result.status == "fail"]

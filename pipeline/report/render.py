@@ -1,6 +1,6 @@
-"""Show a report to people, as a page or on a terminal: both render the sections of `layout`.
+"""The page of a report, and its lines on a terminal: both show the blocks of `layout`.
 
-Both escape or clean every text, for names and messages come from the data. Callers write the
+Both escape or clean every text, because names and messages come from the data. Callers write the
 bytes; nothing here touches storage.
 """
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from pipeline.report.document import Report
 
 _DONE = ("stages", "speed", "row", "texts", "model", "failed", "skipped", "verdict")
-"""Sections for a terminal: what matters most comes last, next to the prompt."""
+"""Blocks for a terminal: the most important one is last, next to the prompt."""
 _ORDERS = {"nothing_to_do": ("verdict",)} | dict.fromkeys(BROKEN, ("verdict", "failed", "stages"))
-"""Other orders: what came to nothing opens with its reason and gives no advice on speed."""
+"""Other orders: a run that published nothing opens with its reason and has no advice on speed."""
 
 
 def layout(report: Report, past: Sequence[Report] = ()) -> dict[str, Block]:
@@ -77,7 +77,7 @@ def to_html(report: Report, past: Sequence[Report] = (), sheets: str = "") -> st
     Args:
         report: What is shown.
         past: Reports of earlier runs, the newest first.
-        sheets: Rows with what they were predicted from, as HTML that is escaped already.
+        sheets: Rows with their inputs, as escaped HTML.
     """
     import jinja2
     from markupsafe import Markup
@@ -101,7 +101,7 @@ def to_html(report: Report, past: Sequence[Report] = (), sheets: str = "") -> st
 
 
 def _printable(value: Any) -> Any:
-    # A macro's result is already escaped; every other text is data and becomes one clean line.
+    # The result of a macro is already escaped; every other text is data and becomes one clean line.
     if value is None:
         return UNKNOWN
     if isinstance(value, str) and not hasattr(value, "__html__"):
@@ -110,7 +110,7 @@ def _printable(value: Any) -> Any:
 
 
 def render_table(report: Report) -> RenderableType:
-    """Render the stages, the bottleneck and the totals for a terminal."""
+    """Render a report for a terminal."""
     from rich.console import Group
     from rich.text import Text
 
@@ -125,14 +125,14 @@ def render_table(report: Report) -> RenderableType:
 
 
 def _narrow(table: Table) -> RenderableType:
-    """Return the columns of a table that a terminal has room for."""
+    """Return the columns of a table that fit a terminal."""
     places = [table.columns.index(name) for name in table.narrow]
     rows = ([clean_message(str(row[place])) for place in places] for row in table.rows)
     return render_columns(table.narrow, rows, table.narrow[:1], table.limit)
 
 
 def _places(report: Report) -> list[RenderableType]:
-    """Show the paths of the output, a line each, never folded: a folded path cannot be copied."""
+    """Return the paths of the output, a line each, not folded: a folded path cannot be copied."""
     from rich.text import Text
 
     output = report.output
@@ -150,12 +150,12 @@ def _places(report: Report) -> list[RenderableType]:
 
 @functools.cache
 def page_style() -> str:
-    """Return the style of all pages: light or dark as the reader has it."""
+    """Return the style of all pages: light or dark, as the browser prefers."""
     return Path(__file__).with_name("style.css").read_text("ascii")
 
 
 def content_policy(body: str) -> str:
-    """Return what a page may load: nothing, or if it has pictures those that are inside it."""
+    """Return the policy of a page: it loads nothing but pictures that are part of it."""
     pictures = "; img-src data:" if "<img " in body else ""
     return f"default-src 'none'; style-src 'unsafe-inline'{pictures}"
 
@@ -165,9 +165,9 @@ def page_html(title: str, pieces: Iterable[str], sheet: str = "", more: Iterable
 
     Args:
         title: Plain text.
-        pieces: HTML that is escaped already, such as `table_html` gives.
-        sheet: What comes behind them, as `samples.sheet_html` gives it.
-        more: Further pieces, behind the sheet.
+        pieces: Escaped HTML, as of `table_html`.
+        sheet: The sheet after them, as of `samples.sheet_html`.
+        more: Further pieces after the sheet.
     """
     named = escape(clean_message(title))
     before, behind = (

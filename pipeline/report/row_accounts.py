@@ -1,4 +1,4 @@
-"""What became of the rows of a run so far: those of its slices."""
+"""Sums over the rows of a run so far: by origin, reason, cause, label and number."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pipeline.storage.skipped import Skipped
 Origin = Literal["computed", "resumed"]
 """Committed by this run, or by an earlier one."""
 _CARRIED: Literal["carried"] = "carried"
-"""Of rows of both whose predictions were taken over from earlier versions."""
+"""Rows, of either origin, whose predictions were taken over from earlier versions."""
 _KEPT: Literal["kept"] = "kept"
-"""Of rows of both that failed before a retry, which was not asked for them."""
+"""Rows, of either origin, that failed before a retry that was not asked for them."""
 ReadFooter = Callable[[str], StagedSlice]
 _TOP_FAILURES = 5
 _TOP_LABELS = 10
@@ -39,7 +39,7 @@ class RowAccounts:
 
     def __init__(self) -> None:
         self.plan: Plan | None = None
-        """What is to be done, once that is known."""
+        """None until it is made."""
         self._published: Manifest | None = None
         self._alike: Cause | None = None
         self._rows: Counter[Literal[Origin, "carried", "kept"]] = Counter()
@@ -47,12 +47,12 @@ class RowAccounts:
         self._total_rows: int | None = None
         self._total_slices: int | None = None
         self._is_begun = False
-        """What is staged already has been counted, so that the rest is what is left."""
+        """Slices that were staged before are counted, so that the rest is left to do."""
         self._clear()
 
     def _clear(self) -> None:
         self.figures = SliceFigures()
-        """What was measured of all committed slices, of this run and of earlier ones."""
+        """Figures of all committed slices, of this run and of earlier ones."""
         self.num_quarantined = 0
         self._reasons: Counter[str] = Counter()
         self._causes = Causes()  # as far as the footers say
@@ -63,15 +63,15 @@ class RowAccounts:
         self.units_with_looked_up_rows: set[int] = set()
         """Units of the plan with rows whose predictions were found by their content."""
         self.num_checked = 0
-        """Rows that were known and computed, and compared."""
+        """Known rows that were computed again and compared."""
         self.differing: list[str] = []
-        """Those of them that differ, a line each."""
+        """A line for each of them that differs."""
         self._broken_units: set[int] = set()
         """Units whose shard could not be read to its end, if only reading counts their rows."""
         self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
 
     def start_over(self) -> None:
-        """Forget the slices that were counted: those that are staged are counted anew."""
+        """Forget the counted slices: staged ones are counted again."""
         self._rows.clear()
         self._slices.clear()
         self._clear()
@@ -108,12 +108,12 @@ class RowAccounts:
         self.num_quarantined += staged.num_quarantined
 
     def recount(self, slices: Sequence[tuple[SliceKey, str]], read: ReadFooter) -> None:
-        """Count what is staged if not our attempt of a slice won, but another run's.
+        """Count the staged parts again if another run's attempt at a slice won.
 
         Two attempts may differ: a URI that failed an hour ago can be read now.
 
         Args:
-            slices: Every slice with the path of the attempt that won.
+            slices: Every slice with the path of the winning attempt.
             read: Reads the footer of a staged part.
         """
         names = ((key, path.rpartition("/")[2]) for key, path in slices)
@@ -123,7 +123,7 @@ class RowAccounts:
                 self._count(read(path))
 
     def tiled(self, slices: Sequence[SliceKey]) -> None:
-        """Note the slices that make up the plan; how many rows they have may be news."""
+        """Note the slices that make up the plan; only now may their number of rows be known."""
         self._is_begun = True
         self._total_rows = sum(key.num_rows for key in slices)
         self._total_slices = len(slices)
@@ -132,7 +132,8 @@ class RowAccounts:
         """Count rows that lost their prediction because an earlier row has the same id.
 
         Args:
-            labels: How many of them had which label; None had failed already and counts no more.
+            labels: Label -> number of these rows; rows under None had failed already and are not
+                counted again.
         """
         for label, num_rows in labels.items():
             if label is not None:
@@ -143,7 +144,7 @@ class RowAccounts:
                 self.num_quarantined += num_rows
 
     def left_to_do(self) -> str:
-        """Describe in a few words what is done and what is left."""
+        """Describe in a few words how much is done and how much is left."""
         if not self._is_begun:
             return "nothing was computed yet"
         done, slices = self.num_done, self._slices.total()
@@ -162,7 +163,7 @@ class RowAccounts:
         )
 
     def _most_slices(self) -> int | None:
-        """Return how many slices there are in all; more than planned if some came in pieces."""
+        """Return the number of slices in all; more than planned if some came in pieces."""
         if self._total_slices is None:
             return None
         are_left = self._total_rows is not None and self.num_done < self._total_rows
@@ -203,7 +204,7 @@ class RowAccounts:
 
     @property
     def num_carried(self) -> int:
-        """Rows of them whose predictions were taken over from earlier versions."""
+        """Committed rows whose predictions were taken over from earlier versions."""
         return self._rows[_CARRIED]
 
     @property
@@ -228,17 +229,17 @@ class RowAccounts:
 
     @property
     def skipped(self) -> Skipped:
-        """What lies below the source and is no row."""
+        """Files below the source that are not input."""
         return self.plan.skipped if self.plan else Skipped()
 
     @property
     def distribution(self) -> Distribution:
-        """How the predictions are distributed; numbers of duplicate ids are still among them."""
+        """The distribution of the predictions; it still has the numbers of duplicate ids."""
         return Distribution(labels=self._labels, numbers=self._numbers)
 
     @property
     def computed_distribution(self) -> Distribution:
-        """How those are distributed that were not taken over."""
+        """The distribution of the predictions that were not taken over."""
         return Distribution(labels=self._computed_labels, numbers=self._computed_numbers)
 
     @property
@@ -248,7 +249,7 @@ class RowAccounts:
 
     @property
     def num_unreadable_shards(self) -> int:
-        """Shards that could not be read (to their end), so that their row count is unknown."""
+        """Shards that could not be read to their end, so that their row count is unknown."""
         if self._published is not None:
             return self._published.num_unreadable_shards
         if self.plan is None:
@@ -259,7 +260,7 @@ class RowAccounts:
 
     @property
     def unreadable(self) -> UnreadableShards:
-        """Shards that could not be read to their end, as far as that is known."""
+        """Shards that could not be read to their end, as known so far."""
         if (plan := self.plan) is None:
             return NONE_UNREADABLE
         extents: Sequence[Extent] = plan.unopened

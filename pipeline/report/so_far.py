@@ -1,4 +1,4 @@
-"""Say how far a run is, in the fields of its lease's heartbeat."""
+"""The progress and the rate of a run, for the heartbeat of its lease, status and metrics."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from pipeline.report.recorder import RunRecorder
 
 PriceOf = Callable[[Sequence[Collection[str]]], float | None]
-"""The labels of each node -> the price of one node for one hour; None: unknown."""
+"""Labels of each node -> price of one node for one hour; None if unknown."""
 WINDOW_S = 60.0
 
 
 class Rate:
-    """Rows a second over the last minute, from the first row on."""
+    """Rows/s over the last minute, from the first row on."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def add(self, at_s: float, rows: int) -> None:
-        """Note how many rows are done at a time."""
+        """Note the number of finished rows at a time."""
         if len(self._seen) == 1 and rows == self._seen[0][1]:
             self._seen.clear()  # what came before the first row was loading
         self._seen.append((at_s, rows))
@@ -39,7 +39,7 @@ class Rate:
 
 
 class SoFar:
-    """Called at each renewal of the lease; the rate is that of the renewals of the last minute."""
+    """Called at each renewal of the lease; the rate is that of the last minute."""
 
     def __init__(
         self, record: RunRecorder, job_name: str | None, price_of: PriceOf = lambda _: None
@@ -48,7 +48,7 @@ class SoFar:
         self._rate = Rate()
 
     def __call__(self) -> dict[str, Any]:
-        """Return what is known now; nothing that the report of the run would not say."""
+        """Return the fields of the heartbeat; the report of the run would say the same."""
         record = self._record
         rows, slices = record.rows_section(), record.slices_section()
         self._rate.add(monotonic(), rows.computed or 0)

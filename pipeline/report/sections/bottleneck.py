@@ -1,9 +1,9 @@
-"""What held a run back, and what a change would make of its rate.
+"""The bottleneck of a run, the advice that follows from it, and a forecast for each change.
 
-In: the load of a run. Out: one sentence of advice with its figures, and a forecast for each change.
-A change alters slots or busy seconds of the limit that binds; the time in which that limit did not
-work stays as it was. Every other limit is hard. A forecast is never below today's rate, never above
-the next limit. A short stream has none: it mostly shows how the run started and ended.
+In: the load of a run. Out: one sentence of advice with its figures, and the forecasts. A change
+alters slots or busy seconds of the limit that binds; the time in which that limit was idle stays
+the same. Every other limit is hard. A forecast is never below today's rate and never above the next
+limit. A short stream has none: it mostly shows how the run started and ended.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 STARTUP_DOMINATES_PCT = 50.0
 WAITING = "waiting"
 LEAST_STREAM_S = 30.0
-"""Of a stream that was shorter, idle time says nothing of a longer one."""
+"""The idle time of a shorter stream says nothing about a longer one."""
 _Change = tuple[str, str, Load]
-"""Its name, what it means here, and the load as it would be."""
+"""Name, meaning for this run, and the load after the change."""
 
 
 class BottleneckSection(Section):
@@ -59,17 +59,17 @@ class BottleneckSection(Section):
 
 
 class Forecast(Section):
-    """What one change would make of the streaming rate, by the measured service times."""
+    """The streaming rate after one change, by the measured service times."""
 
     change: str
     note: str
     """What the change means for this run."""
     rows_per_s: float | None
-    """Streaming rate after it: never below today's, never above the next limit."""
+    """Streaming rate: never below today's, never above the next limit."""
     gain_pct: float | None
-    """By how much that is more than today's."""
+    """How much higher that is than today's."""
     limited_by: str | None
-    """What is the limit then: a group as in `limits`, `cores`, or `waiting` (no stage is)."""
+    """The limit then: a group as in `limits`, `cores`, or `waiting` (no stage)."""
 
 
 def find_bottleneck(load: Load) -> BottleneckSection:
@@ -97,7 +97,7 @@ def find_bottleneck(load: Load) -> BottleneckSection:
 def _startup_bound(
     load: Load, top: GroupLimit, startup_s: float, startup_pct: float
 ) -> BottleneckSection:
-    """Say that starting up took most of the time, and what would help."""
+    """Return the section of a run that start-up dominates."""
     part = max(load.startup, key=lambda name: load.startup[name])
     took = (
         f"start-up took {startup_s:.1f} s, {startup_pct:.0f}% of the run (most of it "
@@ -112,7 +112,7 @@ def _startup_bound(
 
 
 def _waiting(load: Load, top: GroupLimit) -> BottleneckSection:
-    """Say that no stage was busy enough to be the limit, and what would help."""
+    """Return the section of a run in which no stage was busy enough to be the limit."""
     busy = f"the busiest group ({top.group}) was busy {top.utilisation_pct:.0f}% of the time"
     advice = (
         f"No stage was the limit: {busy}, the rest was waiting for work: more slices per actor (a "
@@ -127,7 +127,7 @@ def _waiting(load: Load, top: GroupLimit) -> BottleneckSection:
 
 
 def _unless_short(load: Load, facts: str, advice: str) -> str:
-    """Return the advice; of a stream that was too short for one, what is known."""
+    """Return the advice, or only the facts if the stream was too short for advice."""
     stream_s = load.streaming_wall_s or 0.0
     if stream_s < LEAST_STREAM_S:
         return f"Too short a run to say: the rows took {stream_s:.1f} s; {facts}."
@@ -135,7 +135,7 @@ def _unless_short(load: Load, facts: str, advice: str) -> str:
 
 
 def _bound(load: Load, binding: GroupLimit) -> BottleneckSection:
-    """Name the limit, and the change that gives most; of equals the one that is easiest to do."""
+    """Return the section of a run with a limit: the best change, of equals the easiest."""
     known = [forecast for forecast in make_forecasts(load) if forecast[0].gain_pct]
     best, ceiling = max(known, key=lambda known: known[0].rows_per_s or 0.0, default=(None, None))
     rate = load.rows_per_s
@@ -181,7 +181,7 @@ _NAMED = {
 
 
 def bottleneck_block(report: Report) -> Block:
-    """Return the limits, each beside the rate of this run."""
+    """Return the advice, and the limits beside the rate of this run."""
     rate, neck, limits = report.rows_per_s or 0.0, report.bottleneck, report.limits
     full = (
         max(3 * rate, 1.2 * min((limit.limit_rows_per_s for limit in limits), default=0.0)) or 1.0
@@ -202,7 +202,7 @@ def bottleneck_block(report: Report) -> Block:
 
 
 def changes_block(report: Report) -> Block:
-    """Return what each change alone would bring."""
+    """Return the forecasts."""
     return Block(
         "What a change would bring",
         table=table_of(() if report.status in BROKEN else report.predictions),
@@ -212,10 +212,10 @@ def changes_block(report: Report) -> Block:
 
 
 def make_forecasts(load: Load) -> list[tuple[Forecast, float]]:
-    """Say what each change that a person can make would give; none if the stream was too short.
+    """Return a forecast for each change that a person can make; none if the stream was too short.
 
     Returns:
-        Each with the lowest limit then, in rows/s: what no tuning of the rest could exceed.
+        Each with the lowest limit after the change, in rows/s, which no other tuning can exceed.
     """
     limits = find_limits(load)
     if not limits or not load.rows or (load.streaming_wall_s or 0.0) < LEAST_STREAM_S:
@@ -224,7 +224,7 @@ def make_forecasts(load: Load) -> list[tuple[Forecast, float]]:
 
 
 def _forecast(load: Load, limits: list[GroupLimit], change: _Change) -> tuple[Forecast, float]:
-    """Return what one change gives: its group's time of a row, with what was idle, or the next."""
+    """Return the forecast of one change, with the lowest limit after it."""
     name, note, changed = change
     rate, binding = load.rows_per_s, binding_limit(limits)
     after = {limit.group: limit.limit_rows_per_s for limit in find_limits(changed)}
@@ -253,10 +253,10 @@ def _forecast(load: Load, limits: list[GroupLimit], change: _Change) -> tuple[Fo
 
 
 def _crowding(load: Load, binding: GroupLimit, group: str) -> float:
-    """Say by how much busy seconds of a group are too many, because they include waiting.
+    """Return the factor by which busy seconds of a group are too many, as they include waiting.
 
-    On crowded cores a stage that waits for one is busy: more work than cores by a half means that
-    a third of the seconds is waiting, and a group's own limit is higher by that.
+    On crowded cores a stage that waits for a core is busy: half more work than cores means that a
+    third of the seconds is waiting, and the group's own limit is higher by that.
     """
     waits = set(load.groups[group]) <= set(core_stages(load)) if group != CORES else False
     return max(1.0, binding.utilisation_pct / 100) if binding.group == CORES and waits else 1.0

@@ -1,4 +1,4 @@
-"""Predictions of earlier versions: what a run carries over, and what a retry computes again."""
+"""Rows of earlier versions: those that a run carries over, and those that a retry computes again."""
 
 from __future__ import annotations
 
@@ -27,40 +27,41 @@ class CarriedFrom(Section):
     partition: str
     version: int
     rows: int
-    """Found without reading the input; what is found by content comes on top."""
+    """Rows found without reading the input; rows found by content are extra."""
 
 
 class Carried(Section):
-    """Which predictions are those of earlier versions (`run.reuse`), or why none is."""
+    """The predictions carried over from earlier versions (`run.reuse`), or why there are none."""
 
     rows: int = 0
-    """Whose predictions are taken over."""
+    """Rows whose predictions are carried over."""
     why_not: str | None = None
-    """Why there are none, or none of the newest version."""
+    """Why there are none, or none from the newest version."""
     looked_at: int = 0
-    """Earlier versions that were looked at."""
+    """Number of earlier versions that were considered."""
     sources: list[CarriedFrom] = Field(default_factory=list)
     """The newest first."""
     new_rows: int | None = None
-    """Rows of shards that the newest source does not have; null where only reading counts them."""
+    """Rows of shards that the newest source lacks; null if only reading counts them."""
     changed_rows: int | None = None
-    """Rows of shards that are not as they were then; null likewise."""
+    """Rows of shards that changed since; null likewise."""
     failed_rows: int | None = None
-    """Rows of unchanged shards that had no prediction, and are computed again."""
+    """Rows of unchanged shards that had no prediction and are computed again."""
     gone_rows: int | None = None
     """Rows of shards that are no longer there."""
     checked_rows: int = 0
-    """Computed although their predictions are known, for the gate `carried`."""
+    """Rows computed although their predictions are known, for the gate `carried`."""
     content_rows: int | None = None
-    """Of `rows`, those that were read, and known by their content; null if none were looked up."""
+    """Of `rows`, those that were read and known by their content; null if none were looked up."""
     lookup_failed_rows: int | None = None
-    """Computed because they could not be looked up; null likewise."""
+    """Rows computed because the look-up failed; null likewise."""
     changed_libraries: list[str] = Field(default_factory=list)
-    """What decodes, tokenises or computes and has another version than then; more are checked."""
+    """Libraries that decode, tokenise or compute and have another version now; more rows are
+    checked then."""
 
 
 def carried_section(reuse: Reuse) -> Carried:
-    """Return what a run takes over; a run adds what it finds, and takes off what it cannot read."""
+    """Return the section as planned; the run corrects it by what it finds and cannot read."""
     division = reuse.division
     if division is None:
         return Carried(why_not=reuse.why_not, looked_at=reuse.looked_at)
@@ -84,14 +85,14 @@ def carried_section(reuse: Reuse) -> Carried:
 
 
 def plan_facts(reuse: Reuse) -> dict[str, Any]:
-    """Return what `pipeline plan` says of carried rows: the totals, and the rows of each shard."""
+    """Return the carried rows for `pipeline plan`: the totals, and the rows of each shard."""
     section = carried_section(reuse).model_dump(exclude_none=True)
     shards = reuse.division.shards if reuse.division else ()
     return {**section, "shards": [asdict(shard) for shard in shards]}
 
 
 def first_shards(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the same for a terminal: the first shards of which not all rows are carried."""
+    """Return the same for a terminal: only the first shards with rows that are not carried."""
     others = [shard for shard in facts["shards"] if shard["state"] != "unchanged"]
     more = len(others) - _SHOWN_SHARDS
     rest = {"more_shards": f"{more:,}, in --json"} if more > 0 else {}
@@ -99,7 +100,7 @@ def first_shards(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _computed(shards: Iterable[ShardRows], state: State) -> int | None:
-    """Return how many rows of shards of a state are computed; None if only reading counts them."""
+    """Return the computed rows of shards in a state; None if only reading counts them."""
     numbers = [shard.computed for shard in shards if shard.state == state]
     return None if None in numbers else sum(number or 0 for number in numbers)
 
@@ -112,7 +113,7 @@ def carried_block(report: Report) -> Block:
 
 
 def carried_lines(report: Report) -> list[str]:
-    """Say in one line what was taken over from earlier versions, or why nothing could be."""
+    """Say in one line which rows were carried over, or why none were."""
     carried = report.carried
     if carried is None:
         return []
@@ -135,23 +136,23 @@ def carried_lines(report: Report) -> list[str]:
 
 
 class Retry(Section):
-    """What `pipeline retry` made of the quarantine of a published version."""
+    """The result of `pipeline retry` for the quarantine of a published version."""
 
     base_version: int | None = None
-    """Version whose quarantine it was."""
+    """The version whose quarantine is retried."""
     entries: int | None = None
-    """Rows of that quarantine that went again; of a shard that could not be read there is one."""
+    """Rows of that quarantine that are retried; an unreadable shard counts as one."""
     recovered: int | None = None
     """Rows that are predicted now."""
     failed_again: int | None = None
     duplicate_ids: int | None = None
-    """Rows that stay in the quarantine because others have their ids."""
+    """Rows that stay in the quarantine because other rows have their ids."""
     not_asked: int | None = None
-    """Rows that stay because other reasons were asked for."""
+    """Rows that stay because `--reason` names other reasons."""
 
 
 def retry_lines(report: Report) -> list[str]:
-    """Say in one line what became of the retried rows of a quarantine."""
+    """Say in one line what became of the retried rows."""
     retry = report.retry
     if not retry or not retry.entries:
         return []

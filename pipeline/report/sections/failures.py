@@ -1,4 +1,4 @@
-"""Why rows failed, and which files are no input."""
+"""Rows that failed, by reason and cause; files that were skipped."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class FailedRows(Section):
-    """Rows that failed alike: what their messages have in common, and one of them."""
+    """Rows that failed for one cause, with one of them as an example."""
 
     reason: str
     stage: str | None = None
     """Null if it is unknown."""
     message: str | None = None
-    """Of the row that is named; null stands for all messages that are not told apart."""
+    """Message of the example; null for messages that are not told apart."""
     num_rows: int
     at_least: bool = False
-    """More rows may have failed for it: of some with this reason the message was not kept."""
+    """More rows may have failed for it: the messages of some with this reason were not kept."""
     row_id: str | None = None
-    """One of these rows: the first by name."""
+    """The example: the first of these rows by name."""
 
 
 def failures_block(report: Report) -> Block:
@@ -45,7 +45,7 @@ def failures_block(report: Report) -> Block:
 
 
 def failure_lines(report: Report) -> list[str]:
-    """Say in one line per cause why rows failed, with one of the rows."""
+    """Return a line per cause, with one of its rows."""
     return [
         f"{'at least ' if cause.at_least else ''}{num_of(cause.num_rows, 'row')} {cause.reason}"
         + (f" at {cause.stage}" if cause.stage else "")
@@ -61,22 +61,22 @@ class SkippedReason(Section):
     reason: str
     files: int
     first: list[str] = Field(default_factory=list)
-    """Their first names, relative to the source."""
+    """Names of the first ones, relative to the source."""
 
 
 class SkippedExtension(Section):
-    """Files of one extension, of reason `extension`."""
+    """Files of one extension, for the reason `extension`."""
 
     extension: str
     files: int
 
 
 class SkippedFiles(Section):
-    """Files below the source that are no input; null if it was not listed."""
+    """Files below the source that are not input; null if it was not listed."""
 
     files: int | None = None
     judged: int | None = None
-    """Of those, what `gates.max_skipped_pct` counts."""
+    """Those that `gates.max_skipped_pct` counts."""
     reasons: list[SkippedReason] = Field(default_factory=list)
     extensions: list[SkippedExtension] = Field(default_factory=list)
 
@@ -87,7 +87,7 @@ def skipped_block(report: Report) -> Block:
 
 
 def skipped_lines(report: Report) -> list[str]:
-    """Say in one line which files below the source are no input."""
+    """Say in one line which files were skipped."""
     skipped = report.skipped
     if not skipped.files:
         return []

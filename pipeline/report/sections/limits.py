@@ -1,7 +1,7 @@
-"""How fast each group of stages could go if it alone mattered, by what the counters say.
+"""The limits of a run: how fast each group of stages could go if it alone mattered.
 
-In: the sums of the counters, and how many slots each stage had. Out: a limit for each group, and
-which of them binds. Nothing here knows Ray, storage or how a report looks.
+In: the sums of the counters, and the slots of each stage. Out: a limit for each group, and which of
+them binds. Nothing here knows Ray, storage or the look of a report.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "actor": ("transfer", "predict"),
     "writer": ("write",),
 }
-"""Of a run over images; `Load.own_groups` has those of any run."""
+"""The groups of a run over images; `Load.all_groups` has those of any run."""
 CORES = "cores"
 _OVERLAPPING = ("transfer", "predict")
-"""Copies to a GPU and its computing: there the longer of the two counts."""
+"""On a GPU copying and computing overlap, so the longer of the two counts."""
 
 CORES_BUSY_PCT = 90.0
 LIMIT_BUSY_PCT = 50.0
 LAUNCH_BOUND_PCT = 80.0
-"""A GPU waits for its host if this takes so large a share of the GPU's time to launch its work."""
+"""A GPU waits for its host if launching takes so large a share of the time that it computes."""
 
 Slots = dict[str, float]
-"""Stage -> how many of it could work at the same time."""
+"""Stage -> number of it that could work at the same time."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """All that the search for the bottleneck looks at; None is unknown."""
+    """The measured load of a run, from which limits and forecasts follow; None if unknown."""
 
     figures: SliceFigures = field(default_factory=SliceFigures)
     slots: Slots = field(default_factory=dict)
@@ -44,24 +44,24 @@ class Load:
     wall_s: float | None = None
     """Of the whole run."""
     startup: dict[str, float] = field(default_factory=dict)
-    """Wall seconds lost to each start-up part; of parallel processes the slowest counts."""
+    """Wall seconds lost to each start-up part; of parallel processes the mean."""
     cpus: float | None = None
     gpus: float | None = None
     is_on_gpu: bool = False
     in_actors: frozenset[str] = frozenset()
-    """Groups that are not there, for the actors do their work: `decoder`, `writer`."""
+    """Groups without slots, because the actors do their work: `decoder`, `writer`."""
     prepared: tuple[str, ...] = PREPARED
-    """The stages of the run's input, in order; none if there is nothing to prepare."""
+    """The stages that prepare the run's input, in order."""
 
     @property
     def rows(self) -> int:
-        """Rows that went through, quarantined ones included: the common base of all limits."""
+        """Rows that went through, including quarantined ones: the common base of all limits."""
         stages = [self.figures.stage(name) for name in self.streaming]
         return max(max(stage.rows_in, stage.rows_out) for stage in stages)
 
     @property
     def rows_per_s(self) -> float:
-        """Rows over the streaming wall; 0 if that is unknown."""
+        """Rows over the streaming wall; 0 if unknown."""
         return self.rows / self.streaming_wall_s if self.streaming_wall_s else 0.0
 
     @property
@@ -74,7 +74,7 @@ class Load:
 
     @property
     def launch_pct(self) -> float:
-        """Return the host's time to launch batches as a share of the GPU's; 0 if it is unknown."""
+        """The host's time to launch batches as a share of the GPU's; 0 if unknown."""
         computed_s = self.busy_s("predict") if self.is_on_gpu else 0.0
         return 100 * self.busy_s(LAUNCH) / computed_s if computed_s else 0.0
 
@@ -101,18 +101,18 @@ class Load:
 
     @property
     def fused(self) -> bool:
-        """Tell whether the actors decode and transform; there are no decoders then."""
+        """Whether the actors decode and transform, so that there are no decoders."""
         return "decoder" in self.in_actors
 
     def group_slots(self, group: str) -> float:
-        """Slots of a group: its stages share them. 0 is none, or unknown."""
+        """Slots that the stages of a group share; 0 if none or unknown."""
         if group not in self.groups:
             return 0.0
-        # Where the actors do more, it is still their own stages that say how many there are.
+        # The number of actors is that of their own stages, also if they do more.
         return max((self.slots.get(stage, 0.0) for stage in self.all_groups[group]), default=0.0)
 
     def stage_slots(self, stage: str) -> float | None:
-        """Slots of a stage, those of the actors if they do its work."""
+        """Slots of a stage; those of the actors if they do its work."""
         if any(stage in self.all_groups[group] for group in self.in_actors):
             return self.group_slots("actor") or None
         return self.slots.get(stage)
@@ -144,7 +144,7 @@ def utilisation_pct(busy_s: float, slots: float | None, wall_s: float | None) ->
 
 
 def find_limits(load: Load) -> list[GroupLimit]:
-    """Return the limit of every group that was measured and whose slots are known, cores last."""
+    """Return the limit of every group with a measure and known slots, the cores last."""
     limits = []
     for group, stages in load.groups.items():
         limits.append(_limit(load, group, stages, load.group_slots(group)))
@@ -153,7 +153,7 @@ def find_limits(load: Load) -> list[GroupLimit]:
 
 
 def core_stages(load: Load) -> tuple[str, ...]:
-    """Return the stages whose busy seconds are seconds of a core, or of waiting for one."""
+    """Return the stages whose busy seconds are spent on a core, or in waiting for one."""
     # Reading mostly waits for storage, and on a GPU the model waits for the device: neither
     # keeps a core busy, so counting them would blame the cores for slow storage.
     excluded = {*GROUPS["reader"], *(GROUPS["actor"] if load.is_on_gpu else ())}
@@ -161,7 +161,7 @@ def core_stages(load: Load) -> tuple[str, ...]:
 
 
 def group_busy_s(load: Load, stages: Sequence[str]) -> float:
-    """Return how long stages that share slots kept these busy."""
+    """Return the seconds for which stages kept the slots that they share busy."""
     busy_s = sum(load.busy_s(stage) for stage in stages)
     if load.is_on_gpu and set(_OVERLAPPING) <= set(stages):
         busy_s -= min(load.busy_s(stage) for stage in _OVERLAPPING)
@@ -192,7 +192,7 @@ def busiest_group(limits: Sequence[GroupLimit]) -> GroupLimit | None:
 
 
 def binding_limit(limits: Sequence[GroupLimit]) -> GroupLimit | None:
-    """Return what held the stream back; None if nothing was busy enough to be it.
+    """Return the limit that held the stream back; None if no group was busy enough.
 
     The cores come first: a group is no limit of its own when all groups wait for the same cores.
     """

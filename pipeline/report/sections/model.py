@@ -1,4 +1,4 @@
-"""What predicted, and the cluster that it ran on."""
+"""The model that predicted, and the hardware that it ran on."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ _ACTOR_START = ("workers", "imports", "model_load")
 
 
 class Choice(Section):
-    """What runs the model, and why."""
+    """The runtime and precision that were chosen, and why."""
 
     reason: Literal["job", "measured", "known", "unknown", "begun"]
-    """`job`: the job says it; `measured`: this run did so before it started; `known`: an earlier
-    run did, or `pipeline tune`; `unknown`: nothing did; `begun`: the work was begun so."""
+    """`job`: the job sets them; `measured`: this run measured before it started; `known`: an
+    earlier run or `pipeline tune` measured; `unknown`: nothing was measured; `begun`: earlier work
+    of this plan used them."""
     text: str
     """The choice and its reason in one line."""
     gain: float | None = None
-    """Rows/s beside those of eager fp32, of one actor and the model alone."""
+    """Rows/s as a multiple of those of eager fp32, for one actor and the model alone."""
     num_compared: int | None = None
-    """Rows of which `agreement_pct` is a share."""
+    """Rows that `agreement_pct` is a share of."""
     measured_by: str | None = None
     """The run that measured, or `tune`."""
     measured_at: str | None = None
@@ -40,29 +41,29 @@ class Choice(Section):
 
 
 class ModelSection(Section):
-    """What predicted."""
+    """The model, and how it was run."""
 
     name: str | None = None
     weights_sha256: str | None = None
     runtime: str | None = None
     precision: str | None = None
     float32_math: str | None = None
-    """How float32 was multiplied: `ieee`, exactly, or `tf32`. All of torch's flags are set so."""
+    """How float32 was multiplied: exactly (`ieee`), or as `tf32`; torch's flags are set so."""
     agreement_pct: float | None = None
     """Share of sampled rows that agreed with eager fp32 when `auto` chose."""
     agreement_worst: float | None = None
     """Largest difference of scores, smallest cosine, or largest relative error of that sample."""
     scores: str | None = None
-    """What the outputs are, in a sentence, if they are not plainly logits."""
+    """A sentence on the outputs, if they are not plain logits."""
     artefact_sha256: str | None = None
     """Precision int8: digest of the calibrated model that ran."""
     choice: Choice | None = None
-    """Null until it is known what runs the model."""
+    """Null until the runtime is chosen."""
     device: str | None = None
     devices: dict[str, int] = Field(default_factory=dict)
     """Processor, or GPU with driver and libraries -> rows of the partition that it predicted."""
     advice: list[str] = Field(default_factory=list)
-    """What would make the model faster on them, in a sentence each."""
+    """Advice that would make the model faster on them, a sentence each."""
     batch_size: int | None = None
     """The most rows of one model call."""
     batch_tokens: int | None = None
@@ -70,13 +71,13 @@ class ModelSection(Section):
 
 
 class Hardware(Section):
-    """What the cluster had in the mean, while the run went on."""
+    """The resources of the cluster, as a mean over the run."""
 
     nodes: int | float | None = None
     cpus: float | None = None
     gpus: float | None = None
     gpu_name: str | None = None
-    """Of several kinds all names."""
+    """All names, if there are several kinds."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,19 @@ class Placement:
     """The cluster of a run and its share of it."""
 
     hardware: ClusterHardware
-    """As it was at the last look."""
+    """At the last look."""
     allocation: Allocation
     ray_start_s: float
     on_cluster: bool
-    """It is a cluster that was up before, not a Ray of the run's own."""
+    """The cluster was up before; the run did not start it."""
     looked_s: float = 0.0
-    """Seconds from the begin of the run to that look; before the first one all was as it is."""
+    """Seconds from the beginning of the run to that look; 0 before the first one."""
     node_s: float = 0.0
-    """Seconds of all nodes up to then, summed up."""
+    """Node-seconds up to that look."""
     core_s: float = 0.0
 
     def looked(self, hardware: ClusterHardware, elapsed_s: float) -> Placement:
-        """Return this with another look at the cluster, whose nodes come and go."""
+        """Return the placement after another look at the cluster, whose nodes come and go."""
         return replace(
             self,
             hardware=hardware,
@@ -106,7 +107,7 @@ class Placement:
         )
 
     def hardware_section(self, elapsed_s: float) -> Hardware:
-        """Return what the cluster had: nodes and CPUs in the mean."""
+        """Return the section: nodes and CPUs as a mean over the run."""
         return Hardware(
             nodes=_mean(self._node_s(elapsed_s), elapsed_s),
             cpus=float(_mean(self._core_s(elapsed_s), elapsed_s)),
@@ -115,7 +116,7 @@ class Placement:
         )
 
     def cost(self, elapsed_s: float, price_per_node_hour: float) -> float:
-        """Return what a run has cost so far, in the currency of the price."""
+        """Return the cost of the run so far, in the currency of the price."""
         return self._node_s(elapsed_s) / 3600 * price_per_node_hour
 
     def _node_s(self, elapsed_s: float) -> float:
@@ -126,7 +127,7 @@ class Placement:
         return self.core_s + cpus * (elapsed_s - self.looked_s)
 
     def _there(self, number: int, elapsed_s: float) -> float:
-        """Return how many of some actors ran in the mean: fewer while nodes were still to come."""
+        """Return the mean number of actors that ran: fewer before all nodes were up."""
         share = _mean(self._core_s(elapsed_s), elapsed_s) / self.hardware.cpus
         return max(1.0, round(number * min(1.0, share), 2)) if number else 0.0
 
@@ -143,7 +144,7 @@ class Placement:
         }
 
     def slots(self, prepared: Sequence[str], elapsed_s: float) -> dict[str, float]:
-        """Return how many of each stage can run at once; list and publish run on the driver."""
+        """Return stage -> slots; list and publish, on the driver, are not among them."""
         given = self.allocation
         slots = {"read": given.num_readers}
         slots |= dict.fromkeys(prepared, given.num_decoders or given.max_actors)
@@ -153,7 +154,7 @@ class Placement:
 
 
 def _mean(total: float, elapsed_s: float) -> float:
-    """Return the mean over the run; whole if it was always the same."""
+    """Return the mean over the run; an integer if it is whole."""
     mean = round(total / elapsed_s, 2)
     return int(mean) if mean == int(mean) else mean
 
@@ -165,12 +166,12 @@ def model_block(report: Report) -> Block:
 
 
 def scores_lines(report: Report) -> list[str]:
-    """Say in one line what the model's outputs are, if they are not plainly logits."""
+    """Describe the model's outputs in one line, if they are not plain logits."""
     return [report.model.scores] if report.model.scores else []
 
 
 def device_lines(report: Report) -> list[str]:
-    """Say which GPUs, or different processors, predicted, and what would make them faster."""
+    """Name the GPUs, or the processors if they differ, and the advice on them."""
     model = report.model
     listed = "; ".join(f"{device}: {num_of(n, 'row')}" for device, n in model.devices.items())
     is_listed = len(model.devices) > 1 or (model.devices and model.device != "cpu")

@@ -1,4 +1,4 @@
-"""How a run ended: its rows and slices, the gates, what was published."""
+"""The outcome of a run: rows, slices, gates, output, and the lines that sum it up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.report.document import Report
 
 BROKEN = ("refused", "failed")
-"""Statuses of runs that came to nothing."""
+"""Statuses of runs that published nothing because of an error."""
 
 
 class Rows(Section):
@@ -32,15 +32,15 @@ class Rows(Section):
     predicted: int | None = None
     quarantined: int | None = None
     computed: int | None = None
-    """Went through the stages in this run."""
+    """Rows that went through the stages in this run."""
     resumed: int | None = None
-    """Taken over, finished, from an earlier run."""
+    """Rows that an earlier run had finished."""
     carried: int | None = None
-    """Not computed: their predictions are those of an earlier version; null if nothing could be
-    carried over. `total` is computed + resumed + carried, and the rows that a retry keeps in the
-    quarantine: `duplicate_ids` and `not_asked` of its section."""
+    """Rows with the prediction of an earlier version; null if nothing could be carried over.
+    `total` is computed + resumed + carried, and the rows that a retry keeps in the quarantine:
+    `duplicate_ids` and `not_asked` of its section."""
     left: int | None = None
-    """Not computed yet when the run ended; null if unknown."""
+    """Rows not computed yet when the run ended; null if unknown."""
 
 
 class Slices(Section):
@@ -65,21 +65,21 @@ class Gate(Section):
 
 
 class Output(Section):
-    """What was published, and where the rest lies; null is what there is not."""
+    """The published version, and where the files of the run are; null if there is none."""
 
     uri: str | None = None
-    """Of the predictions."""
+    """Location of the predictions."""
     version: int | None = None
-    """Number of the version that is published."""
+    """Number of the published version."""
     quarantine: str | None = None
     report: str | None = None
-    """Of report.html; report.json lies beside it."""
+    """Location of report.html; report.json is beside it."""
     parts: int | None = None
     bytes: int | None = None
 
 
 def verdict_block(report: Report) -> Block:
-    """Say why a run ended as it did, and what it did."""
+    """Return the lines that say why a run ended as it did, and what it did."""
     num_passed = sum(gate.status == "pass" for gate in report.gates)
     is_passed = num_passed and report.status == "published"
     return Block(
@@ -95,7 +95,7 @@ def verdict_block(report: Report) -> Block:
 
 
 def gate_lines(report: Report) -> list[str]:
-    """Say what the gates found but did not refuse; what they refused is the error."""
+    """Return a line per gate that warns or was accepted; a failed gate is in the error."""
     words = {"warn": "warns: ", "accepted": "failed: "}
     return [
         f"gate {gate.name} {words[gate.status]}{gate.message}"
@@ -147,7 +147,7 @@ def _row_totals(status: str, rows: Rows) -> list[str]:
     is_whole = (rows.predicted or 0) + (rows.quarantined or 0) == rows.total
     whole = f"{num_of(rows.total, 'row')} = {split}"
     if status == "nothing_to_do":
-        # This run predicted nothing; its own figures say nothing of what is published.
+        # The figures of this run, which predicted nothing, are not those of the published version.
         return [f"already published: {whole if is_whole else num_of(rows.total, 'row')}"]
     return [whole if is_whole else f"{split} of {num_of(rows.total, 'row')}"]
 
@@ -182,7 +182,7 @@ def gates_block(report: Report) -> Block:
 
 
 def output_block(report: Report) -> Block:
-    """Return what was published, and the slices that made it."""
+    """Return the published version, and its slices."""
     slices = {f"slices {name}": number for name, number in facts_of(report.slices).items()}
     fingerprint = facts_of({"fingerprint": report.fingerprint})
     return Block("Output", facts=facts_of(report.output) | fingerprint | slices)

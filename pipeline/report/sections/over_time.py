@@ -1,4 +1,4 @@
-"""Rows and actors over the time of a stream, in few bins whatever its length."""
+"""Rows and actors over the time of a stream, in at most 60 bins."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _BINS = 60
 
 
 class OverTime(Section):
-    """The stream in bins of equal width, from its begin."""
+    """The stream in bins of equal width, from its beginning."""
 
     bin_s: float
     rows: list[int]
-    """Computed rows whose slice was committed in each bin."""
+    """Computed rows whose slice was committed in the bin."""
     actors: list[int]
-    """Actors that had given a slice by the end of each bin."""
+    """Actors that had finished a slice by the end of the bin."""
 
 
 class Timeline:
-    """Counts committed slices in at most 60 bins; when they do not suffice, their width doubles."""
+    """Counts committed slices in at most 60 bins; if they do not suffice, their width doubles."""
 
     def __init__(self) -> None:
-        """Begin with bins of a second."""
+        """Start with bins of one second."""
         self._bin_s = 1.0
         self._rows: list[int] = []
         self._actors: list[int] = []
-        """That gave their first slice in a bin."""
+        """Actors that finished their first slice in the bin."""
 
     def add(self, elapsed_s: float, staged: StagedSlice) -> None:
         """Count a slice.

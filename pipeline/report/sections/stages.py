@@ -42,7 +42,7 @@ _HOPS = {
 
 
 class Stage(Section):
-    """What one stage did in this run; all null if it was not measured."""
+    """The figures of one stage in this run; null if it was not measured."""
 
     stage: str
     rows_in: int | None
@@ -53,21 +53,21 @@ class Stage(Section):
     busy_s: float | None
     """Summed over all slots."""
     slots: float | None
-    """How many of this stage could work at once; stages of one group share theirs."""
+    """Number of this stage that could work at once; stages of one group share their slots."""
     wall_s: float | None
-    """What the rates are over: the streaming wall; for list and publish the whole run."""
+    """Base of the rates: the streaming wall; for list and publish the whole run."""
     rows_per_s: float | None
     """`rows_out / wall_s`."""
     rows_per_busy_slot_s: float | None
-    """`rows_out / busy_s`: the speed of one slot that never waits."""
+    """`rows_out / busy_s`: the speed of a slot that never waits."""
     utilisation_pct: float | None
     """`busy_s / (slots * wall_s)`."""
     retries: int | None
-    """Requests to a store that were repeated after a passing error."""
+    """Requests to a store that were repeated after a transient error."""
 
 
 def stages_of(load: Load) -> list[Stage]:
-    """Return every stage, in order; what was not measured is null."""
+    """Return every stage, in order."""
     return [_stage(stage, load) for stage in stages_with(load.prepared)]
 
 
@@ -135,7 +135,7 @@ def stages_block(report: Report) -> Block:
 
 
 class SlowerStage(Section):
-    """A stage whose slots do their work much slower than in the last comparable run."""
+    """A stage whose slots work much slower than in the last comparable run."""
 
     stage: str
     rows_per_busy_slot_s: float
@@ -143,7 +143,7 @@ class SlowerStage(Section):
     """The same figure of that run."""
     change_pct: float
     run_id: str
-    """The run that it is compared with."""
+    """The run of the comparison."""
 
 
 def slower_than_before(report: Report, previous: Report) -> list[SlowerStage]:
@@ -169,7 +169,7 @@ def slower_than_before(report: Report, previous: Report) -> list[SlowerStage]:
 
 
 def slower_lines(report: Report) -> list[str]:
-    """Say in one line per stage which became slower since the last comparable run."""
+    """Return a line per stage that became slower since the last comparable run."""
     return [
         f"slower than before: {slower.stage}, {format_rate(slower.rows_per_busy_slot_s)} "
         f"rows/s per slot while busy instead of {format_rate(slower.before)} in run "
@@ -179,11 +179,11 @@ def slower_lines(report: Report) -> list[str]:
 
 
 class StartupPart(Section):
-    """One reason why the first row had to wait, as in `STARTUP_PARTS`."""
+    """One part of the wait for the first row, as in `STARTUP_PARTS`."""
 
     part: str
     wall_s: float | None
-    """Seconds that the run waited for it; of parallel processes the slowest counts."""
+    """Seconds that the run waited for it; of parallel processes the mean."""
     busy_s: float | None
     """Seconds summed over all processes."""
     share_pct: float | None
@@ -191,7 +191,7 @@ class StartupPart(Section):
 
 
 def startup_parts(load: Load) -> list[StartupPart]:
-    """Return what the first row had to wait for."""
+    """Return the parts of the wait for the first row."""
     measured = [part for part in STARTUP_PARTS if part in load.figures.stages]
     return [
         StartupPart(
@@ -213,18 +213,18 @@ def startup_block(report: Report) -> Block:
 
 
 class Isolation(Section):
-    """What was worked on in child processes after workers crashed on it; of this run."""
+    """Work that was done in child processes after workers had crashed on it, in this run."""
 
     dead_processes: int = 0
     """Workers that crashed, hung or were killed in the middle of a slice, and their children."""
     rows: int = 0
-    """Rows that went through a child, once for decoding in a task and once for predicting."""
+    """Rows that went through a child; a row decoded in a task and predicted counts twice."""
     quarantined: int = 0
     """Rows that ended the process that worked on them."""
 
 
 def isolation_of(load: Load) -> Isolation:
-    """Say how much had to be isolated."""
+    """Return the section."""
     isolated = load.figures.isolated or Isolated()
     return Isolation(
         dead_processes=isolated.dead_processes,
@@ -234,14 +234,14 @@ def isolation_of(load: Load) -> Isolation:
 
 
 class BytesPerRow(Section):
-    """Bytes of a row on its way, each over the rows that went that far."""
+    """Mean bytes of a row at each hop, over the rows that went that far."""
 
     stored: float | None = None
-    """Encoded, as read from the store; of features the vector."""
+    """Encoded, as read from the store; for features the vector."""
     to_decoder: float | None = None
-    """Encoded; with decoding in the actors the same hop as `to_actor`."""
+    """Encoded; the same hop as `to_actor` if the actors decode."""
     to_actor: float | None = None
-    """What an actor gets: pixels, or the encoded image if the actors decode."""
+    """Pixels, or the encoded image if the actors decode."""
     to_device: float | None = None
     """Model input; on the CPU the copy into the batch."""
     written: float | None = None
@@ -251,7 +251,7 @@ class BytesPerRow(Section):
 
 
 def bytes_per_row(load: Load) -> BytesPerRow:
-    """Return what a row weighs at each hop, by the counters."""
+    """Return the section, by the counters."""
 
     def per_row(stage: str, side: str) -> float | None:
         did = load.figures.stage(stage)
@@ -271,12 +271,12 @@ def bytes_per_row(load: Load) -> BytesPerRow:
 
 
 def bytes_block(report: Report) -> Block:
-    """Return what a row weighs on its way."""
+    """Return the line on the bytes of a row."""
     return Block("A row on its way", hop_lines(report))
 
 
 def hop_lines(report: Report) -> list[str]:
-    """Say in one line what a row weighs on its way, as far as it was measured."""
+    """Say in one line how many bytes a row has at each hop that was measured."""
     is_fused = report.decode_in == "actors"
     names = {**_HOPS, "to_decoder": "to the tokenizers"} if report.texts else _HOPS
     known = [

@@ -1,4 +1,4 @@
-"""Tokens: of the texts that a model reads, and of those that it writes."""
+"""The tokens of a run: of texts that the model reads, and of texts that it writes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Texts(Section):
     """Tokens of the texts that this run computed."""
 
     tokens: int
-    """Of predicted rows, special tokens included, padding not."""
+    """Of predicted rows, with special tokens, without padding."""
     tokens_per_row: float | None
     tokens_per_s: float | None
     """Over the streaming wall."""
     padding_pct: float | None
     """Share of what the model computed that was padding."""
     truncated_rows: int
-    """Rows that had more tokens than `text.max_tokens`, and were cut."""
+    """Rows with more tokens than `text.max_tokens`, which were cut."""
     truncated_pct: float | None
-    """Of all rows that were tokenised."""
+    """Share of the tokenised rows."""
 
 
 def texts_of(load: Load) -> Texts | None:
@@ -67,33 +67,33 @@ class Written(Section):
     """Texts that this run wrote, quarantined ones included."""
 
     input_tokens: int
-    """Of prompts, padding not."""
+    """Of prompts, without padding."""
     output_tokens: int
     prefill_tokens_per_s: float | None
     """Tokens of prompts over the busy seconds of actors that read them."""
     decode_tokens_per_s: float | None
     """Tokens of outputs over the busy seconds of actors that wrote them."""
     rows_per_step: float | None
-    """Of a batch, in the mean over the steps that write a token of each."""
+    """Mean rows of a batch, over the steps that write a token for each."""
     decode_padding_pct: float | None
-    """Share of these rows that had ended already; they leave together with others."""
+    """Share of these rows that had ended already; they leave the batch together with others."""
     output_tokens_p50: int | None
-    """Half of the outputs are not longer; up to 3%."""
+    """Half of the outputs are not longer; exact to 3%."""
     output_tokens_p95: int | None
     length_pct: float | None
-    """Share of outputs that have the most tokens and no end: `finish_reason` is `length`."""
+    """Share of outputs cut off at the most tokens: `finish_reason` is `length`."""
     repeating_pct: float | None
-    """Share of outputs that end so, in the same few tokens again and again."""
+    """Share of outputs cut off so while they repeated the same few tokens."""
     cost_per_million_tokens: float | None = None
-    """Of both kinds, in the currency of `run.price_per_node_hour`."""
+    """For both kinds of tokens, in the currency of `run.price_per_node_hour`."""
 
 
 def written_of(load: Load, cost: float | None) -> Written | None:
     """Return the section; None if no texts were written.
 
     Args:
-        load: What was measured.
-        cost: Of the run; None: unknown.
+        load: The load of the run.
+        cost: Of the run; None if unknown.
     """
     made = load.figures.generated
     if made is None:

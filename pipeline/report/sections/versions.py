@@ -1,4 +1,4 @@
-"""Earlier versions beside a report: its figures as small lines, and its most frequent classes."""
+"""A report beside earlier versions: lines of its figures, and its most frequent classes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 _SHOWN = 14
 _PARTITIONS = 7
 _REPORTED = 10
-"""A report has so many labels; what is behind them is unknown."""
+"""A report has this many labels; the others are unknown."""
 
 
 class LabelCount(Section):
-    """How many rows were given a label."""
+    """The number of rows with a label."""
 
     label: str
     count: int
@@ -104,7 +104,7 @@ class ClassShare:
     rows: int
     pct: float
     before_pct: float | None
-    """The mean of the partitions before that tell it; None if none does."""
+    """The mean of the earlier partitions in which it is known; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ class Classes:
 
     shares: tuple[ClassShare, ...]
     beside: str
-    """What they are compared with; '' if there is nothing."""
+    """The partitions of the comparison; '' if there are none."""
 
     @property
     def has_ids(self) -> bool:
-        """Tell whether a class id stands behind a name, as in `missile (657)`."""
+        """Tell whether a class id follows a name, as in `missile (657)`."""
         return any(re.search(r" \(\d+\)$", share.label) for share in self.shares)
 
     @property

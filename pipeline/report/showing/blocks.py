@@ -37,7 +37,7 @@ class Line:
     low: str
     high: str
     points: str
-    """Of a polyline in a box of 100 x 28; what is unknown has none."""
+    """Points of a polyline in a box of 100 x 28; an unknown value has none."""
 
 
 Cell = str | Bar | Line
@@ -52,30 +52,30 @@ class Table:
     texts: Sequence[str] = ()
     """Columns of text; the others are numbers or pictures."""
     limit: str | None = None
-    """The row that held the run back."""
+    """First cell of the row that held the run back."""
     narrow: Sequence[str] = ()
-    """Columns for a terminal, in order; without any the table is for the page alone."""
+    """Columns for a terminal, in order; none if the table is only for the page."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """What belongs together."""
+    """A titled piece of the report."""
 
     title: str = ""
     lines: Sequence[str] = ()
-    """For terminal and page."""
+    """Lines for terminal and page."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Name -> value, for the page."""
     table: Table | None = None
     note: str = ""
-    """Below the table, for the page."""
+    """Text below the table, for the page."""
 
     def __bool__(self) -> bool:
         return bool(self.lines or self.facts or (self.table and self.table.rows))
 
 
 def facts_of(section: BaseModel | Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the fields of a section that are known and plain."""
+    """Return the fields of a section that are known and neither sections nor lists of them."""
     return {
         title_of(name): format_field(name, value)
         for name, value in dict(section or {}).items()
@@ -90,12 +90,12 @@ def _is_plain(value: Any) -> bool:
 def table_of(
     rows: Sequence[BaseModel], bar: Callable[[Any], Bar] | None = None, limit: str | None = None
 ) -> Table:
-    """Return the fields of sections of one kind as columns, without those that none knows.
+    """Return sections of one type as rows, their fields as columns, without unknown columns.
 
     Args:
-        rows: The first field is the name of each.
-        bar: Gives the bar at the end of a row.
-        limit: The row that held the run back.
+        rows: The first field of each is its name.
+        bar: Makes the bar at the end of a row.
+        limit: Name of the row that held the run back.
     """
     known = dict.fromkeys(name for row in rows for name, value in row if not is_unknown(value))
     texts = [title_of(name) for name in known if isinstance(_first(rows, name), str | list)]
@@ -144,7 +144,7 @@ def line_of(
 
 
 def is_unknown(value: Any) -> bool:
-    """Tell whether there is nothing to show: null, empty, or a section or list of such values."""
+    """Tell whether a value is null, empty, not finite, or holds only such values."""
     if isinstance(value, dict):
         return all(map(is_unknown, value.values()))
     if isinstance(value, list):
@@ -153,7 +153,7 @@ def is_unknown(value: Any) -> bool:
 
 
 def title_of(field: str) -> str:
-    """Return the name of a field as words: `rows/s` of `rows_per_s`, and `used` of `used_pct`."""
+    """Return the name of a field as words: `rows/s` for `rows_per_s`, `used` for `used_pct`."""
     words = field if "_per_" in field else field.removesuffix("_s").removesuffix("_pct")
     return printable(words.replace("_per_", "/").replace("_", " "))
 
@@ -178,17 +178,17 @@ def format_field(field: str, value: Any) -> str:
 
 
 def format_count(value: float | None) -> str:
-    """Return a whole number: `12,345`."""
+    """Return an integer: `12,345`."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
 def format_plain(value: float | None) -> str:
-    """Return a number as short as it goes: `0.5`."""
+    """Return a number in its shortest form: `0.5`."""
     return UNKNOWN if value is None else f"{value:g}"
 
 
 def format_rate(value: float | None) -> str:
-    """Return a rate, three digits at least: `12,345` or `1.23`."""
+    """Return a rate with at least three digits: `12,345` or `1.23`."""
     if value is None:
         return UNKNOWN
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

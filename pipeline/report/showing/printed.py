@@ -1,7 +1,9 @@
-"""What makes a result print, and a notebook show it, as the command of its operation does.
+"""Results that print as tables, and the same as HTML for notebooks and pages.
 
-HTML for notebooks is tables and facts, escaped, without scripts, styles or requests. A cell has at
-most 80 characters and a table 60 rows of 12 columns, so that nothing is beyond 300 KB.
+Tables for a terminal are made for 80 columns: unknown values are omitted (`--json` has them, as
+null), and nothing is cut. The HTML is tables and facts, escaped, without scripts, styles or
+requests; a cell has at most 80 characters and a table 60 rows of 12 columns, which bounds it to
+300 KB.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 _IMPLIED_BY = {"created_at": "run_id"}
-"""Columns of a table that another one makes superfluous: a run id begins with its time."""
+"""Redundant column -> the column that has its value: a run id begins with its time."""
 
 
 class Printed(ABC):
-    """A result whose text is what its `shown` gives, as tables without styles."""
+    """A result whose text is the document of `shown`, as tables without styles."""
 
     @abstractmethod
     def shown(self) -> Mapping[str, Any]:
-        """Return what a terminal has room for."""
+        """Return the part that a terminal has room for."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -47,7 +49,7 @@ class PrintedDict(Printed, dict[str, Any]):
     """A dict for programs; `print` of it gives tables, without styles."""
 
     def shown(self) -> dict[str, Any]:
-        """Return what a terminal has room for."""
+        """Return the part that a terminal has room for."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def render_columns(
     Args:
         names: Of the columns.
         texts: Columns of text; the others are numbers, to the right.
-        bold: The first cell of the row that counts most.
+        bold: The first cell of the most important row.
     """
     from rich.table import Table
     from rich.text import Text
@@ -154,7 +156,7 @@ def cell(value: Any) -> str:
 
 
 def table_html(names: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
-    """Return a table; what is beyond the limits is left out."""
+    """Return a table, cut at the limits."""
     head = "".join(f"<th>{cell(name)}</th>" for name in names[:_COLUMNS])
     shown = [row for _, row in zip(range(_ROWS), rows, strict=False)]
     body = "".join(
@@ -166,7 +168,7 @@ def table_html(names: Sequence[str], rows: Iterable[Sequence[Any]], caption: str
 
 
 def facts_html(title: str, facts: Mapping[str, Any]) -> str:
-    """Return a title and a table of names and values, without those that are unknown."""
+    """Return a title and a table of the names and values that are known."""
     rows = "".join(
         f"<tr><th>{cell(name)}</th><td>{cell(value)}</td></tr>"
         for name, value in facts.items()
@@ -198,7 +200,7 @@ def document_html(title: str, document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def text_html(text: str) -> str:
-    """Return printed lines as they are, at most 200 of 200 characters."""
+    """Return printed lines, at most 200 with 200 characters each."""
     lines = (printable(line)[:200] for line in text.split("\n")[:200])
     shown = escape("\n".join(lines))
     return f"<pre>{shown}</pre>"

@@ -1,7 +1,7 @@
-"""A sheet of rows as HTML: small pictures with boxes, pieces of texts with entities, predictions.
+"""A sheet of rows as HTML: small pictures with boxes, excerpts of texts with entities, predictions.
 
-Every text is data, and is escaped; it loads nothing. A picture has at most `PICTURE_BYTES`, a text
-`TEXT_CHARS`, and each about 2 KB of HTML around it.
+Every text is data and is escaped; the sheet loads nothing. A picture has at most `PICTURE_BYTES`, a
+text `TEXT_CHARS`, each with about 2 KB of HTML around it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Small:
-    """What a row was predicted from, small enough for a page."""
+    """The input of a row, small enough for a page."""
 
     picture: Thumbnail | None = None
     texts: tuple[str, ...] = ()
@@ -52,9 +52,9 @@ def sheet_html(
     """Return rows as sections of a page; '' if there is nothing to say.
 
     Args:
-        rows: As they are published: id, and what can be shown of a prediction.
-        seen: What they were predicted from, by id.
-        problem: What is missing, and why.
+        rows: Published rows: the id, and the columns of the prediction that can be shown.
+        seen: Id -> input.
+        problem: Says what is missing, and why.
     """
     shown = ""
     if rows:
@@ -85,7 +85,7 @@ def _figure(row: Row, seen: Small) -> str:
 
 
 def _prediction(row: Row) -> str:
-    """Say what was predicted of a row."""
+    """Return the prediction of a row in words."""
     length = f", {row[DURATION_S]:.1f} s" if row.get(DURATION_S) is not None else ""
     for name in (DETECTIONS, ENTITIES, LABELS):
         if name in row:
@@ -135,7 +135,7 @@ def _box(box: Row) -> str:
 
 
 def _pieces(text: str, marks: Sequence[Row]) -> Iterator[str]:
-    """Yield a piece of a text around its first mark, with its marks."""
+    """Yield an excerpt of a text around its first mark, with its marks."""
     ordered = sorted(marks, key=lambda mark: mark[START])[:_MARKS]
     begin = max(0, ordered[0][START] - _BEFORE_CHARS) if ordered else 0
     begin = 0 if begin + TEXT_CHARS >= len(text) and len(text) <= TEXT_CHARS else begin
@@ -145,7 +145,7 @@ def _pieces(text: str, marks: Sequence[Row]) -> Iterator[str]:
         yield "\u2026"
     for mark in ordered:
         if mark[START] < at or mark[END] > end or mark[END] <= mark[START]:
-            continue  # it overlaps the one before, or lies beyond the piece
+            continue  # it overlaps the mark before, or is outside the excerpt
         yield escape(printable(text[at : mark[START]]))
         label = _text(mark[LABEL] or "", 24)
         marked = escape(printable(text[mark[START] : mark[END]]))
