@@ -1,4 +1,4 @@
-"""Rows of earlier versions: those that a run carries over, and those that a retry computes again."""
+"""Rows of earlier versions: those that a run carries over, and those that a retry computes."""
 
 from __future__ import annotations
 
