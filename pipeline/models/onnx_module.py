@@ -21,7 +21,7 @@ from pipeline.models.directories.facts import OnnxFile
 from pipeline.models.directories.onnx.graph import external_files, open_session, parse_onnx
 from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts, runnable
 from pipeline.models.tasks import task_class
-from pipeline.preprocessing.input_facts import TEXT
+from pipeline.preprocessing.model_input import TEXT
 from pipeline.preprocessing.table_input import texts_of
 from pipeline.preprocessing.texts.text_settings import IDS, MASK, TYPES
 

@@ -19,7 +19,7 @@ from pipeline.core.printable import clean_message, listed, num_of
 from pipeline.core.registry import INPUTS, SOURCES, built_in, get, load, names, usable
 from pipeline.job.registered import check_options
 from pipeline.job.source import Source
-from pipeline.preprocessing.input_facts import Columns, Cost
+from pipeline.preprocessing.model_input import Columns, Cost
 from pipeline.sources.columns.arrow_types import is_number, is_text
 from pipeline.sources.formats.csv import number_options
 from pipeline.sources.listing.inputs import compiled, open_source, require_there

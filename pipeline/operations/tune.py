@@ -11,7 +11,7 @@ from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.operations.arguments import Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.allocation import allocate
-from pipeline.preprocessing.input_facts import cost_of
+from pipeline.preprocessing.model_input import cost_of
 from pipeline.report.showing.printed import printed
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.prepare import check_before_ray, prepare

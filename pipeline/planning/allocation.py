@@ -13,7 +13,7 @@ from pipeline.core.errors import JobError
 
 if TYPE_CHECKING:  # workers need no pydantic: a sixth of a second each
     from pipeline.job.job import Resources
-    from pipeline.preprocessing.input_facts import Cost
+    from pipeline.preprocessing.model_input import Cost
 
 # Logical CPUs of a reader, decoder or writer. Their number limits them, not what they reserve: a
 # task that waits for the next stage keeps its share, and could starve that stage. Not 0: Ray runs

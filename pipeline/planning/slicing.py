@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.core.registry import TASKS, load
 from pipeline.job.job import Job
-from pipeline.preprocessing.input_facts import SliceRows, slice_rows_of
+from pipeline.preprocessing.model_input import SliceRows, slice_rows_of
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import MAX_SLICE_BYTES, Extent, UncountedPlan, Unit
 

@@ -22,11 +22,11 @@ from pipeline.core.figures import Counters, StageCounters, add
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import ROW_ID, URI, columns_of_part, input_column
 from pipeline.core.user_code import extension_errors
-from pipeline.preprocessing.input_facts import Cost
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,
     Arrays,
     BatchLimits,
+    Cost,
     Input,
     InputSettings,
     Limits,

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pipeline.core.failures import Failure, RowError, failures_of
 from pipeline.core.figures import PREPARED, Counters, StageCounters, add
 from pipeline.core.media import ENCODED, media_format
-from pipeline.preprocessing.input_facts import Columns
+from pipeline.preprocessing.model_input import Columns
 from pipeline.process.liveness import still_alive
 from pipeline.sources.columns.arrow_types import is_binary, is_text
 from pipeline.sources.columns.media_and_texts import decode_base64

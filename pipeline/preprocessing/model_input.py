@@ -10,7 +10,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +19,16 @@ import pyarrow as pa
 
 from pipeline.core.arrays import alike_in_shape
 from pipeline.core.figures import Counters
+from pipeline.core.registry import INPUTS, get
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows, TensorColumn
 from pipeline.preprocessing.texts.text_settings import TextSettings
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.job.job import Job
+    from pipeline.job.source import Source
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Name -> (N, ...), for the same N rows, in the order in which the model takes them. If rows differ
@@ -35,6 +37,66 @@ FEW_ROWS = {False: 32, True: 128}
 """Whether it is on a GPU -> rows of a batch of images."""
 Rows = npt.NDArray[np.intp]
 """(K,): row numbers in a slice."""
+
+
+TEXT = "text"
+_WIDE = ("float64", "int64", "uint64", "int32", "uint32")
+Cost = Literal["row", "text", "image"]
+"""The costliest last. `row`: a row of a table takes microseconds; `text`: rows are short, and alike
+in length in a batch; `image`: decoding a row takes milliseconds."""
+
+
+class SliceRows(NamedTuple):
+    """How many rows the slices of an input have; `planning.slicing.SliceSizes` says why."""
+
+    near: int = 256
+    """Most rows of a slice."""
+    small_near: int = 512
+    """The same of rows of few bytes."""
+    bytes_near: int = 0
+    """Bytes of a slice between `near` and `small_near` rows; 0: rows up to 16 KiB are small."""
+    uncounted: int = 0
+    """Rows of a slice if only reading counts them; 0: `near`."""
+    few: int = 64
+    """Fewest rows of a slice towards the end."""
+    has_batches: bool = True
+    """Whether a batch is a number of rows, so that slices are of whole batches."""
+    weight: float = 1.0
+    """How many times the bytes of a row count."""
+    max_units: int = 4
+    """Most units that a row group is cut into."""
+
+
+class Columns(NamedTuple):
+    """A field of the job's `source` that may name an input, and what columns would be named."""
+
+    field: str
+    names: Sequence[str]
+    """Those of a shard that can hold it."""
+    more: Mapping[str, tuple[Any, str]] = MappingProxyType({})
+    """Further fields that this needs: field -> its value, and why."""
+    usual: Collection[str] = ()
+    """Names by which one of several columns is chosen."""
+    takes_all: bool = False
+    """Whether the input is all of the columns, and not one of them."""
+
+
+class TensorColumn(NamedTuple):
+    """A column that the model takes as a tensor (B, 1) of its name."""
+
+    name: str
+    dtype: str
+    """Of the model's tensor, as numpy names it; of texts `TEXT`."""
+
+    @property
+    def is_text(self) -> bool:
+        """Tell whether it is a text."""
+        return self.dtype == TEXT
+
+    @property
+    def is_wide(self) -> bool:
+        """Tell whether float32 cannot hold all of its numbers."""
+        return self.dtype in _WIDE
 
 
 class Limits(NamedTuple):
@@ -299,3 +361,29 @@ def bytes_of(inputs: Arrays, rows: Rows) -> int:
 def take_rows(inputs: Arrays, rows: Any) -> dict[str, npt.NDArray[Any]]:
     """Return some rows of arrays (N, ...); `rows` indexes the first axis."""
     return {name: values[rows] for name, values in inputs.items()}
+
+
+def cost_of(source: Source) -> Cost:
+    """Return what takes the time of a row of a job: of several inputs the costliest.
+
+    Several tables cost as images, for their vectors are not read as those of one are.
+    """
+    costs: list[Cost] = [input_type.cost for input_type in _input_types(source)]
+    if source.inputs and {*costs} == {"row"}:
+        return "image"
+    return max(costs, key=get_args(Cost).index)
+
+
+def slice_rows_of(job: Job) -> SliceRows:
+    """Return how many rows the slices of a job have, by what takes the time of a row."""
+    cost = cost_of(job.source)
+    slice_rows = (
+        input_type.slice_rows(job)
+        for input_type in _input_types(job.source)
+        if input_type.cost == cost
+    )
+    return max(slice_rows, key=lambda rows: rows.weight, default=SliceRows())
+
+
+def _input_types(source: Source) -> list[type[Input]]:
+    return [get(INPUTS, part.input_name) for part in source.parts.values()]

@@ -22,16 +22,19 @@ from pipeline.core.errors import JobError
 from pipeline.core.figures import Counters
 from pipeline.core.schema import FEATURES, TEXT_FEATURE, WIDTHS
 from pipeline.core.semantics import SEMANTICS
-from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows, TensorColumn
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,
     Arrays,
     BatchLimits,
+    Columns,
+    Cost,
     Input,
     InputSettings,
     Limits,
     Rows,
+    SliceRows,
     Slot,
+    TensorColumn,
 )
 from pipeline.sources.columns.arrow_types import is_list, is_number
 

@@ -66,7 +66,7 @@ class Original:
         """
         from PIL import Image
 
-        from pipeline.preprocessing.images.decode import decode_image
+        from pipeline.preprocessing.images.decode_image import decode_image
 
         pixels = self._decoded(decode_image)
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())

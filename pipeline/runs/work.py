@@ -18,7 +18,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.weights.weights import warn_random_weights
 from pipeline.planning.allocation import allocate
 from pipeline.planning.plan import Plan
-from pipeline.preprocessing.input_facts import cost_of
+from pipeline.preprocessing.model_input import cost_of
 from pipeline.process.shared_notes import note
 from pipeline.report.recorder import RunRecorder
 from pipeline.report.sections.carried import carried_section

@@ -45,7 +45,7 @@ def _work(files: list[str], name: str, weights: str, *how: Any) -> float:
     """Return the seconds that it took from when all processes had loaded their model."""
     import torch
 
-    from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
+    from pipeline.preprocessing.images.decode_image import DecodeLimits, decode_image
     from pipeline.preprocessing.images.resizing import resize_and_crop
 
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.runtime import missing_reason
 from pipeline.inference.slice_run import Batches
-from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.images.decode_image import DecodeLimits, decode_image
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, Limits, bytes_of, is_varying

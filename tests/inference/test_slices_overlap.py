@@ -13,7 +13,7 @@ from time import monotonic, process_time, sleep
 import numpy as np
 import pyarrow as pa
 import pytest
-from pipeline.inference.devices.turns import Turns
+from pipeline.inference.devices.shared_lock import SharedLock
 from support.faults.fake_device import FakeGpu, installed
 from support.runs.predicting import BAD, BLACK, WHITE, config_of, images, predictor, rows_of
 from support.runs.selection import quick_cases
@@ -179,7 +179,7 @@ def test_slices_in_flight_do_not_mix_whatever_fails(tmp_path: Path, at_once: int
         assert ours == [other and pytest.approx(other, abs=1e-5) for other in others]
 
 
-class NotedTurns(Turns):
+class NotedLock(SharedLock):
     """Notes when a slice wants to begin, and whether one is worked on."""
 
     def __init__(self) -> None:
@@ -187,11 +187,11 @@ class NotedTurns(Turns):
         self.num_begun, self.changed = 0, Condition()
 
     @contextmanager
-    def here(self) -> Iterator[None]:
+    def shared(self) -> Iterator[None]:
         with self.changed:
             self.num_begun += 1
             self.changed.notify_all()
-        with super().here():
+        with super().shared():
             yield
 
     def wait_for(self, num_begun: int) -> None:
@@ -206,13 +206,13 @@ def test_a_slice_that_comes_while_the_model_is_off_the_card_waits_for_it(num_row
         args, limits = {"num_bytes": 100 * kib}, AgreementLimits(0.1, 0.99, 0.1)
         options = {"num_gpus": 1, "args": args, "limits": limits, "precision": "bf16"}
         model = predictor("gpu_models:heavy", 8, **options)
-        model._model.turns = turns = NotedTurns()
+        model._model.lock = lock = NotedLock()
         unload = model._model.unload
 
         def unload_while_another_comes() -> None:
             unload()
             coming.append(pool.submit(model.predict, rows, {}))
-            turns.wait_for(2)
+            lock.wait_for(2)
 
         coming = list[Future[pa.Table]]()
         model._model.unload = unload_while_another_comes
@@ -226,23 +226,23 @@ def test_a_slice_that_comes_while_the_model_is_off_the_card_waits_for_it(num_row
 
 
 def test_what_is_done_alone_waits_for_the_slices_that_hold_the_model():
-    turns, order = NotedTurns(), list[str]()
+    lock, order = NotedLock(), list[str]()
 
     def slice_of(name: str) -> None:
-        with turns.here():
+        with lock.shared():
             order.append(name)
 
     def compared() -> None:
-        with turns.here(), turns.alone(within_slice=True):
+        with lock.shared(), lock.exclusive(within_shared=True):
             order.append("alone")
             later.append(pool.submit(slice_of, "later"))
-            turns.wait_for(3)
+            lock.wait_for(3)
 
     later = list[Future[None]]()
     with ThreadPoolExecutor(3) as pool:
-        with turns.here():
+        with lock.shared():
             done = pool.submit(compared)
-            until(lambda: turns._num_waiting == 1)
+            until(lambda: lock._num_waiting == 1)
             order.append("earlier")
         done.result(WAIT_S)
         later[0].result(WAIT_S)

@@ -26,7 +26,7 @@ from pipeline.execution.embedded.patches import AGENTS, is_usable
 from pipeline.inference.processor import processor_name
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.planning.plan import Plan
-from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images.decode_image import DecodeLimits, Undecodable, decode_image
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.storage.store import Store
 

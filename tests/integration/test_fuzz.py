@@ -47,7 +47,7 @@ from pipeline.job.reading.loader import read_job
 from pipeline.job.source import Source
 from pipeline.models.generate.records import record_of
 from pipeline.models.generate.schema import SchemaError, canonical
-from pipeline.preprocessing.audio.decode import Undecodable, decode_clip
+from pipeline.preprocessing.audio.decode_clip import Undecodable, decode_clip
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

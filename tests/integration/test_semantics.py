@@ -42,8 +42,8 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.preprocessing.audio.audio_input import extracted
 from pipeline.preprocessing.audio.audio_settings import NORMALISED, AudioSettings
-from pipeline.preprocessing.audio.decode import decode_clip, resampled
-from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
+from pipeline.preprocessing.audio.decode_clip import decode_clip, resampled
+from pipeline.preprocessing.images.decode_image import DecodeLimits, decode_image
 from pipeline.preprocessing.images.geometry import geometry
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec

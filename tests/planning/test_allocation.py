@@ -20,7 +20,7 @@ from pipeline.planning.allocation import (
     Hardware,
     allocate,
 )
-from pipeline.preprocessing.input_facts import Cost
+from pipeline.preprocessing.model_input import Cost
 
 ACTORS = st.none() | st.integers(1, 40)
 

@@ -38,13 +38,14 @@ from pipeline.job.features import SourceInput
 from pipeline.job.source import Source
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.preprocessing.input_facts import Cost, cost_of
 from pipeline.preprocessing.model_input import (
     BatchLimits,
+    Cost,
     Input,
     InputSettings,
     Limits,
     bytes_of,
+    cost_of,
     num_rows,
     take_rows,
 )

@@ -15,8 +15,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import FEATURES, TEXT_FEATURE, feature_fields
 from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.runtimes.inference_module import InferenceModule
-from pipeline.preprocessing.input_facts import TensorColumn
-from pipeline.preprocessing.model_input import BatchLimits, InputSettings
+from pipeline.preprocessing.model_input import BatchLimits, InputSettings, TensorColumn
 from pipeline.preprocessing.table_input import ColumnInput, FeatureInput, texts_of
 
 COLUMNS = (

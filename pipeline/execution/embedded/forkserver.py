@@ -28,7 +28,7 @@ _MODULES = (
     "ray.data._internal.issue_detection",  # what Ray Data sends along with every task needs it
     "pipeline.execution.predictor_actor",
     "pipeline.inference.engines.torch_engine",
-    "pipeline.preprocessing.images.images",
+    "pipeline.preprocessing.images.image_rows",
     "pipeline.commit.staging",
 )
 """What the workers of a run import, all of them or the actors only."""

@@ -10,7 +10,7 @@ from pipeline.core.printable import clean_message
 from pipeline.models.generate.spec import Rules
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.preprocessing.input_facts import TensorColumn
+from pipeline.preprocessing.model_input import TensorColumn
 from pipeline.preprocessing.texts.text_settings import Prompt
 
 DirectoryFormat = Literal["transformers", "sentence_transformers", "timm", "onnx"]

@@ -51,7 +51,7 @@ from pipeline.models.spec import ModelSpec, load_module
 from pipeline.models.tasks import make_task, task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.detect import CORNERS
-from pipeline.preprocessing.audio.decode import decode_clip, resampled
+from pipeline.preprocessing.audio.decode_clip import decode_clip, resampled
 from pipeline.preprocessing.images.geometry import made_px
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.texts.text_settings import IDS, MASK, TYPES

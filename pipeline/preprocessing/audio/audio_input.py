@@ -29,13 +29,15 @@ from pipeline.preprocessing.audio.audio_settings import (
     require_decoders,
 )
 from pipeline.preprocessing.encoded_rows import prepare_rows
-from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Columns,
+    Cost,
     Input,
     InputSettings,
     Limits,
+    SliceRows,
     Slot,
 )
 
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.job import Job
-    from pipeline.preprocessing.audio.decode import Clip, Samples
+    from pipeline.preprocessing.audio.decode_clip import Clip, Samples
 
 TENSOR = "audio"
 _EPSILON = 1e-7
@@ -108,7 +110,7 @@ class AudioInput(Input):
     def prepare(
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
-        from pipeline.preprocessing.audio.decode import decode_clip, resampled
+        from pipeline.preprocessing.audio.decode_clip import decode_clip, resampled
 
         durations: list[float | None] = [None] * rows.num_rows
         made: list[Samples | None] = [None] * rows.num_rows

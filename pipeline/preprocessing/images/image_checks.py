@@ -1,26 +1,37 @@
-"""Checks of an encoded image before and after it is decoded, without torch.
+"""Checks of an encoded image before it is decoded, and reasons of decoders that fail; no torch.
 
-In: bytes of a row. Out: `Undecodable` with its reason, for what is refused.
+For most formats the header that Pillow reads is enough. TIFF decoders fill missing strips, take the
+size of a tile from the file, and know dozens of layouts; AVIF and HEIC may name images that are not
+in the file. These are therefore checked for completeness and size here.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.core.failures import Reason
-from pipeline.core.media import FORMATS, media_format
-from pipeline.preprocessing.images.image_formats import (
-    Undecodable,
-    check_boxes,
-    check_tiff,
-    not_accepted,
-    prepare_decoder,
-)
+from pipeline.core.failures import Reason, RowError
+from pipeline.core.media import FORMATS, accepted_images, boxes, media_format, refused_image
 from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO
 
+Numbers = npt.NDArray[np.uint64]
+
+# Tags of TIFF.
+SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANES = 273, 277, 278, 279, 284
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _DNG_VERSION = 322, 323, 324, 325, 50706
+_JPEG_TABLES = 347
+_CFA = 32803
+WHITE_IS_ZERO = 0
+_TYPES = {1: "u1", 3: "u2", 4: "u4", 7: "u1", 16: "u8"}
 _EXIF_ORIENTATION = 0x0112
 # Orientation -> (swap height and width first, then flip these dimensions of (3, H, W)).
 TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
@@ -35,6 +46,59 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 _CUT_WORDS = ("truncated", "incomplete")
 _MEMORY_WORDS = ("out of memory", "allocate memory", "enough memory", "insufficient memory")
 _SOURCE_LINE = re.compile(r"^.*\.cpp:\d+, ")
+
+
+class Undecodable(RowError):
+    """These bytes cannot be decoded as an image."""
+
+
+def not_accepted(data: bytes) -> Undecodable:
+    """Return the error for data of no accepted format, with the name of their format if known."""
+    if name := refused_image(data):
+        reason, what = Reason.UNSUPPORTED_FORMAT, f"the image is {name}"
+    else:
+        reason, what = Reason.UNIDENTIFIED, f"the bytes begin with {data[:8].hex(' ')}"
+    return Undecodable(reason, f"{what}; accepted are {accepted_images()}")
+
+
+def prepare_decoder(format_name: str) -> None:
+    """Register an optional decoder with Pillow.
+
+    Raises:
+        Undecodable: The decoder is not installed.
+    """
+    missing = _load_decoder(format_name)
+    if missing:
+        raise Undecodable(Reason.UNSUPPORTED_FORMAT, missing)
+
+
+@functools.cache
+def _load_decoder(format_name: str) -> str:
+    """Load a decoder on its first use; return what is missing, or ''."""
+    if format_name == "PNG":  # a text beside the pixels may be as long as all of them together
+        texts: Any = importlib.import_module("PIL.PngImagePlugin")
+        texts.MAX_TEXT_CHUNK = texts.MAX_TEXT_MEMORY
+    if format_name == "HEIF":
+        try:
+            plugin = importlib.import_module("pillow_heif")
+        except ImportError:
+            return (
+                "the image is HEIC, whose decoder is not installed: "
+                "pip install 'batch-inference-pipeline[heif]', then pipeline retry"
+            )
+        # One thread per row, as with all decoders; only the primary image is read.
+        plugin.register_heif_opener(
+            decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
+        )
+    if format_name == "AVIF":
+        from PIL import AvifImagePlugin
+
+        if not AvifImagePlugin.SUPPORTED:
+            return "the image is AVIF, which this Pillow was built without"
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    if format_name == "TIFF":
+        importlib.import_module("PIL.TiffImagePlugin")
+    return ""
 
 
 @dataclass(frozen=True)
@@ -131,3 +195,124 @@ def explain(error: Exception, format_name: str, data: bytes) -> Undecodable:
 
 def _is_cut(format_name: str, data: bytes) -> bool:
     return any(row.is_cut(data) for row in FORMATS if format_name in row.reader_names)
+
+
+def check_boxes(data: bytes) -> None:
+    """Refuse AVIF or HEIC that ends within one of the boxes that hold the image.
+
+    Raises:
+        Undecodable: A box is incomplete.
+    """
+    for name, start, end in boxes(data):
+        if end > len(data) and name in (b"ftyp", b"meta", b"mdat", b"moov"):
+            raise Undecodable(
+                Reason.TRUNCATED,
+                f"{len(data)} bytes, but the box {name.decode()} goes from {start} to {end}",
+            )
+
+
+@dataclass(frozen=True)
+class TiffPage:
+    """Numbers of the first page, by tag."""
+
+    tags: Mapping[int, Numbers]
+
+    def first(self, tag: int, default: int = 0) -> int:
+        """Return the first number of a tag."""
+        numbers = self.tags.get(tag)
+        return default if numbers is None or not len(numbers) else int(numbers[0])
+
+
+def read_tiff(data: bytes) -> TiffPage:
+    """Read the tags of the first page of a TIFF: layout and position of its pixels.
+
+    Raises:
+        Undecodable: The tags lie beyond the end.
+    """
+    order = "<" if data.startswith(b"II") else ">"
+    is_big = data[2:4] in (b"+\0", b"\0+")
+    word, half, step = ("u8", "u8", 20) if is_big else ("u4", "u2", 12)
+    at = int(_numbers(data, 8 if is_big else 4, order + word, 1)[0])
+    count = int(_numbers(data, at, order + half, 1)[0])
+    at += int(half[1])
+    tags: dict[int, Numbers] = {}
+    for place in range(at, at + count * step, step):
+        tag, type_code = (int(n) for n in _numbers(data, place, f"{order}u2", 2))
+        if type_code not in _TYPES or tag not in _WANTED or tag in tags:
+            continue
+        number = int(_numbers(data, place + 4, order + word, 1)[0])
+        value = place + 4 + int(word[1])
+        if number * int(_TYPES[type_code][1]) > int(word[1]):
+            value = int(_numbers(data, value, order + word, 1)[0])
+        tags[tag] = _numbers(data, value, order + _TYPES[type_code], number)
+    return TiffPage(tags)
+
+
+_WANTED = frozenset(
+    [
+        *(SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, _SAMPLES, _PLANES),
+        *(_STRIP_OFFSETS, _STRIP_ROWS, _STRIP_BYTES, _DNG_VERSION, _JPEG_TABLES),
+        *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES),
+    ]
+)
+
+
+def _numbers(data: bytes, at: int, dtype: str, count: int) -> Numbers:
+    if at + count * int(dtype[2]) > len(data):
+        raise Undecodable(
+            Reason.TRUNCATED, f"TIFF of {len(data)} bytes: its directory refers to {at} and beyond"
+        )
+    return np.frombuffer(data, dtype, count, at).astype(np.uint64)
+
+
+def check_tiff(data: bytes, max_px: int) -> None:
+    """Refuse a TIFF whose first page is incomplete, or would unpack to more than its pixels.
+
+    Raises:
+        Undecodable: It is refused; has the reason and a message.
+    """
+    page = read_tiff(data)
+    if _DNG_VERSION in page.tags or page.first(PHOTOMETRIC) == _CFA or data[8:10] == b"CR":
+        raise Undecodable(
+            Reason.UNSUPPORTED_FORMAT, f"the image is camera raw; accepted are {accepted_images()}"
+        )
+    if page.first(SUBFILE_TYPE) & 1:
+        raise Undecodable(
+            Reason.UNSUPPORTED_FORMAT, "TIFF: its first page is a smaller copy of another page"
+        )
+    width_px, height_px = page.first(WIDTH), page.first(HEIGHT)
+    if not width_px or not height_px:
+        raise Undecodable(Reason.DECODE_ERROR, "TIFF: its first page has no pixels")
+    planes = page.first(_SAMPLES, 1) if page.first(_PLANES, 1) == 2 else 1
+    is_tiled = _TILE_OFFSETS in page.tags
+    if is_tiled and _STRIP_OFFSETS in page.tags:
+        raise Undecodable(Reason.DECODE_ERROR, "TIFF: its first page has strips and tiles")
+    if is_tiled:
+        tile_px = page.first(_TILE_WIDTH), page.first(_TILE_HEIGHT)
+        if 0 in tile_px or tile_px[0] * tile_px[1] > max_px:
+            raise Undecodable(
+                Reason.TOO_LARGE,
+                f"TIFF: its tiles are {tile_px[0]} x {tile_px[1]} px, allowed are {max_px} px",
+            )
+        pieces = -(-width_px // tile_px[0]) * -(-height_px // tile_px[1])
+    else:
+        pieces = -(-height_px // min(page.first(_STRIP_ROWS, height_px) or 1, height_px))
+    _check_pieces(data, page, pieces * planes, is_tiled=is_tiled)
+
+
+def _check_pieces(data: bytes, page: TiffPage, wanted: int, *, is_tiled: bool) -> None:
+    """Check that the data contain the `wanted` number of strips or tiles."""
+    names = (_TILE_OFFSETS, _TILE_BYTES) if is_tiled else (_STRIP_OFFSETS, _STRIP_BYTES)
+    offsets, sizes = (page.tags.get(name, np.zeros(0, np.uint64)) for name in names)
+    is_endless = len(offsets) > 4 * wanted + 16  # Pillow turns all of them into Python integers
+    offsets, sizes = offsets[:wanted], sizes[:wanted]
+    if is_endless or len(offsets) < wanted or len(sizes) < wanted or not sizes.all():
+        raise Undecodable(
+            Reason.DECODE_ERROR,
+            f"TIFF: {int(np.count_nonzero(sizes))} strips or tiles hold pixels, not {wanted}",
+        )
+    ends = offsets.astype(np.float64) + sizes.astype(np.float64)
+    if ends.max() > len(data):
+        raise Undecodable(
+            Reason.TRUNCATED, f"TIFF of {len(data)} bytes: its pixels go on to {ends.max():.0f}"
+        )

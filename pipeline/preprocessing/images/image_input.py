@@ -26,13 +26,15 @@ from pipeline.core.schema import (
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.images.geometry import GEOMETRY_TYPE
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Columns,
+    Cost,
     Input,
     InputSettings,
     Limits,
+    SliceRows,
     Slot,
 )
 
@@ -112,7 +114,7 @@ class ImageInput(Input):
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
         from pipeline.preprocessing.images.image_checks import DecodeLimits
-        from pipeline.preprocessing.images.images import preprocess
+        from pipeline.preprocessing.images.image_rows import preprocess
 
         return preprocess(rows, counters, DecodeLimits(*limits), self.transform, num_threads)
 

@@ -13,13 +13,13 @@ from PIL import Image, WebPImagePlugin  # noqa: F401
 from pipeline.preprocessing.images.image_checks import (
     TURNS,
     DecodeLimits,
+    Undecodable,
     check_container,
     check_px,
     explain,
     identified,
     orientation_of,
 )
-from pipeline.preprocessing.images.image_formats import Undecodable
 
 _QUALITIES = (75, 50, 25, 10)
 _FLIPS = {1: Image.Transpose.FLIP_TOP_BOTTOM, 2: Image.Transpose.FLIP_LEFT_RIGHT}

@@ -28,14 +28,16 @@ from pipeline.core.schema import (
     WORD_IDS,
 )
 from pipeline.core.semantics import SEMANTICS
-from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Columns,
+    Cost,
     Input,
     InputSettings,
     Limits,
     Rows,
+    SliceRows,
     Slot,
 )
 from pipeline.preprocessing.texts.text_settings import IDS, MASK, TYPES, TextSettings

@@ -33,8 +33,7 @@ from pipeline.models.tasks.embed import lacks_length
 from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.plan import Plan, make_plan, schema_to_text
 from pipeline.planning.slicing import SliceSizes
-from pipeline.preprocessing.input_facts import cost_of
-from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.preprocessing.model_input import BatchLimits, cost_of
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.sources.listing.inputs import Inputs, list_inputs

@@ -12,7 +12,7 @@ from pipeline.job.job import Job
 from pipeline.job.source import Source
 from pipeline.models.directories.files import ONNX_SUFFIX
 from pipeline.models.directories.opening import open_facts
-from pipeline.preprocessing.input_facts import TensorColumn
+from pipeline.preprocessing.model_input import TensorColumn
 from pipeline.sources.features.encodings import with_categories
 
 

@@ -25,7 +25,7 @@ from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.allocation import Allocation, Hardware, allocate
 from pipeline.planning.plan import Plan
-from pipeline.preprocessing.input_facts import cost_of
+from pipeline.preprocessing.model_input import cost_of
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.tuning import choice as choices
 from pipeline.runs.tuning.choice import Choice

@@ -10,14 +10,14 @@ from support.inputs.badfiles import base_image, encode
 
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, WIDTH_PX
-from pipeline.preprocessing.images.decode import DecodeLimits
+from pipeline.preprocessing.images.decode_image import DecodeLimits
 from pipeline.preprocessing.images.geometry import (
     geometry,
     least_made_px,
     made_px,
     shrink_factor,
 )
-from pipeline.preprocessing.images.images import preprocess
+from pipeline.preprocessing.images.image_rows import preprocess
 from pipeline.preprocessing.images.transform import TransformSpec
 
 LIMITS = DecodeLimits(2**30, 10**9)

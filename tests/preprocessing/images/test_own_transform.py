@@ -19,8 +19,8 @@ from pipeline.core.arrays import images_from_arrow
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.figures import Counters
-from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
-from pipeline.preprocessing.images.images import preprocess
+from pipeline.preprocessing.images.decode_image import DecodeLimits, decode_image
+from pipeline.preprocessing.images.image_rows import preprocess
 from pipeline.preprocessing.images.own_transform import load_step, try_step
 from pipeline.preprocessing.images.transform import TransformSpec
 

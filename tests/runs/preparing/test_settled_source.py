@@ -8,7 +8,7 @@ import pytest
 from support.inputs.shard_columns import features_of
 
 from pipeline.core.errors import JobError
-from pipeline.preprocessing.input_facts import TensorColumn
+from pipeline.preprocessing.model_input import TensorColumn
 from pipeline.runs.preparing.settled_source import match_columns
 
 COLUMNS = (

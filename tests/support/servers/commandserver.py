@@ -38,7 +38,7 @@ READY = "ready"
 OF_RUNS = (
     *("pipeline.commands.app", "pipeline.operations.run", "pipeline.operations.plan"),
     *("support.runs.without_ray", "pipeline.runs.preparing.one_row"),
-    *("pipeline.inference.engines.torch_engine", "pipeline.preprocessing.images.images"),
+    *("pipeline.inference.engines.torch_engine", "pipeline.preprocessing.images.image_rows"),
     *("pipeline.commit.staging", "pipeline.published.verify"),
     *("pipeline.report.render", "pipeline.published.sheets", "models"),
     *("rich.console", "rich.table", "jinja2", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"),

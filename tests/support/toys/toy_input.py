@@ -14,10 +14,10 @@ from pipeline.core.arrays import features_from_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures import Counters, measure
 from pipeline.core.schema import IMAGE
-from pipeline.preprocessing.input_facts import Cost
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Cost,
     Input,
     InputSettings,
     Limits,

@@ -144,7 +144,7 @@ def held_transform(
 
 
 def _require_pixels(data: bytes, spec: TransformSpec, expected: Pixels, library: str) -> None:
-    from pipeline.preprocessing.images.decode import decode_image
+    from pipeline.preprocessing.images.decode_image import decode_image
     from pipeline.preprocessing.images.image_checks import DecodeLimits
     from pipeline.preprocessing.images.resizing import resize_and_crop
 

@@ -35,7 +35,7 @@ from pipeline.models.directories.onnx.graph import (
     parse_onnx,
     refusal,
 )
-from pipeline.preprocessing.input_facts import TEXT
+from pipeline.preprocessing.model_input import TEXT
 from pipeline.preprocessing.texts.text_settings import IDS, TENSORS
 
 _OF_DETECTORS = (frozenset(["boxes", "scores"]), frozenset(["logits", "pred_boxes"]))

@@ -20,8 +20,8 @@ from support.inputs.encoded import base_image, encode, png_strip, tiff
 
 from pipeline.core.failures import Reason
 from pipeline.core.media import media_format
-from pipeline.preprocessing.images import image_formats
-from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images import image_checks
+from pipeline.preprocessing.images.decode_image import DecodeLimits, Undecodable, decode_image
 
 # Pillow warns of truncated files; the tests check the reason.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -111,11 +111,11 @@ def test_without_the_extra_a_heic_is_unsupported_and_the_message_names_the_extra
 ):
     data = plain()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    image_formats._load_decoder.cache_clear()
+    image_checks._load_decoder.cache_clear()
     try:
         reason, message = refused(data)
     finally:
-        image_formats._load_decoder.cache_clear()
+        image_checks._load_decoder.cache_clear()
     assert reason == Reason.UNSUPPORTED_FORMAT
     assert "pip install 'batch-inference-pipeline[heif]'" in message
 
@@ -264,8 +264,8 @@ def bombs() -> dict[str, bytes]:
 
 PROGRAM = """
 import json, pathlib, resource, sys, warnings
-from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
-from pipeline.preprocessing.images.image_formats import prepare_decoder
+from pipeline.preprocessing.images.decode_image import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images.image_checks import prepare_decoder
 warnings.simplefilter("ignore")
 for kind in ("TIFF", "AVIF", "HEIF"):
     prepare_decoder(kind)

@@ -9,7 +9,13 @@ import pytest
 from support.inputs.clips import RATE_HZ, encoded, tone
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.audio.decode import Clip, Undecodable, _read, decode_clip, resampled
+from pipeline.preprocessing.audio.decode_clip import (
+    Clip,
+    Undecodable,
+    _read,
+    decode_clip,
+    resampled,
+)
 
 MAX_BYTES, MAX_S = 10**6, 2.0
 KINDS = {
@@ -73,7 +79,7 @@ def test_channels_become_their_mean():
 
 def test_blocks_of_many_channels_join_without_a_seam(monkeypatch: pytest.MonkeyPatch):
     samples = tone(1.0)
-    monkeypatch.setattr("pipeline.preprocessing.audio.decode._BLOCK_VALUES", 1_000)
+    monkeypatch.setattr("pipeline.preprocessing.audio.decode_clip._BLOCK_VALUES", 1_000)
     clip = decode_clip(encoded(samples, subtype="FLOAT"), MAX_BYTES, MAX_S)
     assert np.array_equal(clip.samples, samples)
 
@@ -186,7 +192,7 @@ def test_a_chunk_of_odd_size_is_padded():
 def test_a_flac_that_says_no_length_has_all_its_samples(
     tag: bytes, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.preprocessing.audio.decode._BLOCK_VALUES", 5_000)
+    monkeypatch.setattr("pipeline.preprocessing.audio.decode_clip._BLOCK_VALUES", 5_000)
     whole = encoded(tone(1.0), "FLAC")
     samples = decode_clip(2 * tag + of_unknown_length(whole), MAX_BYTES, MAX_S).samples
     assert np.array_equal(samples, decode_clip(whole, MAX_BYTES, MAX_S).samples)

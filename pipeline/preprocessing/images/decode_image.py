@@ -16,7 +16,7 @@ bytes announce. Differences from plain Pillow:
   RGB. Its own conversion of 16-bit grey clips, which turns nearly everything white.
 - 32-bit integers and floats in TIFF are refused: the value of white is unknown.
 - PNG checksums are verified: Pillow ignores those of the pixel data and returns wrong pixels.
-- A TIFF, AVIF or HEIC that ends too early is refused before it is decoded (`image_formats`).
+- A TIFF, AVIF or HEIC that ends too early is refused before it is decoded (`image_checks`).
 
 Not detected, as in Pillow: damage to WebP, GIF, BMP, TIFF, AVIF or HEIC that keeps the file's
 length (they have no checksums); damage inside a JPEG's entropy-coded data if its end marker is
@@ -40,19 +40,17 @@ from PIL import Image, WebPImagePlugin  # noqa: F401
 
 from pipeline.core.failures import Reason
 from pipeline.preprocessing.images.image_checks import (
+    BITS,
+    PHOTOMETRIC,
     TURNS,
+    WHITE_IS_ZERO,
     DecodeLimits,
+    Undecodable,
     check_container,
     check_px,
     explain,
     identified,
     orientation_of,
-)
-from pipeline.preprocessing.images.image_formats import (
-    BITS,
-    PHOTOMETRIC,
-    WHITE_IS_ZERO,
-    Undecodable,
     read_tiff,
 )
 

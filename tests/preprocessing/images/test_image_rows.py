@@ -22,8 +22,8 @@ from support.runs.selection import examples
 from pipeline.core.arrays import images_from_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.figures import Counters
-from pipeline.preprocessing.images.decode import DecodeLimits
-from pipeline.preprocessing.images.images import preprocess
+from pipeline.preprocessing.images.decode_image import DecodeLimits
+from pipeline.preprocessing.images.image_rows import preprocess
 from pipeline.preprocessing.images.transform import TransformSpec
 
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)

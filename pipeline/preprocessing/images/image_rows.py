@@ -15,7 +15,7 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.figures import Counters
 from pipeline.core.schema import IMAGE, IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from pipeline.preprocessing.encoded_rows import Step, prepare_rows
-from pipeline.preprocessing.images.decode import decode_sized
+from pipeline.preprocessing.images.decode_image import decode_sized
 from pipeline.preprocessing.images.geometry import Sizes, most_made_px, shrink_factor
 from pipeline.preprocessing.images.image_checks import DecodeLimits
 from pipeline.preprocessing.images.own_transform import step_of, transform_by

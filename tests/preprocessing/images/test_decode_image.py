@@ -24,7 +24,7 @@ from support.inputs.badfiles import (
 from support.inputs.encoded import chunk, packed_zeros
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
+from pipeline.preprocessing.images.decode_image import DecodeLimits, Undecodable, decode_image
 from pipeline.preprocessing.images.geometry import shrink_factor
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.thumbnails import make_thumbnail

@@ -1,14 +1,18 @@
-"""Decode one clip of sound: bytes of WAV, FLAC, MP3 or Ogg to float32 samples, or a reason.
+"""Decode a clip of sound: bytes of WAV, FLAC, MP3 or Ogg become float32 samples, or a reason.
 
-libsndfile decodes (Ogg: Vorbis, Opus), in blocks, and the channels of each block become their mean:
-what the header says of channels, rate and length bounds nothing that is held in memory. A clip that
-is longer than the limit is refused from its header, and otherwise where it passes the limit. Rates
-are changed by soxr at its quality HQ.
+libsndfile decodes in blocks (Ogg: Vorbis and Opus), and each block becomes the mean of its
+channels, so the header's channels, rate and length do not decide how much memory is used. A clip
+that is too long is refused by its header, or else where it passes the limit. soxr changes rates, at
+quality HQ.
 
-Found besides: a file that ends before its header says, joined files, of which libsndfile decodes
-the first, and samples that are no numbers. Not found: changed bytes within a WAV and most within an
-MP3; and the cut of an Ogg between two pages, or between two frames of an MP3 without a tag and of a
-FLAC whose header says no length, as from a pipe.
+Also detected: a file that ends before its header says, joined files (libsndfile decodes the first
+one only), and samples that are not finite. Not detected: changed bytes in a WAV and most in an MP3;
+an Ogg cut between two pages; an MP3 without a tag, or a FLAC of unknown length, cut between two
+frames.
+
+libmpg123 decodes as many frames of an MP3 as its tag Xing or Info counts. Without a tag it guesses
+their number from the size of the first frame, and omits the last frames where sizes vary. So frames
+are counted here, and an MP3 without a count gets a tag.
 """
 
 from __future__ import annotations
@@ -24,7 +28,6 @@ import numpy.typing as npt
 
 from pipeline.core.failures import Reason, RowError
 from pipeline.core.media import ENCODED, MediaFormat, id3_bytes, media_format, refused_clip
-from pipeline.preprocessing.audio.mp3 import counted
 from pipeline.process.liveness import still_alive
 
 Samples = npt.NDArray[np.float32]
@@ -49,6 +52,23 @@ _BEGINS = {
 """How a stream begins: the marker and the first block's header, or a page with its flags."""
 _END_SAMPLES = 2 * 1152
 """Of an MP3: two frames that its tag counts and that are not there, as some encoders have it."""
+
+
+_KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_MP3_RATES_HZ = {
+    3: (44_100, 48_000, 32_000),
+    2: (22_050, 24_000, 16_000),
+    0: (11_025, 12_000, 8_000),
+}
+"""Bits of the version -> rates; 3 is MPEG 1."""
+_MP3_HEADER = re.compile(
+    rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][%s]"
+    % b"".join(b"\\x%02x" % byte for byte in range(0x10, 0xF0) if byte & 0x0C != 0x0C)
+)
+"""How a frame of layer III begins whose rate and bitrate are said."""
+_TAG_BITRATE = 0x80
+"""Makes a frame of 192 bytes or more."""
 
 
 class Undecodable(RowError):
@@ -148,7 +168,7 @@ def _joined(container: str, why: str) -> Undecodable:
 
 
 def _counted_mp3(data: bytes) -> bytes:
-    mp3 = counted(data)
+    mp3 = with_frame_count(data)
     if not mp3.num_frames:
         message = f"MP3 of {len(data)} bytes: has no frames, or frames of free bitrate; {_CONVERT}"
         raise Undecodable(Reason.UNSUPPORTED_FORMAT, message)
@@ -263,3 +283,75 @@ def resampled(clip: Clip, rate_hz: int) -> Samples:
 
     samples: Samples = soxr.resample(clip.samples, clip.rate_hz, rate_hz, quality="HQ")
     return samples
+
+
+class Mp3(NamedTuple):
+    """An MP3 with a tag that counts its frames."""
+
+    data: bytes
+    num_frames: int
+    """0 if they cannot be counted: their header does not say their size."""
+    num_declared: int
+    """What the tag says."""
+
+
+def with_frame_count(data: bytes) -> Mp3:
+    """Return an MP3 with its own tag, if that counts the frames, otherwise with one that does.
+
+    Its tags ID3 are left out: libsndfile takes two for another format.
+    """
+    first = _next_frame(data, id3_bytes(data), is_first=True)
+    if first < 0:
+        return Mp3(data, 0, 0)
+    begin, num_declared = first, 0
+    tag = max(data.find(name, first, first + 48) for name in (b"Xing", b"Info"))
+    if tag > 0:
+        begin += _size(data, first)
+        if data[tag + 7 : tag + 8] and data[tag + 7] & 1:
+            num_declared = int.from_bytes(data[tag + 8 : tag + 12], "big")
+    num_frames = _count(data, begin)
+    if num_declared:
+        return Mp3(data[first:], num_frames, num_declared)
+    return Mp3(_tag(data, first, num_frames) + data[begin:], num_frames, num_frames)
+
+
+def _size(data: bytes, at: int) -> int:
+    """Return the bytes of the frame of layer III that begins here, or 0."""
+    if at + 4 > len(data) or not _MP3_HEADER.match(data, at):
+        return 0
+    version, bitrate, rate = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3
+    kbps, factor = (_KBPS_1, 144_000) if version == 3 else (_KBPS_2, 72_000)
+    return factor * kbps[bitrate] // _MP3_RATES_HZ[version][rate] + (data[at + 2] >> 1 & 1)
+
+
+def _next_frame(data: bytes, at: int, *, is_first: bool = False) -> int:
+    """Return where the next three frames in a row begin, -1 if none do.
+
+    Of a short clip, which has fewer, the first frames may be the last ones.
+    """
+    for match in _MP3_HEADER.finditer(data, at):
+        end, num_frames = match.start(), 0
+        while num_frames < 3 and (size := _size(data, end)):
+            end, num_frames = end + size, num_frames + 1
+        if num_frames == 3 or (is_first and num_frames and end >= len(data)):
+            return match.start()
+    return -1
+
+
+def _count(data: bytes, at: int) -> int:
+    num_frames = 0
+    while at >= 0:
+        while size := _size(data, at):
+            at, num_frames = at + size, num_frames + 1
+        at = _next_frame(data, at)
+    return num_frames
+
+
+def _tag(data: bytes, at: int, num_frames: int) -> bytes:
+    """Return a frame that counts those of a stream, which begins here."""
+    version, channels = data[at + 1] | 1, data[at + 3]
+    header = bytes([0xFF, version, data[at + 2] & 0x0C | _TAG_BITRATE, channels])
+    side_bytes = (17, 9) if version >> 3 & 3 != 3 else (32, 17)
+    body = bytes(side_bytes[channels >> 6 == 3]) + b"Xing" + (1).to_bytes(4, "big")
+    frame = header + body + num_frames.to_bytes(4, "big")
+    return frame.ljust(_size(header, 0), b"\0")
