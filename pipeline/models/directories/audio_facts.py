@@ -1,7 +1,7 @@
-"""Models that hear clips of sound: their tasks, and what their feature extractor makes of clips.
+"""Facts of directories whose model takes clips of sound: tasks, feature extractor, vectors.
 
-The library makes the extractor, and features of a few clips: these say what the model sees of a
-clip, and are compared with ours. What the model gives for them, run without numbers, says the rest.
+The library makes the extractor and the features of a few clips, which are compared with ours. The
+model then runs on them without numbers: the shapes of its outputs give the rest.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from pipeline.preprocessing.audio.audio_input import extracted
 from pipeline.preprocessing.audio.audio_settings import NORMALISED, USUAL_MAX_S, AudioSettings
 
 TOLERANCE = 1e-4
-"""How far features may be off: normalised samples, or logarithms. Seen are 2e-6."""
+"""Largest difference of a feature, a normalised sample or a logarithm; 2e-6 was seen."""
 _RATES_HZ = range(1_000, 768_001)
 _MOST_NUMBERS = 1 << 23
-"""Of the features of a clip."""
+"""Limit of the features of a clip."""
 _FRAME_S = 0.01
-"""Of extractors that count frames alone, not samples."""
+"""Length of a frame of extractors that do not give a number of samples."""
 _TOWER = "get_audio_features"
 
 
 def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
-    """Read the facts of a class that hears clips.
+    """Read the facts of a class that takes clips.
 
     Raises:
         JobError: The directory is refused.
@@ -84,13 +84,13 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
 
 
 def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str]:
-    """Ask the library for the feature extractor of a directory, and hold ours to it.
+    """Ask the library for the feature extractor of a directory, and compare its features with ours.
 
     Returns:
-        The settings, with the longest clip that the model hears, and what is said of them.
+        The settings, with the longest clip that the model takes, and a note for `pipeline plan`.
 
     Raises:
-        JobError: There is none, or its features are not ours; names the clip and both values.
+        JobError: There is none, or its features differ; names the clip and both values.
     """
     from transformers import AutoFeatureExtractor
 
@@ -140,7 +140,7 @@ def _features(extractor: Any, clip: Any) -> Any:
 
 
 def _heard_s(extractor: Any, shape: tuple[int, ...]) -> float:
-    """Return the length of the longest clip that features of one shape hold."""
+    """Return the length in seconds of the longest clip that features of one shape hold."""
     for name in ("n_samples", "nb_max_samples"):
         if (samples := getattr(extractor, name, None)) is not None:
             return float(samples / extractor.sampling_rate)
@@ -154,7 +154,7 @@ def _options(extractor: Any) -> Mapping[str, Any]:
 
 
 def _outputs(chosen: ModelClass, audio: AudioSettings) -> Mapping[str, tuple[int, ...]]:
-    """Return the shapes of what the class gives for a clip, by name; it is run without numbers.
+    """Run the class on a clip without numbers, and return output name -> shape.
 
     Raises:
         JobError: It takes other features.

@@ -1,4 +1,4 @@
-"""What a model directory says of itself: kind, input, tasks, labels, transform, tokens."""
+"""The facts of a model directory as plain data: format, input, tasks, labels, transform, tokens."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.preprocessing.texts.text_settings import Prompt
 
 DirectoryFormat = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 TOWERS = "towers"
-"""Head of a model of images and texts, of which a job takes one side."""
+"""Head of a model with a tower for images and one for texts; a job uses one of them."""
 FLOATS = ("float32", "float16", "float64")
 Axis = int | str | None
-"""Of a tensor: its length; the name of a dynamic one; None: dynamic without a name."""
+"""Length of an axis of a tensor; the name of a dynamic one; None: dynamic without a name."""
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""How the vectors of tokens can become one: the modes of sentence-transformers."""
+"""Modes of pooling of sentence-transformers: how the vectors of tokens become one."""
 CLIPS = ("input_values", "input_features")
-"""What classes of transformers call clips of sound."""
+"""Names that classes of transformers have for clips of sound."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class TextFacts:
     tensor_names: tuple[str, ...]
     """The tensors that the module takes, by name."""
     shares_places: bool = False
-    """Whether what the model writes counts for `max_tokens`, too."""
+    """Whether `max_tokens` includes the tokens that the model writes."""
     cuts_start: bool = False
-    """Whether a longer text loses its start, not its end."""
+    """Whether a longer text loses its start instead of its end."""
     types_alone: bool = False
-    """Whether single texts need their token types; otherwise they are as good as none."""
+    """Whether single texts need their token types."""
     overlay: str = ""
-    """JSON of what the library puts in the place of sections of the tokenizer file; '': nothing."""
+    """JSON of sections by which the library replaces those of the tokenizer file; '': none."""
     prompt: Prompt | None = None
     """The chat template around each text; there is no prefix then."""
 
@@ -59,20 +59,19 @@ class GenerationFacts:
     most_places: int | None
     """Tokens that a decoder beside an encoder has positions for; None: it names no limit."""
     problem: str
-    """Why task `generate` is refused; '': it is not."""
+    """Why task `generate` is refused; '' if it is not."""
     note: str
-    """What `pipeline plan` says of it."""
+    """One line for `pipeline plan`."""
     tokenizer: str = ""
-    """Of a model that reads no text: name of the tokenizer file whose tokens it writes."""
+    """Tokenizer file of the tokens that it writes, if it reads no text."""
     image_mark: str = ""
-    """The token that stands for the image in a prompt; '': none does, and there may be no
-    prompt."""
+    """The token that stands for the image in a prompt; '': it takes no prompt with an image."""
     image_px: int | None = None
     """The side of the image."""
 
 
 class ImageContract(NamedTuple):
-    """What a model says of the images that it takes; None: nothing."""
+    """Channels and size of the images that a model takes; None: it names none."""
 
     num_channels: int | None = None
     height_px: int | None = None
@@ -86,7 +85,7 @@ class Layer(NamedTuple):
     in_features: int
     out_features: int
     at: str = ""
-    """Where its weights lie, if it has some: '' or a folder ending in `/`."""
+    """Folder of its weights, if it has any: '' or a path ending in `/`."""
     bias: bool = True
     activation: str = "Identity"
     """Name of a module of torch.nn."""
@@ -99,12 +98,12 @@ class Pooling:
     """How the vectors of a text or an image become one."""
 
     modes: tuple[str, ...]
-    """Several are put together. The job may name another one."""
+    """Vectors of several modes are concatenated. The job may name another one."""
     known: tuple[str, ...]
-    """What the job may name."""
+    """Modes that the job may name."""
     include_prompt: bool = True
     prompt_tokens: int = 0
-    """Tokens of the prompt, which are left out; 0: none are."""
+    """Tokens of the prompt to leave out; 0: none."""
     token_layers: tuple[Layer, ...] = ()
     """Applied to the vectors of tokens."""
     layers: tuple[Layer, ...] = ()
@@ -116,7 +115,7 @@ class LibraryClass:
     """A class of the installed transformers."""
 
     at: str
-    """Where config and weights lie: '' or a folder ending in `/`."""
+    """Folder of config and weights: '' or a path ending in `/`."""
     built: str
     """The class that is built."""
     head: str
@@ -137,9 +136,9 @@ class TensorFacts(NamedTuple):
 
     name: str
     dtype: str
-    """As numpy names it; of texts `text`; of what is no tensor its type in onnxruntime."""
+    """Name in numpy; `text` for strings; the type in onnxruntime if it is not a tensor."""
     shape: tuple[Axis, ...] | None
-    """None: the file does not say it."""
+    """None: the file does not give it."""
 
     @property
     def is_float(self) -> bool:
@@ -168,11 +167,11 @@ class OnnxFile:
     inputs: tuple[TensorFacts, ...]
     output_names: tuple[str, ...]
     output: str
-    """The output that tasks take, if they do not take all."""
+    """The output for tasks that take one."""
     zipped: tuple[str, ...]
     """Outputs that are read without their ZipMap."""
     layout: str | None
-    """Of images, the order of the axes: NCHW or NHWC."""
+    """Order of the axes of images: NCHW or NHWC; None: it takes no images."""
     batch_size: int | None
     """The only number of rows that it takes; None: any."""
     max_tokens: int | None
@@ -183,7 +182,7 @@ class OnnxFile:
 
 @dataclass(frozen=True)
 class DirectoryFacts:
-    """What a directory says; can be pickled."""
+    """The facts of a directory; can be pickled."""
 
     format_name: DirectoryFormat
     architecture: str
@@ -193,7 +192,7 @@ class DirectoryFacts:
     tasks: tuple[str, ...]
     """The tasks that the outputs serve; the first is the default."""
     module: LibraryClass | TimmModel | OnnxFile
-    """What the module is built from."""
+    """Source of the module."""
     labels: tuple[str, ...] | None = None
     embedding_dim: int | None = None
     transform: TransformSpec | None = None
@@ -202,19 +201,19 @@ class DirectoryFacts:
     images: ImageContract = field(default_factory=ImageContract)
     text: TextFacts | None = None
     prompt_text: TextFacts | None = None
-    """How prompts of zero_shot become tensors, if the rows are no texts."""
+    """How prompts of zero_shot become tensors, if the rows are not texts."""
     audio: AudioSettings | None = None
     pooling: Pooling | None = None
     activation: str = "identity"
-    """What task `score` applies to an output."""
+    """Function that task `score` applies to an output."""
     generation: GenerationFacts | None = None
-    """Of a model that writes."""
+    """How it writes, if it does."""
     scores: str | None = None
-    """`sigmoid` if scores of prompts are; None: as the task says."""
+    """`sigmoid` if scores of prompts are sigmoids; None: the default of the task."""
     ends_in: str | None = None
-    """`softmax`, `sigmoid` or `probabilities` if the outputs are known to be probabilities."""
+    """`softmax`, `sigmoid` or `probabilities` if the outputs are known probabilities."""
     notes: tuple[str, ...] = ()
-    """What was read, and from which file, a line each."""
+    """Lines for `pipeline plan`: a file and what was read from it."""
 
     @property
     def columns(self) -> tuple[TensorColumn, ...]:
@@ -225,7 +224,7 @@ class DirectoryFacts:
 
     @property
     def num_features(self) -> int | None:
-        """Return how many numbers an .onnx file takes as one vector; None if it does not say."""
+        """Return the length of the vector that an .onnx file takes; None if it is unknown."""
         if not isinstance(self.module, OnnxFile) or self.input != "features" or self.columns:
             return None
         shape = self.module.inputs[0].shape

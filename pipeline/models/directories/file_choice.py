@@ -1,4 +1,4 @@
-"""Which files of a directory are used, and which directories are refused by what lies in them.
+"""Choose the files of a model directory, or of an .onnx file, in a store.
 
 A few names are looked up; the rest of the directory is not listed, unless there is something to
 explain. Links to files are followed, wherever they point (the hub's own cache is made of such), and
@@ -170,8 +170,8 @@ def choose_onnx(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[Store
     What is in the file is read once per node, and again if its size or version changes.
 
     Args:
-        uri: Of the file, normalised.
-        options: Of the store.
+        uri: The file, normalised.
+        options: Options of the store.
 
     Raises:
         JobError: A file is missing, too large, or outside the directory.

@@ -1,7 +1,8 @@
-"""The files of a model directory: their names, who needs them, and how JSON files are read.
+"""The files of a model directory: names, users, how JSON files are read, and a safe view of them.
 
-JSON files are read with a limit, and nothing in them is believed: a value is checked where it is
-used.
+JSON files are read with a limit of size, and each value is checked where it is used. The library of
+a directory gets a view of this node's copy: weights and tokenizers are links, and JSON files are
+written anew without the keys that name code, other places or kernels, at every depth.
 """
 
 from __future__ import annotations
@@ -22,42 +23,42 @@ CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """The weights: one file, or what names several."""
 ADAPTER = "adapter_config.json"
-"""Of LoRA weights, which are refused."""
+"""Settings of LoRA weights, which are refused."""
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 PROCESSOR, BOTH = "preprocessor_config.json", "processor_config.json"
-"""Of images and clips. Newer releases put the processors of images, clips and texts into one."""
+"""Processors of images and clips; newer releases have one file for all processors."""
 GENERATION = "generation_config.json"
-"""Of models that write."""
+"""Rules of models that write."""
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
-"""Of sentence-transformers."""
+"""Modules and prompts of sentence-transformers."""
 LENGTHS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 """Settings of a Transformer of sentence-transformers: it takes any of these names."""
 OF_MODULE = (CONFIG, SINGLE)
-"""What a module of sentence-transformers behind its Transformer has."""
+"""Files of a module of sentence-transformers that follows its Transformer."""
 OF_MODEL = (
     *(*OF_MODULE, INDEX, ADAPTER, TOKENIZER, TOKENIZER_CONFIG),
     *("special_tokens_map.json", "added_tokens.json", PROCESSOR, BOTH, *LENGTHS),
     # Tokenizers have the first; processors of images and texts once had the second.
     *("chat_template.jinja", "chat_template.json", GENERATION),
 )
-"""What a model of transformers or timm has in its folder."""
+"""Files of a model of transformers or timm."""
 NAMES = (MODULES, PROMPTS, *OF_MODEL)
-"""All that is looked up in a directory; `pipeline pull` copies files of these names."""
+"""Names that are looked up in a directory; `pipeline pull` copies these."""
 ONNX_SUFFIX, ONNX_FOLDER = ".onnx", "onnx"
 """A file that is a whole model, and the folder of a directory where exporters put it."""
 VOCABULARIES = (
     *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model"),
     *("sentencepiece.bpe.model", "tokenizer.model"),
 )
-"""Vocabularies of tokenizers that are not read: `tokenizer.json` can be made of them."""
+"""Vocabularies that are not read, but from which `tokenizer.json` can be made."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 16 << 20
 _SHOWN_CHARS = 80
 _AS_THEY_ARE = (TOKENIZER, INDEX)
-"""JSON files that are data of their own: a vocabulary may have any word."""
+"""JSON files that are kept as they are: a vocabulary may have any word."""
 _DROPPED = frozenset(
     (
         *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal"),
@@ -68,7 +69,7 @@ _DROPPED = frozenset(
         *("trust_remote_code", "use_kernels"),
     )
 )
-"""Keys that say where a model came from, which code or which kernels run it, not what it is."""
+"""Keys for origin, code and kernels of a model, which do not say what it computes."""
 QUANTISED = "quantised weights are not read; take the float weights of this model"
 _ELSEWHERE = "names other files than those of the directory; take it out"
 _REFUSED = {
@@ -78,7 +79,7 @@ _REFUSED = {
 """Keys by which a library would compute with other numbers than those of the files."""
 _ARCHITECTURES = ("architecture", "backbone")
 _NAME = re.compile(r"[\w.-]+")
-"""What an architecture of timm can be called; others are looked up in the hub or in a folder."""
+"""Names of architectures of timm; timm looks up others in the hub or in a folder."""
 
 
 def check_size(name: str, size_bytes: int, where: str) -> None:
@@ -151,7 +152,7 @@ def processor_settings(folder: Path, at: str, key: str) -> tuple[str, Mapping[st
 
     Args:
         at: Where the model's files lie: '' or a folder ending in `/`.
-        key: Of the settings in a file with those of several: `image_processor`, for example.
+        key: Key of the settings in a file for several processors, such as `image_processor`.
     """
     both = read_object(folder, at + BOTH, optional=True).get(key)
     if isinstance(both, dict):

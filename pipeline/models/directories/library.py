@@ -1,6 +1,8 @@
-"""Classes of the installed transformers: which one a config names.
+"""Classes of the installed transformers: find the one that a config names, and load it.
 
-The directory gives numbers and names; code comes from the installed library alone.
+A directory gives numbers and names; code comes from the installed library alone. The library
+renames, ties and ignores tensors as it declares for each family; tensors that it reports as
+missing, unexpected or of another shape are refused instead of being filled with random numbers.
 """
 
 from __future__ import annotations
@@ -38,12 +40,12 @@ MAX_LAYERS = 256
 _SILENT = 50
 """Level of the library's log: critical errors alone."""
 _HEAD = re.compile(r"For[A-Z]")
-"""What the library calls a class with a head, or has in its name."""
+"""Part of the name of a class with a head."""
 _PLAIN = {
     **dict.fromkeys(("output_attentions", "output_hidden_states", "use_cache"), False),
     "return_dict": True,
 }
-"""How the library runs a model here, whatever a config says."""
+"""Settings of each model, whatever its config says."""
 
 FACTORY_ADVICE = "model.factory runs any module, with task raw, outputs and a postprocess"
 _NO_CODE = "code of a directory is never run"
@@ -62,7 +64,7 @@ _HEADS = {
 _TRAINED = ("MASKED_LM", "PRETRAINING", "MASKED_IMAGE_MODELING")
 """Heads that are for training alone."""
 _POOLER = "pooler"
-"""What the library calls a layer over the vectors of an encoder."""
+"""Name of a layer over the vectors of an encoder."""
 
 
 def require_library(extra: str) -> None:
@@ -81,7 +83,7 @@ def require_library(extra: str) -> None:
 
 
 def config_of(values: Mapping[str, Any]) -> Any:
-    """Let the library make the configuration of a `config.json`.
+    """Make the configuration of a `config.json` by the library.
 
     Raises:
         JobError: It names files elsewhere, the installed library does not know the model type, or
@@ -236,7 +238,7 @@ def check_fit(cls: Any, config: Any, headers: Mapping[str, TensorHeader], head: 
     Args:
         cls: A class of transformers.
         config: Its configuration.
-        headers: Of the files.
+        headers: The headers of the files.
         head: As `LibraryClass.head`.
 
     Raises:
@@ -353,7 +355,7 @@ def leave_out(module: torch.nn.Module, names: Collection[str]) -> None:
 
     Args:
         module: It is changed; what reads one of them raises an error from now on.
-        names: Of tensors.
+        names: The tensors.
     """
     for name in names:
         path, _, leaf = name.rpartition(".")
@@ -390,7 +392,7 @@ def use_sdpa(module: torch.nn.Module) -> None:
     own SDPA makes no NaN. It has no caps of scores, so models with these stay as they are.
 
     Args:
-        module: Of a model directory; it is changed.
+        module: The module of a model directory; it is changed.
     """
     for part in module.modules():
         config = getattr(part, "config", None)

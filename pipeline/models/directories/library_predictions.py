@@ -1,6 +1,6 @@
-"""Predict a few rows by a directory's own library: each row alone, unpadded, by its own ways.
+"""Predict a few rows by a directory's own library: each row alone, unpadded, by its own pipelines.
 
-What a directory writes to a row is in `generation_oracle.py`.
+Texts that a directory writes are in `generation_oracle.py`.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_TOKENS = 1_024
-"""Probes are not much longer where a model takes more: it takes time."""
+"""Longest probe, about, for models that take more: each token takes time."""
 _MOST_PX = 1 << 17
-"""Of all images that a model sees: two of 224 x 224 px, which take a ViT-B a second each way."""
+"""Pixels of all probes together: two of 224 x 224 px take a ViT-B a second each way."""
 _MOST_BYTES, _LONG_S = 1 << 30, 3_600.0
 _CONTINUED = (0, 1, 4, 5)
 """Texts that are continued: without special tokens, which stay text here, and short ones."""
@@ -111,16 +111,16 @@ def library_predictions(
 
     Args:
         path: The directory.
-        facts: Of it.
+        facts: The facts of the directory.
         task: A task that it serves.
-        rows: Texts or pairs of texts; encoded clips, of which the model hears the start; or of each
-            image what the model sees, float32 (1, C, H, W), normalised, and the height and width in
-            px of the image itself. Pixels are ours, which are held to the library's when facts are
-            read: the two round otherwise, and a model may make much of that.
+        rows: Texts or pairs of texts; encoded clips, which are cut to the model's limit; or
+            for each image the normalised pixels, float32 (1, C, H, W), and the height and width in
+            px of the image itself. The pixels are ours, which are compared with the library's when
+            facts are read: the two round differently, and some models amplify that.
 
     Returns:
-        A row each; None for one over which the library fails. None: it has no way of its own to
-        this task.
+        A row each; None for one over which the library fails. None instead of a list: the library
+        does not do this task.
 
     Raises:
         JobError: The library fails over each row.
@@ -135,7 +135,7 @@ def library_predictions(
         return None
     results: list[Row | None] = [None] * len(rows)
     errors = []
-    # A model may keep the mode that its first text has chosen: BigBird does, of short ones.
+    # The first text may decide how a model computes from then on: a short one does in BigBird.
     lengths = [sum(len(text) for text in row if isinstance(text, str)) for row in rows]
     for place in sorted(range(len(rows)), key=lambda row: -lengths[row]):
         try:
@@ -186,7 +186,7 @@ def _vector(outputs: Any) -> Row:
 
 def _of_clips(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict:
     audio = facts.audio
-    assert audio is not None, "it hears clips"
+    assert audio is not None, "it takes clips"
     predict = _clip_vectors if task.kind == "embed" else _clip_classes
     predict_clip = predict(path, facts, task)
 
@@ -319,7 +319,7 @@ def _of_texts(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict | No
 
 def _text_classes(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict:
     run = _pipeline("text-classification", path, top_k=None)
-    # The first task is what the library does by itself, but that it makes a score of a number.
+    # The library does the first task by default, but it makes a score of a number.
     is_default = task.kind == facts.tasks[0] and task.kind != "regress"
     options = {} if is_default else {"function_to_apply": _FUNCTIONS[task.kind]}
 
@@ -444,8 +444,8 @@ def _onnx_outputs(
     """Return the output that tasks take, of each text or pair of texts, by ONNX Runtime.
 
     Args:
-        view: Of the copy, with the tokenizer of the library.
-        facts: Of the file.
+        view: The view of the copy, with the tokenizer of the library.
+        facts: The facts of the file.
         rows: Texts, or pairs of texts.
 
     Returns:

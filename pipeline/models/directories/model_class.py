@@ -1,4 +1,8 @@
-"""Choose the class of the installed transformers that a config names, and check its weights."""
+"""Choose the class of transformers that a config names: check its weights, run it, name its tasks.
+
+It runs once on shapes alone, so that a class that would fail on each row is refused before. Its
+head and its config give tasks, labels and the activation of scores.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
 
 _MAIN = (IDS, "pixel_values", *CLIPS)
 CLAP = "clap"
-"""The model type of two models, of clips and of texts, of which a job takes the first."""
+"""Model type of two towers, for clips and for texts; a job uses the first."""
 _DATA = re.compile(
     r"(visual_)?bbox|(\w+_)?pixel_values(_\w+)?|image|xpath_\w+|entity_ids|visual_(feats|embeds)"
     r"|(protein_)?input_ids|input_(features|values)|input_(points|boxes|(shape|pronunciation)_ids)"
@@ -53,7 +57,7 @@ _DATA = re.compile(
 _IN_TEXT = re.compile(r'"(image|audio)_token_(id|index)"')
 """Keys of models that put images or clips in the place of tokens: a text without them is whole."""
 _MOST_NUMBERS = 1 << 29
-"""Of weights that are loaded to run a class once."""
+"""Limit of weights that are loaded to run a class once."""
 _WAY_OUT = "model.factory, with source.inputs, gives a module several inputs"
 _GIVES: Mapping[str, tuple[str, ...]] = {
     "detection": ("logits", "pred_boxes"),
@@ -156,7 +160,7 @@ def fitted(folder: Path, chosen: ModelClass, headers: Mapping[str, TensorHeader]
     Args:
         folder: A view of the directory.
         chosen: The class, without a module.
-        headers: Of the weights.
+        headers: The headers of the weights.
     """
     built, config, head = chosen.built, chosen.config, chosen.head
     module, missing, unused = check_fit(built, config, headers, head)
@@ -230,10 +234,10 @@ def require_one_input(cls: Any, config: Any, head: str) -> None:
 
 
 class Run(NamedTuple):
-    """What a run of a class says of it."""
+    """The result of running a class once."""
 
     is_done: bool
-    """Whether it ran: some classes need sizes that their config has not."""
+    """Whether it ran: some classes need sizes that their config lacks."""
     width: int | None
     """Length of its vectors of texts, if it gives such."""
 
@@ -244,7 +248,7 @@ def require_run(
     """Refuse a class that cannot run on its main input, or that a row changes.
 
     Args:
-        module: Of transformers, on the device `meta`.
+        module: A module of transformers, on the device `meta`.
         head: As `LibraryClass.head`.
         is_whole: Whether it has all of its tensors; otherwise it is not refused if it cannot run.
         load: Loads it with its numbers, which some classes cannot run without; None: too many.
@@ -284,7 +288,7 @@ def require_run(
 def _outputs(module: Any) -> Any:
     """Return what a module gives for its main input, or the error that it raises."""
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode  # of which a class asks no number
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     is_empty = next(module.parameters()).is_meta
     with contextlib.ExitStack() as stack:

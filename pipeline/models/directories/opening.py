@@ -1,7 +1,8 @@
 """Open a model directory: its facts on the driver, its module in an actor.
 
 The directory's own library is asked once, in a confined child process, and its answers are kept per
-node. What it makes of a few rows is compared with what we make of them.
+node. Tokens, pixels and features that it makes from a few rows are compared with ours. The module
+has code of the installed library and numbers of the files.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ if TYPE_CHECKING:
     import torch
 
 _VERSION = 32
-"""Of what is kept; raise it if the same directory gives other facts."""
+"""Version of the facts that are kept; raise it if the same directory gives other facts."""
 KEPT_WITH = (
     *("transformers", "tokenizers", "sentence_transformers", "timm", "onnx", "onnxruntime"),
 )
-"""Packages whose versions decide what they answer."""
+"""Packages whose versions decide the facts."""
 _FILE = "facts.json"
 _READ = "pipeline.models.directories.opening:facts_json"
 _LIBRARIES = {
@@ -59,7 +60,7 @@ _LIBRARIES = {
 }
 """Format of a directory -> the modules whose code is its architecture."""
 LIMITS = {"cpu_s": 300, "memory_bytes": 8 << 30}
-"""Of the process that reads a directory: seconds for the longest headers that are taken."""
+"""Limits of the process that reads a directory: the longest headers take most of them."""
 OF_TRANSFORMERS = ("torch", "transformers", "pipeline.models.directories.opening:warm_up")
 _OF_ONNX = ("onnx", "pydantic", "pipeline.models.directories.onnx.onnx_facts", "onnxruntime")
 _IMPORTS = {
@@ -234,7 +235,7 @@ def directory_module(
     """Build the module of a directory from this node's copy; see `build_module`.
 
     Args:
-        facts: Of the directory.
+        facts: The facts of the directory.
         model_input: What it sees of a row.
         pooling: The job's pooling; None: the directory's.
         task: What the outputs are for.

@@ -1,8 +1,8 @@
-"""Rows that are given to a model's own library and to us, and the comparison of what both make.
+"""Probes: rows that both a model's own library and the package prepare, to compare the results.
 
-The rows are chosen for what preprocessing does differently: blank ends, line ends, special tokens
-of the directory's own vocabulary, images in other modes and sizes, clips of several lengths. Pure:
-the same rows in each process.
+The rows are those that preprocessing is likely to treat differently: blank ends, line ends, special
+tokens of the directory's own vocabulary, images in several modes and sizes, clips of several
+lengths. They are the same in each process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.core.printable import clean_message
 _LONG_WORDS = 40
 _SHOWN_CHARS = 100
 SAMPLE_RATE_HZ = 16_000
-"""Of `clips`."""
+"""Sample rate of `clips`."""
 
 
 def texts(special: Sequence[str], max_tokens: int) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def texts(special: Sequence[str], max_tokens: int) -> tuple[str, ...]:
 
     Args:
         special: Texts of special tokens of the tokenizer.
-        max_tokens: What the model takes; the last text is longer, up to 4,096 words.
+        max_tokens: Limit of the model; the last text is longer, up to 4,096 words.
     """
     marked = " ".join(["one", *special[:4], "two"])
     long = "The quick brown fox jumps over the lazy dog number 7. " * _LONG_WORDS
@@ -64,7 +64,7 @@ def images(model_px: int = 224) -> tuple[bytes, ...]:
     Waves show where a pixel lies, and noise how it is resampled.
 
     Args:
-        model_px: A side of what the model takes.
+        model_px: A side of the images that the model takes.
     """
     from PIL import Image
 
@@ -115,15 +115,15 @@ def wav_files() -> tuple[bytes, ...]:
 def require_same(
     probe: str, tensor: str, library: str, expected: Any, actual: Any, tolerance: float = 0.0
 ) -> None:
-    """Refuse a directory whose library makes other numbers of a probe than we do.
+    """Refuse a directory whose library makes other numbers from a probe than the package does.
 
     Args:
         probe: The row, for the message.
-        tensor: The name of what is compared.
+        tensor: The name of the tensor.
         library: Name and version.
-        expected: What the library makes, numbers of any shape.
-        actual: What we make.
-        tolerance: How far each number may be off.
+        expected: The numbers of the library, of any shape.
+        actual: Ours.
+        tolerance: The largest difference of a number.
 
     Raises:
         JobError: They differ; has both values.

@@ -1,4 +1,4 @@
-"""Say why a directory or a file is not read, by names and first bytes, and what would be right."""
+"""Explain why a directory or a file is refused, by names and first bytes, and name the way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copy a model directory into the node cache, once per node, and say by digest what was copied.
+"""Copy a model directory into the node cache, once per node, under the digest of its files.
 
 The digest decides: the folder of a copy has it in its name, a worker that finds no copy makes one
 and compares. Files of any size go through memory in chunks.
@@ -33,11 +33,11 @@ _FILES = "files"
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A model directory, and the digest of what is used of it; can be pickled."""
+    """A model directory, and the digest of its files that are used; can be pickled."""
 
     uri: str
     sha256: str
-    """Of the sorted names of the files that are used, and the digest of each."""
+    """Digest of the sorted names of the files that are used, and of their digests."""
     root: str
     """URI of the folder that these names are relative to."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
@@ -98,7 +98,7 @@ def local(directory: ModelDirectory) -> Path:
 
 
 def lend(directory: ModelDirectory, path: Path) -> None:
-    """Let the node cache of this process, a confined one, have a copy of another one's.
+    """Link a copy of another process's node cache into that of this process, a confined one.
 
     Args:
         path: The folder of the copy.

@@ -1,4 +1,4 @@
-"""The headers of a model directory's safetensors, with limits: names, shapes and types.
+"""Read headers and tensors of a model directory's safetensors, with limits.
 
 A file that is another format, or whose header is larger than any model's, is refused before
 anything is allocated.
@@ -24,8 +24,8 @@ _FLOATS, _WHOLE = ("F32", "F16", "BF16", "F64"), ("I64", "I32")
 _SPARE = 64 << 20
 """Numbers that a model may have beyond twice those of its files."""
 _HEAD_BYTES, _LENGTH_BYTES, _MAX_HEADER_BYTES = 64, 8, 8 << 20
-"""A header of this length has 100,000 tensors, more than any model's file; what is made of it takes
-thirty times as much memory."""
+"""A header of this length has 100,000 tensors, more than any model's file, and takes thirty times
+as much memory once it is parsed."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TensorHeader:
 
     @property
     def is_number(self) -> bool:
-        """Tell whether it is what a model computes with, no mask and not quantised."""
+        """Tell whether a model computes with it: it is neither a mask nor quantised."""
         return self.dtype in (*_FLOATS, *_WHOLE)
 
 

@@ -1,4 +1,7 @@
-"""Facts of snapshots of transformers whose model takes images, or images and texts (two towers)."""
+"""Facts of directories of transformers whose model takes images, or has two towers.
+
+The library's own post-processing decides how the outputs of a detector are read.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _USUAL_PX = 224
 _NUM_ROWS = _NUM_AXES = 2
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 _READINGS = ("sigmoid", "softmax, one more for no object")
-"""How task `detect` reads logits, by how many there are besides those of the labels."""
+"""How task `detect` reads logits, by the number of logits beyond those of the labels."""
 _ROWS, _QUERIES, _PX, _MIN_SCORE, _MOST = 2, 40, (480, 640), 0.05, 100
 
 
@@ -176,7 +179,7 @@ def _shape(
 
     Args:
         wrap: Makes the module that is run of the library's model.
-        transform: Of the images.
+        transform: The transform of the images.
 
     Returns:
         (): It has no such output.
@@ -221,9 +224,9 @@ def reading_of(folder: Path, name: str, num_labels: int) -> str:
     """Return how the logits of a detector are read, in words.
 
     Args:
-        folder: Of its image processor.
-        name: Of the detector, for messages.
-        num_labels: Its class names.
+        folder: The folder of its image processor.
+        name: The detector, for messages.
+        num_labels: The number of its class names.
 
     Raises:
         JobError: The library reads them in another way than task `detect`.

@@ -1,4 +1,4 @@
-"""Modules of images: the library's model, and one vector or the logits of what it gives.
+"""Modules for images: a model of the library, reduced to a vector or to logits.
 
 `forward` takes `pixels`, float (B, 3, H, W), normalised.
 """

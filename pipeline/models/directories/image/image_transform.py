@@ -1,8 +1,8 @@
-"""The transform of a directory of transformers: that of its image processor, held to its pixels.
+"""Find the transform that makes the pixels of a directory's image processor.
 
-The library makes the processor. Its attributes say which transforms of ours come into question, and
-the pixels that it makes of a few images decide. A processor that does something else gives no
-transform, but a text that says so: the job can give the fields itself.
+The library makes the processor. Its attributes give the candidates, and the pixels that it makes
+from a few images decide. If no candidate makes these, the facts say why, and the job can give the
+fields of its transform.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.models.directories.library import quiet
 from pipeline.preprocessing.images.transform import TransformSpec
 
 MAX_LEVELS = 2.0
-"""How far pixels may be off, of 255: Pillow, torchvision and torch round otherwise."""
+"""Largest difference of a pixel, of 255 levels: Pillow, torchvision and torch round differently."""
 _ROUNDING, _DIGITS = 0.01, 6
 _NUM_AXES = 3
 _FILTERS = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -34,41 +34,41 @@ _FILTERS = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _SIZES = ("size", "crop_size", "pad_size")
 _USUAL_PX = 224
 MOST_PX = 1 << 13
-"""Of a side: images of probes are no larger."""
+"""Longest side of an image that a processor may make of a probe."""
 
 Pixels = npt.NDArray[np.float32]
 """(C, H, W), normalised; of several images of one, (T, C, H, W)."""
 
 
 class Reading(NamedTuple):
-    """What the library says of a transform."""
+    """The transform of a directory, or why there is none."""
 
     transform: TransformSpec | None
     problem: str
     """Why there is none; '': there is one."""
     note: str
-    """What `pipeline plan` says of it."""
+    """One line for `pipeline plan`."""
 
 
 class _Made(NamedTuple):
-    """What a processor makes of the images of `probes.images`."""
+    """The pixels that a processor makes from `probes.images`."""
 
     images: Sequence[bytes]
     pixels: Sequence[Pixels]
     mean: tuple[float, ...]
-    """Of each channel in [0, 1], as it is subtracted."""
+    """The mean of each channel, in [0, 1]."""
     std: tuple[float, ...]
     is_swapped: bool
     """Whether red and blue change places."""
 
 
 def read_transform(folder: Path, at: str = "", num_channels: int | None = None) -> Reading:
-    """Ask the library for the transform of a directory, and hold ours to it.
+    """Ask the library for the transform of a directory, and compare its pixels with ours.
 
     Args:
         folder: The directory.
         at: Where the model's files lie: '' or a folder ending in `/`.
-        num_channels: What the model's config says of its input; None: nothing.
+        num_channels: Channels that the model's config names; None: it names none.
 
     Raises:
         JobError: The file is no JSON, or names code.
@@ -277,7 +277,7 @@ def _filter(processor: Any) -> str | None:
 
 
 def _unusual(made: _Made) -> str:
-    """Say what no transform here does; '': nothing of that."""
+    """Describe a step that no transform has; '' if there is none."""
     if made.is_swapped:
         return "it swaps red and blue, which a transform.factory can do"
     if made.pixels[0].ndim > _NUM_AXES:
@@ -286,7 +286,7 @@ def _unusual(made: _Made) -> str:
 
 
 def _advice(processor: Any, made: _Made) -> str:
-    """Say which fields a job can give instead."""
+    """Return advice on the fields that a job can give."""
     shapes, size = {pixels.shape[-2:] for pixels in made.pixels}, _edges(processor, "size")
     height, width = (min(size.values(), default=_USUAL_PX),) * 2
     if len(shapes) == 1:
@@ -303,7 +303,7 @@ def _advice(processor: Any, made: _Made) -> str:
 
 
 def in_words(spec: TransformSpec) -> str:
-    """Say in words what a transform does."""
+    """Describe a transform in words."""
     size, aim = _px(spec.size_px), _px(spec.size_px if spec.resize_px is None else spec.resize_px)
     steps = {
         "shortest": f"resized to {aim} ({spec.interpolation})",

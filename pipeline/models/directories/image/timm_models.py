@@ -1,4 +1,4 @@
-"""Directories of timm: its own loader makes the model, and its own transform is held to ours."""
+"""Facts and modules of directories of timm, whose loader and transform are its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _IMAGENET = 1000
 _TEXTS = ("global_pool",)
 """Arguments of timm's constructors that may be a text, as it names no file and no other model."""
 _WRAPPER = "timm_model."
-"""What transformers puts before the names of a timm model that it saves."""
+"""Prefix of tensor names in a timm model that transformers saved."""
 
 
 def timm_facts(folder: Path, values: Mapping[str, Any]) -> DirectoryFacts:
@@ -215,7 +215,7 @@ def _fields(steps: list[Any], data: Mapping[str, Any]) -> dict[str, Any]:
 def _labels(
     given: Mapping[str, Any], num_classes: int
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Return the class names, and what is said of them."""
+    """Return the class names, and notes for `pipeline plan`."""
     if not num_classes:
         return None, ()
     names, tag = given.get("label_names"), given.get("tag")

@@ -1,4 +1,4 @@
-"""What ONNX graphs of table libraries say of their classes, and their probabilities as a tensor.
+"""Read class names and probabilities from ONNX graphs of table libraries.
 
 Exporters of scikit-learn and LightGBM put a ZipMap behind the probabilities: a sequence of maps,
 class -> probability, a map per row. What enters it is the tensor (B, K), and the operator has the
@@ -28,7 +28,7 @@ NAMED = "probabilities"
 _PROBABILITIES = ("probabilities", "output_probability")
 """Names of skl2onnx and onnxmltools."""
 _OPSET = 13
-"""Of `Cast`, if the graph has only operators of ai.onnx.ml."""
+"""Version of `Cast`, if the graph has only operators of ai.onnx.ml."""
 
 _MAX_LABELS_CHARS = 1 << 20
 _LABEL_KEYS = ("labels", "names", "classes", "class_names", "id2label")

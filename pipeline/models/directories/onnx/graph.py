@@ -24,8 +24,8 @@ MAX_FILE_BYTES = (2 << 30) - 1
 EXTRA = "is not installed: pip install 'batch-inference-pipeline[onnxruntime]'"
 _NAME_CHARS = 80
 ONNX_LOG_LEVEL = 4
-"""Of onnxruntime, only what ends the process: its log has names of nodes as they are in the file,
-and what goes wrong is raised besides."""
+"""Only fatal errors of onnxruntime are logged: its log has raw names from the file, and each error
+is raised as well."""
 
 
 def refusal(path: Path | str, problem: str) -> JobError:

@@ -1,4 +1,4 @@
-"""What an .onnx file says of its inputs and outputs, thus which input and tasks it is for.
+"""Facts of an .onnx file: its inputs and outputs, hence the input and the tasks of a job.
 
 onnxruntime opens it, without optimisation, for names, types and shapes; the graph says what scores
 and classes are. How texts become tokens and vectors, files beside it say; `texts.py` reads them.
@@ -58,7 +58,7 @@ _DTYPES = {"float": "float32", "double": "float64", "string": TEXT}
 """Names of onnxruntime that are others in numpy."""
 _SHOWN_ENDS = 12
 _MAX_AXIS = 2**31 - 1
-"""Of a list in Arrow; a longer axis is none that a row could have."""
+"""Longest list in Arrow; a longer axis counts as dynamic."""
 
 
 def read_onnx_facts(

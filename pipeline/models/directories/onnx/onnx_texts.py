@@ -1,7 +1,7 @@
-"""What lies beside an .onnx file of texts: tokenizer, limits, labels, pooling.
+"""Facts from the files beside an .onnx file of texts: tokenizer, limits, labels, pooling.
 
-The installed library makes the model of config.json without weights, for its limits; a model that
-it does not know is none the less run, as its code is the file.
+The installed library makes the model of config.json without weights, for its limits. A model that
+it does not know runs all the same: the file is its code.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def with_files_beside(folder: Path, facts: DirectoryFacts, main: TensorFacts) ->
     """Complete the facts of a file that takes token ids.
 
     Args:
-        folder: Of the copy, as `choose_onnx` chose it.
-        facts: Of the file itself.
+        folder: The copy, as `choose_onnx` chose it.
+        facts: The facts of the file itself.
         main: The output that tasks take.
 
     Raises:

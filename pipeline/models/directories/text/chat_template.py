@@ -1,7 +1,7 @@
-"""What the chat template of a model directory puts around the text of a row, by its own library.
+"""Find the prompt that the chat template of a model directory puts around the text of a row.
 
-The library renders the messages in a confined child process, with several texts in the row's place:
-what stands around all of them alike is the prompt.
+The library renders the messages in a confined child process, with several texts in the place of a
+row's: the prompt is the part that is the same around all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Messages = Sequence[tuple[str, str]]
 """Role and content of each."""
 WAY_OUT = "write model.prompt instead"
 _VERSION = 1
-"""Of what is kept; raise it if the same directory and messages give another prompt."""
+"""Version of the prompts that are kept; raise it if the same messages give another one."""
 _IMPORTS = ("torch", "transformers", "transformers.models.auto.processing_auto")
 _FRAME = "pipeline.models.directories.text.chat_template:text_frame"
 _FILE = "prompt.json"
@@ -63,12 +63,11 @@ def chat_prompt(directory: ModelDirectory, messages: Messages) -> Prompt:
 
 
 def ask(function: str, directory: ModelDirectory, *arguments: Any) -> Any:
-    """Return what a function makes of a directory's files in a confined process; it is kept.
+    """Call a function over a directory's files in a confined process; keep and return its result.
 
     Args:
         function: `module:name`; it takes the files' folder and the arguments, and returns JSON.
-        directory: The directory.
-        arguments: Of plain JSON values.
+        arguments: Plain JSON values.
 
     Raises:
         JobError: It fails, or takes too much.
@@ -130,7 +129,7 @@ def _texts(template: str) -> Iterator[str]:
 
 @contextmanager
 def loaded(folder: Path, auto: str) -> Iterator[Any]:
-    """Have what one of the library's Auto classes makes of a directory.
+    """Load a directory by one of the library's Auto classes.
 
     Raises:
         JobError: The library cannot, or the body fails: a template is foreign code.

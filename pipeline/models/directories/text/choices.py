@@ -34,13 +34,13 @@ _MOST_ENDS = 4
 
 
 class Choices(CachedModel, ABC):
-    """Base of all: what to make of log-likelihoods."""
+    """Base of both: makes scores from log-likelihoods."""
 
     def __init__(self, model: nn.Module, answers: Sequence[Sequence[int]]) -> None:
         """Take a model of the library, and the token ids of K answers, at least one each."""
         super().__init__(model)
         self.prior: tuple[float, ...] = (0.0,) * len(answers)
-        """Taken off the mean log-likelihood of each answer."""
+        """Subtracted from the mean log-likelihood of each answer."""
         for number, answer in enumerate(answers):
             self.register_buffer(f"answer_{number}", torch.tensor(answer), persistent=False)
         self.num_answers = len(answers)
@@ -70,7 +70,7 @@ class CausalChoices(Choices):
         self._window = _window(model)
         self._longest = max(map(len, answers))
         self._shared_states: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """Of each layer, the keys and values of these tokens, (1, heads, P, size)."""
+        """The keys and values of these tokens in each layer, (1, heads, P, size)."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return float32 (B, K)."""
@@ -124,7 +124,7 @@ class CausalChoices(Choices):
         """Move what was read of each row next to what follows, if padding between them counts.
 
         Args:
-            cache: Of P tokens of each row.
+            cache: Keys and values of P tokens of each row.
             is_seen: bool (B, P), which of them are of the row; the first ones.
 
         Returns:
@@ -255,7 +255,7 @@ def _prompts(model: nn.Module) -> tuple[list[_Batch], list[torch.Tensor]]:
     mask = (torch.arange(width) < lengths).long()
     some = slice(_CHECKED_ROWS)
     rows = [ids[row, : _CHECKED_TOKENS[row]] for row in range(_CHECKED_ROWS)]
-    # Of a few lengths and of many, which are read otherwise.
+    # Few lengths and many, which are read differently.
     return [(ids[some], mask[some]), (ids, mask)], rows
 
 

@@ -1,4 +1,4 @@
-"""Open a sentence-transformers directory by the library's own classes, but for its weights."""
+"""Open a sentence-transformers directory by the library's own classes, without its weights."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Opened:
             has_weights: Whether the weights are in it, with which the model must agree.
 
         Raises:
-            JobError: The library is missing or old, cannot open it, or it has what is not read.
+            JobError: The library is missing or old, cannot open it, or a setting is refused.
         """
         require_library(_PACKAGE)
         self.library = f"{_PACKAGE} {version(_PACKAGE)}"
@@ -142,7 +142,7 @@ class Opened:
                     raise _not_read(where, f"{key} has {', '.join(other)}, expected in {CONFIG}")
 
     def _require_known(self) -> None:
-        """Refuse a Transformer that gives something else than we take of it."""
+        """Refuse a Transformer with other outputs than vectors of tokens or scores."""
         modes = self.transformer.modality_config
         if self.is_cross_encoder:
             if self.has_messages:
@@ -171,7 +171,7 @@ class Opened:
             self.library,
             self.transformer.tokenizer,
             self._tokens_of,
-            # What limits texts beside the tokenizer is seen in what is left of a long one.
+            # The length of a long text shows a limit beside that of the tokenizer.
             len(self._tokens_of((_LONG,))[IDS]) if "max_length" in written else None,
             "" if frame else self.prompt,
             frame,
@@ -301,7 +301,7 @@ def _not_read(where: str, what: str) -> JobError:
 
 @contextlib.contextmanager
 def _without_weights(folder: Path, at: str, *, has_weights: bool) -> Iterator[list[ModelClass]]:
-    """Let the library build its next model in the shapes of the files; yields what was built.
+    """Let the library build its next model on shapes alone; yields the class that it built.
 
     It replaces `PreTrainedModel.from_pretrained`, by which the library loads the only model of a
     directory, and puts it back.
@@ -311,7 +311,7 @@ def _without_weights(folder: Path, at: str, *, has_weights: bool) -> Iterator[li
     values = read_object(folder, at + CONFIG)
     headers = read_headers(folder / at) if has_weights else {}
     check_numbers(values, max(len(headers), MAX_LAYERS))
-    config_of(values)  # refuses what is not safe to build
+    config_of(values)  # refuses unsafe settings
     built: list[ModelClass] = []
     original = PreTrainedModel.__dict__["from_pretrained"]
 

@@ -1,4 +1,4 @@
-"""Facts of directories of texts: a class of transformers, alone or in sentence-transformers."""
+"""Facts of directories of texts: of a class of transformers, alone or in sentence-transformers."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def text_of(
 
 
 def text_notes(text: TextFacts) -> tuple[str, ...]:
-    """Return what `pipeline plan` says of texts."""
+    """Return the lines of `pipeline plan` on texts."""
     cut = "; longer ones lose their start" if text.cuts_start else ""
     frame = "; the chat template stands around each" if text.prompt else ""
     prompt = [f"{PROMPTS}: before each text {preview(text.prefix)}"] if text.prefix else []
@@ -125,7 +125,7 @@ def text_notes(text: TextFacts) -> tuple[str, ...]:
 
 
 def pooling_note(pooling: Pooling, dim: int) -> str:
-    """Return what `pipeline plan` says of a pooling that a `modules.json` names."""
+    """Return the line of `pipeline plan` on a pooling that a `modules.json` names."""
     steps = [
         *(f"{layer.name} of tokens" for layer in pooling.token_layers),
         " + ".join(pooling.modes),

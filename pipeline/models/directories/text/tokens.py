@@ -1,4 +1,7 @@
-"""How a directory wants its texts tokenised, as its library's own tokenizer says."""
+"""How the texts of a directory become tokens: by its library's tokenizer, compared with ours.
+
+The driver imports this file: it needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def load_tokenizer(path: Path, overlay: str = "") -> Tokenizer:
     """Load a `tokenizer.json`.
 
     Args:
-        overlay: Of the facts of its texts.
+        overlay: `TextFacts.overlay`.
 
     Raises:
         JobError: The file is missing, too large, or damaged.
@@ -311,11 +314,11 @@ class LibraryTokens:
     library: str
     """Name and version."""
     tokenizer: Any
-    """Of transformers."""
+    """A tokenizer of transformers."""
     tokens_of: Callable[[Sequence[str], int], Mapping[str, Sequence[int]]]
     """One text or two, and the most tokens -> what the model is given, by name."""
     max_tokens: int | None = None
-    """A limit that counts in the place of the tokenizer's."""
+    """A limit that replaces the tokenizer's."""
     prefix: str = ""
     prompt: Prompt | None = None
 
@@ -353,7 +356,7 @@ def require_tokens(made: LibraryTokens, settings: TextSettings) -> None:
 
 
 class Hypothesis(NamedTuple):
-    """What follows the tokens of a text, special tokens included, to make a pair of it."""
+    """Tokens that follow those of a text to make a pair, special tokens included."""
 
     ids: list[int]
     types: list[int]
@@ -361,7 +364,7 @@ class Hypothesis(NamedTuple):
 
 
 def hypotheses(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Hypothesis]:
-    """Return what makes a pair of a text and each prompt.
+    """Return the tokens that make a pair of a text and each prompt.
 
     Args:
         tokenizer: Its padding and truncation are switched off.

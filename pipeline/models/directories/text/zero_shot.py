@@ -65,7 +65,7 @@ class EntailmentZeroShot(nn.Module):
     """The logit of entailment of each prompt, one pass of the model per prompt."""
 
     ids: torch.Tensor
-    """int64 (K, P): what follows a text, filled up."""
+    """int64 (K, P): the tokens that follow a text, padded."""
     types: torch.Tensor
     """int64 (K, P)."""
 
@@ -83,7 +83,7 @@ class EntailmentZeroShot(nn.Module):
         Args:
             model: Takes `input_ids`, `attention_mask`, and `token_type_ids` if it has types; gives
                 logits (B, C). Takes more tokens than the texts have.
-            pairs: Of K prompts.
+            pairs: The tokens of K prompts.
             entails: Which of the C outputs counts.
             pad_id: Token id that fills up a batch.
             has_types: Whether the model takes token types.
