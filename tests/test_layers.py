@@ -1,4 +1,4 @@
-"""The shape of the package: who may import whom, what no file may do, and how long one may be."""
+"""The package keeps its shape: who may import whom, what no file may do, how long one may be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test that tests/README.md and faults.md name a test for each promise and fault."""
+"""Each promise and each fault has a test: tests/README.md and faults.md name it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `import pipeline` gives: functions of the commands' names, types, and nothing heavy."""
+"""`import pipeline` gives functions named like commands, and types, and imports little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test that documents are true: tables equal the code, links lead somewhere, pages are short."""
+"""Documents are true: tables equal the code, links lead somewhere, pages are short."""
 
 from __future__ import annotations
 

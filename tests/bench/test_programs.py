@@ -1,4 +1,4 @@
-"""The programs find what they import, and the one for a GPU runs on the CPU."""
+"""The programs of bench find their imports, and the one for GPUs runs on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One bad row costs one row, one bad shard costs one shard; what changes while it is read stops."""
+"""No row is lost: a bad row or shard costs itself alone, and a file that changes ends the run."""
 
 from __future__ import annotations
 

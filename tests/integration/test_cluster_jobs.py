@@ -1,7 +1,7 @@
-"""Jobs on a cluster between shells: submitted once, found again, stopped, through a bad proxy.
+"""A job submitted twice is one job: found again, followed, stopped, also through a bad proxy.
 
-A real Ray head with a token, and a real proxy before it. Where only Ray's side of a job counts, the
-job is a line of shell.
+With a real Ray head, a token and a real proxy before it. Where only Ray's side of a job matters,
+the job is a line of shell.
 """
 
 from __future__ import annotations

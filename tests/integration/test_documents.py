@@ -1,4 +1,4 @@
-"""What the documents say can be done is done: their commands, the examples, the notebooks.
+"""Documents are true: their commands, the examples and the notebooks run.
 
 Commands run in one folder that has what a reader has after the demo, with small models.
 """

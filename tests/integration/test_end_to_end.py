@@ -1,4 +1,4 @@
-"""The main job as a user runs it: real photos, a real model, real processes, a real kill -9."""
+"""No run is lost: real photos, a real model, a real kill -9; predictions equal a plain loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However a command ends there is one line, a documented exit code, and with --json a document."""
+"""A command ends in one line and a documented exit code, and with --json in one document."""
 
 from __future__ import annotations
 

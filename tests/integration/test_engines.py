@@ -1,5 +1,7 @@
-"""Every engine that reads the folder finds the rows that were published, with and without folders
-for columns: pyarrow, pandas, DuckDB, Polars, Ray Data, and one that lists files as Spark does."""
+"""Readers find every published row in every engine, with and without folders for columns.
+
+The engines are pyarrow, pandas, DuckDB, Polars, Ray Data, and a lister of files like Spark.
+"""
 
 from __future__ import annotations
 

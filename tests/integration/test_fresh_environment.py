@@ -1,4 +1,4 @@
-"""Test that the three lines of the README predict from a wheel, outside of the repository."""
+"""Documents are true: the three lines of the README predict from a wheel, elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Partitions of a real job, one after the other: passed, warned of, refused, accepted."""
+"""Gates refuse what must not be published: partitions pass, are refused, are accepted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Hostile model directories: one line that names the thing, before Ray starts, in bounded memory.
+"""Data is never code: a hostile model directory is refused in one line, in bounded memory.
 
-`make long` runs some by the real command as well, with an address where there is no Ray: what gets
-that far ends in another way.
+`make long` also gives some to the real command, with an address where there is no Ray: a directory
+that is not refused fails there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a folder to labels without a job file, and on from there with the job that was made."""
+"""A first prediction needs no job file: it writes one, and runs continue with that."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The commit protocol at each of its steps: the process is killed, it fails, or an answer is lost.
+"""No run is lost at any step of the commit protocol: killed, failing, or with a lost answer.
 
 Each case publishes the next version of a partition that has a current one and one in its history,
-on local disk and on a real S3 server, without Ray. Every promise of the protocol is looked at:
-after the fault, after doing it again, and after what comes late.
+on local disk and on a real S3 server, without Ray. Every promise of the protocol is checked after
+the fault, after running again, and after late writes.
 """
 
 from __future__ import annotations

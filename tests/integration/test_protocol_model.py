@@ -1,8 +1,8 @@
-"""Many runs at once over a store that fails and loses answers: no promise is ever broken.
+"""No run is lost when many run at once over a store that fails and loses answers.
 
-A state machine starts runs, rollbacks, garbage collections and readers, lets any of them go on by
-a few operations of the store, kills them, and lets leases run out, so that a run that was thought
-dead goes on beside its successor. After every step it compares the store with a small model, the
+A state machine starts runs, rollbacks, garbage collections and readers, lets each continue for a
+few operations of the store, kills them, and lets leases expire, so that a run that was thought dead
+continues beside its successor. After every step it compares the store with a small model, the
 versions that were seen.
 """
 

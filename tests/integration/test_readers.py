@@ -1,8 +1,8 @@
-"""What each kind of reader sees after every step, as the table in pipeline/commit/README.md says.
+"""Readers never see a half-published version: each kind, after every step, as documented.
 
-A program publishes, replaces, retries or rolls back an operation of the store at a time. Between
-any two of them every reader reads; and since a kill leaves just that, a copy of the output is
-repaired from there.
+A program publishes, replaces, retries or rolls back one store operation at a time. Between any two,
+every kind of reader reads, as the table in pipeline/commit/README.md says; and because a kill would
+leave this state, a copy of the output is repaired from there.
 """
 
 from __future__ import annotations

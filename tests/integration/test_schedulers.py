@@ -1,4 +1,4 @@
-"""Test that each file for a scheduler starts a run for a date and maps exit codes as documented."""
+"""Files to copy are true: each scheduler file starts a run for a date and maps exit codes."""
 
 from __future__ import annotations
 

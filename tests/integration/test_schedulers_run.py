@@ -1,4 +1,4 @@
-"""The files for Airflow 3 and Dagster, run by them, each in an environment without this package.
+"""Files to copy are true: Airflow 3 and Dagster run theirs, in environments without this package.
 
 `make schedulers` makes the environments and names them.
 """

@@ -1,8 +1,8 @@
-"""Characterisation: digests of each area's outputs over a fixed corpus, beside its version.
+"""Only changes are computed: outputs of an area change only with the number of the area.
 
-A digest that changes while its number stays would let a run mix predictions of two meanings. Where
-the change is meant, raise the number in `semantics.py` and write the new pair below; otherwise the
-code is at fault.
+Digests of the outputs over a fixed corpus stand beside the numbers. A digest that changes while its
+number stays would let a run mix predictions of two meanings. If the change is meant, raise the
+number in `semantics.py` and write the new pair below; otherwise the code is at fault.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Test the files that users copy: job files, cluster.yaml, alert rules and the dashboard."""
+"""Files to copy are true: job files, cluster.yaml, alert rules and the dashboard."""
 
 from __future__ import annotations
 

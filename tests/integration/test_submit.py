@@ -1,6 +1,6 @@
-"""Jobs for a cluster: what is sent, what is refused before, and who is let in.
+"""A job submitted twice is one job: what is sent, what is refused before, and who is let in.
 
-What becomes of a job that was sent, is in test_cluster_jobs.
+test_cluster_jobs tests what becomes of a job that was sent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What a run takes over of earlier ones: all that is staged, but for slices that a model failed.
+"""No run is lost: a run takes over all staged slices, but for those that a model failed.
 
-Of other files, or of files that changed since, nothing is staged under its plan. Parts that are
-damaged are computed again.
+Slices of other or changed files are not staged under the plan. Damaged parts are computed again.
 """
 
 from __future__ import annotations

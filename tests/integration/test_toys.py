@@ -1,4 +1,4 @@
-"""What other distributions bring carries a whole run."""
+"""The package can be extended: a run uses a source, an input and a task from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tars as a source: slices that are found while reading, resumed anywhere, end as the same rows."""
+"""No row is lost in a tar: slices are found while reading, and resumed rows are the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real runs, seen from outside before, while and after they work, and stopped from there."""
+"""No run is lost: real runs and backfills are watched and stopped from outside, and continue."""
 
 from __future__ import annotations
 
