@@ -21,13 +21,16 @@ import pytest
 from hypothesis import settings
 from support.runs.cli import SHARING, environment
 from support.runs.protocol import Children
-from support.servers.azureserver import AzureServer, missing_reason
 from support.servers.commandserver import OF_RUNS, CommandServer
 from support.servers.faultproxy import FaultProxy
-from support.servers.gcsserver import GCSServer
-from support.servers.localserver import LocalServer
+from support.servers.object_stores import (
+    AzureServer,
+    GCSServer,
+    LocalServer,
+    S3Server,
+    missing_reason,
+)
 from support.servers.rayhead import RayHead
-from support.servers.s3server import S3Server
 from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.core import backoff

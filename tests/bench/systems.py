@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import random
 import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,6 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from machine import BENCH, ROOT
-from passages import passages
 from safetensors.torch import save_file
 from support.inputs.photos import build_images
 from support.runs.checkout import PYTHONPATH
@@ -255,3 +257,42 @@ def _check_rows(system: str, rows: int, case: Case) -> None:
 
 def _last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+
+
+MIN_WORDS, MAX_WORDS = 3, 500
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def passages(num_rows: int, seed: int = 1) -> list[str]:
+    """Return so many passages of 3 to 500 words.
+
+    There are some eight thousand docstrings; what is missing are two of them, one after the other.
+    Another Python has other docstrings.
+    """
+    library, chosen = Path(sysconfig.get_paths()["stdlib"]), random.Random(seed)
+    files = (path for path in sorted(library.rglob("*.py")) if _is_documented(path))
+    single = list(dict.fromkeys(text for path in files for text in _texts(path)))
+    chosen.shuffle(single)
+    texts = single[:num_rows]
+    while len(texts) < num_rows:
+        joined = " ".join(chosen.sample(single, 2))
+        if len(joined.split()) <= MAX_WORDS:
+            texts.append(joined)
+    chosen.shuffle(texts)
+    return texts
+
+
+def _is_documented(path: Path) -> bool:
+    return not {"site-packages", "dist-packages", "test", "tests"} & set(path.parts)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_text("utf-8"))
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return  # files of the library that test such errors
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED):
+            text = " ".join((ast.get_docstring(node) or "").split())
+            if MIN_WORDS <= len(text.split()) <= MAX_WORDS:
+                yield text

@@ -17,7 +17,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from support.runs.published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
 from support.servers.faultproxy import RESET_AFTER, RESET_BEFORE, TRUNCATE, FaultProxy, Rule
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 from pipeline.commit import delta
 from pipeline.commit.delta import Delta

@@ -16,7 +16,7 @@ import torch
 from support.inputs.photos import build_images, build_parquet
 from support.runs.cli import pipeline, start, wait_until, write_job
 from support.runs.published_rows import read_part, read_predictions
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import current_manifest

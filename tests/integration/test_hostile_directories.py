@@ -18,7 +18,7 @@ import pytest
 from support.inputs.hostile import BY_COMMAND, BY_LIBRARY, HOSTILE, LONG, ONNX, TOKENIZER
 from support.models import onnx_files
 from support.models.audio_snapshots import make_listener
-from support.models.generating import make_writer
+from support.models.language_models import make_writer
 from support.models.snapshots import make_snapshot, make_timm
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import environment, write_job

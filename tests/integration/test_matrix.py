@@ -30,7 +30,7 @@ from support.runs.cli import environment, pipeline, write_job
 from support.runs.published_rows import read_part, read_predictions
 from support.runs.without_ray import without_ray
 from support.servers.commandserver import CommandServer
-from support.servers.localserver import LocalServer
+from support.servers.object_stores import LocalServer
 
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.manifest import current_manifest

@@ -28,7 +28,7 @@ from support.servers.faultproxy import (
     Rule,
     bad_network,
 )
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 from pipeline.core.errors import InfraError
 from pipeline.execution.environment import REMOTE_ENVIRONMENT

@@ -21,10 +21,15 @@ import yaml
 from support.inputs.clips import encoded, tone
 from support.inputs.photos import build_images
 from support.models.audio_snapshots import LABELS, make_listener
-from support.models.choosing import CHOICES, MESSAGES, TEXTS
 from support.models.feature_writers import images, make_feature_writer
-from support.models.generating import NEW_TOKENS, make_writer
-from support.models.language_models import make_language_model
+from support.models.language_models import (
+    CHOICES,
+    MESSAGES,
+    NEW_TOKENS,
+    TEXTS,
+    make_language_model,
+    make_writer,
+)
 from support.models.record_schemas import REVIEW
 from support.models.snapshots import make_snapshot
 from support.runs.cli import pipeline, write_job

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from support.models.audio_snapshots import make_listener
-from support.models.generating import ENDS, make_writer
+from support.models.language_models import ENDS, make_writer
 from support.models.snapshots import make_snapshot, write_json
 from support.runs.cli import Result, pipeline
 from support.servers.hubserver import COMMIT, OTHER_COMMIT, TOKEN, HubServer
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError

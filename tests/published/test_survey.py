@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs.exposition import samples
 from support.runs.published import Rows, publish_rows
+from support.runs.report_examples import samples
 
 import pipeline
 from pipeline.commit.layout import Layout

@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from support.runs.exposition import expected, samples
-from support.runs.report_examples import CASES, FULL, Facts, document_of, report_of
+from support.runs.report_examples import (
+    CASES,
+    FULL,
+    Facts,
+    document_of,
+    expected,
+    report_of,
+    samples,
+)
 
 from pipeline.core.failures import Reason
 from pipeline.report.metric_families import MEANINGS, Family, Outside, families_of

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.runs.exposition import samples
-from support.runs.report_examples import report_of
+from support.runs.report_examples import report_of, samples
 
 from pipeline.report.metric_families import Family, Outside, families_of
 from pipeline.report.prometheus import Textfile

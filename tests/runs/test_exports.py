@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from models import LABELS, TRANSFORM
-from support.runs.exposition import expected, samples
 from support.runs.published import DAY, Rows, publish_rows
+from support.runs.report_examples import expected, samples
 from support.servers.ports import free_ports
 
 from pipeline.commit.layout import Layout

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from support.inputs.encoded import base_image, png
 from support.inputs.tars import Entry, pack
 from support.servers.faultproxy import DENIED, FaultProxy, Rule
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 from toy_source import POINTS, TOY_FILES
 
 from pipeline.core import registry

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.servers.localserver import LocalServer
+from support.servers.object_stores import LocalServer
 
 from pipeline.core.errors import InfraError
 from pipeline.job.source import Source

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from gcsfs.core import GCSFileSystem
-from support.servers.localserver import LocalServer
+from support.servers.object_stores import LocalServer
 
 from pipeline.storage.interface import FileExpired
 from pipeline.storage.object_store import ObjectStore, object_store

@@ -28,7 +28,6 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.servers.azureserver import AzureServer
 from support.servers.faultproxy import (
     CONFLICT,
     ERROR_BODY,
@@ -41,10 +40,8 @@ from support.servers.faultproxy import (
     FaultProxy,
     Rule,
 )
-from support.servers.gcsserver import GCSServer
-from support.servers.localserver import LocalServer
+from support.servers.object_stores import AzureServer, GCSServer, LocalServer, S3Server
 from support.servers.ports import free_ports
-from support.servers.s3server import S3Server
 
 from pipeline.core.backoff import TRIES
 from pipeline.core.errors import InfraError, JobError

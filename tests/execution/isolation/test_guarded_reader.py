@@ -17,7 +17,7 @@ from support.inputs.tars import files
 from support.inputs.tars import pack as pack_tar
 from support.runs.reading import plan_job
 from support.servers.faultproxy import STALL, FaultProxy, Rule
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 from pipeline.core.failures import Reason
 from pipeline.core.figures import merge

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 import toy_engine
 import toy_package
-from support.models.choosing import prepared
-from support.models.generating import make_writer, writing
+from support.models.language_models import make_writer, prepared, writing
 from support.runs.predicting import BAD, PASS_THROUGH, config_of, images, rows_of
 
 from pipeline.core.errors import JobError

@@ -11,7 +11,6 @@ import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.models.choosing import TEXTS, predicted, prepared
 from support.models.feature_writers import (
     CLIPS,
     SPEECH,
@@ -20,7 +19,7 @@ from support.models.feature_writers import (
     make_feature_writer,
     prepared_features,
 )
-from support.models.generating import make_writer, writing
+from support.models.language_models import TEXTS, make_writer, predicted, prepared, writing
 from support.models.record_schemas import REVIEW
 
 from pipeline.core.errors import JobError

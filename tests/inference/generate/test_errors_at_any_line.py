@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pytest
 import torch
-from support.models.choosing import choosing, prepared
-from support.models.generating import make_writer, writing
+from support.models.language_models import choosing, make_writer, prepared, writing
 
 from pipeline.inference import fault_finder, result_table, slice_run
 from pipeline.inference.engines import open_engine, torch_engine

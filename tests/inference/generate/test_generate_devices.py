@@ -12,8 +12,7 @@ import pytest
 import torch
 from inference.generate.test_generate_engine import TEXTS, config_of, meeting
 from support.faults.fake_device import FakeGpu, installed
-from support.models.choosing import prepared
-from support.models.generating import make_writer, writing
+from support.models.language_models import make_writer, prepared, writing
 
 from pipeline.inference.devices import device_errors
 from pipeline.inference.devices.accelerator import PAUSES_S

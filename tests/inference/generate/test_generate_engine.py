@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from support.models.choosing import prepared
-from support.models.generating import NEW_TOKENS, make_writer, writing
+from support.models.language_models import NEW_TOKENS, make_writer, prepared, writing
 
 from pipeline.core.failures import SystematicFailure
 from pipeline.core.figures import PREFILL, Counters, SliceFigures

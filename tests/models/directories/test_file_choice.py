@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.models import onnx_files
 from support.runs.jobs import job_of
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.opening import open_facts

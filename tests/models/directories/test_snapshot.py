@@ -19,7 +19,7 @@ from support.models.snapshots import (
     make_timm,
     write_json,
 )
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import cached_folder

@@ -15,15 +15,20 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
-from support.models.choosing import MESSAGES, TEXTS, choosing, predicted, prepared
-from support.models.generating import (
+from support.models.language_models import (
     ENDS,
+    FAMILIES,
+    MESSAGES,
     NEW_TOKENS,
+    TEXTS,
+    choosing,
     library_outputs,
     make_writer,
+    predicted,
+    prepared,
+    write_language_tokenizer,
     writing,
 )
-from support.models.language_models import FAMILIES, write_language_tokenizer
 from support.models.snapshots import change_json, write_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.models.choosing import CHOICES, MESSAGES, PROMPT, TEXTS, choosing, prepared
-from support.models.language_models import MAX_TOKENS, make_language_model
+from support.models.language_models import (
+    CHOICES,
+    MAX_TOKENS,
+    MESSAGES,
+    PROMPT,
+    TEXTS,
+    choosing,
+    make_language_model,
+    prepared,
+)
 from support.runs.selection import examples
 from tokenizers import Tokenizer, models, pre_tokenizers
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.runs.stage_loads import counted, figures_of, load_of
+from support.runs.report_examples import counters_of, figures_of, load_of
 
 from pipeline.core.figures import LAUNCH
 from pipeline.report.sections.bottleneck import find_bottleneck
@@ -94,7 +94,7 @@ def test_a_gpu_that_waits_for_its_host_needs_no_other_gpu(launch_s: float, is_la
     busy = {"read": 1.0, "decode": 2.0, "predict": 9.8}
     slots = {"reader": 4, "decoder": 4, "actor": 1, "writer": 1}
     load = load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True)
-    stages = {**load.figures.stages, LAUNCH: counted(10_000, 10 * launch_s)}
+    stages = {**load.figures.stages, LAUNCH: counters_of(10_000, 10 * launch_s)}
     load = replace(load, figures=figures_of(**stages))
     advice = find_bottleneck(load).advice
     assert ("compile-quick" in advice) is is_launch_bound
@@ -121,9 +121,9 @@ def test_a_short_run_says_that_it_is_too_short_and_gives_no_advice(
     "load",
     [
         Load(),
-        Load(figures_of(predict=counted(10, 1.0))),
-        Load(figures_of(predict=counted(0, 1.0)), slots={"predict": 1}, streaming_wall_s=1.0),
-        Load(figures_of(predict=counted(10, 1.0)), slots={"predict": 1}, streaming_wall_s=0.0),
+        Load(figures_of(predict=counters_of(10, 1.0))),
+        Load(figures_of(predict=counters_of(0, 1.0)), slots={"predict": 1}, streaming_wall_s=1.0),
+        Load(figures_of(predict=counters_of(10, 1.0)), slots={"predict": 1}, streaming_wall_s=0.0),
     ],
 )
 def test_what_was_not_measured_gives_no_advice(load: Load):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.runs.stage_loads import load_of
+from support.runs.report_examples import load_of
 
 from pipeline.report.sections.bottleneck import Forecast, find_bottleneck, make_forecasts
 from pipeline.report.sections.limits import Load, find_limits

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.selection import examples
 from support.servers.faultproxy import DENIED, FaultProxy, Rule
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source

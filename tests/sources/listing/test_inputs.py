@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.servers.faultproxy import DENIED, FaultProxy, Rule
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.failures import Reason

@@ -31,7 +31,7 @@ from support.servers.httpserver import (
     redirect,
     reset,
 )
-from support.servers.localserver import LocalServer
+from support.servers.object_stores import LocalServer
 from support.servers.ports import free_ports
 
 from pipeline.core.errors import InfraError, JobError

@@ -22,7 +22,7 @@ from pipeline.process import failpoints
 from pipeline.storage.store import Store
 from support.runs.protocol import Children
 from support.servers.faultproxy import CUT, RESET_AFTER, FaultProxy, Rule
-from support.servers.s3server import S3Server
+from support.servers.object_stores import S3Server
 
 CREATE, PUT, COPY, DELETE = "create", "put", "copy", "delete"
 

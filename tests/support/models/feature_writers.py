@@ -21,8 +21,14 @@ from pipeline.preprocessing.model_input import Limits
 from support.inputs.clips import encoded, tone
 from support.inputs.encoded import encode
 from support.models.audio_snapshots import FAMILIES as HEARD
-from support.models.generating import ENDS, NEW_TOKENS, Written, greedy, plain_norms
-from support.models.language_models import write_language_tokenizer
+from support.models.language_models import (
+    ENDS,
+    NEW_TOKENS,
+    Written,
+    greedy,
+    plain_norms,
+    write_language_tokenizer,
+)
 from support.models.snapshots import (
     write_image_processor,
     write_json,

@@ -1,13 +1,25 @@
-"""Small directories of language models with random weights, and what transformers says of them."""
+"""Small language models, jobs of `choices` and `generate` over them, and what transformers says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.failures import failure_columns
+from pipeline.core.schema import TEXT
+from pipeline.inference.engines import open_engine
+from pipeline.job.model import Generate, Message, Model
+from pipeline.job.transform import Text
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.preprocessing.model_input import BatchLimits, Limits
 from support.models.snapshots import write_model
 from support.models.tiny_tokenizer import byte_level
+from support.runs.jobs import job_over
 
 MAX_TOKENS = 160
 CHAT = (
@@ -160,3 +172,132 @@ def library_scores(folder: Path, prompt: Sequence[int], answers: Sequence[Sequen
             loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
         scores.append(-float(loss))
     return np.array(scores)
+
+
+ENDS = (2, *range(100, 140))
+"""Tokens that end the texts of random models: with one alone hardly any text would end."""
+NEW_TOKENS = 24
+
+
+def make_writer(folder: Path, family: str = "llama", **options: Any) -> Path:
+    """Write a small directory of a family whose texts differ, and end at different lengths.
+
+    The norms and biases of random models alone would decide most of what they write.
+    """
+    given = {"eos_token_id": [*ENDS], "tie_word_embeddings": False, **options}
+    path = make_language_model(folder, family, **given)
+    plain_norms(path)
+    return path
+
+
+def plain_norms(path: Path) -> None:
+    """Make the norms of a directory's model ones, and its biases zeros."""
+    import safetensors.torch
+    import torch
+
+    tensors = safetensors.torch.load_file(path / "model.safetensors")
+    for name, values in tensors.items():
+        if values.ndim == 1:
+            tensors[name] = torch.full_like(values, float(name.endswith("weight")))
+    safetensors.torch.save_file(tensors, path / "model.safetensors", {"format": "pt"})
+
+
+def writing(
+    path: Path, *, text: Text | None = None, generate: dict[str, Any] | None = None, **model: Any
+) -> ModelSpec:
+    """Return the model of a job; `Review: {text}` is the prompt unless it says another."""
+    fields = {"path": str(path), "task": "generate", "prompt": "Review: {text}", **model}
+    if fields.get("messages"):
+        fields["messages"] = tuple(Message(**message) for message in fields["messages"])
+        del fields["prompt"]
+    options = Generate(**{"max_new_tokens": NEW_TOKENS, **(generate or {})})
+    model_section = Model(**fields, generate=options)
+    return resolve_model(job_over("text", model_section, text=text or Text()))
+
+
+class Written(NamedTuple):
+    """What the library writes."""
+
+    text: str
+    tokens: list[int]
+    logprob: float
+
+
+def library_outputs(
+    folder: Path, prompts: Sequence[Sequence[int]], **options: Any
+) -> list[Written]:
+    """Write after prompts of token ids with the library's own `generate`, one by one."""
+    import torch
+    import transformers
+
+    model, tokenizer = library_model(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)])
+        given = {"inputs": ids, "attention_mask": torch.ones_like(ids), **options}
+        outputs.append(greedy(model, tokenizer, given))
+    return outputs
+
+
+def greedy(model: Any, tokenizer: Any, given: Mapping[str, Any]) -> Written:
+    """Write to one row with `generate` of a model of the library, which is given these."""
+    plain = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
+    kept = {"return_dict_in_generate": True, "output_logits": True}
+    done = model.generate(**{**plain, **kept, **given})
+    tokens = done.sequences[0, -len(done.logits) :].tolist()
+    pairs = zip(done.logits, tokens, strict=True)
+    scores = [logits[0].log_softmax(0)[token] for logits, token in pairs]
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return Written(text, tokens, float(np.mean(scores)))
+
+
+PROMPT = "Review: {text}\nSentiment:"
+CHOICES = {"good": "positive", "bad": "negative", "neither": "not at all good or bad"}
+MESSAGES = [
+    {"role": "system", "content": "Answer in one word."},
+    {"role": "user", "content": "Is it good or bad? {text}"},
+]
+LIMITS = BatchLimits(64, 256)
+TEXTS = (
+    "",
+    "a good film",
+    "the cat sat on the mat and the dog did not like it",
+    "\N{GRINNING FACE} na\u00efve",
+    "\u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd",
+    " leading and trailing \n",
+    "{{ text }} {text} {% for x in y %}",
+)
+
+
+def choosing(
+    path: Path, text: Text | None = None, input_name: str = "text", **model: Any
+) -> ModelSpec:
+    """Return the model of a job; PROMPT and CHOICES unless it says others."""
+    fields = {"path": str(path), "task": "choices", "choices": CHOICES, **model}
+    if "messages" not in fields:
+        fields.setdefault("prompt", PROMPT)
+    fields["messages"] = tuple(fields.get("messages", ()))
+    return resolve_model(job_over(input_name, Model(**fields), text=text or Text()))
+
+
+def prepared(spec: ModelSpec, texts: Sequence[str]) -> pa.Table:
+    """Return the prompts of texts, tokenised."""
+    ids = [str(number) for number in range(len(texts))]
+    column = pa.array([text.encode() for text in texts], pa.large_binary()).view(pa.large_string())
+    failures = failure_columns([None] * len(texts))
+    rows = pa.table({"row_id": ids, "uri": ids, TEXT: column, **failures})
+    return spec.input.prepare(rows, {}, Limits(1 << 30, 1 << 30))
+
+
+def predicted(
+    spec: ModelSpec, rows: pa.Table, limits: BatchLimits = LIMITS
+) -> list[dict[str, Any]]:
+    """Predict prepared rows as a slice."""
+    config = PredictorConfig(spec, limits.rows, 0.0, 1, pa.schema([]), batch_tokens=limits.tokens)
+    return open_engine(config).predict(rows, {}).to_pylist()
+
+
+def scores_of(row: dict[str, Any]) -> list[float]:
+    """Return the scores of a row in the order of CHOICES."""
+    score_by_label = {entry["label"]: entry["score"] for entry in row["top_k"]}
+    return [score_by_label[label] for label in CHOICES]

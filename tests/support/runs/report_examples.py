@@ -1,4 +1,4 @@
-"""What made-up runs know when they end, and their reports."""
+"""What made-up runs know when they end, their loads and reports, and the metrics of these."""
 
 import math
 from collections.abc import Mapping
@@ -135,3 +135,63 @@ def everywhere(text: str) -> Facts:
         top_labels=[{"label": text, "count": 1}],
         versions={text: text},
     )
+
+
+def counters_of(rows: int, busy_s: float) -> StageCounters:
+    return StageCounters(rows, rows, 0, rows * 100, rows * 100, busy_s)
+
+
+def figures_of(**stages: StageCounters) -> SliceFigures:
+    return SliceFigures(stages)
+
+
+def load_of(busy: dict[str, float], slots: dict[str, float], **more) -> Load:
+    """A stream of 100 s and 10,000 rows; `busy` has the seconds of a tenth of it."""
+    return Load(
+        SliceFigures({stage: counters_of(10_000, 10 * busy_s) for stage, busy_s in busy.items()}),
+        slots={
+            stage: slots[group]
+            for stage, group in (
+                ("read", "reader"),
+                ("decode", "decoder"),
+                ("transform", "decoder"),
+                ("transfer", "actor"),
+                ("predict", "actor"),
+                ("write", "writer"),
+            )
+        },
+        **{"streaming_wall_s": 100.0, "wall_s": 120.0, **more},
+    )
+
+
+def samples(text: str) -> dict[str, float]:
+    """What Prometheus reads: each line is a comment, or a series and its value."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def expected(report: Mapping[str, Any], job: str) -> dict[str, float]:
+    """The series that follow from a report.json alone."""
+    label = f'job="{job}"'
+    series: dict[str, float | None] = {
+        f"pipeline_run_duration_seconds{{{label}}}": report["wall_s"],
+        f'pipeline_run_status{{{label},status="{report["status"]}"}}': 1.0,
+        f'pipeline_run_status{{{label},status="running"}}': 0.0,
+    }
+    for state in ("predicted", "quarantined", "left"):
+        series[f'pipeline_partition_rows{{{label},state="{state}"}}'] = report["rows"][state]
+    for state in ("computed", "resumed", "left"):
+        series[f'pipeline_slices{{{label},state="{state}"}}'] = report["slices"][state]
+    for stage in report["stages"]:
+        of = f'{{{label},stage="{stage["stage"]}"}}'
+        series[f"pipeline_rows_total{of}"] = stage["rows_out"]
+        series[f"pipeline_bytes_total{of}"] = stage["bytes_out"]
+        series[f"pipeline_busy_seconds_total{of}"] = stage["busy_s"]
+        if stage["utilisation_pct"] is not None:
+            series[f"pipeline_stage_utilization_ratio{of}"] = stage["utilisation_pct"] / 100
+    for reason, num_rows in report["reasons"].items():
+        series[f'pipeline_quarantined_rows_total{{{label},reason="{reason}"}}'] = num_rows
+    for gate in report["gates"]:
+        name, result = gate["name"], gate["status"]
+        series[f'pipeline_gate_result{{gate="{name}",{label},result="{result}"}}'] = 1.0
+    return {name: value for name, value in series.items() if value is not None}

@@ -8,9 +8,8 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
-from support.models.choosing import MESSAGES, TEXTS
 from support.models.feature_writers import make_feature_writer
-from support.models.language_models import CHAT, make_language_model
+from support.models.language_models import CHAT, MESSAGES, TEXTS, make_language_model
 from support.models.snapshots import change_json
 from support.runs.selection import quick_cases
 

@@ -12,18 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.models.choosing import (
+from support.models.feature_writers import LOOK, make_feature_writer
+from support.models.language_models import (
     CHOICES,
+    FAMILIES,
     MESSAGES,
     PROMPT,
+    SEQ2SEQ,
     TEXTS,
     choosing,
+    library_scores,
+    make_language_model,
     predicted,
     prepared,
     scores_of,
 )
-from support.models.feature_writers import LOOK, make_feature_writer
-from support.models.language_models import FAMILIES, SEQ2SEQ, library_scores, make_language_model
 from support.models.snapshots import make_snapshot, write_model
 from support.runs.selection import quick_cases
 

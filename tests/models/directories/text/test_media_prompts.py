@@ -18,7 +18,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.faults.fake_device import FakeGpu, installed
-from support.models.choosing import predicted
 from support.models.feature_writers import (
     CLIPS,
     LOOK,
@@ -32,7 +31,7 @@ from support.models.feature_writers import (
     make_feature_writer,
     prepared_features,
 )
-from support.models.language_models import write_language_tokenizer
+from support.models.language_models import predicted, write_language_tokenizer
 from support.models.snapshots import change_json, write_image_processor, write_json, write_model
 from support.runs.jobs import job_over
 
