@@ -1,4 +1,4 @@
-"""The job file's `source.features` and `source.inputs`: the columns of an input."""
+"""Fields `source.features` and `source.inputs` of the job file: the columns of an input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SINCE = ("seconds", "days")
 
 
 def _as_text(value: object) -> object:
-    """Return a category as it is compared: whole numbers and true or false as their text."""
+    """Return a category as text: integers and booleans as they are written in YAML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int) else value
@@ -37,48 +37,48 @@ Null = Annotated[
 
 
 class FeatureColumn(Section):
-    """A column of `features` that is more than numbers as they are."""
+    """A column of `features` that needs more than its numbers."""
 
     column: str = Field(min_length=1)
-    """The column; of a shard, or of the names of its folders (`year=2026/`)."""
+    """Name of the column in the shards, or in the names of their folders (`year=2026/`)."""
     categories: Categories | None = None
-    """The values that there are, in the order that the model was trained with: a list, or the URI
-    of a file with one a line or a JSON list. For columns of text, whole numbers, or true and false;
-    compared as text. An empty text is a value like others, a null is none."""
+    """The categories, in the order used for training: a list, or the URI of a file with one per
+    line or with a JSON list. For columns of text, integers and booleans, which are compared as
+    text. An empty text is a category like others; a null is none."""
     unknown: Literal["quarantine", "own", "zero"] = "quarantine"
-    """What a value means that is no category: the row is quarantined as `bad_schema`; it has an
-    index, or a 0-or-1 feature, of its own behind the others; or all are 0 (`one_hot` only)."""
+    """Treatment of a value that is no category: `quarantine` the row as `bad_schema`; `own`: an
+    index, or a 0-or-1 feature, after all others; `zero`: all features are 0 (`one_hot` only)."""
     encoding: Literal["one_hot", "index"] = "one_hot"
-    """A category becomes a feature for each that there is, 1 for its own and 0 for the others; or
-    one feature, its place in the list from 0 on."""
+    """`one_hot`: one feature per category, 1 for the matching one and 0 for the others. `index`:
+    one feature, the position in the list, from 0."""
     read_as: ReadAs | None = None
-    """What becomes of a date or time: whole `seconds` or `days` since `origin`, or a part of it;
-    `weekday` is 0 on Monday. Of a column with a time zone the parts are local, others in UTC. Times
-    of day have `seconds` and `hour`. In columns of text a date is `2026-01-31`, a
-    time `2026-01-31T12:00:30` with up to 6 digits of a second and `Z`, `+01:00` or no zone; other
-    forms of ISO 8601, such as `20260131`, are none. `float64` and `text` are for an `.onnx` file
-    with an input per column, and said for it by what the file takes: a number as float64, which
-    holds whole numbers up to 9,007,199,254,740,992, or a text as it is."""
+    """Number taken from a date or time: whole `seconds` or `days` since `origin`, or one part of
+    it; `weekday` is 0 on Monday. Parts are local for columns with a time zone, and UTC for others.
+    Times of day have `seconds` and `hour`. In columns of text, a date is `2026-01-31` and a time
+    `2026-01-31T12:00:30`, with up to 6 digits of a second and `Z`, `+01:00` or no zone; other forms
+    of ISO 8601, such as `20260131`, are invalid. `float64` and `text` are for an `.onnx` file with
+    one input per column, and set automatically by its input types: a number as float64, exact for
+    integers up to 9,007,199,254,740,992, or a text unchanged."""
     origin: str | None = None
-    """A date or time in UTC, left out 1970-01-01. Seconds beyond 16,777,216 (194 days) are refused
-    as other whole numbers are, see `lossy_features`: choose one near the data."""
+    """A date or time in UTC. Default: 1970-01-01. Seconds beyond 16,777,216 (194 days) are refused
+    like other integers, see `lossy_features`: choose an origin near the data."""
     null: Null | None = None
-    """What a null means in this column, in place of `null_features`; also `unknown`, as a value
-    that is no category, or the number that stands in its place."""
+    """Treatment of nulls in this column, instead of `null_features`: also `unknown`, to treat a
+    null as a value that is no category, or a number to replace it."""
 
     @property
     def is_category(self) -> bool:
-        """Tell whether values are categories."""
+        """Tell whether the values are categories."""
         return self.categories is not None
 
     @property
     def part(self) -> Part | None:
-        """Return what of a date or time becomes the number; None: it is none."""
+        """Return the part of a date or time that becomes the number; None: it is neither."""
         return None if self.read_as == "float64" or self.read_as == "text" else self.read_as
 
     @property
     def is_text(self) -> bool:
-        """Tell whether the values stay texts."""
+        """Tell whether the values stay text."""
         return self.read_as == "text"
 
     @property
@@ -91,7 +91,7 @@ class FeatureColumn(Section):
     def _fits_together(self) -> FeatureColumn:
         """Refuse fields that have no effect, or contradict each other."""
         if self.read_as is not None and self.is_category:
-            raise ValueError("read_as makes numbers: leave it out, or categories")
+            raise ValueError("give read_as or categories, not both")
         for name in _FIELDS_OF_CATEGORIES:
             if name in self.model_fields_set and not self.is_category:
                 raise ValueError(f"{name} has no effect without categories")
@@ -107,7 +107,7 @@ class FeatureColumn(Section):
             if len(set(self.categories)) < len(self.categories):
                 raise ValueError("name each of categories once")
         if self.encoding == "index" and self.unknown == "zero":
-            raise ValueError("unknown: zero is the index of the first category; give own")
+            raise ValueError("unknown: zero would mean the first category, an index; give own")
 
     def _check_times(self) -> None:
         if self.origin is None:
@@ -123,23 +123,23 @@ class FeatureColumn(Section):
 
     def _check_null(self) -> None:
         if self.is_text and self.null not in (None, "quarantine"):
-            raise ValueError("null: a text has no value in place of a null; leave it out")
+            raise ValueError("null has no effect with read_as: text; remove it")
         if self.null == "unknown" and not self.is_category:
             raise ValueError("null: unknown has no effect without categories")
         if isinstance(self.null, float):
             if self.is_category:
-                raise ValueError("null is a number, and the column has categories: give unknown")
+                raise ValueError("null cannot be a number in a column of categories; give unknown")
             if abs(self.null) > 3.4e38:
                 raise ValueError("null is too large for float32")
         if self.null == "zero" and self.encoding == "index":
-            raise ValueError("null: zero is the index of the first category; give unknown")
+            raise ValueError("null: zero would mean the first category, an index; give unknown")
 
 
 FeatureEntry = Annotated[
     Annotated[str, TEXT] | Annotated[FeatureColumn, MAPPING],
     by_form("a valid string or an object"),
 ]
-"""A column of numbers as they are, by its name, or one with what becomes of its values."""
+"""The name of a column of numbers, or a column with its treatment."""
 
 
 def column_of(entry: FeatureEntry) -> str:
@@ -154,33 +154,33 @@ _NEEDS = {
     "null_features": "features",
     "lossy_features": "features",
 }
-"""Field -> the field without which it has no effect."""
+"""Field -> the field that it needs to have an effect."""
 
 
 class SourceInput(Section):
-    """Which columns hold this input: give one of `image_column`, `audio_column`, `uri_column`,
-    `text_column` and `features`."""
+    """Columns of one input. Give one of `image_column`, `audio_column`, `uri_column`, `text_column`
+    and `features`."""
 
     image_column: str | None = Field(default=None, min_length=1)
-    """As `source.image_column`."""
+    """See `source.image_column`."""
     image_encoding: Literal["binary", "base64"] = "binary"
-    """As `source.image_encoding`."""
+    """See `source.image_encoding`."""
     audio_column: str | None = Field(default=None, min_length=1)
-    """As `source.audio_column`."""
+    """See `source.audio_column`."""
     audio_encoding: Literal["binary", "base64"] = "binary"
-    """As `source.audio_encoding`."""
+    """See `source.audio_encoding`."""
     uri_column: str | None = Field(default=None, min_length=1)
-    """As `source.uri_column`; what may be fetched is said once, in `source`."""
+    """See `source.uri_column`; what may be fetched is set once, in `source`."""
     text_column: str | None = Field(default=None, min_length=1)
-    """As `source.text_column`."""
+    """See `source.text_column`."""
     text_pair_column: str | None = Field(default=None, min_length=1)
-    """As `source.text_pair_column`."""
+    """See `source.text_pair_column`."""
     features: tuple[FeatureEntry, ...] = ()
-    """As `source.features`."""
+    """See `source.features`."""
     null_features: Literal["quarantine", "zero", "nan"] = "quarantine"
-    """As `source.null_features`."""
+    """See `source.null_features`."""
     lossy_features: bool = False
-    """As `source.lossy_features`."""
+    """See `source.lossy_features`."""
 
     @model_validator(mode="after")
     def _of_one_input(self) -> SourceInput:
@@ -194,12 +194,12 @@ class SourceInput(Section):
 
 
 def name_trouble(names: Iterable[str]) -> str:
-    """Return which of the names of inputs cannot be one, and why; '' if all can be."""
+    """Return why one of the names of inputs is invalid; '' if all are valid."""
     for name in names:
         is_argument = name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
         if not is_argument or name.startswith("_") or name.endswith("_") or "__" in name:
             return (
-                f"{name!r}: a name of an input is that of an argument of the model's forward: "
-                "ASCII letters, digits and single _ between them"
+                f"{name!r}: an input has the name of an argument of the model's forward: ASCII "
+                "letters, digits and single _ between them"
             )
     return ""

@@ -1,6 +1,6 @@
-"""The job file: strict pydantic models, safe YAML, two substitutions, and one clear error.
+"""The job file, and its sections `resources`, `sink`, `run`, `metrics` and `report`.
 
-Nothing here touches storage, Ray or torch: a job is a frozen value that everybody may read.
+A job is a frozen value: nothing here uses storage, Ray or torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.job.source import Source
 from pipeline.job.transform import Audio, Text, Transform
 
 _LOCAL_PATHS = {"model": ("path", "weights", "labels"), "text": ("tokenizer",)}
-"""Fields of sections that may be local paths."""
+"""Fields that may hold local paths, by section."""
 Prices = Annotated[
     Annotated[NotNegative, NUMBER] | Annotated[dict[str, NotNegative], MAPPING],
     by_form("a valid number or an object"),
@@ -31,29 +31,29 @@ ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
 class Resources(Section):
-    """What one model actor takes, and how many there are; left out: filled by the cluster."""
+    """What one model actor uses, and the number of actors. Defaults fill the cluster."""
 
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of one actor, at most 1; fractions share a card. 0 runs on the CPU."""
+    """GPUs per actor, at most 1; actors with a fraction share a GPU. 0 runs on the CPU."""
     actors_per_gpu: PositiveInt | None = None
-    """How many actors share each GPU if `num_gpus` is 1; left out: 1."""
+    """Number of actors that share each GPU if `num_gpus` is 1. Default: 1."""
     num_cpus: Annotated[float, Field(gt=0)] | None = None
-    """CPU cores (and torch threads) of one actor; left out: 1."""
+    """CPU cores, and torch threads, per actor. Default: 1."""
     min_actors: PositiveInt | None = None
-    """Smallest size of the actor pool; left out: max_actors."""
+    """Smallest size of the actor pool. Default: max_actors."""
     max_actors: PositiveInt | None = None
-    """Largest size of the actor pool; left out: what the cluster holds."""
+    """Largest size of the actor pool. Default: as many as fit on the cluster."""
     decode_in: Literal["auto", "actors", "tasks"] = "auto"
-    """Who decodes and transforms images: the model actors themselves, or tasks on other cores.
-    `auto`: the actors on CPUs, tasks beside GPUs."""
+    """Where images are decoded and transformed: in the model actors, or in tasks on other cores.
+    `auto`: in the actors on CPUs, in tasks beside GPUs."""
 
     @field_validator("num_gpus")
     @classmethod
     def _on_one(cls, num_gpus: float) -> float:
         if num_gpus > 1:
             raise ValueError(
-                f"an actor computes on one GPU, not on {num_gpus:g}: give 1; there are as many "
-                "actors as GPUs, or max_actors"
+                f"an actor uses at most one GPU, not {num_gpus:g}: give 1; the number of actors "
+                "is that of the GPUs, or max_actors"
             )
         return num_gpus
 
@@ -61,7 +61,7 @@ class Resources(Section):
     def _ordered(self) -> Resources:
         if self.actors_per_gpu is not None and self.num_gpus != 1:
             raise ValueError(
-                f"actors_per_gpu is for num_gpus 1, not {self.num_gpus:g}: each actor gets a share"
+                f"actors_per_gpu needs num_gpus: 1, not {self.num_gpus:g}; each actor gets a share"
             )
         if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
             raise ValueError(
@@ -74,34 +74,36 @@ class Card(Section):
     """The dataset card, `README.md` in the output: columns, model, counts, how to read it."""
 
     write: bool = True
-    """Write it at each publication; a `README.md` of your own stays as it is."""
+    """Write it at each publication. A `README.md` of your own is never overwritten."""
     license: Annotated[str, Field(pattern=r"^[^\r\n]{1,200}$")] | None = None
     """Licence of the predictions, such as `cc-by-4.0`."""
     source: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
-    """Where the input is from and whose it is, as Markdown."""
+    """Origin and owner of the input, as Markdown."""
 
 
 class Sink(Section):
     """Where the predictions go."""
 
     uri: str = Field(min_length=1)
-    """Root folder of the output; `pipeline/commit/README.md` has its layout."""
+    """Root folder of the output; `pipeline/commit/README.md` describes its layout."""
     partition: str | None = Field(
         default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.:-]+$"
     )
-    """The published piece, `key=value`, usually `date=${date}`; left out: the whole output.
-    All partitions of an output have one key."""
+    """The part of the output that is published, `key=value`, usually `date=${date}`. Default: the
+    whole output. All partitions of an output have the same key."""
     partition_columns: tuple[ColumnName, ...] = ()
     """Pass-through columns, `label` or other predictions that become folders inside the partition,
-    outermost first: `<column>=<value>/`, at most 1,000 of them. Needs `partition`."""
+    outermost first: `<column>=<value>/`, at most 1,000 folders. Needs `partition`."""
     table: Literal["delta"] | None = None
-    """`delta`: `predictions/` is a Delta table, too; each publish replaces the partition in it."""
+    """`delta`: `predictions/` is also a Delta table; each publication replaces the partition in
+    it."""
     target_part_mib: Annotated[float, Field(gt=0)] = 128.0
-    """A part has about half to one and a half times this size; the last one may be smaller."""
+    """Approximate size of a part: half to one and a half times this; the last part may be
+    smaller."""
     compression: Literal["zstd", "snappy", "gzip", "none"] = "zstd"
-    """Parquet compression of everything that is written."""
+    """Parquet compression of all files."""
     keep_versions: Annotated[int, Field(ge=0)] = 3
-    """How many replaced versions of the partition stay for `pipeline rollback`."""
+    """Number of replaced versions of the partition that are kept for `pipeline rollback`."""
     card: Card = Card()
     """The dataset card."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
@@ -113,56 +115,58 @@ class Sink(Section):
         if columns and self.partition is None:
             raise ValueError("partition_columns needs partition, as in date=${date}")
         if len({*columns, (self.partition or "").partition("=")[0]}) < len(columns) + 1:
-            raise ValueError("name each partition column once, and not the one of partition")
+            raise ValueError("name each partition column once, and not the key of partition")
         return self
 
 
 class Run(Section):
-    """How one execution behaves."""
+    """How one run behaves."""
 
     limit_rows: PositiveInt | None = None
-    """Predict only the first this many rows of the input order, for trying things out. The tars of
-    a webdataset are then read one after the other, for only so is it known which rows are first."""
+    """Predict only this many rows, the first of the input, to try things out. Tars of a webdataset
+    are then read one after the other, so that the first rows are known."""
     slice_rows: PositiveInt | None = None
-    """Rows of one slice, the grain of resuming. Left out: whole batches near 256, of rows below
-    16 KiB near 512, of large images fewer, of texts 512 to 2,048, of features up to 524,288 and 48
-    MiB, of task `choices` on CPU 32 to 512, of texts that a model writes as many as may have 16,384
-    new tokens on CPU, 131,072 on GPU, and fill four batches at most; towards the end of the input
-    slices become smaller, but for those of written texts."""
+    """Rows per slice, the unit of resuming. Default: whole batches of about 256 rows; about 512 for
+    rows below 16 KiB, fewer for large images, 512 to 2,048 for texts, up to 524,288 and 48 MiB for
+    features, 32 to 512 for task `choices` on CPU. For task `generate`, as many rows as have 16,384
+    new tokens on CPU or 131,072 on GPU, and at most four batches. Slices become smaller towards the
+    end of the input, except for task `generate`."""
     lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0
-    """A run whose lease was not renewed for so long is taken for dead."""
+    """A run that has not renewed its lease for this long is considered dead."""
     deadline: str | None = None
-    """Stop then, with exit 6: a time of day in UTC, `06:30`, the next one after the start; or a
-    time from the start, `90m`, `2h` or `1h30m`."""
+    """When to stop, with exit 6: a time of day in UTC, such as `06:30`, which is the next one after
+    the start; or a time after the start, such as `90m`, `2h` or `1h30m`."""
     stall_s: Annotated[float, Field(ge=1)] = 1800.0
-    """Without any progress for so long the run ends with exit 7 and tells what is in flight. Longer
-    than the model takes to load and compile, and than a batch takes, or a token of task
-    `generate`."""
+    """After this long without progress the run ends with exit 7 and reports what is in flight. It
+    must exceed the time to load and compile the model, to predict a batch, and to write a token
+    with task `generate`."""
     row_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """A worker that so long neither decodes a row nor finishes a batch (task `generate`: a token of
-    each row of it, so that long outputs are no hang) hangs, and is ended; the row it hung on is
-    then found in child processes, which takes this long twice more, and quarantined as `timeout`.
-    Loading and compiling a model do not count."""
+    """A worker that neither decodes a row nor finishes a batch for this long is considered hung,
+    and is killed. (With task `generate`, a token of each row counts as progress, so long outputs
+    are no hang.) Child processes then find the row, which takes this long twice more, and it is
+    quarantined as `timeout`. Time to load and compile a model does not count."""
     trial_mib: PositiveInt = 4096
-    """Memory in MiB that the process which tries a row in `plan` and `doctor` may take, beside four
-    times the model's files; beyond, the command ends with exit 2. An actor of a run may take as
-    much, or its share of nine tenths of its node's memory if that is more; rows that need more are
-    quarantined as `out_of_memory`."""
+    """Memory in MiB for the process that tries a row in `plan` and `doctor`, in addition to four
+    times the size of the model's files; a process that needs more ends the command with exit 2. An
+    actor of a run may use as much, or its share of nine tenths of its node's memory if that is
+    more; rows that need more are quarantined as `out_of_memory`."""
     single_writer: bool = False
-    """Accept a store without create-once: you promise that no other run writes this partition."""
+    """Accept a store without atomic creation: you guarantee that no other run writes this
+    partition."""
     reuse: Literal["off", "inputs", "content"] = "inputs"
-    """Which predictions are carried over from earlier versions of this partition and from earlier
-    partitions of the output, if the model and everything else that decides them is the same.
-    `inputs`: those of shards (or loose files) whose path, size and version are unchanged; these are
-    not read. `content`: also those of other rows whose input has the same bytes, in versions that
-    were published with it; to change to it alone is no reason to publish, so the first new version
-    finds none. Row ids, URIs and pass-through columns are always those of the new input."""
+    """Which predictions are reused from earlier versions of this partition and from earlier
+    partitions of the output, if the model and everything else that determines them is unchanged.
+    `inputs`: those of shards (or single files) whose path, size and version are unchanged; these
+    are not read. `content`: also those of other rows whose input has the same bytes, in versions
+    that were published with `content`. Changing to `content` does not by itself cause a
+    publication, so the first new version finds none. Row ids, URIs and pass-through columns are
+    always those of the new input."""
     reuse_max_age_days: Annotated[float, Field(gt=0)] = 30.0
-    """Predictions that are older are computed again."""
+    """Older predictions are computed again."""
     price_per_node_hour: Prices | None = None
-    """Price of one node for one hour; the report then says what a million rows cost. Of several
-    kinds of nodes a price for each, by the value of any label that Ray has of a node: its group
-    (the type in cluster.yaml), accelerator, or an instance type (`{head: 0.1, gpu: 0.8}`)."""
+    """Price of one node for one hour, for the cost per million rows in the report. For several
+    kinds of nodes, a price for each, by the value of any Ray label of a node: its group (the type
+    in cluster.yaml), accelerator, or instance type (`{head: 0.1, gpu: 0.8}`)."""
 
     def price_of(self, nodes: Sequence[Collection[str]]) -> float | None:
         """Return the price of one node for one hour, the mean if nodes differ; None if unknown.
@@ -186,22 +190,22 @@ class Run(Section):
 
 
 class Metrics(Section):
-    """Where the figures of a run go while it works, in the formats of Prometheus."""
+    """Where the metrics of a run are published while it works, in Prometheus formats."""
 
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """The driver answers `GET /metrics` on this port, until the run ends."""
+    """Port on which the driver answers `GET /metrics` until the run ends."""
     host: str = Field(default="127.0.0.1", min_length=1)
-    """The address of `port`; `0.0.0.0` for a Prometheus on another machine. It asks for no
-    password."""
+    """Address of `port`; `0.0.0.0` for a Prometheus on another machine. There is no
+    authentication."""
     textfile: str | None = None
-    """A file, `*.prom`, in the folder of node_exporter's textfile collector; it stays when the run
-    has ended. A job each has its own."""
+    """A `*.prom` file in the folder of node_exporter's textfile collector; it stays after the run.
+    Each job needs its own."""
 
     @field_validator("textfile")
     @classmethod
     def _is_collected(cls, path: str | None) -> str | None:
         if path is not None and (not path.endswith(".prom") or "://" in path):
-            raise ValueError("node_exporter reads files on its own disk whose names end in .prom")
+            raise ValueError("node_exporter reads only local files whose names end in .prom")
         return path
 
 
@@ -209,9 +213,9 @@ class Report(Section):
     """What `report.html` shows of the rows."""
 
     samples: Annotated[int, Field(ge=0, le=24)] = 8
-    """How many of the least certain rows it shows, with small pictures (176 px) or the first 280
-    characters of texts. The page stays below 1 MiB; 24 at most. 0: none, and nothing of the input
-    is on the page."""
+    """Number of least certain rows shown, at most 24, with thumbnails (176 px) or the first 280
+    characters of texts. The page stays below 1 MiB. 0: none, and the page contains nothing of the
+    input."""
 
 
 class Job(Section):
@@ -230,9 +234,9 @@ class Job(Section):
     report: Report = Report()
 
     def as_published(self) -> dict[str, Any]:
-        """Return the sections that say how rows are predicted, for the manifest.
+        """Return the sections that determine predictions, for the manifest.
 
-        Without options of stores, which may hold secrets; local paths from the root.
+        Storage options, which may hold secrets, are omitted; local paths are made absolute.
         """
         given = {
             "mode": "json",

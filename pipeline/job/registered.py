@@ -1,4 +1,4 @@
-"""What a job file names of the registries: tasks, runtimes, formats and their options."""
+"""Check names and options in a job file against the registries of tasks, runtimes and formats."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pipeline.job.section import Section
 
 SectionT = TypeVar("SectionT", bound=Section)
 _MEANT = {"sep": "delimiter", "separator": "delimiter", "quotechar": "quote", "names": "columns"}
-"""What other readers call an option -> its name here."""
+"""Name of an option in other readers -> its name here."""
 
 
 def registered(group: str, name: str, also: tuple[str, ...] = ()) -> Any:
-    """Return what is registered by a name that a job file gives; None for a name of `also`.
+    """Return the object registered under a name in a job file; None for a name in `also`.
 
     Raises:
-        PydanticKnownError: There is none, said as of a fixed choice.
-        ValueError: The distribution that brings it is broken.
+        PydanticKnownError: There is none; the message lists the choices.
+        ValueError: The distribution that provides it is broken.
     """
     if name in also:
         return None
@@ -39,23 +39,23 @@ def registered(group: str, name: str, also: tuple[str, ...] = ()) -> Any:
 
 
 def options_of(section: type[SectionT], options: Mapping[str, Any]) -> SectionT:
-    """Return checked options of a source format as the section that it declares."""
+    """Return valid options of a source format as its section."""
     return section.model_validate_json(json.dumps(options))
 
 
 def check_options(
     section: type[Section] | None, options: Mapping[str, Any], field: str, owner: str
 ) -> None:
-    """Check the options that a job gives for a source format.
+    """Check the options of a source format in a job.
 
     Args:
-        section: What it declares; None: it has no options.
-        options: As the job has them.
+        section: The section that the format declares; None: it has no options.
+        options: The options in the job.
         field: Their field in the job, for messages.
-        owner: What they are for, as in `format 'csv'`.
+        owner: Their owner, for messages, such as `format 'csv'`.
 
     Raises:
-        ValueError: They do not fit, or there are none; one line that names each field.
+        ValueError: An option is invalid; one line that names each field.
     """
     if problems := [*_problems(section, options, field, owner)]:
         raise ValueError("; ".join(problems))
@@ -79,7 +79,7 @@ def _problems(
 
 
 def _known(name: str, section: type[Section]) -> str:
-    """Return which option was meant, or which there are."""
+    """Return a hint: the option that was probably meant, or all of them."""
     fields = [*section.model_fields]
     near = difflib.get_close_matches(_MEANT.get(name, name), fields, n=1)
     return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(fields)}"

@@ -1,4 +1,4 @@
-"""What every section of the job file is: frozen, strict, no unknown keys, every field described."""
+"""The base of all sections of the job file: frozen, strict, without unknown keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 NotNegative = Annotated[float, Field(ge=0)]
 TEXT, NUMBER, LIST, MAPPING = (Tag(f"<{form}>") for form in ("text", "number", "list", "mapping"))
-"""The forms of a value, for fields that may have several: see `by_form`."""
+"""The forms of a value, for fields that accept several; see `by_form`."""
 
 
 class Section(BaseModel):
@@ -27,9 +27,10 @@ class Section(BaseModel):
 
 
 def by_form(expected: str) -> Discriminator:
-    """Let the form of a value decide which of several types it is meant to be.
+    """Choose one of several types by the form of a value, so that only that type reports errors.
 
-    So only that type complains. `expected` says what is right, for a value of no such form.
+    Args:
+        expected: The valid forms, for the error of a value that has none of them.
     """
     return Discriminator(
         _form_of, custom_error_type="form", custom_error_message=f"Input should be {expected}"

@@ -1,4 +1,4 @@
-"""The job file's section `source`: where the rows come from, and what of them is refused."""
+"""Section `source` of the job file: where the rows come from, and which are refused."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ FIELDS_OF_COLUMNS = (
     *("features", *_FIELDS_OF_FEATURES, "text_column", *_FIELDS_OF_TEXTS, "inputs"),
     *("id_column", "pass_through", "casts"),
 )
-"""What formats read whose rows have columns."""
+"""Fields of formats whose rows have columns."""
 _FIELDS_OF_FORMATS = (*FIELDS_OF_COLUMNS, "image_extensions", "audio_extensions")
-"""What only some formats read; each says which."""
+"""Fields of some formats only; each format lists its own."""
 _OTHER_COLUMNS = ("uri_column", "features", "text_column", "inputs")
 
 
@@ -37,108 +37,112 @@ class InputColumns(NamedTuple):
     """The columns of a shard that hold the input of a row."""
 
     content: str
-    """What they hold: a name of `ENCODED`, `uri` of such files, `features`, `text` or `several`."""
+    """Their content: a name of `ENCODED`, `uri` for URIs of such files, `features`, `text` or
+    `several`."""
     names: tuple[str, ...]
-    """In the order in which the model takes them; one for images, clips and URIs."""
+    """In the order of the model's inputs; one name for images, clips and URIs."""
 
 
 class Source(Section):
     """Where the rows come from."""
 
     uri: str = Field(min_length=1)
-    """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://`, `gs://`,
-    `az://` or `abfs://`)."""
+    """A folder, a file or a glob (`*`, `**`) on a local disk or in an object store (`s3://`,
+    `gs://`, `az://` or `abfs://`)."""
     format: str
-    """What the shards are: `images`, `audio`, `parquet`, `jsonl`, `csv` or `webdataset`;
-    [Formats](#formats) has the rules of each, and which of these fields it has. Installed packages
-    may add formats (entry points `pipeline.sources`)."""
+    """Format of the shards: `images`, `audio`, `parquet`, `jsonl`, `csv` or `webdataset`.
+    [Formats](#formats) has the rules of each, and which of these fields it reads. Installed
+    packages may add formats (entry points `pipeline.sources`)."""
     files: Texts | None = None
-    """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a
-    text file with one a line. Left out: everything below `uri` is listed."""
+    """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a text
+    file with one per line. Default: all files below `uri`."""
     follow_links: bool = True
-    """Symbolic links to regular files are read, wherever they point; `false` skips and counts them.
-    Links to folders are always skipped and counted. URIs in a column have rules of their own."""
+    """Read regular files through symbolic links, wherever they point; `false` skips and counts such
+    links. Links to folders are always skipped and counted. URIs in a column have rules of their
+    own."""
     image_column: str = "image"
-    """The column that holds the encoded image."""
+    """Column with the encoded image."""
     image_encoding: Literal["binary", "base64"] = "binary"
-    """How `image_column` holds the image: its bytes, or these in base64, plain or as a URI of the
-    form `data:image/jpeg;base64,...`. Whitespace in base64 is left out; anything else that is not
-    base64 is quarantined as `decode_error`."""
+    """Encoding of `image_column`: bytes, or base64, plain or as a URI of the form
+    `data:image/jpeg;base64,...`. Whitespace in base64 is ignored; other invalid characters
+    quarantine the row as `decode_error`."""
     audio_column: str | None = None
-    """The column that holds the encoded [clip of sound](#sound), the model's input instead of an
+    """Column with the encoded [audio clip](#sound), which is the model's input instead of an
     image."""
     audio_encoding: Literal["binary", "base64"] = "binary"
-    """How `audio_column` holds the clip: as `image_encoding`."""
+    """Encoding of `audio_column`; see `image_encoding`."""
     uri_column: str | None = None
-    """A text column with the URIs of the images, which are fetched and read instead of
-    `image_column`; with `input: audio` of clips. Only what the next five fields allow is
-    fetched."""
+    """Text column with the URIs of images, which are fetched instead of reading `image_column`;
+    with `input: audio`, of clips. Only URIs that the next five fields allow are fetched."""
     uri_roots: tuple[str, ...] = ()
-    """Folders and prefixes, besides `uri` itself, below which URIs may point."""
+    """Folders and prefixes, in addition to `uri`, below which URIs may point."""
     uri_base: str | None = None
-    """What relative URIs are relative to; left out: `uri`."""
+    """Base of relative URIs. Default: `uri`."""
     http_hosts: tuple[str, ...] = ()
-    """Hosts (`host`, or `host:port`) from which images may be fetched over https, at public
-    addresses only; hosts that they redirect to must be named here, too."""
+    """Hosts (`host` or `host:port`) from which files may be fetched over https, at public addresses
+    only. Hosts that they redirect to must be listed as well."""
     private_hosts: tuple[str, ...] = ()
-    """Further such hosts, each `host:port`, whose address may be private or loopback."""
+    """Additional hosts, each `host:port`, whose address may be private or loopback."""
     allow_http: bool = False
-    """Fetch over http too, which is neither encrypted nor protected from changes."""
+    """Also fetch over http, which has neither encryption nor integrity protection."""
     features: tuple[FeatureEntry, ...] = ()
     """Numeric columns and lists of numbers that are the model's input instead of an image, joined
-    in this order to one float32 vector a row; nothing is decoded. A row whose list has another
-    length than the first one is quarantined as `bad_schema`. True is 1 and false 0. An entry is a
-    name, or a mapping for categories, dates and nulls. Columns may be in the names of the shards'
-    folders (`year=2026/`)."""
+    in this order into one float32 vector per row. A row whose list differs in length from the first
+    one is quarantined as `bad_schema`. True is 1 and false is 0. An entry is a name, or a mapping
+    for categories, dates and nulls. Columns may come from the names of the shards' folders
+    (`year=2026/`)."""
     text_column: str | None = None
-    """The column of texts that are the model's input instead of an image. A null is quarantined as
-    `null_input`, text that is not UTF-8 as `decode_error`; an empty text is a text."""
+    """Column of texts that are the model's input instead of an image. A null is quarantined as
+    `null_input`, and text that is not UTF-8 as `decode_error`; an empty text is valid."""
     text_pair_column: str | None = None
-    """The column of the second texts, for models that judge pairs of texts."""
+    """Column of second texts, for models that judge pairs of texts."""
     inputs: dict[str, SourceInput] = Field(default_factory=dict)
-    """Several inputs of a row, by the names of the arguments of the model's
-    `forward`, as in `{photo: {image_column: photo}, caption: {text_column: body}}`. A row that
-    lacks one is quarantined, and the message names it."""
+    """Several inputs per row, named after the arguments of the model's `forward`, such as `{photo:
+    {image_column: photo}, caption: {text_column: body}}`. A row that lacks one is quarantined, and
+    the message names it."""
     input: str | None = None
-    """What the model sees of a row; left out: what the columns hold, which is an image, audio,
-    features or text. `audio` says that URIs, and members of a tar, are clips of sound.
-    Installed packages may add inputs (entry points `pipeline.preprocessing`)."""
+    """Type of the model's input. Default: the type of the columns, which is image, audio, features
+    or text. `audio` means that URIs, and members of a tar, are audio clips. Installed packages may
+    add inputs (entry points `pipeline.preprocessing`)."""
     null_features: Literal["quarantine", "zero", "nan"] = "quarantine"
-    """What a null among the features means, where an entry has no `null` of its own: the row is
-    quarantined as `null_input`, or 0 or NaN stands in its place."""
+    """Treatment of nulls in features whose entry has no `null`: quarantine the row as `null_input`,
+    or replace the null by 0 or NaN."""
     lossy_features: bool = False
-    """Accept whole numbers that float32 cannot hold (beyond 16,777,216, unless they are multiples):
-    they are rounded. Without, such a number ends the run, also of decimals without places and in
-    the names of folders, and of CSV and JSON lines, which have one type of numbers, one that is
-    written `123456789.0`. Fractions and the doubles of Parquet are always rounded, to 7 digits."""
+    """Accept and round integers that float32 cannot represent (beyond 16,777,216, unless they are
+    multiples of a power of two). By default such an integer ends the run. The same holds for
+    decimals without fractional digits, for names of folders, and for numbers of CSV and JSON lines
+    written like `123456789.0`, since those formats have one numeric type. Fractions and the doubles
+    of Parquet are always rounded, to 7 digits."""
     id_column: str | None = None
-    """The column that becomes `row_id`, which is text: numbers are written out.
-    Left out, the id is `<shard path>#<row>`."""
+    """Column that becomes `row_id`, as text; numbers are written out. Default: the id is `<shard
+    path>#<row>`."""
     pass_through: TextsByName = ()
-    """Columns copied beside the predictions, also those that the shards' folders name
-    (`year=2026/`; text, unless `casts` says otherwise; the folder's value comes before a column of
-    that name in the shard, for features, too): a list, or a mapping from published names
-    to columns, as in `{true_label: label}`. A value of more than 16 MiB is quarantined with its
-    row, as `too_large`. Webdataset: extensions of members whose content becomes a column: `cls` a
-    whole number (int64), any other text."""
+    """Columns copied beside the predictions: a list, or a mapping from published names to columns,
+    such as `{true_label: label}`. They include columns from the names of the shards' folders
+    (`year=2026/`), which are text unless `casts` sets a type; the folder takes precedence over a
+    column of that name in the shard, also for features. A value of more than 16 MiB quarantines its
+    row as `too_large`. Webdataset: extensions of members whose content becomes a column: `cls` is
+    an integer (int64), all others are text."""
     image_extensions: tuple[Extension, ...] = ENCODED["image"].extensions
-    """The image of a key is its member with the first of these that it has."""
+    """Extensions of members of a tar that hold the image, in order of preference."""
     audio_extensions: tuple[Extension, ...] = ENCODED["audio"].extensions
-    """With `input: audio`: the clip of a key is its member with the first of these that it has."""
+    """With `input: audio`: extensions of members of a tar that hold the clip, in order of
+    preference."""
     casts: dict[str, str] = Field(default_factory=dict)
-    """Declared types of pass-through columns, by their published names (`taken_at: timestamp[us,
-    tz=UTC]`, `price: decimal128(18, 2)`); without, the shards say them, and of csv all are text. A
-    value that does not fit costs its row, and so does a text that does not spell one exactly."""
+    """Types of pass-through columns, by published name (`taken_at: timestamp[us, tz=UTC]`, `price:
+    decimal128(18, 2)`). Default: the types of the shards; text for csv. A value that does not fit
+    quarantines its row, as does a text that does not represent a value exactly."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
-    """An encoded image, or clip of sound, of more bytes is quarantined as `too_large` without being
+    """A larger encoded image or audio clip, in bytes, is quarantined as `too_large` without being
     decoded."""
     max_image_px: PositiveInt = 100_000_000
-    """An image of more pixels (width x height) is quarantined as `too_large` from its header; so is
-    one that the transform would make larger, if that is more than 16,777,216 pixels, too."""
+    """An image with more pixels (width x height) is quarantined as `too_large`, based on its
+    header. So is an image that the transform would enlarge beyond this and beyond 16,777,216
+    pixels."""
     max_text_bytes: PositiveInt = 2**20
-    """A text of more bytes in UTF-8 is quarantined as `too_large`."""
+    """A text with more bytes in UTF-8 is quarantined as `too_large`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What a format asks for besides; of those here only [csv](#csv) does."""
+    """Options of the format; of the built-in formats only [csv](#csv) has any."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
 
@@ -174,15 +178,15 @@ class Source(Section):
 
     @property
     def passed(self) -> Mapping[str, str]:
-        """Return the columns of `pass_through` in order: published name -> column of the shards."""
+        """Return `pass_through` as a mapping from published name to column of the shards."""
         names = self.pass_through
         return names if isinstance(names, dict) else {name: name for name in names}
 
     @property
     def parts(self) -> Mapping[str, Source]:
-        """Return what this section is for each of several inputs alone, by its name.
+        """Return this section reduced to each of several inputs, by name.
 
-        A section of one input is the only part, and has no name.
+        With one input, the section itself is the only part, and its name is empty.
         """
         if not self.inputs:
             return {"": self}
@@ -196,10 +200,10 @@ class Source(Section):
         }
 
     def as_published(self) -> dict[str, Any]:
-        """Return what finds the original of a row again, for the manifest.
+        """Return the fields that are needed to find the original of a row, for the manifest.
 
-        Neither where the shards are, which the plan says, nor what may hold secrets: storage
-        options, and options of installed packages.
+        The location of the shards, which is in the plan, and fields that may hold secrets are
+        omitted: storage options, and options of installed packages.
         """
         is_built_in = self.format in registry.built_in(registry.SOURCES)
         hidden = {"uri", "files", "storage_options"}
@@ -213,10 +217,10 @@ class Source(Section):
     def from_published(
         cls, document: Mapping[str, Any], uri: str, storage_options: Mapping[str, Any]
     ) -> Source:
-        """Return the section that `as_published` told of.
+        """Return the section that `as_published` described.
 
         Raises:
-            JobError: It cannot be one here: its format is not installed, for instance.
+            JobError: It is not valid here, for instance because its format is not installed.
         """
         fields = {**document, "uri": uri, "storage_options": dict(storage_options)}
         try:
@@ -228,7 +232,7 @@ class Source(Section):
 
     @property
     def encoded(self) -> Encoded:
-        """Return which files rows are: those of a column, or what input or format say."""
+        """Return the type of encoded files, by the column, the input or the format."""
         named = [name for name in ENCODED if f"{name}_column" in self.model_fields_set]
         names = [name for name in named if getattr(self, f"{name}_column")]
         names += [self.input or "", registry.load(registry.SOURCES, self.format).holds]
@@ -236,18 +240,18 @@ class Source(Section):
 
     @property
     def extensions(self) -> tuple[str, ...]:
-        """Return those of the members of a tar that hold the input."""
+        """Return the extensions of members of a tar that hold the input."""
         extensions: tuple[str, ...] = getattr(self, f"{self.encoded.name}_extensions")
         return extensions
 
     @property
     def has_uris(self) -> bool:
-        """Tell whether rows name URIs of images or clips, which are fetched."""
+        """Tell whether rows have URIs of images or clips, which are fetched."""
         return any(part.uri_column is not None for part in self.parts.values())
 
     @property
     def input_columns(self) -> InputColumns:
-        """Return which columns hold the input; formats without columns have none of them."""
+        """Return the columns that hold the input; formats without columns ignore them."""
         if self.inputs:
             names = (name for part in self.parts.values() for name in part.input_columns.names)
             return InputColumns("several", tuple(dict.fromkeys(names)))
@@ -263,23 +267,23 @@ class Source(Section):
 
     @property
     def is_table(self) -> bool:
-        """Tell whether features are the only input."""
+        """Tell whether the input is features alone."""
         return bool(self.features) and not self.inputs
 
     @property
     def input_name(self) -> str:
-        """Return the registered name of what the model sees of a row."""
+        """Return the registered name of the model's input."""
         content = self.input_columns.content
         return self.input or (self.encoded.name if content == "uri" else content)
 
     @property
     def input_parts(self) -> Mapping[str, str]:
-        """Return the registered names of several inputs, by their names; {} if there is one."""
+        """Return the registered names of several inputs, by name; {} if there is one."""
         return {name: part.input_name for name, part in self.parts.items() if name}
 
     @model_validator(mode="after")
     def _fits_its_format(self) -> Source:
-        """Refuse fields that have no effect with the format."""
+        """Refuse fields that the format does not read."""
         form = registry.load(registry.SOURCES, self.format)
         for name in _FIELDS_OF_FORMATS:
             if name in self.model_fields_set and name not in form.fields:
@@ -291,10 +295,10 @@ class Source(Section):
         return self
 
     def _check_input_columns(self) -> None:
-        """Refuse two kinds of input columns, and fields of another kind.
+        """Refuse columns of two types of input, and fields of another type.
 
         Raises:
-            ValueError: The message names the fields.
+            ValueError: It names the fields.
         """
         encoded = {f"{name}_column" for name in ENCODED} & self.model_fields_set
         given = [getattr(self, name) for name in encoded]
@@ -329,6 +333,6 @@ class Source(Section):
             is_index = getattr(entry, "encoding", "one_hot") == "index"
             if is_index and self.null_features == "zero" and getattr(entry, "null", "") is None:
                 raise ValueError(
-                    f"null_features: zero is the first category of {column_of(entry)}, which is an "
-                    "index; give it null: quarantine, nan or unknown"
+                    f"null_features: zero means the first category of {column_of(entry)}, "
+                    "an index; give that column null: quarantine, nan or unknown"
                 )

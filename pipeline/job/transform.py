@@ -1,7 +1,6 @@
-"""The job file's sections `transform`, `text` and `audio`: how a row becomes model input.
+"""Sections `transform`, `text` and `audio` of the job file: how a row becomes model input.
 
-Whether fields of `transform` go together is known with those of the model: `TransformSpec`
-tells.
+`TransformSpec` checks the fields of `transform` together with those of the model.
 """
 
 from __future__ import annotations
@@ -16,51 +15,51 @@ Pair = tuple[int, int]
 
 
 class Transform(Section):
-    """How a decoded image becomes model input; what is left out comes from the model."""
+    """How a decoded image becomes model input. Fields that are not set come from the model."""
 
     size_px: PositiveInt | Pair | None = None
-    """What the model sees: the side of a square, or `[height, width]`."""
+    """Size of the model input: the side of a square, or `[height, width]`."""
     resize: Literal["shortest", "stretch", "pad", "none"] | None = None
-    """How an image comes to that size; left out: what the model says, otherwise `shortest`.
-    `shortest`: the shorter side is resized to `resize_px`, and the centre cropped. `stretch`: both
-    sides are resized, whatever the aspect ratio. `pad` (a letterbox): the image is resized until it
-    just fits, and `pad_value` is around it. `none`: nothing is resized; the centre is cropped, and
-    `pad_value` is around smaller images."""
+    """How an image is brought to that size. Default: what the model specifies, otherwise
+    `shortest`. `shortest`: resize the shorter side to `resize_px`, then crop the centre. `stretch`:
+    resize both sides, regardless of aspect ratio. `pad` (letterbox): resize until the image just
+    fits, and fill the rest with `pad_value`. `none`: do not resize; crop the centre, and surround
+    smaller images with `pad_value`."""
     resize_px: PositiveInt | Pair | None = None
-    """`shortest`: what the shorter side is resized to before the crop; `[height, width]`: what the
-    image covers. `stretch`, `pad`: what it is resized to if that is not `size_px`, to which it is
-    then cropped or filled up."""
+    """`shortest`: length of the shorter side before the crop; `[height, width]`: the size that the
+    image must cover. `stretch`, `pad`: the size to resize to if it is not `size_px`; the image is
+    then cropped or padded to `size_px`."""
     pad_value: int | tuple[int, ...] | None = None
-    """`pad`, `none`: what is around the image, 0 to 255, for all channels or a list with one for
-    each; left out: 0, black."""
+    """`pad`, `none`: value of the padding, 0 to 255, for all channels or as a list with one per
+    channel. Default: 0, black."""
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "lanczos"] | None = (
         None
     )
     """Resampling filter: torchvision's, with antialiasing; `lanczos` is Pillow's. `nearest-exact`
     is what Pillow calls nearest."""
     channels: Literal["rgb", "gray"] | None = None
-    """What the model sees of colours; left out: what the model says, otherwise `rgb`. `gray`: one
-    channel, as Pillow converts to mode `L`."""
+    """Colour channels of the model input. Default: what the model specifies, otherwise `rgb`.
+    `gray`: one channel, as in Pillow's mode `L`."""
     factory: str | None = None
-    """`package.module:callable` returning your own transform, torchvision v2 included; its prefix
-    must be allowed. It is called with a decoded image, a uint8 tensor (3, height, width), and
-    returns a uint8 tensor (channels, height, width) of `size_px`; without `size_px`, of the model's
-    size, or of any size if the model says none. Besides `size_px`, `mean` and `std` no other field
-    has an effect."""
+    """`package.module:callable` that returns your own transform, torchvision v2 included; its
+    prefix must be allowed. The transform takes a decoded image, a uint8 tensor (3, height, width),
+    and returns a uint8 tensor (channels, height, width) of `size_px`; without `size_px`, of the
+    model's size, or of any size if the model specifies none. Of the other fields, only `size_px`,
+    `mean` and `std` have an effect."""
     args: dict[str, JsonValue] = Field(default_factory=dict)
-    """Arguments of `factory`, by name: numbers, text, true and false, lists, mappings."""
+    """Keyword arguments of `factory`: numbers, strings, booleans, lists, mappings."""
     mean: tuple[float, ...] | None = None
     """Means in [0, 1], one per channel, subtracted on the device."""
     std: tuple[float, ...] | None = None
-    """Standard deviations in [0, 1], one per channel, divided by on the device."""
+    """Standard deviations in [0, 1], one per channel, by which the device divides."""
     shrink_on_load: bool | None = None
-    """Let the JPEG decoder itself halve large photos, as often as twice the resized size is left:
-    far faster, and other pixels. The run measures first whether its predictions agree (see
+    """Let the JPEG decoder halve large photos while they stay at least twice the resized size: much
+    faster, but with different pixels. The run first measures whether its predictions agree (see
     `gates`)."""
 
     @property
     def may_vary(self) -> bool:
-        """Tell whether the model may see images of different sizes; else the model says one."""
+        """Tell whether the model may see images of different sizes."""
         return self.size_px is None and (self.factory is not None or self.resize == "none")
 
     @field_validator("size_px", "resize_px", mode="before")
@@ -69,8 +68,8 @@ class Transform(Section):
         is_pair = isinstance(size, list | tuple) and len(size) == 2
         sides = [*size] if is_pair else [size]
         if size is not None and not all(type(side) is int and side > 0 for side in sides):
-            raise ValueError("expected a whole number above 0, or two: [height, width]")
-        # What passed a function counts as Python, in which a strict tuple has to be one.
+            raise ValueError("expected a positive integer, or two: [height, width]")
+        # After a "before" validator, strict pydantic no longer turns lists into tuples.
         return tuple(size) if is_pair else size
 
     @field_validator("pad_value", mode="before")
@@ -78,7 +77,7 @@ class Transform(Section):
     def _bytes(cls, value: Any) -> Any:
         values = value if isinstance(value, list | tuple) else [value]
         if value is not None and not all(type(v) is int and 0 <= v <= 255 for v in values):
-            raise ValueError("expected a whole number from 0 to 255, or one per channel")
+            raise ValueError("expected an integer from 0 to 255, or one per channel")
         return tuple(value) if isinstance(value, list) else value
 
     @field_validator("mean", "std", mode="before")
@@ -92,9 +91,9 @@ class Transform(Section):
         cls, values: tuple[float, ...] | None, info: ValidationInfo
     ) -> tuple[float, ...] | None:
         if values is not None and not all(0 <= value <= 1 for value in values):
-            raise ValueError(f"{info.field_name} is on the scale 0 to 1: divide by 255")
+            raise ValueError(f"{info.field_name} must be between 0 and 1: divide by 255")
         if values is not None and info.field_name == "std" and min(values, default=1) == 0:
-            raise ValueError("std divides, so its values must be above 0")
+            raise ValueError("std is a divisor: its values must be above 0")
         return values
 
     @model_validator(mode="after")
@@ -105,24 +104,24 @@ class Transform(Section):
 
 
 class Text(Section):
-    """How texts become tokens; what is left out comes from the model directory."""
+    """How texts become tokens. Fields that are not set come from the model directory."""
 
     max_tokens: PositiveInt | None = None
-    """A row with more tokens, special ones included, is cut to this and marked as `truncated`;
-    left out: what the model directory says."""
+    """A row with more tokens, including special ones, is cut to this and marked as `truncated`.
+    Default: what the model directory specifies."""
     prefix: str | None = Field(default=None, max_length=10_000)
-    """Put before each text, as in `"query: "`; left out: the default prompt of the directory, which
-    `""` leaves out."""
+    """Text before each input, such as `"query: "`. Default: the default prompt of the directory;
+    `""` disables it."""
     tokenizer: str | None = None
-    """URI of a `tokenizer.json`; left out: the one in the model directory."""
+    """URI of a `tokenizer.json`. Default: that of the model directory."""
 
 
 class Audio(Section):
-    """How clips of sound become model input; what is left out comes from the model directory."""
+    """How audio clips become model input. Fields that are not set come from the model directory."""
 
     sample_rate_hz: PositiveInt | None = None
-    """Samples per second that the model hears; clips of another rate are resampled. For models of
-    your own: a model directory says its rate, and takes no other."""
+    """Samples per second of the model input; other clips are resampled. For your own models: a
+    model directory specifies its rate, and accepts no other."""
     max_s: Annotated[float, Field(gt=0, le=3600)] | None = None
-    """A longer clip is quarantined as `too_large`, before it is decoded if its header says so; none
-    is cut. Left out: 30, or what the model hears at most if that is less."""
+    """A longer clip is quarantined as `too_large`, before it is decoded if its header gives the
+    length; clips are never cut. Default: 30, or the model's maximum if that is less."""

@@ -362,7 +362,7 @@ def test_what_is_alike_and_what_agrees_is_said():
 
 
 def test_a_reason_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"'cosmic_ray' is no reason; allowed are .*truncated"):
+    with pytest.raises(ValueError, match=r"'cosmic_ray' is not a reason; allowed are .*truncated"):
         gates_of({"max_reason_pct": {"cosmic_ray": 1.0}})
 
 

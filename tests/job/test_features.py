@@ -47,7 +47,7 @@ def test_a_null_in_a_column_of_texts_is_quarantined_whether_that_is_said_or_not(
 
 def test_a_zero_for_nulls_must_not_be_the_first_category():
     entry = {"column": "plan", "categories": ["a"], "encoding": "index"}
-    with pytest.raises(JobError, match="null_features: zero is the first category of plan"):
+    with pytest.raises(JobError, match="null_features: zero means the first category of plan"):
         source(entry, null_features="zero")
     source({**entry, "null": "quarantine"}, null_features="zero")
 

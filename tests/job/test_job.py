@@ -106,7 +106,7 @@ def test_all_errors_are_shown_at_once_each_with_its_line(tmp_path: Path):
     assert lines[1] == "line 2: source.url: unknown key, did you mean uri?"
     assert "'image'" in lines[2]
     assert lines[2].endswith("did you mean images?")
-    assert lines[3] == "line 5: transform.mean: mean is on the scale 0 to 1: divide by 255"
+    assert lines[3] == "line 5: transform.mean: mean must be between 0 and 1: divide by 255"
     assert "model.batch_size = 'many'" in lines[4]
     assert "environment variable TEST_NOT_SET is not set" in lines[5]
 

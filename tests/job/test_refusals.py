@@ -26,7 +26,7 @@ GIVE_ONE = "give one of image_column, audio_column, "
 ARGUMENT = "is that of an argument of the model's forward"
 AT_LEAST_1 = "Input should be greater than or equal to 1"
 PARTITION = "write key=value, as in date=2026-11-24, of letters, digits and _"
-SIDES = r"a whole number above 0, or two: \[height, width\]"
+SIDES = r"a positive integer, or two: \[height, width\]"
 SOURCE = [
     ("source: {format: avro}", "source.format = 'avro': .*'images', "),
     ("source: {format: text}", "texts lie in a column"),
@@ -81,18 +81,18 @@ FEATURES = [
     ("{column: p, categories: [1.5]}", r"0\.categories\.0 = 1.5: .* valid string; in quotes"),
     ("{column: p, categories: [a, a]}", "name each of categories once"),
     ("{column: p, categories: []}", "categories must name at least one value"),
-    ("{column: p, categories: [a], read_as: days}", "read_as makes numbers"),
+    ("{column: p, categories: [a], read_as: days}", "give read_as or categories"),
     ("{column: p, unknown: own}", "unknown has no effect without categories"),
     ("{column: p, encoding: index}", "encoding has no effect without categories"),
     (
         "{column: p, categories: [a], encoding: index, unknown: zero}",
-        "unknown: zero is the index of the first category; give own",
+        "unknown: zero would mean the first category, an index; give own",
     ),
     (
         "{column: p, categories: [a], encoding: index, null: zero}",
-        "null: zero is the index of the first category; give unknown",
+        "null: zero would mean the first category, an index; give unknown",
     ),
-    ("{column: p, categories: [a], null: 3}", "null is a number, and the column has categories"),
+    ("{column: p, categories: [a], null: 3}", "null cannot be a number in a column of categories"),
     ("{column: p, read_as: text, null: zero}", "a text has no value in place of a null"),
     ("{column: p, null: unknown}", "null: unknown has no effect without categories"),
     ("{column: p, null: zer}", r"0\.null = 'zer': .*did you mean zero\?"),
@@ -103,7 +103,7 @@ FEATURES = [
 ]
 TRANSFORM = [
     ("interpolation: cubic", "transform.interpolation = 'cubic': .*'bicubic' or 'lanczos'"),
-    ("std: [58.4, 57.1, 57.4]", "std is on the scale 0 to 1: divide by 255"),
+    ("std: [58.4, 57.1, 57.4]", "std must be between 0 and 1: divide by 255"),
     ("std: [0.2, 0.0, 0.2]", "above 0"),
     ("size_px: [224, 0]", SIDES),
     ("size_px: [224]", SIDES),
@@ -115,9 +115,9 @@ TRANSFORM = [
     ("grey: true", "one channel is channels: gray"),
     ("channels: grey", r"did you mean gray\?"),
     ("resize: squash", "both sides to size_px is resize: stretch"),
-    ("pad_value: 256", "a whole number from 0 to 255, or one per channel"),
-    ("pad_value: -1", "a whole number from 0 to 255, or one per channel"),
-    ("pad_value: [0, 300, 0]", "a whole number from 0 to 255, or one per channel"),
+    ("pad_value: 256", "an integer from 0 to 255, or one per channel"),
+    ("pad_value: -1", "an integer from 0 to 255, or one per channel"),
+    ("pad_value: [0, 300, 0]", "an integer from 0 to 255, or one per channel"),
     ("args: {a: 1}", "args has no effect without factory"),
 ]
 MODEL = [
@@ -136,8 +136,8 @@ MODEL = [
     ("hf: bert", "model.hf: unknown key; a model directory is named by model.path"),
     ("prompts: 3", "model.prompts = 3: Input should be a valid array or an object$"),
     ("task: object-detection", "boxes are task detect"),
-    ("embedding_dim: 5", "leave it out, or --set model.embedding_dim=null"),
-    ("min_score: 0.5", "min_score has no effect with task 'classify', only .*: leave it out$"),
+    ("embedding_dim: 5", "remove it, or --set model.embedding_dim=null"),
+    ("min_score: 0.5", "min_score has no effect with task 'classify', only .*: remove it$"),
     ("l2_norm: true", "l2_norm has no effect with task 'classify'"),
     ("targets: [x]", "targets has no effect with task 'classify'"),
     (
@@ -189,7 +189,7 @@ SINK = [
         )
     ),
     ("partition_columns: [label]", "sink: partition_columns needs partition"),
-    ("partition: date=1, partition_columns: [date]", "once, and not the one of partition"),
+    ("partition: date=1, partition_columns: [date]", "once, and not the key of partition"),
     ("partition: date=1, partition_columns: [a, a]", "name each partition column once"),
     ("partition: date=1, partition_columns: [_a]", "partition_columns.0 = '_a': .* match pattern"),
     ("table: iceberg", "sink.table = 'iceberg': .*'delta'"),
@@ -208,13 +208,13 @@ GATES = [
     ("golden: {}", "gates.golden.uri: required but missing"),
     ("golden: {uri: x, rows: 1}", "gates.golden.rows: unknown key; allowed are uri"),
     ("label_drift: {warn_psi: 0.5}", r"warn_psi \(0.5\) must not exceed fail_psi \(0.25\)"),
-    ("max_reason_pct: {bad: 1}", "'bad' is no reason; allowed are unreadable_shard"),
+    ("max_reason_pct: {bad: 1}", "'bad' is not a reason; allowed are unreadable_shard"),
     ("max_reason_pct: {empty: 101}", "gates.max_reason_pct.empty = 101"),
 ]
 OTHERS = [
     ("resources: {num_gpus: -1}", "resources.num_gpus = -1: .*greater than or equal to 0"),
-    ("resources: {num_gpus: 2}", "an actor computes on one GPU, not on 2: give 1"),
-    ("resources: {num_gpus: 1.5}", "an actor computes on one GPU, not on 1.5"),
+    ("resources: {num_gpus: 2}", "an actor uses at most one GPU, not 2: give 1"),
+    ("resources: {num_gpus: 1.5}", "an actor uses at most one GPU, not 1.5"),
     ("resources: {num_cpus: 0}", "resources.num_cpus = 0: Input should be greater than 0"),
     ("resources: {min_actors: 9, max_actors: 2}", r"min_actors \(9\) must not exceed max_actors"),
     ("run: {lease_ttl_s: .inf}", "run.lease_ttl_s = inf: .*finite"),

@@ -336,7 +336,7 @@ def test_actors_share_each_gpu_and_fill_it(sharing: int | None, actors: int):
 
 @pytest.mark.parametrize("num_gpus", [0.0, 0.5])
 def test_a_share_is_one_of_a_whole_gpu(num_gpus: float):
-    with pytest.raises(ValueError, match="actors_per_gpu is for num_gpus 1"):
+    with pytest.raises(ValueError, match="actors_per_gpu needs num_gpus: 1"):
         Resources.model_validate({"num_gpus": num_gpus, "actors_per_gpu": 2})
 
 
