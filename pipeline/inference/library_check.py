@@ -1,8 +1,8 @@
-"""Hold a model directory to its own library: the same predictions of a few rows, or no run.
+"""Compare a few predictions with those of a directory's own library; refuse the run if they differ.
 
-Both ways run over the directory's files in one confined child process: the library's own, row by
-row, and ours, eager fp32 over a padded batch. What agrees is kept per node, by the digest of the
-files and the versions of the libraries.
+Both are made in one confined child process: the library's row by row, ours by eager fp32 over a
+padded batch. The result is kept per node, by the digest of the files and the versions of the
+libraries.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.process.confined import ConfinedError, confined
 
 _VERSION = 5
-"""Of what is compared; raise it if more is."""
+"""Version of the comparison; raise it if more is compared."""
 _FILE = "held_to.txt"
 _COMPARE = "pipeline.inference.library_check:compare"
 _MOST_BYTES = 4 << 30
 """Weights of larger models are not loaded twice beside a run."""
 _LIBRARIES = {"sentence_transformers": ("sentence_transformers",), "timm": ("timm",)}
 _IMPORTS = ("pandas", "transformers.pipelines", "pipeline.inference.engines.torch_engine")
-"""What each comparison needs, beside what the reading does."""
+"""Modules that a comparison needs beside those of reading the facts."""
 _LIMITS = Limits(1 << 30, 1 << 30)
 _COLUMN_TYPES = {
     **dict.fromkeys((TEXT, TEXT_PAIR), pa.large_string()),
@@ -79,7 +79,7 @@ _MODEL: Mapping[str, Mapping[str, Any]] = {
     "multilabel": {"min_score": 0.0},
     "zero_shot": {"prompts": ("a dog", "rain in the city", "films")},
 }
-"""Task -> what a job must say of its model to be compared."""
+"""Task -> fields of the model section of the job that is compared."""
 _NEW_TOKENS = 8
 
 
@@ -159,7 +159,7 @@ def compare_confined(spec: ModelSpec) -> str:
 
 
 def _section(spec: ModelSpec) -> Mapping[str, Any]:
-    """Return what a job says of its model, beside the task."""
+    """Return the fields of the model section of the job that is compared, beside the task."""
     if spec.task.kind == "regress" and spec.facts and (labels := spec.facts.labels or ())[1:]:
         return {"targets": tuple(f"value_{number}" for number in range(len(labels)))}
     if spec.task.generation is None:
@@ -175,7 +175,7 @@ def compare(path: str, spec: ModelSpec) -> str:
 
     Args:
         path: This node's copy of the directory.
-        spec: Of the directory with its own settings.
+        spec: The directory with its own settings.
     """
     assert spec.facts is not None, "it is a directory"
     assert spec.directory is not None, "likewise"
@@ -258,7 +258,7 @@ def _rows_of(table: pa.Table | None) -> Results | None:
 
 
 def _has_library(facts: DirectoryFacts) -> bool:
-    """Tell whether a directory's own library is here: of an .onnx file, that of its tokenizer."""
+    """Tell whether the library of a directory is installed: of an .onnx file, that of its tokens."""
     if facts.format_name != "onnx":
         return True
     return facts.text is not None and find_spec("transformers") is not None
@@ -293,11 +293,11 @@ class _Held(NamedTuple):
     columns: Mapping[str, str]
     """Field of the job's source -> column of probes in transit; see `_COLUMN_TYPES`."""
     noun: str
-    """Of a probe."""
+    """The name of a probe in messages."""
     probes: Callable[[Path, ModelSpec], dict[str, Sequence[Any]]]
     """Directory and model -> these columns' values."""
     tasks: tuple[str, ...]
-    """To which the library may have a way of its own."""
+    """Tasks that the library may do, too."""
 
 
 _INPUTS: Mapping[str, _Held] = {

@@ -1,4 +1,4 @@
-"""Compare two runs of a model over the same rows, row by row. Pure: takes the arrays of a task.
+"""Compare two predictions of the same rows, row by row: arrays of a task, or published columns.
 
 The reference is always eager fp32. The task chooses the comparison: labels and the differences of
 their probabilities, the cosine of vectors, or the relative error of numbers.
@@ -28,7 +28,7 @@ _SHOWN_CHARS = 60
 
 @dataclass(frozen=True)
 class AgreementLimits:
-    """How far a row may be from the reference; each limit itself is allowed."""
+    """Largest differences of a row from the reference; the limit itself is allowed."""
 
     max_score_diff: float
     """Absolute difference of probabilities."""
@@ -36,8 +36,8 @@ class AgreementLimits:
     max_relative_error: float
     """Relative error as a fraction; see `compare_numbers`."""
     allows_ties: bool = False
-    """Where batches of other sizes may tip the balance between two labels, or two boxes of an
-    object, either may be published: the same model gives both."""
+    """Whether either of two labels, or of two boxes of an object, that score the same agrees: in
+    batches of other sizes the same model may give the other one."""
 
     @classmethod
     def of(cls, gates: Gates) -> AgreementLimits:
@@ -50,7 +50,7 @@ class AgreementLimits:
 
 
 SAME = AgreementLimits(0.001, 0.99999, 0.001, allows_ties=True)
-"""Of one model in fp32 over the same row, whatever the batch or the machine."""
+"""Limits for one model in fp32 over the same row, in any batch, on any machine."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def within(differences: Values, limit: float, same: Values | bool = True) -> Agr
     """Return which rows differ by at most a limit.
 
     Args:
-        differences: Of N rows, (N, ...); NaN agrees with nothing.
+        differences: N rows, (N, ...); NaN agrees with nothing.
         limit: The largest that a row may have.
         same: bool (N,): rows that may agree.
     """
@@ -137,12 +137,12 @@ Compare = Callable[[dict[str, Values], dict[str, Values], AgreementLimits], Agre
 def column_differences(
     known: pa.Table, actual: pa.Table, limits: AgreementLimits, compare: Compare
 ) -> list[str]:
-    """Say per row how predicted columns differ from the known ones; '' where they agree.
+    """Describe for each row how predicted columns differ from the known ones; '' if they agree.
 
     Args:
         known: N rows.
         actual: The same rows, with at least these columns.
-        limits: How far numbers may be off.
+        limits: Largest differences of numbers.
         compare: `Task.compare`; gets columns of numbers, or of lists of one length of them, as
             float64 (N, ...), by their names.
     """
@@ -168,13 +168,13 @@ def entry_differences(
     least: tuple[float, float],
     limit: float,
 ) -> list[str]:
-    """Say how the scored labels of a row differ.
+    """Describe how the scored labels of a row differ.
 
     Args:
         known: Label -> its score; None: any.
         actual: The same of the other side.
-        least: The score that a label has at most if the known, the predicted side does not list it.
-        limit: How far a score may be off.
+        least: The largest score of a label that the known, the predicted side does not list.
+        limit: The largest difference of a score.
     """
     differences = []
     for label, score in known.items():

@@ -1,4 +1,4 @@
-"""An .onnx file as a module: tensors in, tensors out, whatever library runs the file.
+"""An .onnx file as a module, whatever library runs the file.
 
 By itself it runs the file with onnxruntime in float32 without optimisation of the graph: that is
 the reference. A runtime that runs the file another way gives its own engine to `open`.
@@ -87,7 +87,7 @@ class OnnxModule(torch.nn.Module):
         facts = read_onnx_facts(Path(path), takes_any=True).module
         assert isinstance(facts, OnnxFile), "it is a file"
         module = cls(Path(path), facts, outputs=outputs)
-        # So that two actors with other files are told apart, as by tensors of any other module.
+        # Two actors with different files differ in it, as by the tensors of any other module.
         digest = torch.frombuffer(bytearray(_digest(Path(path))), dtype=torch.uint8)
         module.register_buffer(_DIGEST, digest)
         return module
@@ -103,7 +103,7 @@ class OnnxModule(torch.nn.Module):
 
     @property
     def has_columns(self) -> bool:
-        """Whether it takes columns of a table, which may be strings: no device has those."""
+        """Whether it takes columns of a table, which may be strings and thus stay on the host."""
         return self._facts.has_columns
 
     def source(self) -> str | bytes:
@@ -121,7 +121,7 @@ class OnnxModule(torch.nn.Module):
         if IDS in shapes and self._facts.max_tokens is None:
             return None
         layout = self._facts.layout
-        # Of images the axes are named in the file's order, otherwise all are of one length.
+        # Axes of images are named in the file's order; other axes have one length.
         lengths = dict(zip("NHWC", batch, strict=True)) if layout else {}
         others = [lengths[axis] for axis in layout[1:]] if layout else [batch[1]] * len(batch)
         return {
@@ -159,7 +159,7 @@ class OnnxModule(torch.nn.Module):
         return {name: tensor.cpu().numpy() for name, tensor in self._fed(tensors).items()}
 
     def _fed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Do the same where the tensors are."""
+        """Return tensors as `feeds` does, on their device."""
         fed = {}
         for name, tensor in tensors.items():
             values = tensor.detach()

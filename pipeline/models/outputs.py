@@ -1,4 +1,4 @@
-"""What a model returns: the declared shape of an output, checked, and as a column of Arrow."""
+"""Outputs of a model: check the declared shape, and make a column of Arrow."""
 
 from __future__ import annotations
 

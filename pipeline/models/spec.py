@@ -74,7 +74,7 @@ class ModelSpec:
     weights_uri: str | None
     weights_sha256: str | None
     input: Input
-    """What the model sees of a row."""
+    """How a row becomes the model's input."""
     task: TaskSpec
     precision: str
     runtime: str = "eager"
@@ -89,7 +89,7 @@ class ModelSpec:
     directory: ModelDirectory | None = None
     """The model directory; `weights_sha256` is its digest."""
     facts: DirectoryFacts | None = field(default=None, repr=False, compare=False)
-    """What the directory says."""
+    """The facts of the directory."""
     pooling: str | None = None
     """The job's pooling of a directory's encoder; None: the directory's."""
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class ModelSpec:
     is_pinned: bool = False
     """The job itself says a runtime or a precision."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What was read from the directory, `<file>: <what it says>` each; decides nothing."""
+    """Lines for `pipeline plan`, `<file>: <what was read from it>`; they decide nothing."""
 
     @property
     def shown_name(self) -> str:

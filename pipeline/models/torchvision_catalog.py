@@ -29,11 +29,11 @@ _FILE = "facts.json"
 _DIGEST = re.compile(r"[-_]([0-9a-f]{8,})\.pth$")
 """In the address of weights: how their SHA-256 begins."""
 _SAME = 2.5 / 255
-"""How far pixels may be off: Pillow, which torchvision's presets use, and torch round otherwise."""
+"""Largest difference of a pixel: Pillow, which presets use, and torch round differently."""
 
 
 def torchvision_facts(name: str) -> dict[str, Any] | None:
-    """Return what is known of a model; None if it is unknown.
+    """Return the facts of a model; None if it is unknown.
 
     These are its `family`, the `url` of its usual weights, and all its published `weights`, which
     have `name`, `sha256` (how it begins), `transform` (a dict, or None) and `labels`.
@@ -129,7 +129,7 @@ def torchvision_module(
     Args:
         weights_sha256: Digest of the weights file.
         state: Its content.
-        options: Of the builder, such as `num_classes`.
+        options: Options of the builder, such as `num_classes`.
 
     Returns:
         The module, and whether it has the state; the caller loads other weights.
@@ -148,7 +148,7 @@ def torchvision_module(
 
 @contextlib.contextmanager
 def _in_place_of_download(weights: Any, state: Any) -> Iterator[None]:
-    """Let `get_state_dict` of published weights return a state.
+    """Make `get_state_dict` of published weights return a state.
 
     This replaces a public method of torchvision, of one object and for the body alone. The plain
     way, without weights and with `load_state_dict` afterwards, is that of all other weights.

@@ -1,1 +1,1 @@
-"""What detectors have in common: boxes, their overlap, their outputs."""
+"""Boxes of detectors: reading outputs, choosing the best, comparing two sets."""

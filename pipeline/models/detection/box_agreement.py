@@ -1,4 +1,4 @@
-"""When two sets of detections of an image agree.
+"""Compare two sets of detections of an image.
 
 The detections of the reference, best first, each take the one of the same label on the other side
 that overlaps them most, from `SAME_IOU` on (intersection over union), as COCO's evaluation matches
@@ -17,11 +17,11 @@ import numpy.typing as npt
 from pipeline.models.agreement import Agreement, AgreementLimits
 
 SAME_IOU = 0.5
-"""From which overlap on two boxes of one label are the same detection."""
+"""Least overlap of two boxes of one label that are the same detection."""
 NEAR_IOU = 0.9
-"""How much the boxes of one detection must overlap."""
+"""Least overlap of the two boxes of one detection."""
 SAME_PX = 0.5
-"""How far apart the corners of one box may be, however small it is."""
+"""Largest distance of the corners of one box, however small it is."""
 
 Values = npt.NDArray[Any]
 

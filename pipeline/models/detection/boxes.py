@@ -1,4 +1,7 @@
-"""Boxes on the device: shares of a union, non-maximum suppression, the best of many.
+"""Boxes on the device: outputs of detectors as candidates, suppression, the best of many.
+
+Accepted outputs are a list with a dict of `boxes`, `scores`, `labels` per row (torchvision); a
+mapping of `logits` and `pred_boxes` (transformers); a mapping of `boxes`, `scores` and label ids.
 
 Plain torch, so that actors need no torchvision, whose import takes longer than a second. Boxes are
 corners: x_min, y_min, x_max, y_max. A post-processing step of one's own may use `corners`.
@@ -66,7 +69,7 @@ def best(
     """Choose the detections that are written, best first.
 
     Args:
-        candidates: Of B rows. A score that is NaN stays, in front, so that its row is found.
+        candidates: Candidates of B rows. A score that is NaN stays in front, so that its row fails.
         min_score: From which score on a detection counts.
         most: M, the most of a row.
         nms_iou: Leave out those that a better one of the same label overlaps by more than this.
@@ -105,7 +108,7 @@ def best(
 
 
 def is_on_host(values: torch.Tensor) -> bool:
-    """Tell whether to look at values costs no wait, so that needless work can be left out."""
+    """Tell whether values can be read without waiting for a GPU."""
     return values.device.type == "cpu"
 
 
@@ -150,7 +153,7 @@ def candidates(outputs: Any, num_rows: int, num_labels: int, px: Px | None) -> C
         outputs: On the device.
         num_rows: B.
         num_labels: K, the class names of the job or the model.
-        px: Size of the model input, of which `pred_boxes` are shares; None: unknown.
+        px: Size of the model input, to scale `pred_boxes`; None: unknown.
 
     Raises:
         OutputError: They have none of the forms, or other shapes.

@@ -1,6 +1,7 @@
-"""How texts become tokens for a job: what the model directory says, unless the job says another.
+"""Choose how rows become the model's input: transform, tokens, sample rate.
 
-Around the text of a row stands the job's prompt, or its messages by the chat template.
+The model's own settings count unless the job has others. The job's prompt, or its messages by the
+chat template, stands around the text of a row.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _PROMPT_TOKENS = 4_096
 """The most tokens of a prompt unless the job says another number: models take up to millions."""
 _OF_FACTORIES = ("size_px", "mean", "std")
-"""What of the model's transform still holds with a factory."""
+"""Fields of the model's transform that a factory keeps."""
 _NEEDED = ("size_px", "resize_px", "interpolation", "mean", "std")
 
 
@@ -179,10 +180,10 @@ def choose_transform(
     """Return the transform of a job.
 
     Args:
-        name: Of the model, for messages.
-        known: Fields of a TransformSpec that the model says.
+        name: The model, for messages.
+        known: Fields of a TransformSpec that the model brings.
         wanted: The job's section; its fields win.
-        problem: Why the model says no others.
+        problem: Why the model brings no others.
         allow_import: Prefixes of modules that `factory` may name.
         max_image_px: How many pixels an image may decode to; None: any number.
 
@@ -303,7 +304,7 @@ def require_image_fits(name: str, taken: ImageContract, transform: TransformSpec
 
 
 def image_misfit(taken: ImageContract, transform: TransformSpec) -> str:
-    """Say what a model takes and a transform does not give; '' if it does."""
+    """Describe how a transform does not fit a model; '' if it does."""
     count = transform.num_channels
     if taken.num_channels not in (None, count):
         channels = num_of(taken.num_channels or 0, "channel")

@@ -1,4 +1,4 @@
-"""Find what a job's model section names: a directory, a function, an entry point, torchvision."""
+"""Find the model that a job names: a directory, a factory, an entry point, one of torchvision."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FACTORY = "model.factory, a function of your own that returns a module (example
 _OF_GRIDS = ("raw", "detect")
 """Tasks of an .onnx file over images with one output (B, N, M), as YOLO of ultralytics has."""
 _OF_PAIRS = "score"
-"""What a directory that serves it is asked for if rows are pairs of texts."""
+"""The default task of a directory that serves it if rows are pairs of texts."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,22 @@ class ResolvedModel:
     transform: Mapping[str, Any] | None = None
     """The fields of a TransformSpec that are known."""
     transform_problem: str = ""
-    """Why others are not."""
+    """Why others are unknown."""
     labels: tuple[str, ...] | None = None
     weights_path: str | None = None
     """Local path of a state dict that ships with the package."""
     facts: DirectoryFacts | None = None
-    """What a model directory says."""
+    """The facts of a model directory."""
     directory: ModelDirectory | None = None
     images: ImageContract = field(default_factory=ImageContract)
     notes: tuple[str, ...] = ()
-    """What was read, and from where, a line each."""
+    """Lines for `pipeline plan`: a source and what was read from it."""
 
 
 def find_card(
     model: Model, allow_import: Sequence[str], input_name: str, *, has_pairs: bool
 ) -> ResolvedModel:
-    """Find what the model section names, without building it.
+    """Find the model that the model section names, without building it.
 
     Args:
         allow_import: Prefixes of modules that `factory` may name, beside the environment's.
@@ -152,7 +152,7 @@ def _named_card(name: str, model: Model) -> ResolvedModel:
 def with_weights(card: ResolvedModel, model: Model, sha256: str | None) -> ResolvedModel:
     """Return a model of torchvision with transform and labels of the weights of a digest.
 
-    Weights that torchvision does not publish have what all that it publishes have in common.
+    Other weights than torchvision's have the fields that all published weights share.
     """
     every = (torchvision_facts(card.name) or {}).get("weights")
     if not every:
@@ -208,7 +208,7 @@ def _unknown(name: str) -> JobError:
 
 
 def describe_name(name: str) -> str | None:
-    """Return what a name means elsewhere, and how to run that model here; None if unknown."""
+    """Describe a name that is not a model's, and how to run that model; None if unknown."""
     path = Path(name).expanduser()
     try:
         if path.is_dir() or (path.is_file() and path.suffix == ".onnx"):

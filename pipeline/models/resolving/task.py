@@ -1,4 +1,4 @@
-"""What a job's model predicts: the task, its labels and settings."""
+"""Choose the task of a job: its labels and settings."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class Task(Protocol):
     scores_of_logits: ClassVar[str] = ""
     """`softmax` or `sigmoid`, which makes scores of a model's logits; '': outputs are no logits."""
     needs_geometry: ClassVar[bool] = False
-    """Whether rows must be images of which is known how they were resized and cropped."""
+    """Whether rows must be images with a known resize and crop."""
     serves: ClassVar[tuple[str, ...]] = ()
     """Families of torchvision, besides classifiers, whose outputs the task takes."""
     reduces: ClassVar[tuple[str, ...]] = ()
@@ -127,7 +127,7 @@ class Task(Protocol):
     is_per_token: ClassVar[bool] = False
     """Whether axis 1 of the results is the tokens of a row, (N, L, ...); zeros behind the last."""
     checks_reference: ClassVar[bool] = False
-    """Whether the reference check compares eager fp32, too: with another way to the same rows."""
+    """Whether the reference check compares eager fp32, too, with another way to the same rows."""
     has_golden: ClassVar[bool] = True
     """Whether golden rows can be compared."""
     golden_names: ClassVar[Mapping[str, str]] = {}
@@ -174,7 +174,7 @@ class Task(Protocol):
     def reduce_batch(
         self, outputs: Any, num_rows: int, batch: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Do the same where the outputs alone do not say it: boxes in shares of the image.
+        """Reduce outputs as `reduce` does, with the batch: boxes may be shares of an image.
 
         Args:
             outputs: As for `reduce`.
@@ -210,7 +210,7 @@ class Task(Protocol):
         return compare_numbers(reference, candidate, limits)
 
     def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
-        """Say per row how a prediction differs from what is known of it; '' if they agree.
+        """Describe for each row how a prediction differs from the known one; '' if they agree.
 
         Numbers are compared by `compare`, as results with the names of their columns, and what is
         off is relative to their usual size: give it many rows at once.
@@ -218,7 +218,7 @@ class Task(Protocol):
         Args:
             known: N rows of published columns of the task, or of `parse_golden`.
             actual: The same rows as they are published, none of them null.
-            limits: How far a row may be off.
+            limits: Largest differences of a row.
         """
         return column_differences(known, actual, limits, self.compare)
 

@@ -1,4 +1,8 @@
-"""Task `classify`: the best label of each row, its probability, and the top k."""
+"""Tasks `classify`, `zero_shot`, `choices`: the best label of each row, its score, the top k.
+
+Labels of `zero_shot` and `choices` are texts of the job: a text encoder, or a model of entailment,
+compares rows with prompts; a language model says how likely each answer is.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +112,7 @@ class Classify(Task):
     def _published_difference(
         self, known: Mapping[str, Any], actual: Mapping[str, Any], limit: float
     ) -> str:
-        """Say how two published rows differ; of two labels of one score either may be the best.
+        """Describe how published rows differ; either of two labels of one score may be the best.
 
         What one side does not list is at most its least score there.
         """

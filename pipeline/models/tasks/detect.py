@@ -156,7 +156,7 @@ class Detect(Task):
     def _difference(
         self, wanted: list[dict[str, Any]], actual: list[dict[str, Any]], limits: AgreementLimits
     ) -> str:
-        """Say how the detections of an image differ from what is wanted; '' if they agree."""
+        """Describe how the detections of an image differ; '' if they agree."""
         before, now = self._of_entries(wanted), self._of_entries(actual)
         pairs, limit, differences = match(before, now), limits.max_score_diff, []
         least_iou = SAME_IOU if limits.allows_ties else NEAR_IOU

@@ -32,7 +32,7 @@ class Embed(Task):
     job_fields: ClassVar[tuple[str, ...]] = ("embedding_dim", "l2_norm", "embedding_type")
 
     def fields(self) -> list[pa.Field]:
-        # Of unknown length only until a row has been predicted: see runs/preparing.
+        # The length is unknown until a row has been predicted: see runs/preparing.
         number = _TYPES[self.spec.embedding_type]
         return [pa.field(EMBEDDING, pa.list_(number, self.spec.embedding_dim or -1))]
 
@@ -45,7 +45,7 @@ class Embed(Task):
         vectors = require(outputs, shape, "model.embedding_dim is {}", "one vector per row").float()
         if self.spec.l2_norm:
             vectors = _normalised(vectors)
-        # What float16 cannot hold becomes infinite, and its row `non_finite`.
+        # A number beyond float16 becomes infinite, and its row `non_finite`.
         is_half = self.spec.embedding_type == "float16"
         return {EMBEDDING: vectors.half() if is_half else vectors}
 

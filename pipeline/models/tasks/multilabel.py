@@ -65,7 +65,7 @@ class Multilabel(Task):
     def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare the scores of all labels that either side writes.
 
-        The labels of a row are thus the same, unless a score is within `max_score_diff` of
+        So the labels of a row are the same, unless a score is within `max_score_diff` of
         `min_score`.
         """
         a, b = (arrays[SCORE].astype(np.float64) for arrays in (reference, candidate))

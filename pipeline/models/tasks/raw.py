@@ -1,4 +1,7 @@
-"""Task `raw`: the declared outputs as columns, or the columns that post-processing makes."""
+"""Task `raw`: the declared outputs as columns, or the columns that post-processing makes.
+
+Post-processing is the user's own code. For task `detect` it turns raw outputs into boxes.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +157,7 @@ def load_postprocess(factory: str, args: Mapping[str, Any]) -> Postprocess:
 
 
 def load_step(factory: str, args: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """Do the same for a step that turns a model's outputs into others, and has no schema."""
+    """Import and call a factory of a step that turns a model's outputs into others."""
     what = "a callable that takes the model's outputs, tensors (B, ...)"
     step: Callable[[Any], Any] = _built(factory, args, what, callable)
     return step

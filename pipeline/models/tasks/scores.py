@@ -1,4 +1,4 @@
-"""Scores of labels: what the outputs of a model are, and what becomes of them.
+"""Scores of labels: decide whether outputs are logits or probabilities, and make scores of them.
 
 Outputs are logits, of which softmax or sigmoid make scores, or they are probabilities already and
 stay what they are. The job, the library or the graph of a file says which (`TaskSpec.scores`).
@@ -29,7 +29,7 @@ OFF = "off"
 one lies beyond [0, 1] or, where they must add up to 1, their sum off 1."""
 
 TOLERANCE, INT8_TOLERANCE = 5e-3, 5e-2
-"""How far probabilities may be off: those of bfloat16 have 8 bits, those of int8 8 bits in all."""
+"""Largest error of probabilities: bfloat16 has 8 bits of precision, int8 8 bits in all."""
 _EXACT = 1e-4
 _ENOUGH_ROWS, _ENOUGH_VALUES = 4, 24
 """So many logits are not probabilities by chance: rows that add up to 1, values within [0, 1]."""
@@ -118,7 +118,7 @@ def are_probabilities(off: Any, num_labels: int, *, adds_up: bool) -> bool | Non
 
 
 def describe_scores(spec: TaskSpec, name: str) -> str | None:
-    """Say in one line what the outputs of a model are, if they are not plainly logits."""
+    """Describe the outputs of a model in one line; None if they are plainly logits."""
     if spec.scores == PROBABILITIES:
         return f"{clean_message(name)} gives probabilities: taken as they are"
     if spec.scores == SIGMOID:

@@ -1,4 +1,9 @@
-"""Task `tokens`: the entities of a text, with their places in it."""
+"""Task `tokens`: the entities of a text, with their places, as transformers' pipeline makes them.
+
+A label `B-PER` begins an entity of tag PER, `I-PER` continues one; a label without such a prefix is
+its own tag and continues. Neighbours of one tag are one entity, and one is written unless it is of
+tag `O`. With `first`, `average` and `max` the tokens of a word get one label before that.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +140,7 @@ def _best(arrays: Arrays) -> tuple[Any, Any]:
 
 
 def _difference(known: _Entries, actual: _Entries, limits: AgreementLimits) -> str:
-    """Say how the entities of a row differ from the known ones; '' if they agree."""
+    """Describe how the entities of a row differ from the known ones; '' if they agree."""
     wanted, have = ({(e[START], e[END], e[LABEL]): e for e in side} for side in (known, actual))
     for place in wanted.keys() & have.keys():
         score, now = wanted[place][SCORE], have[place][SCORE]
@@ -205,7 +210,7 @@ def entities_of(
 
     Args:
         tokens: T tokens.
-        scores: Of the best label, float32 (T,); for `average` of all labels, (T, K).
+        scores: Scores of the best label, float32 (T,); for `average` those of all labels, (T, K).
         label_ids: The best label, int32 (T,); None for `average`.
         labels: K names.
         aggregation: `none`, `simple`, `first`, `average` or `max`.
@@ -243,7 +248,7 @@ class _Tag(NamedTuple):
 
     @classmethod
     def of(cls, label: str) -> _Tag:
-        """Split a label; what is written leaves out any prefix, also one of other letters."""
+        """Split a label; the name that is written has no prefix, whatever its letter."""
         name = label[2:] if label.startswith(("B-", "I-")) else label
         return cls(name, label.startswith("B-"), label.split("-", 1)[-1])
 

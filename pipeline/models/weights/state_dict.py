@@ -1,4 +1,4 @@
-"""Load the content of a weights file into a module: find the key, remove prefixes of wrappers.
+"""Load the content of a weights file into a module: find its key, remove prefixes of wrappers.
 
 Training scripts store weights under a key beside other data, and DataParallel and torch.compile put
 a prefix before each name. A state that does not fit is refused with the most likely reason.
@@ -162,7 +162,7 @@ def _hint_of_prefix(missing: Sequence[str], extra: Sequence[str]) -> str:
 
 
 def listed_problems(*groups: tuple[Sequence[str], str]) -> str:
-    """Say how many tensors, and the first of them, have each problem; '' if none has any."""
+    """List the number of tensors that have each problem, and the first ones; '' if none has any."""
     return "; ".join(
         f"{len(names)} {problem} ({first_names(names)})" for names, problem in groups if names
     )

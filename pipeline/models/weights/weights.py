@@ -1,4 +1,4 @@
-"""Weights are data: safetensors, or a state dict loaded with weights_only, checked by digest.
+"""Read weights as data: safetensors, or a state dict loaded with weights_only, checked by digest.
 
 Pickled modules, TorchScript and .pt2 archives are code and refused.
 
@@ -59,7 +59,7 @@ GIT_LFS = (
     b"version https://git-lfs",
     "is a pointer of Git LFS, not the file itself: run git lfs pull",
 )
-"""What such a file begins with, and what is wrong with it."""
+"""First bytes of such a file, and the message about it."""
 _WEB = (b"<!doctype", b"<html", b"<?xml")
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"l\xfc\x9cF\xf9 j\xa8P\x19."
@@ -241,7 +241,7 @@ def check_weights(named: str, data: bytes) -> None:
 
 
 def fault_of_download(head: bytes) -> str | None:
-    """Say what a file is, by its first bytes, if it was not fetched whole; None: it may be."""
+    """Describe a file that was not fetched whole, by its first bytes; None if it may be whole."""
     if not head:
         return "is empty (0 bytes); copy it again"
     if has_header(head):  # its length may be any bytes
@@ -254,7 +254,7 @@ def fault_of_download(head: bytes) -> str | None:
 
 
 def has_header(head: bytes) -> bool:
-    """Tell whether a file begins as safetensors do: with the length of a JSON object, and it."""
+    """Tell whether a file begins as safetensors do: with the length of a JSON object."""
     return head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
 
 
@@ -277,7 +277,7 @@ def _fault(named: str, data: bytes) -> str | None:
 
 
 def _archive_fault(data: bytes) -> str | None:
-    """Say what is wrong with a zip archive: those of torch.save have `data.pkl` and no code."""
+    """Describe the fault of a zip archive: those of torch.save have `data.pkl` and no code."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             inner = {name.partition("/")[2] or name for name in archive.namelist()}
