@@ -108,11 +108,10 @@ class Source(Section):
     """Treatment of nulls in features whose entry has no `null`: quarantine the row as `null_input`,
     or replace the null by 0 or NaN."""
     lossy_features: bool = False
-    """Accept and round integers that float32 cannot represent (beyond 16,777,216, unless they are
-    multiples of a power of two). By default such an integer ends the run. The same holds for
-    decimals without fractional digits, for names of folders, and for numbers of CSV and JSON lines
-    written like `123456789.0`, since those formats have one numeric type. Fractions and the doubles
-    of Parquet are always rounded, to 7 digits."""
+    """Accept integers beyond 16,777,216, which float32 rounds. By default such an integer ends the
+    run. The same holds for decimals without fractional digits, for names of folders, and for
+    numbers of CSV and JSON lines written like `123456789.0`, since those formats have one numeric
+    type. Fractions and the doubles of Parquet are always rounded, to 7 digits."""
     id_column: str | None = None
     """Column that becomes `row_id`, as text; numbers are written out. Default: the id is `<shard
     path>#<row>`."""

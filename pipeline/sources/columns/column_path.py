@@ -72,7 +72,7 @@ def _descended(name: str, head: str, rest: str, dtype: pa.DataType) -> ColumnPat
 
 
 def paths_of(names: Iterable[str], schema: pa.Schema) -> dict[str, ColumnPath]:
-    """Return those names that are paths in a schema, not columns of their own, and their targets."""
+    """Return the names that are paths in a schema, not columns of their own, with their targets."""
     paths = {}
     for name in dict.fromkeys(names):
         try:

@@ -23,8 +23,8 @@ from pipeline.sources.columns.arrow_types import is_list, is_number, is_text, pl
 from pipeline.sources.columns.input_reader import Failures, InputReader, InputRows, Place, fail
 from pipeline.sources.columns.media_and_texts import checked_texts
 from pipeline.sources.features.encodings import category_trouble, time_trouble
-from pipeline.sources.features.exactness import FeatureRows
 from pipeline.sources.features.vectors import (
+    FeatureRows,
     count_features,
     feature_rows,
     features_to_arrow,

@@ -1,7 +1,7 @@
 """Feature columns: the columns of a shard become one vector per row, of float32 or float64.
 
-Pure over Arrow. An integer that float32 cannot hold would become another integer, perhaps another
-key: it is refused unless the job allows it. Fractions are rounded to seven digits.
+An integer beyond 2^24 may become another one in float32, perhaps another key: it is refused unless
+the job allows it. Fractions are rounded to seven digits.
 Columns stay where Arrow has them until all are joined at once: 1,000 columns of float32 are joined
 at the speed of memory.
 """
@@ -9,9 +9,11 @@ at the speed of memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,7 +26,51 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_list
 from pipeline.sources.columns.input_reader import Failures, fail
 from pipeline.sources.features.encodings import find_categories, read_times
-from pipeline.sources.features.exactness import FeatureRows, Piece, Values, is_whole_decimal, judged
+
+_EXACT = {"float32": 2**24, "float64": 2**53}
+"""Type of the vectors -> up to here it holds every integer; larger ones are refused."""
+
+Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """The feature vectors of N rows, and which values they cannot hold."""
+
+    values: Values
+    """float32 or float64 (N, F); a null is what the job says, NaN where it costs the row."""
+    nulls: dict[str, Mask] = field(default_factory=dict)
+    """Column with nulls that cost their rows -> bool (N,)."""
+    unknown: dict[str, Mask] = field(default_factory=dict)
+    """Column with values that are no category, or no date, and cost their rows -> bool (N,)."""
+    overflows: dict[str, Mask] = field(default_factory=dict)
+    """Column with finite numbers beyond float32 -> bool (N,): rows that have one."""
+    inexact: dict[str, int] = field(default_factory=dict)
+    """Column with integers that float32 cannot hold -> one of these integers."""
+
+    def is_bad(self) -> Mask:
+        """Return bool (N,): rows that have no vector."""
+        masks = (*self.nulls.values(), *self.unknown.values(), *self.overflows.values())
+        none = np.zeros(len(self.values), np.bool_)
+        return np.asarray(np.logical_or.reduce([none, *masks]), np.bool_)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What becomes of one entry."""
+
+    name: str
+    values: Values
+    """(N, W) of any type of numbers; anything at nulls."""
+    column: pa.Array | None = None
+    """(N * W,) the numbers; None if they are exact in float32."""
+    nulls: Mask | None = None
+    """bool (N, W); None: there are none."""
+    null_means: float | None = None
+    """The number in place of a null; None: it costs the row."""
+    unknown: Mask | None = None
+    """bool (N,): rows that a value costs; None: none."""
 
 
 def number_type(features: Sequence[FeatureEntry]) -> pa.DataType:
@@ -104,7 +150,73 @@ def feature_rows(
     with np.errstate(over="ignore", invalid="ignore"):
         if pieces:
             np.concatenate([piece.values for piece in pieces], axis=1, out=values, casting="unsafe")
-    return judged(pieces, values, has_integers=has_integers)
+    return _judged(pieces, values, has_integers=has_integers)
+
+
+def _judged(pieces: Sequence[Piece], values: Values, *, has_integers: bool) -> FeatureRows:
+    """Put the numbers for nulls into the vectors, and find the values that they cannot hold."""
+    rows = FeatureRows(values)
+    is_finite = bool(np.isfinite(values).all())
+    start = 0
+    for piece in pieces:
+        out = values[:, start : start + piece.values.shape[1]]
+        start += piece.values.shape[1]
+        if piece.column is not None:
+            is_there = np.ones((), np.bool_) if piece.nulls is None else ~piece.nulls
+            if not is_finite:
+                overflow = np.isinf(out) & np.isfinite(piece.values) & is_there
+                if overflow.any():
+                    _note(rows.overflows, piece.name, _rows(overflow))
+            lost = is_there & _is_inexact(
+                piece.values, piece.column, out, has_integers=has_integers
+            )
+            if lost.any():
+                place = int(np.flatnonzero(lost)[0])
+                rows.inexact.setdefault(piece.name, int(piece.column[place].as_py()))
+        if piece.nulls is not None:
+            out[piece.nulls] = np.nan if piece.null_means is None else piece.null_means
+            if piece.null_means is None:
+                _note(rows.nulls, piece.name, _rows(piece.nulls))
+        if piece.unknown is not None:
+            _note(rows.unknown, piece.name, piece.unknown)
+    return rows
+
+
+def _note(masks: dict[str, Mask], name: str, mask: Mask) -> None:
+    masks[name] = masks[name] | mask if name in masks else mask
+
+
+def _is_inexact(numbers: Values, column: pa.Array, out: Values, *, has_integers: bool) -> Mask:
+    """Return bool (N, W): integers beyond those that the vectors all hold; anything at nulls.
+
+    Args:
+        numbers: (N, W): the values of the column, those of decimals as float64.
+        column: (N * W,).
+        out: (N, W): the numbers in the vectors.
+        has_integers: As in `feature_rows`.
+    """
+    limit = _EXACT[out.dtype.name]
+    if pa.types.is_integer(column.type):
+        bounds = pc.min_max(column).as_py()
+        if -limit <= (bounds["min"] or 0) and (bounds["max"] or 0) <= limit:
+            return np.zeros(out.shape, np.bool_)
+        return np.asarray((numbers > limit) | (numbers < -limit), np.bool_)
+    if has_integers and not is_whole_decimal(column.type):
+        return np.zeros(out.shape, np.bool_)
+    # A number that float64 rounded when it was read may have come down to the limit.
+    is_large = np.abs(numbers) >= limit + (out.dtype != np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(is_large & np.isfinite(out) & (numbers == np.floor(numbers)), np.bool_)
+
+
+def is_whole_decimal(dtype: pa.DataType) -> bool:
+    """Tell whether a type is that of decimals without places, which are integers."""
+    return bool(pa.types.is_decimal(dtype) and dtype.scale <= 0)
+
+
+def _rows(where: Mask) -> Mask:
+    """Return bool (N,): rows of bool (N, W) with one."""
+    return np.asarray(where.any(axis=1), np.bool_)
 
 
 def _joined_at_once(source: Source, table: pa.Table, vector_type: pa.DataType) -> Values | None:
@@ -248,7 +360,7 @@ def _numbers(name: str, column: pa.Array, means: float | None) -> Piece:
     elif pa.types.is_decimal(dtype) or pa.types.is_null(dtype):
         column = column.cast(pa.float64(), safe=False)
     is_exact = column.type.bit_width <= 16 or pa.types.is_float32(column.type)
-    if not is_whole_decimal(judged_column):
+    if not is_whole_decimal(dtype):
         judged_column = column
     return Piece(
         name,

@@ -1,4 +1,4 @@
-"""Features reach the model unchanged, or their loss is refused, quarantined or counted."""
+"""Test that features reach the model unchanged, or that their loss is refused or quarantined."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def rows_of(features: tuple[str, ...] = ("a",), **columns: Any) -> Any:
 
 
 @given(number=st.integers(-(2**63), 2**63 - 1))
-def test_a_whole_number_is_inexact_just_where_float32_changes_it(number: int):
+def test_an_integer_is_inexact_beyond_those_that_float32_all_holds(number: int):
     rows = rows_of(a=pa.array([0, number, None], pa.int64()))
-    is_exact = int(np.float32(number)) == number
+    is_exact = abs(number) <= 2**24
     assert rows.inexact == ({} if is_exact else {"a": number})
+    assert not is_exact or int(np.float32(number)) == number
 
 
 @pytest.mark.parametrize("number", [2**24 + 1, 2**53 + 1, 2**63 + 1, 2**64 - 1])
 def test_large_unsigned_numbers_are_inexact(number: int):
     assert rows_of(a=pa.array([number], pa.uint64())).inexact == {"a": number}
-    assert not rows_of(a=pa.array([2**63], pa.uint64())).inexact
 
 
 def test_whole_numbers_that_would_be_rounded_end_the_run(tmp_path: Path):
@@ -57,8 +57,7 @@ def test_whole_numbers_inside_lists_count_too(tmp_path: Path):
 def test_decimals_without_places_are_whole_numbers(number: int, width: int):
     dtype = pa.decimal128(38, 0) if width == 38 else pa.decimal256(76, 0)
     rows = rows_of(a=pa.array([0, number, None], dtype))
-    exact = int(np.float32(number)) == number
-    assert rows.inexact == ({} if exact else {"a": number})
+    assert rows.inexact == ({} if abs(number) <= 2**24 else {"a": number})
     # In lists, too, and beside their neighbours.
     lists = pa.FixedSizeListArray.from_arrays(pa.array([0, number, 5, 6], dtype), 2)
     assert rows_of(a=lists).inexact == rows.inexact
@@ -83,8 +82,8 @@ def test_fractions_are_rounded(column: pa.Array):
         ("-99999999999999999999", False),
         ("16777217", False),
         ("9223372036854775809", False),
-        ("9223372036854775808", True),
-        ("18446744073709551616", True),
+        ("9223372036854775808", False),
+        ("16777216", True),
         ("2026", True),
         ("1e20", True),
         ("0" * 90 + "1", True),
