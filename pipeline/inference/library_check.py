@@ -258,7 +258,7 @@ def _rows_of(table: pa.Table | None) -> Results | None:
 
 
 def _has_library(facts: DirectoryFacts) -> bool:
-    """Tell whether the library of a directory is installed: of an .onnx file, that of its tokens."""
+    """Tell whether a directory's library is installed: of an .onnx file, that of its tokenizer."""
     if facts.format_name != "onnx":
         return True
     return facts.text is not None and find_spec("transformers") is not None
