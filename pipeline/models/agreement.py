@@ -140,7 +140,6 @@ def column_differences(
     """Describe for each row how predicted columns differ from the known ones; '' if they agree.
 
     Args:
-        known: N rows.
         actual: The same rows, with at least these columns.
         limits: Largest differences of numbers.
         compare: `Task.compare`; gets columns of numbers, or of lists of one length of them, as

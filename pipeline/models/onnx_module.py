@@ -56,7 +56,6 @@ class OnnxModule(torch.nn.Module):
 
         Args:
             path: The file, as `read_onnx_facts` has accepted it.
-            facts: What `read_onnx_facts` read of it.
             outputs: The outputs to return, by their names; None: all of them.
             pooled: Takes vectors of tokens (B, L, D) and the mask (B, L), and returns (B, D), which
                 is returned instead of the only output.

@@ -128,7 +128,6 @@ def torchvision_module(
 
     Args:
         weights_sha256: Digest of the weights file.
-        state: Its content.
         options: Options of the builder, such as `num_classes`.
 
     Returns:

@@ -169,10 +169,6 @@ def choose_onnx(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[Store
     These are the file, those that its tensors name, and of a model of texts the settings beside it.
     What is in the file is read once per node, and again if its size or version changes.
 
-    Args:
-        uri: The file, normalised.
-        options: Options of the store.
-
     Raises:
         JobError: A file is missing, too large, or outside the directory.
     """

@@ -186,9 +186,7 @@ def checked(value: Any, key: str, where: str, type_: Any, **bounds: float) -> An
 
     Args:
         key: Its name, for the message.
-        where: The file.
         type_: A type as pydantic knows it; nothing is converted but whole numbers to float.
-        bounds: As those of `pydantic.Field`.
 
     Raises:
         JobError: It is something else; has both.

@@ -167,10 +167,6 @@ def head_of(cls: Any, config: Any) -> str:
 def encoder_of(cls: Any, config: Any) -> Any:
     """Return the class of the encoder of a class without a head that is a task.
 
-    Args:
-        cls: The class that `architectures` names.
-        config: Its configuration.
-
     Raises:
         JobError: The class is for something that is no task here.
     """
@@ -235,12 +231,6 @@ class Fit(NamedTuple):
 def check_fit(cls: Any, config: Any, headers: Mapping[str, TensorHeader], head: str) -> Fit:
     """Refuse a config and files that do not fit, without the memory of either.
 
-    Args:
-        cls: A class of transformers.
-        config: Its configuration.
-        headers: The headers of the files.
-        head: As `LibraryClass.head`.
-
     Raises:
         JobError: Tensors are superfluous, of other shapes or types, or fewer than the class needs.
     """
@@ -265,8 +255,6 @@ def load(cls: Any, config: Any, folder: Path, absent: Collection[str]) -> torch.
     """Load a class of the library from a folder, in float32 on the CPU, in eval mode.
 
     Args:
-        cls: A class of transformers.
-        config: Its configuration.
         folder: Has the weights that `check_fit` took; nothing else of it is read.
         absent: Tensors that no file has, and no prediction reads.
 
@@ -355,7 +343,6 @@ def leave_out(module: torch.nn.Module, names: Collection[str]) -> None:
 
     Args:
         module: It is changed; what reads one of them raises an error from now on.
-        names: The tensors.
     """
     for name in names:
         path, _, leaf = name.rpartition(".")

@@ -110,9 +110,6 @@ def library_predictions(
     """Return the columns of a task for some rows.
 
     Args:
-        path: The directory.
-        facts: The facts of the directory.
-        task: A task that it serves.
         rows: Texts or pairs of texts; encoded clips, which are cut to the model's limit; or
             for each image the normalised pixels, float32 (1, C, H, W), and the height and width in
             px of the image itself. The pixels are ours, which are compared with the library's when
@@ -445,8 +442,6 @@ def _onnx_outputs(
 
     Args:
         view: The view of the copy, with the tokenizer of the library.
-        facts: The facts of the file.
-        rows: Texts, or pairs of texts.
 
     Returns:
         For each row (1, ...), for one of tokens (1, L, ...); None: the file takes one shape alone.

@@ -124,7 +124,6 @@ class ModelClass:
         Args:
             input_name: The registered name of the input that it takes.
             tasks: What its outputs serve.
-            more: Other fields of the facts.
         """
         fields: dict[str, Any] = {"format_name": "transformers", "module": self.facts, **more}
         if self.unused:
@@ -137,9 +136,6 @@ class ModelClass:
 
 def choose(folder: Path) -> ModelClass:
     """Choose the class that a config names, and check that the weights fit and that it runs.
-
-    Args:
-        folder: A view of the directory.
 
     Raises:
         JobError: The library has no such class, the weights do not fit, or rows would fail.
@@ -155,13 +151,7 @@ def choose(folder: Path) -> ModelClass:
 
 
 def fitted(folder: Path, chosen: ModelClass, headers: Mapping[str, TensorHeader]) -> ModelClass:
-    """Check that the weights of a class fit, and that it runs; see `choose`.
-
-    Args:
-        folder: A view of the directory.
-        chosen: The class, without a module.
-        headers: The headers of the weights.
-    """
+    """Check that the weights of a class fit, and that it runs; see `choose`."""
     built, config, head = chosen.built, chosen.config, chosen.head
     module, missing, unused = check_fit(built, config, headers, head)
     leave_out(module, missing)
@@ -201,11 +191,6 @@ def width_of(config: Any, *keys: str) -> int:
 
 def require_one_input(cls: Any, config: Any, head: str) -> None:
     """Refuse a class that takes other data of a row than its main input.
-
-    Args:
-        cls: A class of transformers.
-        config: Its configuration.
-        head: As `LibraryClass.head`.
 
     Raises:
         JobError: It takes other data; names it.
@@ -249,7 +234,6 @@ def require_run(
 
     Args:
         module: A module of transformers, on the device `meta`.
-        head: As `LibraryClass.head`.
         is_whole: Whether it has all of its tensors; otherwise it is not refused if it cannot run.
         load: Loads it with its numbers, which some classes cannot run without; None: too many.
 

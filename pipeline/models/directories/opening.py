@@ -235,10 +235,8 @@ def directory_module(
     """Build the module of a directory from this node's copy; see `build_module`.
 
     Args:
-        facts: The facts of the directory.
         model_input: What it sees of a row.
         pooling: The job's pooling; None: the directory's.
-        task: What the outputs are for.
 
     Raises:
         JobError: The directory changed, does not serve the task, or its weights do not fit.
@@ -270,7 +268,6 @@ def build_module(
 
     Args:
         facts: What `read_facts` read of it; the job may have another pooling.
-        task: What the outputs are for.
         model_input: What a model that writes or chooses sees of a row.
 
     Returns:

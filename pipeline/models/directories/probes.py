@@ -119,8 +119,6 @@ def require_same(
 
     Args:
         probe: The row, for the message.
-        tensor: The name of the tensor.
-        library: Name and version.
         expected: The numbers of the library, of any shape.
         actual: Ours.
         tolerance: The largest difference of a number.

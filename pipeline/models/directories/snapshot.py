@@ -98,11 +98,7 @@ def local(directory: ModelDirectory) -> Path:
 
 
 def lend(directory: ModelDirectory, path: Path) -> None:
-    """Link a copy of another process's node cache into that of this process, a confined one.
-
-    Args:
-        path: The folder of the copy.
-    """
+    """Link a copy of another process's node cache into that of this process, a confined one."""
     os.symlink(path.parent, cache_folder() / _key(directory.sha256))
 
 

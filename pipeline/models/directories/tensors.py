@@ -167,7 +167,6 @@ def require_size(module: torch.nn.Module, headers: Mapping[str, TensorHeader], w
 
     Args:
         module: On the device `meta`.
-        headers: The tensors of the files.
         where: What describes the module.
 
     Raises:

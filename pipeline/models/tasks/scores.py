@@ -70,8 +70,6 @@ def scores_of(
 
     Args:
         outputs: float32 (B, K).
-        scores: `TaskSpec.scores`.
-        usual: `Task.scores_of_logits`.
 
     Returns:
         float32 (B, K), not finite in rows whose outputs are not; `OFF`, (B,), unless the outputs

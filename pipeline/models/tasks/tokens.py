@@ -209,10 +209,8 @@ def entities_of(
     """Make entities of tokens.
 
     Args:
-        tokens: T tokens.
         scores: Scores of the best label, float32 (T,); for `average` those of all labels, (T, K).
         label_ids: The best label, int32 (T,); None for `average`.
-        labels: K names.
         aggregation: `none`, `simple`, `first`, `average` or `max`.
     """
     begins = np.arange(len(tokens.rows))

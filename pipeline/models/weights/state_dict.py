@@ -32,7 +32,6 @@ def load_state(
     """Load the content of a weights file into a module; all tensors must fit.
 
     Args:
-        held: The content of the file.
         key: `model.weights_key`, the key of the state dict in the file; a dot goes one level down.
         uri: The file, for messages.
         name: The model, for messages.

@@ -179,7 +179,6 @@ def _shape(
 
     Args:
         wrap: Makes the module that is run of the library's model.
-        transform: The transform of the images.
 
     Returns:
         (): It has no such output.

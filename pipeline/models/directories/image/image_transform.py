@@ -66,7 +66,6 @@ def read_transform(folder: Path, at: str = "", num_channels: int | None = None) 
     """Ask the library for the transform of a directory, and compare its pixels with ours.
 
     Args:
-        folder: The directory.
         at: Where the model's files lie: '' or a folder ending in `/`.
         num_channels: Channels that the model's config names; None: it names none.
 
@@ -122,10 +121,7 @@ def held_transform(
     """Return the first transform that makes the pixels of the library.
 
     Args:
-        candidates: Fields of transforms.
-        images: Encoded.
         expected: What the library makes of each.
-        library: Name and version.
 
     Returns:
         The transform, or None and how the first candidate differs.

@@ -69,7 +69,6 @@ def read_onnx_facts(
     It has no transform: the job says it. A file of texts has the tokenizer beside it.
 
     Args:
-        path: The file.
         folder: The copy that `choose_onnx` chose; None: nothing beside the file is read.
         takes_any: It is run by code of the caller's: its inputs need not be one of ours.
 

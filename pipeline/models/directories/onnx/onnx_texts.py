@@ -39,7 +39,6 @@ def with_files_beside(folder: Path, facts: DirectoryFacts, main: TensorFacts) ->
 
     Args:
         folder: The copy, as `choose_onnx` chose it.
-        facts: The facts of the file itself.
         main: The output that tasks take.
 
     Raises:

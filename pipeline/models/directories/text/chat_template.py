@@ -52,7 +52,6 @@ def chat_prompt(directory: ModelDirectory, messages: Messages) -> Prompt:
     """Render messages with the chat template of a directory.
 
     Args:
-        directory: The directory.
         messages: One content has PLACE, once.
 
     Raises:
@@ -67,7 +66,6 @@ def ask(function: str, directory: ModelDirectory, *arguments: Any) -> Any:
 
     Args:
         function: `module:name`; it takes the files' folder and the arguments, and returns JSON.
-        arguments: Plain JSON values.
 
     Raises:
         JobError: It fails, or takes too much.

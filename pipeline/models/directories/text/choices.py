@@ -266,7 +266,6 @@ def _require_shares(
     """Refuse a model whose likelihoods change where keys and values are shared and padded.
 
     Args:
-        module: It is tried.
         batches: Each is what the module takes of some rows.
         rows: What `plain` takes of the first rows of each.
     """

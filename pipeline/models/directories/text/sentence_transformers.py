@@ -91,7 +91,6 @@ class Opened:
         """Open a directory.
 
         Args:
-            folder: The directory.
             has_weights: Whether the weights are in it, with which the model must agree.
 
         Raises:

@@ -55,10 +55,6 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
 def encoder_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     """Read the facts of a class that takes texts.
 
-    Args:
-        folder: The directory.
-        chosen: The class.
-
     Raises:
         JobError: The directory is refused.
     """

@@ -51,7 +51,6 @@ def library_tokens(folder: Path, at: str) -> LibraryTokens:
     """Make the tokenizer of a directory by the library.
 
     Args:
-        folder: The directory.
         at: Where its files lie: '' or a folder of the directory, ending in `/`.
 
     Raises:
@@ -79,7 +78,6 @@ def library_errors(library: str, what: str) -> Iterator[None]:
     """Turn what a library raises in the body into one line.
 
     Args:
-        library: Name and version.
         what: Goes on with what it fails at.
 
     Raises:
@@ -98,9 +96,6 @@ def library_errors(library: str, what: str) -> Iterator[None]:
 def load_tokenizer(path: Path, overlay: str = "") -> Tokenizer:
     """Load a `tokenizer.json`.
 
-    Args:
-        overlay: `TextFacts.overlay`.
-
     Raises:
         JobError: The file is missing, too large, or damaged.
     """
@@ -114,8 +109,6 @@ def output_tokenizer(path: Path, facts: DirectoryFacts, model_input: Input) -> P
     """Return the tokenizer of what a language model writes.
 
     Args:
-        path: The directory.
-        facts: Of it.
         model_input: What the model sees of a row.
 
     Raises:
@@ -131,10 +124,6 @@ def prompt_tokens(path: Path, text: TextFacts, prompt: str) -> int:
     """Return how many tokens a prompt takes at the start of a text, special tokens included.
 
     In a confined process, for a pattern of the tokenizer may never end.
-
-    Args:
-        path: The directory.
-        text: Its facts.
 
     Raises:
         JobError: The tokenizer fails over it, or takes too long.
@@ -162,10 +151,8 @@ def text_facts(
     """Read how texts become tensors, and hold our tokens of some texts to the library's.
 
     Args:
-        folder: The directory.
         at: Where the tokenizer lies: '' or a folder of the directory, ending in `/`.
         module: The library's model, whose tensors may mean nothing; None: it is unknown.
-        made: The library's way.
         has_pairs: Whether rows may be pairs of texts.
 
     Raises:
@@ -220,8 +207,6 @@ def settings_of(path: Path, text: TextFacts, *, has_pair: bool = False) -> TextS
     """Return the settings of a directory's own texts.
 
     Args:
-        path: The directory on this node.
-        text: Its facts.
         has_pair: Whether rows are pairs of texts.
     """
     file = path / text.tokenizer
@@ -331,10 +316,6 @@ def special_tokens(tokenizer: Tokenizer) -> list[str]:
 
 def require_tokens(made: LibraryTokens, settings: TextSettings) -> None:
     """Compare the tokens of eight texts, or of four pairs, with those of the library.
-
-    Args:
-        made: The library's way.
-        settings: Ours.
 
     Raises:
         JobError: They differ; names the probe and both values.
