@@ -13,7 +13,6 @@ from time import monotonic, process_time, sleep
 import numpy as np
 import pyarrow as pa
 import pytest
-from pipeline.inference.devices.shared_lock import SharedLock
 from support.faults.fake_device import FakeGpu, installed
 from support.runs.predicting import BAD, BLACK, WHITE, config_of, images, predictor, rows_of
 from support.runs.selection import quick_cases
@@ -27,6 +26,7 @@ from pipeline.execution.predictor_actor import ActorConfig, _Model
 from pipeline.execution.ray_options import CALLS_AT_ONCE
 from pipeline.execution.stages import PREDICT, SliceWork
 from pipeline.inference.devices.device_buffers import FreeBuffers
+from pipeline.inference.devices.shared_lock import SharedLock
 from pipeline.models.agreement import AgreementLimits
 from pipeline.process.memory import MemoryShare
 

@@ -1,10 +1,7 @@
-"""Engine `generate`: a model of torch that writes a text for each row, greedily.
+"""Engine `generate`: a model of torch writes a text for each row, greedily.
 
-A row may be a text, a clip of sound, an image: its input makes tensors of it, and the module begins
-with them.
-
-The same code runs on CPU and GPU. Rows that fail are found as in other models: those that were in
-the batch are written again in halves.
+A row may be a text, a clip or an image. The same code runs on CPU and GPU. Rows at fault are found
+as in engine `torch`: the rows of a failed batch are written again in halves.
 """
 
 from __future__ import annotations
@@ -55,16 +52,16 @@ from pipeline.preprocessing.texts.tokenizer import is_of_library
 from pipeline.process.liveness import no_limit, still_alive
 
 _PREFILL_TOKENS = 4_096
-"""Tokens of prompts, padding included, that are read at once."""
+"""Most tokens of prompts, padding included, that are read at once."""
 _LENGTH_BITS = 6
-"""Lengths are counted by so many of their upper bits."""
+"""Bits that are kept of a length, in the histogram of lengths."""
 _NUMBERS: dict[str, tuple[type[np.number[Any]], Callable[[Row], float]]] = {
     NUM_INPUT_TOKENS: (np.int32, lambda row: row.num_input),
     NUM_OUTPUT_TOKENS: (np.int32, lambda row: len(row.tokens)),
     FINISH: (np.int32, lambda row: cast(int, row.finish)),
     MEAN_LOGPROB: (np.float32, lambda row: row.logprob / len(row.tokens)),
 }
-"""Result -> its type, and its value for a row that has ended."""
+"""Result -> its dtype, and its value for a row that has ended."""
 
 
 class GenerateEngine(ModelEngine):
@@ -126,7 +123,7 @@ class GenerateEngine(ModelEngine):
         return Writing(module, self._generation, read, groups, limits, held.spent)
 
     def _write(self, places: Rows, held: Outputs, faults: FaultFinder) -> None:
-        """Write rows; those at fault get their failure.
+        """Write rows; rows at fault get a failure.
 
         Raises:
             SystematicFailure: All rows of the first batches failed for one cause.
@@ -139,10 +136,10 @@ class GenerateEngine(ModelEngine):
             if self._first is not None:
                 self._first.check()
             places = self._left(places, held)
-            failure, at_fault = self._try(places, held)  # within limits that may be smaller now
+            failure, at_fault = self._try(places, held)  # the limits may be smaller now
 
     def _try(self, places: Rows, held: Outputs) -> tuple[Failure | None, Rows]:
-        """Write rows, until all are written or an error comes; return it, and the rows at fault."""
+        """Write rows until all have ended or one fails; return the failure and rows at fault."""
         writing = self._writing(self._rows(held.inputs, places), held)
         while writing:
             try:
@@ -163,7 +160,7 @@ class GenerateEngine(ModelEngine):
     def _left(self, places: Rows, held: Outputs) -> Rows:
         """Return the rows that are neither written nor failed.
 
-        It asks nothing else, so that no row is lost whatever an error has left behind.
+        It relies on nothing else, so no row is lost whatever state an error has left.
         """
         is_left = [row not in held.written and held.failures[row] is None for row in places]
         return places[np.array(is_left, np.bool_)]
@@ -197,9 +194,9 @@ class GenerateEngine(ModelEngine):
         return results
 
     def _judged(self, row: Row, text: str) -> tuple[Any, Failure | None]:
-        """Return the record of a text, and why the row fails; None: its output is taken.
+        """Return the record of a text, and the failure of its row if it fails.
 
-        Outputs whose likelihood is no number fail, and those that the job refuses.
+        A row fails if its log probability is not finite, or if the job refuses its output.
         """
         refuses, most = self._generation.invalid == QUARANTINE, self._generation.max_new_tokens
         record = cast(Generate, self._model.task).record
@@ -214,7 +211,7 @@ class GenerateEngine(ModelEngine):
                     raise ValueError(row.matcher.problem)
                 return record.read(text), None
             except ValueError as error:
-                message = f"the output is no record of generate.schema: {error}"
+                message = f"the output is not a record of generate.schema: {error}"
                 return None, Failure(Reason.OUTPUT_INVALID, PREDICT, message)
         if refuses and not text:
             return None, Failure(Reason.EMPTY_OUTPUT, PREDICT, "the output has no text")

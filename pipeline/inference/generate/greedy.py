@@ -1,8 +1,8 @@
-"""Rows of a slice that a language model writes greedily.
+"""The greedy loop: a language model writes the rows of a slice.
 
-A batch is filled by the tokens that its rows may come to have. Where a model continues texts, rows
-enter and leave as places are free: one that has ended leaves together with others, as what is left
-is copied then, and rows that wait take their places. Other models write batch after batch.
+A batch is filled by the tokens that its rows may come to have. If the model continues texts, rows
+enter as places become free; rows that have ended leave several at a time, because the rest is
+copied then. Other models write batch after batch.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from pipeline.process.liveness import still_alive
 
 EOS, STOP, LENGTH = map(FINISHES.index, ("eos", "stop", "length"))
 _LEAVE_TOGETHER = 8
-"""Rows leave when one of so many has ended."""
+"""Rows leave when one in this many has ended."""
 _TAIL_TOKENS = 64
 _REPEATED_TOKENS, _MOST_PERIOD, _LEAST_TIMES = 24, 16, 4
 Decode = Callable[[Sequence[int]], str]
-"""Tokens -> their text."""
+"""Tokens -> text."""
 Read = Callable[[Sequence[int]], AbstractContextManager[Mapping[str, torch.Tensor]]]
-"""Places in the slice -> the tensors of these rows on the device, as the model takes them."""
+"""Row numbers in the slice -> the model input of these rows, on the device."""
 
 
 @dataclass
 class Spent:
-    """What was computed."""
+    """Counts and seconds of what was computed."""
 
     input_tokens: int = 0
     padded_tokens: int = 0
-    """Of what the model reads, with the padding."""
+    """Input tokens and their padding."""
     output_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -55,17 +55,17 @@ class Spent:
 
 @dataclass
 class Outputs:
-    """The rows of a slice as they end."""
+    """The rows of a slice that have ended."""
 
     inputs: Inputs
     failures: list[Failure | None]
     written: dict[int, Row] = field(default_factory=dict)
-    """Place in the slice -> the row."""
+    """Row number in the slice -> row."""
     spent: Spent = field(default_factory=Spent)
 
 
 class Writing:
-    """Rows that are written, and those that wait."""
+    """The batch that is being written, and the rows that wait."""
 
     def __init__(
         self,
@@ -80,16 +80,16 @@ class Writing:
 
         Args:
             module: On its device, in eval mode.
-            generation: How texts are written.
+            generation: The settings.
             read: Reads rows.
-            groups: Rows that can be read together, in the order in which they enter, the longest of
-                each first. Nothing is written of them yet.
-            limits: Rows, and tokens of prompts and outputs, at once.
-            spent: Is added to.
+            groups: New rows that can be read together, in the order in which they enter, the
+                longest of each group first.
+            limits: Rows, and tokens of prompts and outputs, of a batch.
+            spent: Counts and seconds are added to it.
         """
         self.active: list[Row] = []
-        """The rows of the batch, in its order, those of the last step that have ended among them;
-        after an error the rows at fault."""
+        """The rows of the batch in order, also those that ended in the last step; after an error
+        the rows at fault."""
         self._groups = deque(groups)
         self._module, self._generation, self._read = module, generation, read
         self._limits, self._spent = limits, spent
@@ -101,18 +101,18 @@ class Writing:
 
     @cached_property
     def _rules(self) -> AppliedRules:
-        # In the first step, whose rows are at fault if the device has no room for them.
+        # Made in the first step, whose rows are at fault if the device lacks memory.
         return AppliedRules(self._generation, self._module.device, self._module.grammar)
 
     @torch.inference_mode()
     def advance(self) -> list[Row]:
-        """Let some rows enter, or write a token for each; return those that have ended with it.
+        """Let rows enter, or write a token of each row; return the rows that have ended with it.
 
-        Models that the library runs write to some rows as a whole.
+        A model that the library runs writes a whole batch.
 
         Raises:
             Exception: Any error of the model or the device; the rows at fault are among `active`,
-                and nothing can be written with this object any more.
+                and this object cannot be used any more.
         """
         began = perf_counter()
         self._leave()
@@ -134,7 +134,7 @@ class Writing:
         return [row for row in before if row.finish is not None]
 
     def _entering(self) -> list[Row]:
-        """Let the next rows enter that there is room for, and that can be read together."""
+        """Return the next rows that fit and can be read together, and add them to the batch."""
         if not self._groups:
             return []
         first = self._groups[0]
@@ -143,7 +143,7 @@ class Writing:
         if self._limits.tokens:
             most = min(most, self._limits.tokens // (longest + self._generation.max_new_tokens))
         group = first[: max(0 if self.active else 1, most - len(self.active))]
-        self.active += group  # before all else: they are at fault if it fails
+        self.active += group  # first of all: they are at fault if reading fails
         if len(group) < len(first):
             self._groups[0] = first[len(group) :]
         else:
@@ -152,7 +152,7 @@ class Writing:
 
     @contextmanager
     def _begun(self, group: Sequence[Row]) -> Iterator[Any]:
-        """Read rows, and have their batch during the body."""
+        """Read rows; yield their batch."""
         reads = perf_counter()
         with self._read([row.number for row in group]) as tensors:
             begun = self._module.begin(tensors)
@@ -162,15 +162,15 @@ class Writing:
             self._spent.padded_tokens += len(group) * max(begun.num_input)
             read_s = perf_counter() - reads
             self._spent.prefill_s += read_s
-            self._spent.decode_s -= read_s  # which is counted as a whole
+            self._spent.decode_s -= read_s  # `advance` adds all of its time
             yield begun.batch
 
     def _given(self) -> tuple[list[int], list[int]]:
-        """Return the token that each row gives to the next step, and its place."""
+        """Return the last token of each row, and its position."""
         tokens, places = [], []
         for row in self.active:
             tokens.append((row.tokens or row.before)[-1])
-            # A place behind the last of the model does not exist.
+            # A row that has ended may be at the model's last position.
             has_ended = row.finish is not None
             places.append(0 if has_ended else len(row.before) - 1 + len(row.tokens))
         return tokens, places
@@ -178,11 +178,11 @@ class Writing:
     def _add_tokens(self, logits: torch.Tensor) -> torch.Tensor:
         """Add the next token to each row that has not ended.
 
-        It is called after each pass of the model and notes that the slice gets on, so that a limit
-        of time is one of steps and not of rows.
+        Called after each pass of the model; it reports progress, so that the time limit applies to
+        a step and not to a row.
 
         Returns:
-            Logits whose best are these tokens, (B, V), until the next call.
+            Logits whose best are these tokens, (B, V); valid until the next call.
         """
         self._still_alive(num_tokens=sum(row.finish is None for row in self.active))
         allowed = self._rules(logits, self.active)
@@ -202,16 +202,16 @@ class Writing:
         return torch.tensor(ended, device=self._module.device)
 
     def _finish_of(self, row: Row, token: int) -> int | None:
-        """Return why a row ends with its last token; None if it goes on."""
+        """Return why a row ends with its last token; None if it does not."""
         if (matcher := self._rules.matcher(row)) is not None and matcher.is_done:
             return STOP
         is_last = len(row.tokens) >= self._generation.max_new_tokens
-        # Where there is no more room, rules may force an end.
+        # At the length limit the rules may force an end token.
         if token in self._generation.rules.ends and not (is_last and self._generation.rules.last):
             return EOS
         if self._generation.stop and self._stops(row.tokens):
             return STOP
-        # Nothing sensible can follow what is not finite.
+        # Nothing sensible can follow logits that are not finite.
         return LENGTH if is_last or not math.isfinite(row.logprob) else None
 
     def _stops(self, tokens: Sequence[int]) -> bool:
@@ -220,11 +220,11 @@ class Writing:
         tail = self._module.text(tokens[-size:])
         if not any(text in tail for text in stop):
             return False
-        # The beginning of a tail may be decoded otherwise than within the whole.
+        # The beginning of the tail may decode differently within the whole.
         return len(tokens) <= size or any(text in self._module.text(tokens) for text in stop)
 
     def _leave(self) -> None:
-        """Take the rows that have ended out of the batch, if they are enough."""
+        """Remove the rows that have ended from the batch, if they are enough."""
         left = [index for index, row in enumerate(self.active) if row.finish is None]
         num_ended = len(self.active) - len(left)
         if not num_ended or num_ended * _LEAVE_TOGETHER < len(self.active):
@@ -235,14 +235,14 @@ class Writing:
 
 
 def text_of(row: Row, generation: Generation, decode: Decode) -> str:
-    """Return the text of a row, without what stopped it."""
+    """Return the text of a row, without the stop text."""
     text = decode(row.tokens)
     places = [text.find(stop) for stop in generation.stop] if row.finish == STOP else []
     return text[: min((place for place in places if place >= 0), default=len(text))]
 
 
 def is_repeating(tokens: Sequence[int]) -> bool:
-    """Tell whether an output ends in the same few tokens again and again."""
+    """Tell whether an output ends in a repeated sequence of a few tokens."""
     for period in range(1, _MOST_PERIOD + 1):
         size = max(_REPEATED_TOKENS, _LEAST_TIMES * period)
         tail = tokens[-size:]

@@ -1,9 +1,8 @@
-"""What decides the next token beside logits: a directory's rules, as transformers has them, and the
-grammar of records; and the reference check by them, one pass over a row without a batch.
+"""Token rules: restrict the next token by a directory's rules and the grammar of records.
 
-Greedy tokens are the best of the logits before them. Where two are about as likely, other shapes of
-a batch may tip the balance, so a token must be the best up to what rounding of a type makes. Of
-records it must be the best of those that may come.
+Also the reference check of written rows: one pass over each row alone. A greedy token is the best
+of its logits, or among those that the grammar allows. Two about equally likely tokens may change
+places with the shape of the batch, so a token agrees if it is the best up to rounding.
 """
 
 from __future__ import annotations
@@ -31,47 +30,46 @@ class Row:
     """A row that is written."""
 
     number: int
-    """Its place in the slice."""
+    """Row number in the slice."""
     num_input: int = 0
-    """What the model reads of it: tokens of its prompt, or vectors of its encoder; as long as it
-    waits, 0 if only the model knows."""
+    """Tokens of the prompt, or vectors of the encoder; 0 before it is read if unknown."""
     before: Sequence[int] = ()
-    """The tokens of the decoder before its output; none as long as it waits."""
+    """Tokens of the decoder before the output; () before it is read."""
     tokens: list[int] = field(default_factory=list)
     logprob: float = 0.0
     """Sum over the tokens."""
     finish: int | None = None
-    """Place of the reason in FINISHES; None: it has not ended."""
+    """Index of the reason in FINISHES; None if it has not ended."""
     followers: dict[tuple[int, ...], set[int]] = field(default_factory=dict)
-    """Some tokens in a row of its history -> those that came behind them."""
+    """Sequence of tokens in its history -> the tokens that followed."""
     num_noted: int = 0
-    """Tokens of its history that are in `followers`."""
+    """Tokens of its history that `followers` covers."""
     matcher: Matcher | None = None
-    """Its record so far; None: nothing of it was asked for."""
+    """Its record so far; None if not begun."""
 
 
 class AppliedRules:
-    """Rules, with tensors on a device."""
+    """Rules as tensors on a device."""
 
     def __init__(
         self, generation: Generation, device: torch.device, grammar: Grammar | None = None
     ) -> None:
-        """Take rules, and the grammar of records; None: outputs are texts."""
+        """Take rules, and the grammar of records; None if outputs are texts."""
         self._grammar = grammar
         self._room: torch.Tensor | None = None
         self._never = torch.tensor(_NEVER, device=device)
         self._rules, self._most = generation.rules, generation.max_new_tokens
-        # Those alone are the same for each row at any step, or no rules of a step.
+        # All but these depend on the row or the step.
         rest = replace(self._rules, ends=(), start=(), languages=(), times_from=None, banned=())
         self._is_plain = replace(rest, cleans=False) == Rules()
         self._banned = torch.tensor(self._rules.banned, dtype=torch.int64, device=device)
 
     def __call__(self, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """Return the logits whose best are the next tokens, float32 (B, V), until the next call.
+        """Return logits, float32 (B, V), whose best are the next tokens; valid until the next call.
 
         Args:
-            logits: Float32 (B, V), of the model; they stay as they are.
-            rows: (B,); of rows that have ended the result means nothing.
+            logits: float32 (B, V), the model's; unchanged.
+            rows: (B,); the logits of rows that have ended are undefined.
         """
         if self._is_plain and not len(self._banned):
             return self._within_records(logits, logits, rows)
@@ -84,25 +82,25 @@ class AppliedRules:
         return self._within_records(allowed, logits, rows)
 
     def matcher(self, row: Row) -> Matcher | None:
-        """Return the record of a row as far as it is written; None: it is a text."""
+        """Return the matcher of a row, with all its tokens; None if it is a text."""
         if self._grammar is None:
             return None
         if row.matcher is None:
             row.matcher = self._grammar.begin()
-        # What the directory forces first is no part of the record.
+        # A forced first token is not part of the record.
         row.matcher.take(row.tokens[int(self._is_forced(row, 0)) :])
         return row.matcher
 
     def _is_forced(self, row: Row, num_new: int) -> bool:
-        """Tell whether the directory forces the token behind so many new ones."""
+        """Tell whether the directory forces the token after `num_new` new ones."""
         return self._rules.first is not None and len(row.before) + num_new == 1
 
     def _within_records(
         self, allowed: torch.Tensor, logits: torch.Tensor, rows: Sequence[Row]
     ) -> torch.Tensor:
-        """Return logits, (B, V), with those alone that a record may go on with.
+        """Return logits, (B, V), restricted to the tokens that the grammar allows.
 
-        Where rules forbid all of them, they give way: otherwise a row would have no record.
+        Where the rules forbid all of these, the grammar wins, so that every row has a record.
         """
         if self._grammar is None:
             return allowed
@@ -120,13 +118,13 @@ class AppliedRules:
         return kept
 
     def _room_of(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return room for logits, (B, V): new memory for each step would take longer to come."""
+        """Return reused memory for logits, (B, V): allocating it in each step takes longer."""
         if self._room is None or len(self._room) < len(logits):
             self._room = torch.empty_like(logits)
         return self._room[: len(logits)]
 
     def _apply(self, logits: torch.Tensor, row: Row) -> None:
-        """Change the logits, (V,), of a row in place."""
+        """Apply the rules to the logits of a row, (V,), in place."""
         rules, num_new = self._rules, len(row.tokens)
         before = row.before
         length = len(before) + num_new
@@ -142,12 +140,12 @@ class AppliedRules:
             _force(logits, [rules.first])
         if rules.last and num_new == self._most - 1 and self._grammar is None:
             _force(logits, [*rules.last])
-        # Behind a token that is forced comes the first that is chosen.
+        # After a forced token comes the first chosen one.
         if num_new == int(self._is_forced(row, 0)):
             logits[[*rules.banned_first]] = _NEVER
 
     def _repeating(self, row: Row, history: list[int]) -> set[int]:
-        """Return the tokens that would repeat what may come once, or never."""
+        """Return the tokens that would complete a repeated or banned sequence."""
         banned, size = set[int](), self._rules.no_repeat_ngram
         if size and len(history) >= size - 1:
             for end in range(max(size, row.num_noted + 1), len(history) + 1):
@@ -170,13 +168,13 @@ def _force(logits: torch.Tensor, ids: list[int]) -> None:
 def num_agreed(
     module: Decoding, generation: Generation, rows: Sequence[Row], precision: str, read: Read
 ) -> int:
-    """Count rows each of whose tokens is the best, or as good as the best.
+    """Count the rows whose every token is the best one, up to rounding.
 
     Args:
-        module: Of float32, eager.
-        generation: How the rows were written.
-        rows: Written, and ended.
-        precision: In which they were written.
+        module: The module in eager float32.
+        generation: The settings by which the rows were written.
+        rows: Rows that have ended.
+        precision: The precision in which they were written.
         read: Reads rows.
     """
     rules = AppliedRules(generation, module.device, module.grammar)

@@ -1,4 +1,4 @@
-"""Make the module that writes for a task, and try whether rows stay as they are beside others."""
+"""Build the module that writes, and check that a row is the same beside other rows."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def with_decoding(
     """Return the module that writes for a task.
 
     Args:
-        head: As `LibraryClass.head`, of a model that writes.
-        model: Of the library, with this head.
-        task: Its rules say what the decoder begins with.
-        tokenizer: Makes a text of tokens that the model has written.
+        head: One of `WRITERS`.
+        model: The library's model, with this head.
+        task: Has the rules, which say how the decoder begins.
+        tokenizer: Decodes the tokens that the model has written.
 
     Raises:
-        JobError: Rows change beside others, or cannot begin at different steps.
+        JobError: Logits change beside other rows, or rows cannot begin at different steps.
     """
     assert task.generation is not None, "the task writes"
     text = text_decoder(task.generation, tokenizer)
@@ -60,7 +60,7 @@ def with_decoding(
 
 
 def text_decoder(generation: Generation, tokenizer: PromptTokenizer) -> Text:
-    """Return what makes a text of tokens that a model has written."""
+    """Return the function that decodes the tokens that a model has written."""
     text: Text = tokenizer.text
     if (times_from := generation.rules.times_from) is not None:
         text = _without(text, times_from)
@@ -89,7 +89,7 @@ def _caption_class(model: Any) -> type[LibraryDecoding]:
 
 
 def tensors_of(prompts: Sequence[Sequence[int]]) -> Tensors:
-    """Return texts as the model takes them: ids and mask, int64 (B, L), padded on the right."""
+    """Return the model input of texts: ids and mask, int64 (B, L), padded on the right."""
     ids = [torch.tensor(prompt, dtype=torch.int64) for prompt in prompts]
     masks = [torch.ones_like(row) for row in ids]
     pad = nn.utils.rnn.pad_sequence
@@ -97,7 +97,7 @@ def tensors_of(prompts: Sequence[Sequence[int]]) -> Tensors:
 
 
 def _require_rows_alone(module: CausalDecoding, name: str) -> None:
-    """Refuse a model whose logits change where rows begin at different steps and leave."""
+    """Refuse a model whose logits change where rows enter and leave at different steps."""
     prompts = _prompts(module)
     count, size = len(prompts), _num_tokens(module)
     output = [(17 * n + 5) % size for n in range(2 * _CHECKED_STEPS)]
@@ -106,7 +106,7 @@ def _require_rows_alone(module: CausalDecoding, name: str) -> None:
         expected = [module.plain(tensors_of([ids]), ids, output) for ids in prompts]
         batch, rows, steps = begun.batch, [*range(count - 1)], [0] * count
         for number in range(2 * _CHECKED_STEPS):
-            if number == _CHECKED_STEPS:  # the last one enters, and of three the first leaves
+            if number == _CHECKED_STEPS:  # the last row enters, the first one leaves
                 batch = batch.joined(late.batch).kept([*range(count)][-2:])
                 rows = [*range(count)][-2:]
             given = [output[steps[row] - 1] if steps[row] else prompts[row][-1] for row in rows]
@@ -118,7 +118,7 @@ def _require_rows_alone(module: CausalDecoding, name: str) -> None:
 
 
 def _require_padding_is_unseen(module: LibraryDecoding, name: str) -> None:
-    """Refuse a model whose logits change where a text is beside others."""
+    """Refuse a model whose logits of a text change beside longer texts."""
     prompts = _prompts(module)
     with refused_for("generate", name, "read texts of several lengths at once"):
         for actual, ids in zip(module(**tensors_of(prompts)), prompts, strict=True):

@@ -1,4 +1,4 @@
-"""A language model of the library, run with keys and values of the tokens before."""
+"""A language model of the library that is run with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ States = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class CachedModel(nn.Module):
-    """Runs a model whose cache may have any of the names that the library gives it."""
+    """Runs a model, whatever the library calls its cache."""
 
     packs_linear_layers = True
-    """Its steps have few rows; read by the runtime `eager`."""
+    """Tell runtime `eager` to pack linear layers, as steps have few rows."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -30,10 +30,10 @@ class CachedModel(nn.Module):
         self._cache_name = "cache" if "cache" in taken else "past_key_values"
         self._takes = frozenset(taken)
         self.chooses_logits = "logits_to_keep" in taken
-        """Whether it computes the logits of chosen tokens only."""
+        """Whether it can compute the logits of chosen tokens only."""
 
     def run(self, cache: Any, **tensors: Any) -> torch.Tensor:
-        """Run the model with keys and values that it may add to; return its logits (B, T, V)."""
+        """Run the model with a cache, which it may extend; return its logits (B, T, V)."""
         options = {self._cache_name: cache, "use_cache": True}
         logits: torch.Tensor = self.model(**tensors, **options).logits
         return logits
@@ -46,15 +46,15 @@ class CachedModel(nn.Module):
         mask: torch.Tensor | None = None,
         keep: int | torch.Tensor = 1,
     ) -> torch.Tensor:
-        """Return the logits of some tokens of a model without an encoder.
+        """Return the logits of T tokens of a model without an encoder.
 
         Args:
             cache: Keys and values of P tokens.
             ids: (B, T).
-            places: (B, T), of each token in its text.
-            mask: bool (B, P + T): which tokens may be seen; None: all.
-            keep: Of how many of the last tokens, or of which, int64 (K,), if it `chooses_logits`.
-                A model that cannot choose gives those of all.
+            places: (B, T), the position of each token in its text.
+            mask: bool (B, P + T): which tokens are attended to; None: all.
+            keep: How many of the last tokens get logits, or which ones, int64 (K,). Only if it
+                `chooses_logits`; otherwise all tokens do.
         """
         rows, length = ids.shape
         if mask is None:
@@ -67,15 +67,15 @@ class CachedModel(nn.Module):
 
 @contextlib.contextmanager
 def refused_for(task: str, name: str, cannot: str) -> Iterator[None]:
-    """Try a model during the body; any error there refuses it.
+    """Refuse a model if the body raises.
 
     Args:
-        task: Of the job.
+        task: The task of the job.
         name: The model's class.
-        cannot: What it cannot do, as the message says.
+        cannot: What the model cannot do, for the message.
 
     Raises:
-        JobError: The body raised an error, which the message has.
+        JobError: The body raised an error, which the message quotes.
     """
     try:
         yield
@@ -88,14 +88,14 @@ def refused_for(task: str, name: str, cannot: str) -> Iterator[None]:
 
 
 def new_cache() -> Any:
-    """Return a cache of the library without keys and values."""
+    """Return an empty cache of the library."""
     from transformers import DynamicCache
 
     return DynamicCache()
 
 
 def has_linear_attention(config: Any) -> bool:
-    """Tell whether the library's cache of a model has states that are no keys and values."""
+    """Tell whether a model's cache has states other than keys and values."""
     from transformers import DynamicCache, cache_utils
 
     states = getattr(cache_utils, "LinearAttentionCacheLayerMixin", ())
@@ -110,7 +110,7 @@ def states_of(cache: Any) -> States:
 
 
 def moved(states: States, columns: torch.Tensor) -> States:
-    """Return keys and values of which each column is another one of its row, (B, P)."""
+    """Return keys and values with the columns of each row rearranged, (B, P)."""
     index = columns.clamp(min=0)[:, None, :, None]
 
     def of(part: torch.Tensor) -> torch.Tensor:
@@ -120,5 +120,5 @@ def moved(states: States, columns: torch.Tensor) -> States:
 
 
 def places_of(start: int, end: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the places from start to end for each row of (B, L): int64 (B, end - start)."""
+    """Return the positions from start to end for each row of (B, L): int64 (B, end - start)."""
     return torch.arange(start, end, device=like.device).expand(len(like), -1)

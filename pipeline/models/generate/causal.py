@@ -1,8 +1,7 @@
 """Models that continue a text.
 
-Rows of a batch may have begun at different steps, and enter and leave between steps: keys and
-values are aligned on the right, so that the next token of each row comes into the same column, and
-what is left of a row is masked.
+Rows may enter and leave a batch between steps. Keys and values are aligned on the right, so that
+the next token of each row goes into the same column; the columns left of a row are masked.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ _SPARE_COLUMNS = 32
 
 @dataclass
 class Batch:
-    """B rows on their way through a decoder, with P columns of keys and values."""
+    """B rows in a decoder, with P columns of keys and values."""
 
     states: States
-    """Of the tokens that the decoder has seen, those of a row in its last columns."""
+    """Keys and values of the tokens so far, in the last columns of each row."""
     seen: torch.Tensor
     """bool (B, P): the columns that belong to the row."""
     cache: Any = None
-    """The library's cache of `states`; None: it has changed since."""
+    """The library's cache of `states`; None if they have changed since."""
 
     def kept(self, rows: Sequence[int]) -> Batch:
-        """Return some of the rows, in this order, without columns that none of them needs."""
+        """Return some of the rows, in this order, without columns that no row uses."""
         chosen = torch.tensor(rows, device=self.seen.device)
         seen = self.seen[chosen]
         first = int((~seen.any(dim=0)).sum())
@@ -49,14 +48,14 @@ class Batch:
         return Batch(states, seen[:, first:])
 
     def joined(self, other: Batch) -> Batch:
-        """Return the rows of both, these first."""
+        """Return the rows of both batches, these first."""
         pairs = zip(self.states, other.states, strict=True)
         states = [(_padded([k, m], 2), _padded([v, w], 2)) for (k, v), (m, w) in pairs]
         return Batch(states, _padded([self.seen, other.seen], 1))
 
 
 def _padded(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
-    """Join tensors along axis 0, filled up with zeros along another axis, on the left."""
+    """Join tensors along axis 0, padded with zeros on the left along another axis."""
     longest = max(part.shape[axis] for part in parts)
     filled = []
     for part in parts:
@@ -73,9 +72,9 @@ class CausalDecoding(Decoding):
         ids, lengths = tensors["input_ids"], tensors["attention_mask"].sum(dim=1)
         counts = lengths.tolist()
         before = [row[:count] for row, count in zip(ids.tolist(), counts, strict=True)]
-        # The last token of each is the first step's.
+        # The first step takes the last token of each.
         width = max(counts) - 1
-        read = ids[:, :width] if width else torch.zeros_like(ids[:, :1])  # of no row
+        read = ids[:, :width] if width else torch.zeros_like(ids[:, :1])  # belongs to no row
         columns = places_of(0, read.shape[1], ids) - (read.shape[1] + 1 - lengths)[:, None]
         cache = new_cache()
         self.run_decoder(cache, read, places_of(0, read.shape[1], ids))
@@ -90,9 +89,9 @@ class CausalDecoding(Decoding):
         """Add a token to each row; return the logits of the next one, float32 (B, V).
 
         Args:
-            batch: B rows; it is changed.
+            batch: B rows; changed in place.
             tokens: (B,).
-            places: (B,), of the tokens among those of the row, from 0 on.
+            places: (B,), positions of the tokens in their rows, from 0 on.
         """
         if batch.cache is None:
             batch.cache = _growing(batch.states)
@@ -110,7 +109,7 @@ class CausalDecoding(Decoding):
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]  # untyped
-    """The keys and values of one layer, views of tensors with room for more columns."""
+    """The keys and values of one layer: views of tensors with room for more columns."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
@@ -123,8 +122,8 @@ class _Layer(DynamicLayer):  # type: ignore[misc]  # untyped
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add keys and values, (B, heads, T, size) each; return all."""
-        assert self.keys is not None, "initialised"
-        assert self.values is not None, "likewise"
+        assert self.keys is not None
+        assert self.values is not None
         start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
         if self._room is None or end > self._room[0].shape[2]:
             pairs = ((self.keys, key_states), (self.values, value_states))

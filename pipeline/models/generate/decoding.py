@@ -1,8 +1,8 @@
 """Modules of task `generate`: models that write a text for each row of a batch.
 
-What writes to an encoded text, a clip or an image is run by the library's `generate`, a batch as a
-whole. Which token comes is decided outside, as with texts that are continued, so that rules and
-records are the same.
+The library's `generate` runs models that answer an encoded text, a clip or an image, a whole batch
+at a time. The caller still chooses each token, as for models that continue a text, so that rules
+and records work the same way.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from pipeline.models.generate.grammar import Grammar
 from pipeline.models.generate.spec import Rules
 
 Tensors = Mapping[str, torch.Tensor]
-"""Some rows as the model takes them, by the names of the input: name -> (B, ...)."""
+"""Model input of B rows: tensor name -> (B, ...)."""
 
 
 class Begun(NamedTuple):
     """B rows before their first step."""
 
     batch: Any
-    """What the module knows of them; its class says what that is."""
+    """State of the module, of a type that its class defines."""
     before: list[list[int]]
-    """The tokens of each row before its output, at least one; the last is the first step's."""
+    """Tokens of each row before its output, at least one; the first step takes the last one."""
     num_input: list[int]
-    """What the model reads of each row: tokens of its prompt, or vectors of its encoder."""
+    """Tokens of the prompt, or vectors of the encoder, per row."""
 
 
 class Decoding(CachedModel, ABC):
     """A model that writes."""
 
     def __init__(self, model: nn.Module, text: Callable[[Sequence[int]], str]) -> None:
-        """Take the library's model, or its decoder, and what makes a text of its tokens."""
+        """Take the library's model or its decoder, and the function that decodes its tokens."""
         super().__init__(model)
         self.text = text
         self.grammar: Grammar | None = None
-        """Of the records that it writes; None: it writes texts."""
+        """Grammar of the records that it writes; None: it writes texts."""
 
     @abstractmethod
     def begin(self, tensors: Tensors) -> Begun:
@@ -54,20 +54,20 @@ class Decoding(CachedModel, ABC):
 
     @abstractmethod
     def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Return the logits, float32 (T, V), of the T tokens of an output, by one pass.
+        """Return the logits, float32 (T, V), of the T tokens of an output, in one pass.
 
         Args:
-            tensors: Of one row.
+            tensors: Model input of one row.
             before: The tokens before the output.
-            tokens: (T,).
+            tokens: The output, (T,).
         """
 
     def forward(self, *features: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
-        """Return the logits of first tokens: a full batch can be tried before any slice.
+        """Return the logits of the first tokens, so that a full batch can be tried at the start.
 
         Args:
-            features: The only tensor of the input, (B, ...);
-            tensors: or several by their names.
+            features: The input's only tensor, (B, ...);
+            tensors: or its several tensors by name.
         """
         return self.first_logits(self.begin(tensors or {"features": features[0]}))
 
@@ -76,37 +76,37 @@ class Decoding(CachedModel, ABC):
         return next(self.model.parameters()).device
 
     def column(self, values: Sequence[int]) -> torch.Tensor:
-        """Return a number of each row, int64 (B, 1)."""
+        """Return one number per row as a tensor, int64 (B, 1)."""
         return torch.tensor(values, device=self.device)[:, None]
 
 
 class Read(NamedTuple):
-    """B rows that are read."""
+    """B rows that are encoded."""
 
     inputs: dict[str, Any]
-    """What `generate` takes beside the tokens of the decoder, and so does the model."""
+    """Arguments of the model and its `generate` beside the tokens of the decoder."""
     ids: torch.Tensor
-    """int64 (B, P): the tokens of the decoder before the output."""
+    """int64 (B, P): tokens of the decoder before the output."""
 
 
 class LibraryDecoding(Decoding):
-    """A model of the library whose decoder answers to its encoder."""
+    """A model of the library with an encoder and a decoder."""
 
     ids_name = "decoder_input_ids"
 
     def __init__(
         self, model: nn.Module, text: Callable[[Sequence[int]], str], rules: Rules
     ) -> None:
-        """Take a model, or its decoder alone, and what the decoder begins with."""
+        """Take a model, or its decoder alone, and the rules, which say how the decoder begins."""
         from transformers import GenerationConfig
 
         super().__init__(model, text)
         self.start, self.languages = list(rules.start), list(rules.languages)
-        # What the library makes of the configuration would come on top of the rules.
+        # Otherwise the library would apply its own rules on top of ours.
         model.generation_config = GenerationConfig()
 
     def read(self, tensors: Tensors) -> tuple[dict[str, Any], Sequence[int]]:
-        """Return `Read.inputs`, and how many tokens or vectors are read of each row, (B,)."""
+        """Return `Read.inputs`, and the number of tokens or vectors read per row, (B,)."""
         encoder: Any = self.model.get_encoder()  # type: ignore[operator]
         if (mask := tensors.get("attention_mask")) is not None:
             encoded = encoder(input_ids=tensors["input_ids"], attention_mask=mask)
@@ -136,19 +136,18 @@ class LibraryDecoding(Decoding):
         choose: Callable[[torch.Tensor], torch.Tensor],
         have_ended: Callable[[], torch.Tensor],
     ) -> None:
-        """Write to rows, a token for each at a step, until all have ended or have the most tokens.
+        """Write one token per row and step, until all rows have ended or are at the limit.
 
         Args:
             batch: B rows.
             max_new_tokens: The most tokens of a row.
-            choose: Takes logits, float32 (B, V), and returns those whose best are the next tokens.
-            have_ended: Says which rows have ended, bool (B,); what is written of them does not
-                count any more.
+            choose: Takes logits, float32 (B, V); the best of the returned logits come next.
+            have_ended: Returns which rows have ended, bool (B,); their further tokens are ignored.
         """
         from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
         from transformers.generation import StoppingCriteriaList
 
-        # Some classes have a `generate` of their own around that, which cuts clips or adds tokens.
+        # Some classes override `generate` to cut clips or add tokens.
         GenerationMixin.generate(
             self.model,
             **batch.inputs,
@@ -174,17 +173,17 @@ class LibraryDecoding(Decoding):
 
 
 def has_image_tokens(config: Any) -> bool:
-    """Tell whether an image is some of the tokens of a prompt, by the library's configuration."""
+    """Tell whether the model takes an image as tokens of the prompt."""
     return isinstance(getattr(config, "image_token_id", None), int)
 
 
 def takes_tiles(model: nn.Module) -> bool:
-    """Tell whether a model takes the tiles of each image, (B, tiles, 3, H, W)."""
+    """Tell whether a model takes each image as tiles, (B, tiles, 3, H, W)."""
     return "pixel_attention_mask" in inspect.signature(model.forward).parameters
 
 
 class BlipDecoding(LibraryDecoding):
-    """The decoder of BLIP, which looks at the vectors of an image."""
+    """The decoder of BLIP, which attends to the vectors of an image."""
 
     ids_name = "input_ids"
 
@@ -203,7 +202,7 @@ class BlipDecoding(LibraryDecoding):
 
 
 class ImagePromptDecoding(LibraryDecoding):
-    """A model that continues tokens which are the same for each row, an image among them."""
+    """A model that continues the same tokens for each row, the image's among them."""
 
     ids_name = "input_ids"
 
@@ -213,11 +212,11 @@ class ImagePromptDecoding(LibraryDecoding):
         return {"pixel_values": pixels}, [self.num_read()] * len(images)
 
     def num_read(self) -> int:
-        """Return what is read of a row."""
+        """Return the number of tokens read per row."""
         return len(self.start)
 
     def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        # An output may have the token that stands for an image, so it is no part of that pass.
+        # An output may contain the image token, so it needs a pass of its own.
         inputs, cache = self.read(tensors)[0], new_cache()
         logits = [self.run(cache, **inputs, input_ids=self.column(before).T)[0, -1:]]
         if len(tokens) > 1:
@@ -226,10 +225,10 @@ class ImagePromptDecoding(LibraryDecoding):
 
 
 class ImageFirstDecoding(ImagePromptDecoding):
-    """The same of GIT, whose images come before all tokens and are none of them."""
+    """GIT, whose image comes before all tokens and is not among them."""
 
     def num_read(self) -> int:
-        """Return the vectors of the image."""
+        """Return the number of the image's vectors."""
         embeddings: Any = self.model.git.image_encoder.vision_model.embeddings  # type: ignore[union-attr]
         return int(embeddings.num_positions)
 

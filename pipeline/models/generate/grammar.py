@@ -1,7 +1,7 @@
-"""Which tokens may come next while a record is written, by the library of the extra `schema`.
+"""The grammar of records: which tokens may come next, by llguidance (extra `schema`).
 
-The library is given the canonical form of `subset.py`, never what a job says. A space may stand
-behind a comma and a colon, and no other white space: a model could write it without end.
+The library gets the canonical form of a schema (`schema.py`), never the job's own text. The only
+white space allowed is one space after a comma or colon: a model could write more without end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _FIELD = "model.generate.schema"
 _SPACES = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _MARKS = '{}[]":,-0123456789truefalsn'
-"""What records have beside names and texts."""
+"""The characters of records outside of names and strings."""
 _ANY = np.uint32(0xFFFFFFFF)
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
@@ -36,13 +36,13 @@ _LIMITS: dict[str, Any] = {
     "max_lexer_states": 400_000,
     "verbose_errors": False,
 }
-"""Of the library: what compiling may take, and what all records together keep of a schema while
-they are written, half a KiB each. A character of a string of limited length takes up to 16 of
-these states, one of an enum up to 2, so that schemas of the subset have fewer."""
+"""Limits of the library: the cost of compiling, and the states that all records together keep,
+half a KiB each. A character of a string of limited length takes up to 16 states, one of an enum up
+to 2, so schemas of the subset stay below the limit."""
 
 
 def require_grammars() -> None:
-    """Refuse schemas where the library of the extra is not installed.
+    """Check that the library of the extra is installed.
 
     Raises:
         JobError: Names the extra.
@@ -59,7 +59,7 @@ class Grammar:
 
     @classmethod
     def of(cls, generation: Generation, tokenizer: PromptTokenizer) -> Grammar | None:
-        """Return the grammar of a job; None: its outputs are texts. Raises as when it is made."""
+        """Return the grammar of a job, None if it writes texts; raises as `__init__`."""
         if not generation.schema:
             return None
         return cls(generation.schema, tokenizer, generation.rules.ends)
@@ -69,7 +69,7 @@ class Grammar:
 
         Args:
             schema: Canonical.
-            ends: Tokens that end a text; they are no part of a record.
+            ends: Tokens that end a text; they are not part of a record.
 
         Raises:
             JobError: The extra is not installed, the tokenizer cannot write such records, or the
@@ -82,15 +82,15 @@ class Grammar:
         self._first = _compiled(schema, self._tokens)
 
     def begin(self) -> Matcher:
-        """Return a record of which nothing is written."""
+        """Return the matcher of an empty record."""
         return Matcher(self._first.deep_copy())
 
     def mask(self, matchers: Sequence[Matcher | None], num_tokens: int) -> npt.NDArray[np.bool_]:
         """Return which tokens may come next, bool (B, V).
 
         Args:
-            matchers: (B,); None: any may.
-            num_tokens: V, of the model.
+            matchers: (B,); None: any token may come.
+            num_tokens: V, the model's.
         """
         words = -(-max(num_tokens, self._tokens.vocab_size) // 32)
         bits = np.zeros((len(matchers), words), np.uint32)
@@ -99,7 +99,7 @@ class Grammar:
             if allowed is None:
                 row[:] = _ANY
             else:
-                row[: len(allowed)] = allowed[: len(row)]  # it may have a word more
+                row[: len(allowed)] = allowed[: len(row)]  # may be one word longer
                 for token in self._ends:
                     row[token // 32] &= ~np.uint32(1 << token % 32)
         whole = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
@@ -114,32 +114,32 @@ class Matcher:
 
     @property
     def is_done(self) -> bool:
-        """Tell whether nothing can follow: the record is complete, or there is a problem."""
+        """Tell whether the record is complete, or cannot go on."""
         return bool(self._state.is_stopped())
 
     @property
     def problem(self) -> str:
-        """Return why the record cannot go on; '': it can, or is complete."""
+        """Return why the record cannot go on; '' if it can, or is complete."""
         return _error_of(self._state)
 
     def take(self, tokens: Sequence[int]) -> None:
-        """Take what is written: what was taken before, and what is new behind it."""
+        """Take all tokens so far, of which the first may have been taken before."""
         if new := [*tokens[self._num_taken :]]:
             self._state.consume_tokens(new)
             self._num_taken = len(tokens)
 
     def allowed(self) -> npt.NDArray[np.uint32] | None:
-        """Return a bit for each token that may come next; None: there is a problem."""
+        """Return a bit per token that may come next; None if there is a problem."""
         bits = np.frombuffer(self._state.compute_bitmask(), np.uint32)
         return None if self._state.is_error() else bits
 
 
 @lru_cache(maxsize=2)
 def _tokens_of(tokenizer: str, ends: tuple[int, ...]) -> LLTokenizer:
-    """Return a tokenizer as the library knows it.
+    """Return the library's form of a tokenizer.
 
     Raises:
-        JobError: Its tokens are no bytes, or none of them can end a text.
+        JobError: Its tokens do not stand for bytes, or no token ends a text.
     """
     from llguidance import LLTokenizer
 
@@ -160,14 +160,14 @@ def _compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
     grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_SPACES)
     matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
     if matcher.is_error():
-        raise JobError(f"{_FIELD}: is too much for llguidance: {_error_of(matcher)}")
+        raise JobError(f"{_FIELD}: exceeds a limit of llguidance: {_error_of(matcher)}")
     return matcher
 
 
 def _with_bytes(tokenizer: str) -> str:
-    """Return a tokenizer.json whose decoder says of what bytes tokens are.
+    """Return a tokenizer.json whose decoder says which bytes a token stands for.
 
-    Of SentencePiece models without bytes the decoder only says what stands for a space.
+    The decoder of SentencePiece models without bytes only says what stands for a space.
     """
     values = json.loads(tokenizer)
     decoder = values.get("decoder") or {}
@@ -179,7 +179,7 @@ def _with_bytes(tokenizer: str) -> str:
 
 
 def _require_writable(tokens: LLTokenizer, decode: Callable[[list[int]], str], needed: str) -> None:
-    """Refuse a tokenizer that lacks a character which records cannot do without.
+    """Refuse a tokenizer that lacks a character that records need.
 
     Raises:
         JobError: Names the character.
@@ -192,13 +192,13 @@ def _require_writable(tokens: LLTokenizer, decode: Callable[[list[int]], str], n
             )
     if decode(tokens.greedy_tokenize(needed)) != needed:
         raise JobError(
-            f"{_FIELD}: the model's tokenizer makes another text of its tokens than they say, so "
-            "records would change; take another model"
+            f"{_FIELD}: the model's tokenizer decodes tokens to other characters than they stand "
+            "for, so records would change; take another model"
         )
 
 
 def _texts_of(schema: str) -> Iterator[str]:
-    """Yield what records cannot do without: marks, names, and the values of enums."""
+    """Yield the characters that records need: marks, names, and the values of enums."""
     yield _MARKS
     for value in all_schemas(json.loads(schema)):
         for text in (*value.get("properties", ()), *values_of(value)):
@@ -206,5 +206,5 @@ def _texts_of(schema: str) -> Iterator[str]:
 
 
 def _error_of(state: LLMatcher) -> str:
-    """Return the first line of an error of the library, which may tell its state behind it."""
+    """Return the first line of an error of the library; its state may follow."""
     return clean_message(state.get_error().partition("\n")[0], 200)

@@ -1,4 +1,4 @@
-"""Read the record that a text holds, and accept it only if the schema does, by `jsonschema`."""
+"""Records: read from the text of a model, validated by `jsonschema`, and made into columns."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _SHOWN_CHARS = 200
 
 @lru_cache(maxsize=8)
 def record_of(schema: str) -> Record:
-    """Return the record that a canonical schema allows."""
+    """Return the record type of a canonical schema."""
     return Record(json.loads(schema))
 
 
 class Record:
-    """What a model may write: an object whose properties are columns."""
+    """The type of a record: an object whose properties are columns."""
 
     def __init__(self, schema: Schema) -> None:
         """Take a canonical schema."""
@@ -41,18 +41,17 @@ class Record:
         return [pa.field(name, _arrow_type(schema)) for name, schema in self._properties.items()]
 
     def measured(self) -> list[str]:
-        """Return the columns with numbers, true and false, or texts of an enum."""
+        """Return the columns of numbers, booleans and enums."""
         named = self._properties
         kept = [name for name, schema in named.items() if _is_measured(without_null(schema))]
-        # Beside a label a score would count as a probability.
+        # A score beside a label would count as a probability.
         return [name for name in kept if name != SCORE or LABEL not in named]
 
     def read(self, text: str) -> dict[str, Any]:
         """Return the record of a text.
 
         Raises:
-            ValueError: The text is no JSON, or the schema does not allow what it says; names the
-                place.
+            ValueError: The text is not JSON, or not valid by the schema; names the place.
         """
         from jsonschema.exceptions import best_match
 
@@ -66,7 +65,7 @@ class Record:
         return record
 
     def columns(self, records: Sequence[dict[str, Any] | None]) -> dict[str, pa.Array]:
-        """Return the columns of records, (N,), with null for what is null or not there."""
+        """Return the columns of N records; null for values that are null or missing."""
         rows = [{} if record is None else record for record in records]
         return {
             field.name: pa.array([row.get(field.name) for row in rows], field.type)
@@ -83,7 +82,7 @@ class Record:
         from jsonschema import Draft202012Validator
         from jsonschema.validators import extend
 
-        # To JSON Schema 1.0 is an integer, too.
+        # By default 1.0 is an integer as well.
         checker = Draft202012Validator.TYPE_CHECKER.redefine(
             "integer", lambda _, value: type(value) is int
         )
@@ -102,7 +101,7 @@ def _is_measured(plain: Schema) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    """Return the JSON of a text, all of whose numbers and texts columns can hold."""
+    """Return the JSON value of a text; columns can hold all its numbers and strings."""
     try:
         value = json.loads(
             text,
@@ -111,11 +110,11 @@ def _parsed(text: str) -> Any:
             parse_constant=_no_number,
             object_pairs_hook=_object,
         )
-        json.dumps(value, ensure_ascii=False).encode()  # a surrogate alone is no text
+        json.dumps(value, ensure_ascii=False).encode()  # fails over a lone surrogate
     except RecursionError:
         raise ValueError("is nested too deep") from None
     except ValueError as error:
-        raise ValueError(f"is no JSON: {clean_message(str(error), _SHOWN_CHARS)}") from None
+        raise ValueError(f"is not JSON: {clean_message(str(error), _SHOWN_CHARS)}") from None
     return value
 
 
@@ -134,9 +133,9 @@ def _int(text: str) -> int | float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a property is there twice")
+        raise ValueError("a property occurs twice")
     return values
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")

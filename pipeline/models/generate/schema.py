@@ -1,9 +1,9 @@
 """JSON schemas of records: a closed subset, read strictly and within limits.
 
-Keywords have the meaning of JSON Schema 2020-12. What is not in the subset is refused with its
-place, so that nothing of a schema is without effect; titles, descriptions and their like say
-nothing of values and are left out. Two defaults differ: an object has no other properties, also
-if it does not say so, and an integer has at most 53 bits, which all readers of JSON keep.
+Keywords mean what they mean in JSON Schema 2020-12. A keyword outside of the subset is refused with
+its place, so that no part of a schema is silently ignored; only annotations such as titles and
+descriptions are dropped. Two defaults differ: an object never has additional properties, and an
+integer has at most 53 bits, which all readers of JSON keep.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import GENERATE_FIELDS
 
 Schema = dict[str, Any]
-"""Of one value, in its canonical form."""
+"""The canonical schema of one value."""
 NULL = {"type": "null"}
 _BOUNDS: Mapping[str, tuple[str, str]] = {
     "string": ("minLength", "maxLength"),
@@ -25,14 +25,13 @@ _BOUNDS: Mapping[str, tuple[str, str]] = {
     "number": ("minimum", "maximum"),
     "array": ("minItems", "maxItems"),
 }
-"""Type -> the keywords of its least and its most."""
+"""Type -> the keywords of its minimum and maximum."""
 MAX_CHARS = 1 << 16
-"""Of a schema, as JSON."""
+"""Characters of a schema as JSON."""
 MAX_DEPTH, MAX_NODES, MAX_VALUES = 8, 256, 1_024
-"""Values inside of each other; values that a schema names, what references stand for counted each
-time; values of all of its enums."""
+"""Nested values; values in a schema, with references counted at each use; values of all enums."""
 MAX_LENGTH, MAX_ITEMS = 8_192, 1_024
-"""Characters and items that a schema counts, over all of its strings and arrays."""
+"""The sum of the maximum lengths of all strings, and of the maximum items of all arrays."""
 _MAX_REFS = 32
 MAX_NUMBER, _MAX_DECIMALS = (1 << 53) - 1, 9
 _ANNOTATIONS = frozenset(
@@ -49,13 +48,13 @@ _KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "array": ("items", *_BOUNDS["array"]),
     "object": ("properties", "required", "additionalProperties"),
 }
-"""Kind -> its keywords beside `type`."""
+"""Type -> its keywords beside `type`."""
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number"}
 _SHOWN_CHARS = 60
 
 
 class SchemaError(ValueError):
-    """A schema is not in the subset; the message names the place."""
+    """The schema is outside of the subset; the message names the place."""
 
 
 def canonical(given: Any) -> str:
@@ -65,28 +64,28 @@ def canonical(given: Any) -> str:
         given: The schema of an object whose properties are columns, as JSON values.
 
     Raises:
-        SchemaError: It is not in the subset.
+        SchemaError: It is outside of the subset.
     """
     _require_short(given)
     schema = _Reader(given).root()
-    _require_short(schema)  # references may stand for much more
+    _require_short(schema)  # references may expand to much more
     return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
 def without_null(schema: Schema) -> Schema:
-    """Return the canonical schema of a value that may be null as of one that may not."""
+    """Return a canonical schema without the alternative null."""
     plain: Schema = schema["anyOf"][0] if "anyOf" in schema else schema
     return plain
 
 
 def values_of(schema: Schema) -> Sequence[Any]:
-    """Return the only values that a canonical schema allows; (): any."""
+    """Return the values of an enum or const; () if there is none."""
     only: Sequence[Any] = schema.get("enum", [schema["const"]] if "const" in schema else ())
     return only
 
 
 def all_schemas(schema: Schema) -> Iterator[Schema]:
-    """Yield the canonical schemas of a value and of all values inside of it, none of them null."""
+    """Yield the canonical schemas of a value and of all values in it, without null."""
     plain = without_null(schema)
     yield plain
     inner = [plain["items"]] if "items" in plain else plain.get("properties", {}).values()
@@ -95,7 +94,7 @@ def all_schemas(schema: Schema) -> Iterator[Schema]:
 
 
 class _Reader:
-    """Reads one schema, and counts what it has read."""
+    """Reads one schema, and counts its parts against the limits."""
 
     def __init__(self, given: Any) -> None:
         self._given = given
@@ -125,9 +124,9 @@ class _Reader:
         """Read the schema of one value.
 
         Args:
-            place: Where it stands.
-            refs: The references by which it was reached; '' stands for an anyOf.
-            depth: In how many others it stands.
+            place: Path of the value in the schema.
+            refs: The references that lead here; '' stands for an anyOf.
+            depth: The number of values around it.
         """
         if not isinstance(given, dict):
             _refuse(place, "expected a mapping, the schema of a value")
@@ -181,7 +180,7 @@ class _Reader:
     def _values(
         self, name: str, asked: Mapping[str, Any], place: str, *, is_nullable: bool
     ) -> Schema:
-        """Return the keyword of the only values that a value may have."""
+        """Return the keyword `enum` or `const`."""
         if len(asked) > 1 + ("type" in asked):
             _refuse(place, "enum and const say all of a value; leave other keywords out")
         values = asked["enum"] if "enum" in asked else [asked["const"]]
@@ -204,7 +203,7 @@ class _Reader:
         return {"enum": only} if len(only) > 1 else {"const": only[0]}
 
     def _bounds(self, name: str, asked: Mapping[str, Any], place: str) -> Schema:
-        """Return the keywords of the least and the most that a value may be, or have."""
+        """Return the keywords of the minimum and maximum."""
         names = _BOUNDS[name]
         for bound in names:
             if bound in asked and name in ("integer", "number"):
@@ -277,7 +276,7 @@ def _with_null(schema: Schema) -> Schema:
 
 
 def _type_of(asked: Mapping[str, Any], place: str) -> tuple[str, bool]:
-    """Return the type of a value, and whether it may be null; refuse keywords of other types."""
+    """Return the type of a value and whether it may be null; refuse keywords of other types."""
     given = asked.get("type", [])
     types = given if isinstance(given, list) else [given]
     if "type" not in asked and ("enum" in asked or "const" in asked):

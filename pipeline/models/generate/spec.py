@@ -1,11 +1,11 @@
-"""How a language model writes a text: what the job says, and the rules of its directory."""
+"""Settings of task `generate`: those of the job, and the rules of the model directory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 FINISHES = ("eos", "stop", "length")
-"""Why a text ends: the model ends it, a text of the job comes, or it has the most tokens."""
+"""Why a text ends: by a token of the model, by a stop text of the job, or at the length limit."""
 QUARANTINE = "quarantine"
 CAUSAL, SEQ2SEQ = "causal", "seq2seq"
 """Heads of language models: one continues a text, the other answers one."""
@@ -16,46 +16,46 @@ WRITERS = (CAUSAL, SEQ2SEQ, SPEECH, CAPTION)
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides greedily written tokens beside the logits, as transformers applies it."""
+    """Rules that decide greedy tokens beside the logits, as transformers applies them."""
 
     ends: tuple[int, ...] = ()
     """Tokens that end a text."""
     start: tuple[int, ...] = ()
-    """The tokens that the decoder begins with, where the prompt is not of tokens of its own."""
+    """Tokens that the decoder begins with; () if it continues the prompt's."""
     languages: tuple[int, ...] = ()
-    """Of these tokens the likeliest comes behind the first of `start`, if there are some."""
+    """Language tokens; the likeliest follows the first token of `start`."""
     times_from: int | None = None
-    """Tokens from this number on are times, and no part of a text."""
+    """Tokens from this number on are timestamps, and not part of a text."""
     first: int | None = None
-    """The token that is forced if there is one token before it."""
+    """Token that is forced after a single token."""
     last: tuple[int, ...] = ()
-    """Of these tokens one is forced if a text has the most tokens with it."""
+    """Tokens of which one is forced as the last that the length limit allows."""
     min_length: int = 0
-    """Tokens, with those of the prompt or `start`, before which none of `ends` may come."""
+    """Least number of tokens, with the prompt or `start`, before one of `ends`."""
     min_new_tokens: int = 0
-    """The same without them."""
+    """The same without the prompt or `start`."""
     banned: tuple[int, ...] = ()
     banned_first: tuple[int, ...] = ()
-    """Tokens that may not be the first of an output."""
+    """Tokens that may not begin an output."""
     banned_words: tuple[tuple[int, ...], ...] = ()
-    """Several tokens in a row that may not come."""
+    """Sequences of tokens that may not come."""
     repetition_penalty: float = 1.0
-    """Logits of tokens that were there are divided by it if positive, otherwise multiplied."""
+    """Positive logits of earlier tokens are divided by it, negative ones multiplied."""
     no_repeat_ngram: int = 0
-    """So many tokens in a row may come once; 0: any."""
+    """Length of the sequences of tokens that may come only once; 0: no limit."""
     cleans: bool = False
-    """Whether a text loses the spaces before marks, such as ` .`."""
+    """Whether spaces before punctuation are removed, as in ` .`."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a job and its model say of the texts to write; for JSON, and can be pickled."""
+    """All settings of the texts to write; becomes JSON, and can be pickled."""
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
-    """Texts that end an output, and are no part of it."""
+    """Texts that end an output, and are not part of it."""
     invalid: str = "keep"
-    """`quarantine` for outputs that are empty or have the most tokens, or `keep`."""
+    """Whether to `keep` or `quarantine` outputs that are empty or at the length limit."""
     schema: str = ""
-    """Outputs are records of this canonical JSON schema; '': they are texts."""
+    """Canonical JSON schema of the records to write; '' for texts."""
     rules: Rules = field(default_factory=Rules)

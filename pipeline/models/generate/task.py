@@ -1,4 +1,4 @@
-"""Task `generate`: the text that a model writes for each row, greedily."""
+"""Task `generate`: the columns of the texts or records that a model writes, greedily."""
 
 from __future__ import annotations
 
@@ -33,19 +33,18 @@ if TYPE_CHECKING:
     from pipeline.job.model import Model
 
 FINISH, RECORD = "finish", "record"
-"""Results: the place of the reason in FINISHES, and the record of a text, if there is a schema."""
+"""Results: index of the reason in FINISHES, and the record of a text if there is a schema."""
 _EXPECTED = "expected_text"
-"""Column of golden rows, whose input is `text`."""
+"""Column of golden rows, beside their input `text`."""
 _SHOWN_CHARS = 40
 
 
 @dataclass(frozen=True)
 class Generate(Task):
-    """A text, what it cost in tokens, why it ended, and how likely the model finds it.
+    """A text, its numbers of tokens, why it ended, and its mean log probability.
 
-    With a schema texts are records, whose values are columns, too.
-
-    Texts and records are objects in its results.
+    With a schema a text is a record, whose values are further columns. Texts and records are
+    Python objects in the results.
     """
 
     spec: TaskSpec
@@ -59,7 +58,7 @@ class Generate(Task):
     def problems(cls, model: Model) -> Iterator[str]:
         if model.prompt is not None and model.messages:
             yield "task 'generate' takes a prompt or messages, not both"
-        # A model that reads no text begins with the prompt; what reads some is resolved later.
+        # A model of images or clips begins with the prompt; whether it is one is resolved later.
         yield from prompt_problems(model)
         if not all(model.generate.stop):
             yield "generate.stop: a text is empty"
@@ -72,7 +71,7 @@ class Generate(Task):
 
     @property
     def record(self) -> Record | None:
-        """What texts are; None: they are no records."""
+        """The record type; None if outputs are texts."""
         schema = self.spec.generation.schema if self.spec.generation else ""
         return record_of(schema) if schema else None
 
@@ -80,7 +79,7 @@ class Generate(Task):
         return [*GENERATE_FIELDS, *(self.record.fields() if self.record else ())]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
-        """Return the logits of a batch, by which the engine writes."""
+        """Return the logits of a batch; the engine chooses tokens by them."""
         shape = tuple(getattr(outputs, "shape", ()))
         return {"logits": require(outputs, (num_rows, *shape[1:]), "", "logits of each row")}
 
@@ -98,7 +97,7 @@ class Generate(Task):
         }
 
     def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
-        """Compare texts; of two that are about as likely as a whole either may be written."""
+        """Compare texts; of two about equally likely texts, either may be written."""
         same = reference[OUTPUT_TEXT] == candidate[OUTPUT_TEXT]
         off = np.abs(reference[MEAN_LOGPROB].astype(float) - candidate[MEAN_LOGPROB])
         is_near = off <= limits.max_score_diff
@@ -117,7 +116,7 @@ class Generate(Task):
         return (_EXPECTED,)
 
     def parse_golden(self, golden: pa.Table) -> pa.Table:
-        """Return the text, and how likely it was if the golden rows say it."""
+        """Return the text, and its mean log probability if the golden rows have it."""
         columns = {OUTPUT_TEXT: golden.column(_EXPECTED).cast(pa.string())}
         if MEAN_LOGPROB in golden.column_names:
             columns[MEAN_LOGPROB] = golden.column(MEAN_LOGPROB).cast(pa.float64())
@@ -153,6 +152,6 @@ def _difference(
     if known[OUTPUT_TEXT] == actual[OUTPUT_TEXT]:
         return "" if is_near else f"expected {MEAN_LOGPROB} {a:.4f}, found {b:.4f}"
     if limits.allows_ties and a is not None and is_near:
-        return ""  # batches of other sizes may tip the balance between two tokens
+        return ""  # another batch size may tip the balance between two tokens
     shown = (clean_message(repr(row[OUTPUT_TEXT]))[:_SHOWN_CHARS] for row in (known, actual))
     return "expected {}, found {}".format(*shown)

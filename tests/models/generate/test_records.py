@@ -69,8 +69,8 @@ def test_columns_hold_what_a_record_says_and_other_texts_are_none(data: st.DataO
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "is no JSON"),
-        ("{", "is no JSON"),
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
         ("[]", "[] is not of type 'object'"),
         (json.dumps({**GOOD, "stars": 3.0}), "stars: 3.0 is not of type 'integer'"),
         (json.dumps({**GOOD, "stars": True}), "stars: True is not of type 'integer'"),
@@ -80,11 +80,11 @@ def test_columns_hold_what_a_record_says_and_other_texts_are_none(data: st.DataO
         (json.dumps({**GOOD, "place": {}}), "place: 'row' is a required property"),
         (json.dumps({**GOOD, "odd": 1}), "('odd' was unexpected)"),
         (json.dumps({**GOOD, "named": [None]}), "named[0]: None is not of type 'string'"),
-        ('{"mood": "bad", "mood": "bad"}', "a property is there twice"),
-        (json.dumps({**GOOD, "stars": float("inf")}), "Infinity is no number"),
+        ('{"mood": "bad", "mood": "bad"}', "a property occurs twice"),
+        (json.dumps({**GOOD, "stars": float("inf")}), "Infinity is not a number"),
         (json.dumps({**GOOD, "named": ["\ud800"]}), "surrogates not allowed"),
         ("[" * 100_000, "is nested too deep"),
-        (json.dumps(GOOD).replace("3", "3" * 5_000), "is no JSON"),
+        (json.dumps(GOOD).replace("3", "3" * 5_000), "is not JSON"),
     ],
 )
 def test_what_is_no_record_says_why_and_where(text: str, problem: str):
