@@ -41,7 +41,7 @@ HEIGHT |= {"errors": HEIGHT["core"] + 0.5}
 # What the data flow through; what two of them share lies below.
 STAGES = (
     "sources.reader",
-    "preprocessing.images.images",
+    "preprocessing.images.image_rows",
     "inference.engines.torch_engine",
     "commit.staging",
 )
@@ -60,7 +60,7 @@ IN_WORKERS = (
     "execution.predictor_actor",
     "commit.staging",
     "inference.engines.torch_engine",
-    "preprocessing.images.images",
+    "preprocessing.images.image_rows",
 )
 
 IN_DRIVERS = ("operations.plan", "models.resolving.resolve", "inference.library_check")

@@ -77,7 +77,7 @@ def _tables(model: Any, shown: set[Any]) -> Iterator[str]:
             names = " and ".join(f"`{other}`" for other in alike)
             is_list = get_origin(field.annotation) is tuple
             about = f"Each of `{name}`:" if is_list else f"{names}: {_meaning(nested)}"
-            is_alike = all(f.description.startswith("As `") for f in nested.model_fields.values())
+            is_alike = all(f.description.startswith("See `") for f in nested.model_fields.values())
             if is_alike:
                 about += f" It has these fields, as above: {', '.join(nested.model_fields)}."
             yield _wrapped(about)
