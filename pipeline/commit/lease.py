@@ -36,6 +36,14 @@ _MAX_WATCH_S = 60.0
 
 Tell = Callable[[], Mapping[str, Any]]
 """Says how far a run is, as fields of `Heartbeat`."""
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "bool": bool,
+    "int": int,
+    "float": int | float,
+    "list[str]": list,
+    "None": type(None),
+}
 
 
 @dataclass(frozen=True)
@@ -274,16 +282,6 @@ def _beats(store: Store, layout: Layout, epoch: int, ttl_s: float) -> bool:
         if store.stat(layout.heartbeat(epoch)) != before:
             return True
     return False
-
-
-_TYPES: dict[str, Any] = {
-    "str": str,
-    "bool": bool,
-    "int": int,
-    "float": int | float,
-    "list[str]": list,
-    "None": type(None),
-}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ _FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
 _KEPT: deque[pafs.PyFileSystem] = deque(maxlen=16)
 """Those of the last datasets. Otherwise a thread of Arrow may be the one that frees such an object
 of Python while the interpreter ends, which aborts the process."""
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,6 @@ class _Handler(pafs.FSSpecHandler):  # type: ignore[misc]
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         return self.fs.native(path)
-
-
-_SHOWN = 10
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ DIGEST_CHARS = 12
 EXAMPLES = 5
 _TOP_LABELS = 10
 _COLUMNS_SHOWN = 6
+_FIRST = ("labels", "reasons", "predictions", "quarantine")
+"""What a page says before the pictures, beside the rows; ids and hashes come behind them."""
 
 
 def choose_partition(
@@ -157,10 +159,6 @@ def version_facts(manifest: Manifest | None) -> dict[str, Any] | None:
         "created_at": manifest.created_at,
         "rows": manifest.num_rows,
     }
-
-
-_FIRST = ("labels", "reasons", "predictions", "quarantine")
-"""What a page says before the pictures, beside the rows; ids and hashes come behind them."""
 
 
 def inspect_page(

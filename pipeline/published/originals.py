@@ -40,6 +40,7 @@ _THUMBNAILS, _THUMBNAIL_PX, _THUMBNAIL_BYTES = 24, 128, 8_000
 T = TypeVar("T")
 Wanted = Literal["images", "texts"]
 _TYPE_CHECKS = {"images": pa.types.is_large_binary, "texts": pa.types.is_large_string}
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -235,9 +236,6 @@ def _thumbnail(original: Original) -> str:
         return f"<small>{cell(error)}</small>"
     data = b64encode(small.jpeg).decode()
     return f'<img alt="{cell(original.row_id)}" src="data:image/jpeg;base64,{data}">'
-
-
-_ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 64 * 2**20
 
 
 def are_fetched(reader: Reader, plan: Plan) -> bool:

@@ -39,6 +39,23 @@ log = logging.getLogger(__name__)
 
 _MAX_ROWS = 20_000_000
 _PLAIN_COLUMNS = 4
+LISTS = (DETECTIONS, LABELS, ENTITIES)
+_BATCH_ROWS = 32_768
+_STAGE = "sample"
+_CALL_S, _ALL_S = 10.0, 20.0
+_MAX_BYTES = 4 * 2**30
+_MAX_CHARS = 20_000
+_ROWS_SCHEMA = pa.schema([(ROW_ID, pa.string()), (URI, pa.string())])
+_SMALL_SCHEMA = pa.schema(
+    [
+        (ROW_ID, pa.string()),
+        ("jpeg", pa.binary()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("texts", pa.list_(pa.string())),
+        ("problem", pa.string()),
+    ]
+)
 
 
 def try_sheet(finder: OriginalFinder, number: int) -> str:
@@ -106,10 +123,6 @@ def _has_no_look(finder: OriginalFinder) -> bool:
     return source is not None and (source.is_table or not source.encoded.has_look)
 
 
-LISTS = (DETECTIONS, LABELS, ENTITIES)
-_BATCH_ROWS = 32_768
-
-
 def score_column(parts: PublishedParts) -> str | None:
     """Return the column that has the scores of a row; None: its task gives none."""
     return next((name for name in (SCORE, *LISTS) if name in parts.schema.names), None)
@@ -175,23 +188,6 @@ def _scores(values: pa.Array, column: str) -> npt.NDArray[np.float64]:
     pick = np.fmin if column == ENTITIES else np.fmax
     pick.at(scores, rows, entries)
     return scores
-
-
-_STAGE = "sample"
-_CALL_S, _ALL_S = 10.0, 20.0
-_MAX_BYTES = 4 * 2**30
-_MAX_CHARS = 20_000
-_ROWS_SCHEMA = pa.schema([(ROW_ID, pa.string()), (URI, pa.string())])
-_SMALL_SCHEMA = pa.schema(
-    [
-        (ROW_ID, pa.string()),
-        ("jpeg", pa.binary()),
-        ("width_px", pa.int32()),
-        ("height_px", pa.int32()),
-        ("texts", pa.list_(pa.string())),
-        ("problem", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,9 @@ from pipeline.storage.store import Store
 
 _PART_THREADS = 4
 _TRIES = 3
+BATCH_ROWS = 65_536
+_CHUNK_BYTES = 8 * 2**20
+Hashes = npt.NDArray[np.uint64]
 
 
 def verify_output(
@@ -396,12 +399,6 @@ def linked_files(store: Store, layout: Layout) -> list[str]:
         for name in (*folders, *names)
         if Path(folder, name).is_symlink() and not name.startswith((".", "_"))
     )
-
-
-BATCH_ROWS = 65_536
-_CHUNK_BYTES = 8 * 2**20
-
-Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ from pipeline.storage.store import Store
 _MOST_ROWS, _FEWEST_ROWS, _ASIDE_BYTES = 65_536, 1_024, 16 * 2**20
 """Of a slice with known rows, which travel beside the others."""
 State = Literal["unchanged", "changed", "new", "gone"]
+KnownPaths = Mapping[str, tuple[int, KnownShard]]
+"""Path of a shard -> the version that knows it, and what it knows."""
+_NO_RUNS = np.zeros((0, 5), np.int64)
+_NO_ROWS = np.zeros((0, 2), np.int64)
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,6 @@ class ShardRows:
     """None: only reading counts them. Of a shard that is gone 0."""
     gone: int = 0
     """Rows that the newest version has of it, if it is gone."""
-
-
-KnownPaths = Mapping[str, tuple[int, KnownShard]]
-"""Path of a shard -> the version that knows it, and what it knows."""
 
 
 @dataclass(frozen=True)
@@ -268,10 +268,6 @@ def known_slices(
             position = until
         position = max(position, end)
     return slices or ([] if done else [SliceKey(unit.index, 0, 0, is_last=True)])
-
-
-_NO_RUNS = np.zeros((0, 5), np.int64)
-_NO_ROWS = np.zeros((0, 2), np.int64)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ from pipeline.storage.store import Store
 TOKEN_CHARS = 12
 _ROW_GROUPS_HELD = 4
 T = TypeVar("T")
+UNKNOWN = -1
+"""Instead of a place: no row has this hash."""
+_FILES = ("high", "low", "ordinals")
+Hashes = npt.NDArray[np.uint8]
+"""(N, HASH_BYTES)."""
 
 
 class NotReadable(InfraError):
@@ -246,13 +251,6 @@ class PartReader:
     def _find(self, part: Part, act: Callable[[str], T]) -> T:
         place = PartPlace.of(self._version.layout, self._version.number, part)
         return place.find(self._version.store, act)
-
-
-UNKNOWN = -1
-"""Instead of a place: no row has this hash."""
-_FILES = ("high", "low", "ordinals")
-Hashes = npt.NDArray[np.uint8]
-"""(N, HASH_BYTES)."""
 
 
 class ContentIndex:

@@ -34,6 +34,17 @@ _SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 OTHERS = ("pyspark", "daft", "datasets")
 """Engines that need an environment of their own: `make engines`."""
 ENGINES = os.environ.get("ENGINES_PYTHON")
+_CHILD = """
+import json, sys
+names = {}
+exec(sys.stdin.read(), names)
+rows = names["rows"]
+if hasattr(rows, "toPandas"):
+    ids = [row["row_id"] for row in rows.select("row_id").collect()]
+else:
+    ids = list(rows.to_pydict()["row_id"] if hasattr(rows, "to_pydict") else rows["row_id"])
+print(json.dumps(ids))
+"""
 
 
 def published(store: Store, day: str | None, edition: int = 0, **options: Any) -> Manifest:
@@ -95,19 +106,6 @@ def test_an_engine_reads_the_output_as_the_card_says(
     names: dict[str, Any] = {}
     exec(first + readers[engine], names)  # what a reader of the card does
     assert sorted(ids_of(names["rows"])) == expected
-
-
-_CHILD = """
-import json, sys
-names = {}
-exec(sys.stdin.read(), names)
-rows = names["rows"]
-if hasattr(rows, "toPandas"):
-    ids = [row["row_id"] for row in rows.select("row_id").collect()]
-else:
-    ids = list(rows.to_pydict()["row_id"] if hasattr(rows, "to_pydict") else rows["row_id"])
-print(json.dumps(ids))
-"""
 
 
 @pytest.mark.slow

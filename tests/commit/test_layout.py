@@ -32,6 +32,7 @@ _SPELLED = re.compile(
 )
 ATTEMPT = "0123456789ab"
 FINGERPRINT = "f" * 64
+NAMES = ["date=2026-11-22", "date=2026-11-09", "date=2026-11-24", "day=2026-11-01", "models"]
 
 
 @given(
@@ -138,9 +139,6 @@ def test_run_ids_sort_by_time_and_never_repeat():
     assert all(earlier < later for earlier, later in pairwise(ids))
     assert ids[0].startswith("20261231T235958Z-")
     assert len({new_run_id(start) for _ in range(100)}) == 100
-
-
-NAMES = ["date=2026-11-22", "date=2026-11-09", "date=2026-11-24", "day=2026-11-01", "models"]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ with hold_lease(Store(sys.argv[1]), Layout("date=2026-11-24"), "run-of-the-child
     print("held", flush=True)
     sys.stdin.read()
 """
+ELSEWHERE = {"machine": "elsewhere", "host": "far", "ttl_s": 100.0}
+SHORT_S = 0.2
 
 
 def acquire(store: Store, run_id: str = "the-next-run") -> int:
@@ -229,9 +231,6 @@ def test_a_killed_run_is_followed_at_once(disk: Store, is_buried: bool):
         assert acquire(disk) == 2
 
 
-ELSEWHERE = {"machine": "elsewhere", "host": "far", "ttl_s": 100.0}
-
-
 @pytest.mark.parametrize(
     ("owner", "beat_age_s", "lease_age_s", "busy"),
     [
@@ -354,9 +353,6 @@ def test_a_renewal_is_no_step_forward(usual_store: Store):
             seen.add(f"{beat.version} {beat.modified}")
         assert len(seen) >= 3
         assert last_progress() == before
-
-
-SHORT_S = 0.2
 
 
 def read_beat(store: Store, epoch: int = 1) -> Heartbeat:

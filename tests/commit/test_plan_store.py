@@ -34,6 +34,15 @@ from pipeline.storage.skipped import Skipped, SkipReason
 from pipeline.storage.store import Store
 
 FEW_ROWS = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=5), max_size=12)
+OTHER_EXTENTS: dict[str, dict[str, Any]] = {
+    "path": {"path": "other.parquet"},
+    "size": {"size_bytes": 8},
+    "version": {"version": "w"},
+    "ctime": {"ctime_ns": 1},
+    "rows": {"num_rows": 2},
+    "opened": {"reason": None},
+    "reason": {"reason": Reason.MISSING},
+}
 
 
 def stored(plan: Plan) -> Plan:
@@ -55,17 +64,6 @@ def test_a_stored_plan_reads_back_exactly():
     document = json.loads(plan_to_json(plan))
     assert (document["version"], document["fingerprint"]) == (PLAN_VERSION, plan.fingerprint)
     assert (document["num_rows"], document["source_root"]) == (plan.num_rows, "/in")
-
-
-OTHER_EXTENTS: dict[str, dict[str, Any]] = {
-    "path": {"path": "other.parquet"},
-    "size": {"size_bytes": 8},
-    "version": {"version": "w"},
-    "ctime": {"ctime_ns": 1},
-    "rows": {"num_rows": 2},
-    "opened": {"reason": None},
-    "reason": {"reason": Reason.MISSING},
-}
 
 
 @pytest.mark.parametrize("change", OTHER_EXTENTS.values(), ids=OTHER_EXTENTS)

@@ -30,6 +30,7 @@ from pipeline.storage.store import Store
 
 ROWS = Rows(num_slices=2)
 PHOTO = encode(base_image(3, 400, 300), "JPEG")
+NAMES = ("cat", "dog", "fox", "owl")
 
 
 def image(row: int) -> bytes:
@@ -99,9 +100,6 @@ def test_boxes_and_entities_lie_where_the_prediction_has_them():
     assert "\u2026x" in html
     assert "<i>" not in html
     assert "\x1b" not in html
-
-
-NAMES = ("cat", "dog", "fox", "owl")
 
 
 def entries(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:

@@ -42,6 +42,14 @@ CHECKS = [
     *("parts", "folder", "success", "log", "plan", "keys", "rows", "schema"),
     *("counts", "unique_ids", "row_id_hash", "planned_ids"),
 ]
+ABOUT = About("predictor", "settings", "content")
+SOUND = (
+    KnownShard("a", 10, "1", 3, 0, (1,)),
+    KnownShard("b", 10, "1", 2, 2, (0, 1)),
+    KnownShard("c", 10, "1", 5, 2),
+)
+"""Seven predictions in two parts."""
+BEYOND = "the shards have predictions beyond the 7 of the version"
 
 
 @pytest.fixture
@@ -386,15 +394,6 @@ def test_one_wrong_row_is_found_and_named(
     assert text in message
 
 
-ABOUT = About("predictor", "settings", "content")
-SOUND = (
-    KnownShard("a", 10, "1", 3, 0, (1,)),
-    KnownShard("b", 10, "1", 2, 2, (0, 1)),
-    KnownShard("c", 10, "1", 5, 2),
-)
-"""Seven predictions in two parts."""
-
-
 def check(
     folder: Path, shards: tuple[KnownShard, ...] = SOUND, unreadable_shards: int = 0
 ) -> Check:
@@ -420,9 +419,6 @@ def test_what_is_sound_passes_and_shards_that_could_not_be_read_may_be_missing(t
     assert check(tmp_path, ()).status == "pass"
     assert check(tmp_path, SOUND[:2]).status == "fail"
     assert check(tmp_path, SOUND[:2], unreadable_shards=1).status == "pass"
-
-
-BEYOND = "the shards have predictions beyond the 7 of the version"
 
 
 @pytest.mark.parametrize(

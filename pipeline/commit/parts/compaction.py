@@ -58,6 +58,12 @@ DuplicateRows = Mapping[SliceKey, tuple[int, ...]]
 SizedSlice = tuple[SliceKey, str, float]
 """Key, path and staged bytes."""
 RunTasks = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
+DUPLICATE = {
+    ERROR: Reason.DUPLICATE_ID.value,
+    ERROR_STAGE: PUBLISH,
+    MESSAGE: "an earlier row has the same id",
+}
+"""What a row gets that would have a prediction if its id were another one."""
 
 
 @dataclass(frozen=True)
@@ -288,14 +294,6 @@ def _divided(rows: pa.Table, is_good: pa.ChunkedArray) -> tuple[pa.Table, pa.Tab
     if rows.column(ERROR).null_count == rows.num_rows:
         return rows, rows.slice(0, 0)
     return rows.filter(is_good), rows.filter(pc.invert(is_good))
-
-
-DUPLICATE = {
-    ERROR: Reason.DUPLICATE_ID.value,
-    ERROR_STAGE: PUBLISH,
-    MESSAGE: "an earlier row has the same id",
-}
-"""What a row gets that would have a prediction if its id were another one."""
 
 
 def mark_duplicates(rows: pa.Table, duplicates: Sequence[int]) -> pa.Table:

@@ -17,6 +17,7 @@ Comparison = Literal["value", "number", "vector", "entries"]
 Floats = npt.NDArray[np.float64]
 _MOST_PAIRS = 2_000
 """Pairs of different values that are counted one by one; further ones together."""
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass
@@ -194,9 +195,6 @@ def _is_list(column_type: pa.DataType) -> bool:
 
 
 _COMPARE = {"value": _values, "number": _numbers, "vector": _vectors, "entries": _entries}
-
-
-Mask = npt.NDArray[np.bool_]
 
 
 def equal_rows(before: pa.Array, now: pa.Array) -> Mask:

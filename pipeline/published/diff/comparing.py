@@ -22,6 +22,7 @@ _LEFT_OUT = (ROW_ID, URI, LABEL_ID)
 """The id of a row; where it lies, as in the folder of a date; and the number of a label, which says
 no more than its name."""
 WriteRows = Callable[[pa.Table], None]
+_SHOWN, _SHOWN_ENTRIES = 20, 10
 
 
 def compare_versions(
@@ -174,9 +175,6 @@ def _write(
         if len(ids):
             columns: dict[str, Any] = {ROW_ID: ids, "change": [change] * len(ids), "size": size}
             write_rows(pa.table(columns))
-
-
-_SHOWN, _SHOWN_ENTRIES = 20, 10
 
 
 @dataclass
