@@ -1,7 +1,8 @@
-"""The output: its layout, lease, staging, compaction, manifest, publication, verification.
+"""Write an output: who may, what is staged, what is published, and what readers see meanwhile.
 
-In: the slices of a plan. Out: staged parts, and of all of them a published version. Begin with
-`staging.py`, the commit of a slice, and `publish.py`, that of a version; README.md says what
-readers see at each step. May not be touched: the order of the writes, and the names of what is
-written.
+In: slices of predictions, and the lease of a partition. Out: parts, a log entry, and what follows
+from it. Begin with `layout.py` (paths), `manifest.py` (what a version is) and `publish.py` (the
+commit); `lease.py` says who works on a partition, `staging.py` commits a slice.
+
+May not be touched: the order of the writes, and the names and JSON keys of what is stored.
 """

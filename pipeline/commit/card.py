@@ -1,7 +1,7 @@
 """The dataset card: `README.md` beside `predictions/`, written after each publication.
 
-It follows from the manifest, so that a later run, a retry or a rollback can write what a killed run
-has not. It describes the partition that was published last.
+It describes the partition that was published last. It follows from the manifest alone, so that a
+later run, retry or rollback can write the card that a killed run has not written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _LABELS_SHOWN = 5
 _MARK = re.compile(rb"<!-- pipeline card: (\S+) version (\d+) of (\S+) -->\n?\Z")
-"""The last line of each card. A README.md without it was written by others, and is kept."""
+"""The last line of each card. A README.md without it is not a card, and is kept."""
 _READERS = """\
 ```python
 root = {root!r}
@@ -72,10 +72,10 @@ rows = load_dataset("parquet", data_files=f"{{root}}/{files}", split="train")
 
 
 def write_card(store: Store, layout: Layout, manifest: Manifest) -> None:
-    """Write the card of a version that is current, unless the one that is there is of a later one.
+    """Write the card of a current version, unless there is a card of a later one.
 
-    A `README.md` that is no card stays as it is. A card is no part of the version: one that cannot
-    be written is a warning.
+    A `README.md` that is not a card stays as it is. A card that cannot be written costs a warning,
+    not the version.
     """
     if not manifest.card:
         return
@@ -90,9 +90,9 @@ def write_card(store: Store, layout: Layout, manifest: Manifest) -> None:
 
 
 def _known(store: Store) -> str | None:
-    """Return when the version of the card was published; '' if there is none.
+    """Return when the version of the card was published; '' if there is no card.
 
-    None: the file there is none of ours.
+    None: the file is not a card.
     """
     try:
         mark = _MARK.search(store.read_bytes(CARD))
@@ -102,7 +102,7 @@ def _known(store: Store) -> str | None:
 
 
 def card_text(store: Store, layout: Layout, manifest: Manifest) -> str:
-    """Return the card of a version as Markdown, with a head that the Hugging Face Hub reads.
+    """Return the card of a version: Markdown with the metadata header of the Hugging Face Hub.
 
     Raises:
         FileNotFoundError: A part of the version is gone.
@@ -133,7 +133,7 @@ def card_text(store: Store, layout: Layout, manifest: Manifest) -> str:
 
 
 def _files(layout: Layout, manifest: Manifest) -> str:
-    """Return the glob of the parts: none of a Delta log, whose checkpoints are Parquet as well."""
+    """Return the glob of the parts; it leaves out a Delta log, whose checkpoints are Parquet."""
     if layout.partition is None:
         return f"{PREDICTIONS}/*.parquet"
     below = "**/" if manifest.partition_columns else ""
@@ -175,5 +175,5 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _code(text: str) -> str:
-    """Return text as it is, in a cell of a table: no mark of Markdown or HTML has an effect."""
+    """Return text for a table cell, without effect of Markdown or HTML marks."""
     return "`{}`".format(printable(text).replace("`", "'").replace("|", r"\|"))

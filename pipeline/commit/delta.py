@@ -1,10 +1,10 @@
 """`sink.table: delta`: `predictions/` is a Delta table of exactly the published parts.
 
-Nothing is copied: its log names the parts where they lie. One Delta commit drops what it names of a
-partition and adds the parts of the current manifest. It carries the manifest's number as Delta's
-application transaction, so that an older run cannot undo it. Our own log entry comes first and
-stays the authority; a run that was killed in between is caught up with by the next one, and so is
-what other writers did to the partition.
+Nothing is copied: the Delta log names the parts where they lie. One Delta commit removes the files
+of a partition and adds the parts of the current manifest. It carries the number of the manifest as
+Delta's application transaction, so that an older run cannot undo it. The log entry of the output
+comes first and stays the authority. If a run was killed between the two, or another writer has
+changed the partition, the next run commits the published parts again.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class Delta:
     def require(
         self, layout: Layout, partition_columns: Mapping[str, str], schema: pa.Schema
     ) -> None:
-        """Check before a run's work that the table can take what it will make.
+        """Check before a run computes anything that the table can take its predictions.
 
         Args:
             partition_columns: Column -> Arrow type of the folders inside the partition.
 
         Raises:
-            JobError: The extra is missing, the store or a type is not supported, or the table that
-                is there has other columns or partitions, or is of another history.
+            JobError: The extra is missing, the store or a type is not supported, or the table has
+                other columns, other partitions or another history.
         """
         library()
         table_schema = _table_schema(layout, partition_columns, schema)
@@ -78,19 +78,19 @@ class Delta:
     def commit(self, layout: Layout, manifest: Manifest) -> None:
         """Make the table name exactly the parts of a manifest, which is the current one.
 
-        If it does, nothing is committed; what others took away or added is put right. A lower
-        number never undoes a higher one.
+        A table that already does is left alone. Files that other writers have added or removed are
+        corrected. A lower number never undoes a higher one.
 
         Raises:
             JobError: The table has other columns or partitions, or is of another history.
-            InfraError: The store failed, or others commit to the table all the time.
+            InfraError: The store failed, or other writers commit to the table without pause.
         """
         try:
             self._commit(layout, manifest)
         except InfraError as error:
             raise InfraError(
-                f"version {manifest.number} of {layout.name} is published, only the Delta table "
-                f"does not name it yet: {error}; run again to commit it there, too"
+                f"version {manifest.number} of {layout.name} is published, but the Delta table "
+                f"does not name it yet: {error}; run again to commit it there"
             ) from error
 
     def _commit(self, layout: Layout, manifest: Manifest) -> None:
@@ -99,13 +99,13 @@ class Delta:
         for attempt in range(1, _TRIES + 1):
             table = open_table(store)
             if table is None and UNTYPED in manifest.partition_columns.values():
-                return  # of a table without any row nothing tells the types of its folders
+                return  # without any row the types of the folders are unknown
             removes = {} if table is None else _removes(layout, table)
             if table is not None and _number_of(layout, table) >= manifest.number:
                 if self._is_late(layout, table, manifest.number) or removes.keys() == adds.keys():
                     return
                 where = f"the Delta table {table_url(store)}: {layout.name}"
-                log.warning("%s has other files than those published; put right now", where)
+                log.warning("%s does not name the published files; it does now", where)
             failpoint("before_table")
             try:
                 _commit_once(store, layout, manifest, table, adds, removes)
@@ -114,7 +114,7 @@ class Delta:
                 raise
             except Exception as error:
                 trouble = failed(store, "commit to", error)
-                # Another commit took this version, or ours got through and its answer was lost.
+                # Another commit took this version, or this one succeeded and its answer was lost.
                 may_pass = isinstance(error, OSError | deltalake.exceptions.DeltaError)
                 if not may_pass or attempt == _TRIES or time.monotonic() > give_up:
                     raise trouble from error
@@ -122,10 +122,10 @@ class Delta:
             time.sleep(wait_s * (0.5 + secrets.randbelow(1000) / 1000))
 
     def _is_late(self, layout: Layout, table: DeltaTable, number: int | None = None) -> bool:
-        """Tell whether a version that the table has is newer than a number; None: than none is.
+        """Tell whether the version in the table is newer than a number; None: only check the table.
 
         Raises:
-            JobError: The table has a version that was never published here.
+            JobError: The table has a version that was never published in this output.
         """
         known, last = _number_of(layout, table), max(log_numbers(self._store, layout), default=0)
         if known > last:
@@ -138,7 +138,7 @@ class Delta:
         return number is not None and known > number
 
     def differences(self, layout: Layout, manifest: Manifest) -> list[str]:
-        """Say which files the table names of a partition that are not those of its manifest."""
+        """Return a line for each file in which the table and the manifest of a partition differ."""
         table = open_table(self._store)
         named = set() if table is None else {*_removes(layout, table)}
         parts, hint = {*_adds(layout, manifest)}, "run the job again, with sink.table: delta"
@@ -150,12 +150,12 @@ class Delta:
 
 
 def table_of(sink: Sink, store: Store) -> Delta | None:
-    """Return the table that a job's sink asks for; None if it asks for none."""
+    """Return the table that a sink asks for, or None."""
     return None if sink.table is None else Delta(store)
 
 
 def _number_of(layout: Layout, table: DeltaTable) -> int:
-    """Return the number of the last version of a partition that the table has; 0: it has none."""
+    """Return the number of the version of a partition in the table; 0 if it has none."""
     return table.transaction_version(_app(layout)) or 0
 
 
@@ -167,7 +167,7 @@ def _commit_once(
     adds: Mapping[str, AddAction],
     removes: Mapping[str, RemoveAction],
 ) -> None:
-    """Make one Delta commit, or the table with its first one."""
+    """Make one Delta commit; the first one creates the table."""
     from deltalake import Schema
     from deltalake.transaction import create_table_with_add_actions
 
@@ -196,7 +196,7 @@ def _commit_once(
     ]
     table.create_write_transaction(
         actions,
-        mode="append",  # with removals of our own: `overwrite` would also remove what it adds
+        mode="append",  # with explicit removals: `overwrite` would also remove what it adds
         schema=table.schema(),
         partition_by=partition_by,
         commit_properties=_properties(layout, manifest),
@@ -204,7 +204,7 @@ def _commit_once(
 
 
 def _properties(layout: Layout | None, manifest: Manifest) -> CommitProperties:
-    """Describe a commit; without retries, because a retry would not look at what others did."""
+    """Describe a commit; without retries, as a retry would ignore what others have committed."""
     from deltalake import CommitProperties, Transaction
 
     return CommitProperties(
@@ -223,7 +223,7 @@ def _app(layout: Layout) -> str:
 
 
 def _adds(layout: Layout, manifest: Manifest) -> dict[str, AddAction]:
-    """Return what the manifest names, by path in the table."""
+    """Return path in the table -> action that adds a part of the manifest."""
     from deltalake.transaction import AddAction
 
     modified = dt.datetime.fromisoformat(manifest.created_at)
@@ -244,7 +244,7 @@ def _adds(layout: Layout, manifest: Manifest) -> dict[str, AddAction]:
 
 
 def _removes(layout: Layout, table: DeltaTable) -> dict[str, RemoveAction]:
-    """Return what the table names of this partition, by path."""
+    """Return path in the table -> action that removes a file of this partition."""
     from deltalake.transaction import RemoveAction
 
     now_ms = int(time.time() * 1000)
@@ -296,7 +296,7 @@ def _table_schema(
 
 
 def require_type(name: str, column_type: pa.DataType) -> None:
-    """Refuse what Delta Lake has no type for; the library would take some of it for another."""
+    """Refuse types that Delta Lake does not have; the library would convert some silently."""
     from deltalake import Schema
 
     is_bad = pa.types.is_unsigned_integer(column_type) or pa.types.is_null(column_type)
@@ -317,10 +317,10 @@ def require_type(name: str, column_type: pa.DataType) -> None:
 def new_fields(
     store: Store, table: DeltaTable, schema: pa.Schema, partition_by: list[str]
 ) -> list[pa.Field]:
-    """Return the columns that the table does not have yet.
+    """Return the columns that the table does not have.
 
     Raises:
-        JobError: A column has another type there, or the table other partitions.
+        JobError: A column has another type in the table, or the table has other partitions.
     """
     from deltalake import Schema
 

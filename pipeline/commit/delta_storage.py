@@ -1,4 +1,4 @@
-"""How the Delta library reaches the table of a store."""
+"""Open the Delta table of a store with the library `deltalake`, and translate its errors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-"""What the library writes between the causes of an error, around an arrow."""
+"""Colours around the arrow that separates the causes of an error."""
 
 
 def open_table(store: Store) -> DeltaTable | None:
-    """Open the table; None if there is none yet.
+    """Open the table; None if there is none.
 
     Raises:
         InfraError: It cannot be read.
@@ -40,9 +40,9 @@ def open_table(store: Store) -> DeltaTable | None:
 
 
 def failed(store: Store, verb: str, error: Exception) -> InfraError:
-    """Describe what the library raised, the cause first, without secrets.
+    """Describe an error of the library, the cause first, without secrets.
 
-    What the object store raises is an OSError, and may pass.
+    Errors of the object store are OSErrors, and may be transient.
     """
     text = _COLOUR.sub("", redact(str(error), secret_values(store.storage_options)))
     *around, cause = (clean_message(piece).strip() for piece in text.split("\u21b3"))
@@ -53,7 +53,7 @@ def failed(store: Store, verb: str, error: Exception) -> InfraError:
 
 
 def table_url(store: Store) -> str:
-    """Return where the table is."""
+    """Return the URL of the table."""
     return store.url(PREDICTIONS)
 
 
@@ -74,10 +74,10 @@ def library() -> Any:
 
 
 def library_options(store: Store) -> dict[str, str]:
-    """Say in the library's words how to reach the store, with the credentials that s3fs finds.
+    """Return the options of the library for a store, with the credentials that s3fs finds.
 
     Raises:
-        JobError: It is a store of another kind.
+        JobError: The library cannot reach this kind of store.
     """
     if not store.is_object_store:
         return {}
@@ -91,7 +91,7 @@ def library_options(store: Store) -> dict[str, str]:
     given = store.storage_options
     client = given.get("client_kwargs", {})
     session = Session(profile=given.get("profile"))
-    # Connects to nothing: it works out region and endpoint from options, variables and files.
+    # Does not connect: it resolves region and endpoint from options, variables and files.
     resolved = session.create_client(
         "s3",
         region_name=client.get("region_name"),

@@ -1,4 +1,4 @@
-"""Find and delete what an output no longer needs."""
+"""Delete the files of an output that nothing needs any more: `pipeline gc`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pipeline.storage.store import Store, StoredFile
 
 
 def unneeded_models(store: Store, grace_s: float) -> list[StoredFile]:
-    """Find calibrated models that nothing names: no profile, and no run's choice.
+    """Find calibrated models that neither a profile nor the choice of a run names.
 
     Args:
-        grace_s: Younger ones may be named in a moment.
+        grace_s: Younger models are left, as something may name them in a moment.
     """
     now = store.now()
     models = [f for f in store.list_files(CALIBRATED_MODELS) if _age_s(f, now) > grace_s]
@@ -36,19 +36,19 @@ def unneeded_models(store: Store, grace_s: float) -> list[StoredFile]:
 
 @dataclass(frozen=True)
 class Garbage:
-    """What `collect_garbage` removed."""
+    """What `collect_garbage` has deleted."""
 
     num_files: int
     num_bytes: int
 
 
 def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
-    """Delete staging, and what killed runs left, older than a grace period.
+    """Delete staging and leftovers of killed runs that are older than a grace period.
 
-    A run deletes its staging once it has published. That of one that has not is kept for `grace_s`
-    after its last write, for the run that goes on from it. Killed runs leave files half written,
-    and keys of versions that never came about. All runs leave their plan and their lease, of which
-    those are needed that a kept version or staging names, and the last one.
+    A run deletes its staging once it has published. The staging of other runs is kept for `grace_s`
+    after its last write, for a run that resumes it. Killed runs leave half-written files, and keys
+    of versions that were never published. All runs leave plans and leases: plans that a kept
+    version or staging names are kept, and so is the last lease.
     """
     now = store.now()
     folders = (layout.predictions, layout.quarantine, layout.control)

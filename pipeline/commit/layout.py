@@ -19,10 +19,10 @@ SHARDS, PLACES = "shards.parquet", "places.parquet"
 """Files of `Layout.keys`."""
 DELTA_LOG = f"{PREDICTIONS}/_delta_log"
 COMPACTED = "compacted-"
-"""Begins the folders of parts that are not published yet."""
+"""Prefix of the folders of parts that are not published yet."""
 _STAGED_NAME = re.compile(r"(?:^|/)(\d{6,})-(\d{9,})-(\d{9,})(z?)-([0-9a-z]+)\.parquet$")
 _ORDERED = re.compile(r"\d[\d:._TZ-]*")
-"""A partition value that is a date or a number."""
+"""A partition value with an order: a date or a number."""
 _KEYS_FOLDER = re.compile(r"/(\d{6,})-[0-9a-f]{12}$")
 _LOG_ENTRY = re.compile(r"(?:^|/)(\d{10})\.json$")
 _LEASE = re.compile(r"(?:^|/)(\d{10})\.(json|hb)$")
@@ -45,12 +45,12 @@ class Layout:
 
     @classmethod
     def named(cls, name: str) -> Layout:
-        """Return the layout of the partition of a name."""
+        """Return the layout of a partition by its name."""
         return cls(None if name == WHOLE_OUTPUT else name)
 
     @property
     def name(self) -> str:
-        """Return the partition's name; an output without partitions is called `all`."""
+        """Name of the partition; `all` if the output has no partitions."""
         return self.partition or WHOLE_OUTPUT
 
     @property
@@ -71,7 +71,7 @@ class Layout:
         for top, folder in ((PREDICTIONS, self.predictions), (QUARANTINE, self.quarantine)):
             if path.startswith(f"{folder}/"):
                 return f"{top}/{path.removeprefix(f'{folder}/')}"
-        raise ValueError(f"{path}: is no part of {self.name}")
+        raise ValueError(f"{path}: not a part of {self.name}")
 
     def outside(self, path: str) -> str:
         """Undo `inside`."""
@@ -80,12 +80,12 @@ class Layout:
 
     @property
     def success(self) -> str:
-        """Marker that something is published: no bytes, or Polars takes it for a part."""
+        """Path of the marker of a published partition; empty, or Polars takes it for a part."""
         return f"{self.predictions}/_SUCCESS"
 
     @property
     def current(self) -> str:
-        """Copy of the current manifest, for readers that go by a list of parts."""
+        """Path of the copy of the current manifest, for readers in other languages."""
         return f"{self.control}/current.json"
 
     @property
@@ -99,7 +99,7 @@ class Layout:
 
     @property
     def control(self) -> str:
-        """Folder of all that is no output: plans, staging, leases, log, history."""
+        """Folder of plans, staging, leases, log and history."""
         return f"{CONTROL}/{self.name}"
 
     @property
@@ -113,15 +113,15 @@ class Layout:
 
     @property
     def choices(self) -> str:
-        """Folder of what runs chose to run their model."""
+        """Folder of the runtimes that runs have chosen for their model."""
         return f"{self.control}/choice"
 
     def choice(self, fingerprint: str, device: str = "") -> str:
-        """Path of what runs a model; `device` is `cpu` or `gpu` for a choice of that device."""
+        """Path of the runtime of a model; `device` is `cpu` or `gpu` if it holds for that alone."""
         return f"{self.choices}/{fingerprint}{device and f'-{device}'}.json"
 
     def tensors(self, fingerprint: str) -> str:
-        """Return where the digest lies of the tensors of a model without a weights file."""
+        """Path of the digest of the tensors of a model without a weights file."""
         return f"{self.control}/tensors/{fingerprint}.json"
 
     @property
@@ -130,24 +130,20 @@ class Layout:
         return f"{self.control}/staging"
 
     def staging(self, plan: str) -> str:
-        """Folder of the staged parts of the plan of a name."""
+        """Folder of the staged parts of a plan, by its name."""
         return f"{self.all_staging}/{plan}"
 
     def compacted(self, plan: str, version: str) -> str:
-        """Return the folder of parts that are whole but not yet in the published folder."""
+        """Folder of final parts before they are published."""
         return f"{self.staging(plan)}/{COMPACTED}{version}"
 
     @property
     def all_keys(self) -> str:
-        """Folder of the keys of all versions."""
+        """Folder of the keys of all versions: what they know of their rows."""
         return f"{self.control}/keys"
 
     def keys(self, version: str) -> str:
-        """Return the folder of what a version knows of its rows, so that they can be carried.
-
-        Args:
-            version: As in the names of its parts.
-        """
+        """Folder of the keys of a version, which is named as in the names of its parts."""
         return f"{self.all_keys}/{version}"
 
     @property
@@ -164,7 +160,7 @@ class Layout:
         return f"{self.leases}/{epoch:010d}.hb"
 
     def stop(self, epoch: int) -> str:
-        """Path of the file by which the holder of a lease is asked to stop."""
+        """Path of the file that asks the holder of a lease to stop."""
         return f"{self.leases}/{epoch:010d}.stop"
 
     @property
@@ -215,13 +211,13 @@ def first_below(folder: str, path: str) -> str:
 
 
 def staged_name(key: SliceKey, attempt: str) -> str:
-    """Name a slice's part; a `z` after the end marks the last slice of its unit."""
+    """Name the part of a slice; `z` after the end marks the last slice of its unit."""
     last = "z" if key.is_last else ""
     return f"{key.unit:06d}-{key.start:09d}-{key.end:09d}{last}-{attempt}.parquet"
 
 
 def parse_staged_name(path: str) -> SliceKey | None:
-    """Read a staged part's name back; None for anything else."""
+    """Return the slice that a staged part is named after; None for any other file."""
     match = _STAGED_NAME.search(path)
     if match is None:
         return None
@@ -240,20 +236,20 @@ def part_name(index: int, version: str) -> str:
 
 
 def renumber(path: str, index: int, version: str = "") -> str:
-    """Give a published part another index, and another version if one is given."""
+    """Return the path of a published part with another index and, if given, another version."""
     folder, separator, name = path.rpartition("/")
     version = version or name.split("-", 2)[2].removesuffix(".parquet")
     return f"{folder}{separator}{part_name(index, version)}"
 
 
 def part_target(path: str) -> int | None:
-    """Return the log number that a published part was made for; None for any other file."""
+    """Return the number of the version that a part was made for; None for any other file."""
     match = _PART_NAME.search(path)
     return int(match.group(1)) if match else None
 
 
 def earlier_names(name: str, names: Sequence[str]) -> list[str]:
-    """Return the partitions of the same key before this one, the last first."""
+    """Return the earlier partitions of the same key, the last one first."""
     key, _, value = name.partition("=")
     if not _ORDERED.fullmatch(value):
         return []
@@ -264,10 +260,7 @@ def earlier_names(name: str, names: Sequence[str]) -> list[str]:
 
 
 def partition_order(name: str) -> tuple[bool, tuple[int, ...], str]:
-    """Return a key that sorts partitions by date or number, and those that have none before them.
-
-    A name without an order sorts by its letters.
-    """
+    """Return a key that sorts partitions by date or number; those without either come first."""
     value = name.partition("=")[2]
     is_ordered = _ORDERED.fullmatch(value) is not None
     return is_ordered, _order(value) if is_ordered else (), name

@@ -1,7 +1,10 @@
-"""The lease of a partition: who works on it now.
+"""The lease of a partition: who works on it now, and how far that run is.
 
-It saves money, it is not what makes publishing safe: two runs that both believe in their lease
-still meet at the create-once log entry. A lease is an epoch: taking over means making the next.
+A lease saves work; it does not make publishing safe: two runs that both believe in their lease
+still meet at the create-once log entry. A lease is an epoch, and taking over creates the next one.
+
+The holder renews a heartbeat, which shows anybody who can read the output what runs, where, how far
+it is and how it ended.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ _MAX_WATCH_S = 60.0
 
 
 Tell = Callable[[], Mapping[str, Any]]
-"""Says how far a run is, as fields of `Heartbeat`."""
+"""Returns how far a run is, as fields of `Heartbeat`."""
 _TYPES: dict[str, Any] = {
     "str": str,
     "bool": bool,
@@ -71,12 +74,12 @@ class Lease:
         self.epoch, self.owner = epoch, owner
         self._tell, self._before = tell, before or Heartbeat()
         self.is_of_run = True
-        """False: of a command that changes no version. What the last run said of itself stays."""
+        """False: a command that changes no version holds it, and the last run's heartbeat stays."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Make sure that no other run has taken over.
+        """Check that no other run has taken over.
 
         Raises:
             PartitionBusy: A later epoch exists.
@@ -88,7 +91,7 @@ class Lease:
             )
 
     def start(self) -> None:
-        """Begin to renew."""
+        """Start the thread that renews the lease."""
         self._beat()
         self._thread.start()
 
@@ -96,7 +99,7 @@ class Lease:
         """Stop renewing; the next run may start at once.
 
         Args:
-            error: What the run ended with; None: it did what it was to do.
+            error: The error that ended the run; None: it succeeded.
         """
         self._stop.set()
         if self._thread.is_alive():
@@ -109,7 +112,7 @@ class Lease:
         try:
             self._beat(**{**ending, "released": True})
         except PipelineError as trouble:
-            # No reason to hide how the run ended: the lease ends with this process, or its ttl.
+            # The run's own error matters more; the lease ends with this process, or its ttl.
             log.warning("lease of %s not released: %s", self._layout.name, trouble)
 
     def _renew(self) -> None:
@@ -139,8 +142,8 @@ class Lease:
     def _read_progress(self) -> dict[str, Any]:
         try:
             return json.loads(json.dumps(dict(self._tell()), allow_nan=False))  # type: ignore[no-any-return]
-        except Exception as error:  # noqa: BLE001  # the lease lives, whatever its run cannot say
-            log.debug("lease of %s: how far it is, is unknown: %s", self._layout.name, error)
+        except Exception as error:  # noqa: BLE001  # unknown progress must not end the lease
+            log.debug("lease of %s: no progress to report: %s", self._layout.name, error)
             return {}
 
     def _stop_if_asked(self) -> None:
@@ -155,7 +158,7 @@ class Lease:
 
 
 def _by(asked: bytes) -> str:
-    """Say who asked a run to stop, if that is written down."""
+    """Return who asked a run to stop, as ` by NAME`; empty if unknown."""
     try:
         return f" by {clean_message(str(json.loads(asked)['by']))}"
     except (ValueError, TypeError, KeyError):
@@ -163,7 +166,7 @@ def _by(asked: bytes) -> str:
 
 
 def ask_to_stop(store: Store, layout: Layout, epoch: int, by: str) -> bool:
-    """Ask the run that holds an epoch to stop; a later one has another epoch, and is not meant.
+    """Ask the run that holds an epoch to stop; a run of a later epoch goes on.
 
     Returns:
         False if it was asked already.
@@ -177,10 +180,10 @@ def ask_to_stop(store: Store, layout: Layout, epoch: int, by: str) -> bool:
 def hold_lease(
     store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell = dict
 ) -> Iterator[Lease]:
-    """Hold the partition's lease for the body; each renewal says how far the run is.
+    """Hold the lease of a partition for the body; each renewal stores the progress of the run.
 
     Raises:
-        PartitionBusy: A live run holds it.
+        PartitionBusy: Another live run holds it.
     """
     lease = _acquire(store, layout, run_id, ttl_s, tell)
     error: PipelineError | None = None
@@ -220,7 +223,7 @@ def latest_epoch(store: Store, layout: Layout) -> int:
 
 
 def read_heartbeat(store: Store, layout: Layout, epoch: int) -> Heartbeat:
-    """Return what the holder of an epoch said last; an empty one if that was nothing."""
+    """Return the last heartbeat of an epoch; an empty one if there is none."""
     try:
         return Heartbeat.from_json(store.read_bytes(layout.heartbeat(epoch)))
     except FileNotFoundError:
@@ -228,7 +231,7 @@ def read_heartbeat(store: Store, layout: Layout, epoch: int) -> Heartbeat:
 
 
 def release_lost(store: Store, layout: Layout, run_id: str, error: PipelineError) -> None:
-    """Release the lease of a run whose process is gone, if it holds it.
+    """Release the lease of a run whose process is gone, if that run holds it.
 
     Args:
         error: How it ended.
@@ -242,13 +245,13 @@ def release_lost(store: Store, layout: Layout, run_id: str, error: PipelineError
 
 
 def _owner(store: Store, layout: Layout, epoch: int, heartbeat: Heartbeat) -> Owner:
-    """Return who holds an epoch; if its lease is damaged, by its heartbeat."""
+    """Return who holds an epoch; the heartbeat tells it if the lease is damaged."""
     path = layout.lease(epoch)
     try:
         return Owner(**known_fields(Owner, unsealed(store.read_bytes(path))))
     except (ValueError, TypeError, RecursionError) as error:
         log.warning(
-            "%s: is damaged, so its heartbeat says who holds it: %s", store.url(path), error
+            "%s: is damaged; its holder is taken from the heartbeat: %s", store.url(path), error
         )
     run_id = heartbeat.run_id or "unknown"
     return Owner(**asdict(heartbeat.process), run_id=run_id, ttl_s=heartbeat.ttl_s, token="")
@@ -261,7 +264,7 @@ def _require_dead(store: Store, layout: Layout, epoch: int, heartbeat: Heartbeat
     beat = store.stat(layout.heartbeat(epoch)) or store.stat(layout.lease(epoch))
     age_s = (store.now() - beat.modified).total_seconds() if beat and beat.modified else owner.ttl_s
     if age_s < -owner.ttl_s and not _beats(store, layout, epoch, owner.ttl_s):
-        return  # from before a clock was set back: only watching tells
+        return  # written before a clock was set back: only watching tells
     if age_s < owner.ttl_s:
         raise PartitionBusy(
             f"partition {layout.name}: run {owner.run_id} on {owner.host} (pid {owner.pid}) holds "
@@ -271,7 +274,7 @@ def _require_dead(store: Store, layout: Layout, epoch: int, heartbeat: Heartbeat
 
 
 def _beats(store: Store, layout: Layout, epoch: int, ttl_s: float) -> bool:
-    """Watch for two renewals' time whether there is one; True if that would take too long."""
+    """Watch for the time of two renewals whether one comes; True if that takes too long."""
     watch_s = 2 * ttl_s / _RENEWALS_PER_TTL
     if watch_s > _MAX_WATCH_S:
         return True
@@ -286,11 +289,11 @@ def _beats(store: Store, layout: Layout, epoch: int, ttl_s: float) -> bool:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """One renewal of a lease. What is unknown is None, or empty; times are ISO 8601, UTC."""
+    """One renewal of a lease. Unknown values are None or empty; times are ISO 8601 in UTC."""
 
     run_id: str = ""
     released: bool = False
-    """The run has given the lease back: it has ended."""
+    """The run has ended and given the lease back."""
     host: str = ""
     machine: str = ""
     pid: int = 0
@@ -298,31 +301,31 @@ class Heartbeat:
     ttl_s: float = 60.0
     written_at: str | None = None
     job: str | None = None
-    """Name of the job file, without its ending."""
+    """Name of the job file, without its suffix."""
     fingerprint: str | None = None
     attempt: int | None = None
-    """1 for the first lease of this fingerprint, counted as long as no other came between."""
+    """Number of leases of this fingerprint in a row, this one included."""
     started_at: str | None = None
     phase: str | None = None
     rows: int | None = None
     rows_done: int | None = None
-    """Rows of committed slices, of this run and of earlier ones."""
+    """Rows of committed slices, those of earlier runs included."""
     rows_quarantined: int | None = None
     slices: int | None = None
     slices_done: int | None = None
     rows_per_s: float | None = None
-    """Of the last minute."""
+    """Over the last minute."""
     eta_s: float | None = None
     cost: float | None = None
-    """So far, in the currency of `run.price_per_node_hour`."""
+    """Cost so far, in the currency of `run.price_per_node_hour`."""
     exit_code: int | None = None
-    """Once it is released."""
+    """Set when the lease is released."""
     error: str | None = None
     failed_gates: list[str] | None = None
 
     @classmethod
     def from_json(cls, data: bytes) -> Heartbeat:
-        """Read a heartbeat of any version; what cannot be understood is left out."""
+        """Read a heartbeat of any version; fields that cannot be read keep their default."""
         try:
             document = known_fields(cls, json.loads(data))
         except (ValueError, TypeError, RecursionError):

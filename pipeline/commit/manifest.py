@@ -1,7 +1,7 @@
-"""The manifest of a published partition: what it consists of, and how readers find it.
+"""The manifest of a published version, and how readers find it: output, partition, log entry.
 
 The entries of `_control/<partition>/log/` are create-once; the highest number is current. A
-reader that goes by the manifest sees one whole version, never two and never a part of one.
+reader that goes by the manifest sees exactly one whole version.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _THREADS = 16
 
 
 class NotAManifest(InfraError):
-    """A log entry is damaged."""
+    """A log entry is damaged: it holds no manifest."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Part:
     size_bytes: int
     sha256: str
     row_id_hash: str = ""
-    """Sum of the hashes of its row ids, as `Manifest.row_id_hash`."""
+    """Sum of the hashes of its row ids; see `Manifest.row_id_hash`."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The receipt of one published version."""
+    """What one published version consists of, and how it was made."""
 
     number: int
     kind: str
-    """`publish`, `rollback` of an earlier version, or `unknown`: its log entry is damaged."""
+    """`publish`; `rollback` to an earlier version; `unknown` if its log entry is damaged."""
     partition: str
     fingerprint: str
     run_id: str
@@ -62,43 +62,43 @@ class Manifest:
     num_predicted: int
     num_quarantined: int
     num_unreadable_shards: int
-    """Shards that could not be opened; each counts as one quarantined row, its rows unknown."""
+    """Shards that could not be opened; each counts as one quarantined row."""
     row_id_hash: str
-    """Sum of the hashes of all row ids (predicted and quarantined), independent of order."""
+    """Sum of the hashes of all row ids, predicted and quarantined; the order has no effect."""
     parts: tuple[Part, ...]
     quarantine_parts: tuple[Part, ...]
     model: dict[str, Any]
     gates: tuple[dict[str, Any], ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     devices: dict[str, int] = field(default_factory=dict)
-    """Device -> rows that it predicted, of those that this version has computed."""
+    """Device -> rows that it computed for this version."""
     restored_from: int | None = None
     partition_columns: dict[str, str] = field(default_factory=dict)
     """Columns that are folders inside the partition, with their types; outermost first."""
     plan: str | None = None
-    """Name of the stored plan of its rows; None: `fingerprint`, as of old versions."""
+    """Name of the stored plan of its rows; None: `fingerprint` (versions of plan format 1)."""
     distribution: dict[str, Any] = field(default_factory=dict)
-    """JSON form of `histograms.Distribution`, with which later partitions are compared."""
+    """JSON form of `histograms.Distribution`; later partitions are compared with it."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
-    """What the fingerprint is made of, as the plan has it."""
+    """The parts of the fingerprint, as in the plan."""
     ctimes_sha256: str = ""
-    """As the plan has it, of the listing whose shards were read; '' if unknown, as of a retry."""
+    """Digest of the ctimes of the shards that were read, as in the plan; empty if unknown."""
     skipped: dict[str, Any] = field(default_factory=dict)
-    """JSON form of `skipped.Skipped`: what lay below the source and is no row."""
+    """JSON form of `skipped.Skipped`: files below the source that are no input."""
     keys: dict[str, str] = field(default_factory=dict)
-    """Where the keys of this version are, so that later ones can carry its rows: `folder`, perhaps
-    that of an equal version, and the `sha256` of its shards.parquet; {} if it has none."""
+    """Where the keys are that let later versions carry its rows: `folder`, which may be that of an
+    equal version, and the `sha256` of shards.parquet; {} if there are none."""
     carried: dict[str, Any] = field(default_factory=dict)
-    """What was carried over, as the report's section `carried`; {} if nothing was."""
+    """Carried rows, as in the section `carried` of the report; {} if there are none."""
     source: dict[str, Any] = field(default_factory=dict)
-    """How the rows were read: the section `source` of the job without places and options of stores,
-    so that the original of a row can be found."""
+    """How the rows were read, so that the original of a row can be found: the section `source` of
+    the job without places and options of stores."""
     sections: dict[str, Any] = field(default_factory=dict)
-    """How the rows were predicted: the sections `model`, `transform` and `text` of the job, as
-    `Job.as_published` tells them, so that they can be predicted again."""
+    """How the rows were predicted, so that they can be predicted again: the sections `model`,
+    `transform` and `text` of the job, by `Job.as_published`."""
     card: dict[str, Any] = field(default_factory=dict)
-    """What the dataset card says beside the rest of this: `license`, `source` and `input`, each a
-    text or None; {} if there is to be none."""
+    """Texts of the dataset card: `license`, `source` and `input`, each a string or None; {} if no
+    card is written."""
     version: int = MANIFEST_VERSION
 
     @property
@@ -108,20 +108,20 @@ class Manifest:
 
     @property
     def is_known(self) -> bool:
-        """Tell whether its log entry could be read; otherwise it has a number alone."""
+        """Whether its log entry could be read; otherwise only its number is known."""
         return self.kind != "unknown"
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
-        """Parts of the predictions and of the quarantine."""
+        """The parts of predictions and quarantine."""
         return self.parts + self.quarantine_parts
 
     def to_json(self) -> bytes:
-        """Return the form that the log holds."""
+        """Return the bytes of the log entry."""
         return sealed(asdict(self))
 
     def is_of(self, fingerprint: str, partition_columns: Sequence[str]) -> bool:
-        """Tell whether this is what a run would publish."""
+        """Tell whether a run of this fingerprint and these columns would publish the same."""
         return self.fingerprint == fingerprint and list(self.partition_columns) == list(
             partition_columns
         )
@@ -131,7 +131,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            NotAManifest: The bytes are none.
+            NotAManifest: The bytes are damaged.
             JobError: A newer version of the pipeline wrote it.
         """
         try:
@@ -147,13 +147,13 @@ class Manifest:
 
 
 def log_numbers(store: Store, layout: Layout) -> list[int]:
-    """List the numbers of the log entries, ascending; other files there are none."""
+    """List the numbers of the log entries, ascending."""
     numbers = (log_number(file.path) for file in store.list_files(layout.log))
     return sorted(number for number in numbers if number is not None)
 
 
 def unexpected_files_in_log(store: Store, layout: Layout) -> list[str]:
-    """List the files beside the log entries that are none."""
+    """List the files in the log folder that are not log entries."""
     paths = [file.path for file in store.list_files(layout.log)]
     return [path for path in paths if log_number(path) is None]
 
@@ -165,30 +165,30 @@ def read_manifest(store: Store, layout: Layout, number: int) -> Manifest:
 
 
 def current_manifest(store: Store, layout: Layout) -> Manifest | None:
-    """Return what is published now, or None."""
+    """Return the manifest that is current, or None if nothing is published."""
     numbers = log_numbers(store, layout)
     return read_manifest(store, layout, numbers[-1]) if numbers else None
 
 
 def read_or_unknown(store: Store, layout: Layout, number: int) -> Manifest:
-    """Read one log entry; a damaged one gives, with a warning, a manifest that names nothing."""
+    """Read one log entry; a damaged one gives a warning and a manifest without parts."""
     try:
         return read_manifest(store, layout, number)
     except NotAManifest as error:
-        log.warning("%s; what that version consists of is unknown", error)
+        log.warning("%s; the parts of that version are unknown", error)
     return Manifest(
         number, "unknown", layout.name, "", "", "", "", 0, 0, 0, 0, "", (), (), model={}
     )  # fmt: skip
 
 
 def current_or_unknown(store: Store, layout: Layout) -> Manifest | None:
-    """Return what is published now, or None; of a damaged manifest one that names nothing."""
+    """Return the current manifest, or None; for a damaged one a manifest without parts."""
     numbers = log_numbers(store, layout)
     return read_or_unknown(store, layout, numbers[-1]) if numbers else None
 
 
 def restore_entry(store: Store, layout: Layout) -> None:
-    """Write the newest log entry again from its copy, if it is damaged and the copy is not.
+    """Restore the newest log entry from its copy, if the entry is damaged and the copy is not.
 
     The caller holds the lease.
     """
@@ -200,7 +200,7 @@ def restore_entry(store: Store, layout: Layout) -> None:
             with contextlib.suppress(NotAManifest, FileNotFoundError):
                 copy = store.read_bytes(layout.current)
                 if Manifest.from_json(copy, layout.current).number == number:
-                    log.warning("%s: is damaged; its copy is put in its place", store.url(path))
+                    log.warning("%s: is damaged; restored from its copy", store.url(path))
                     store.put(path, copy)
 
 
@@ -211,28 +211,28 @@ def kept_manifests(
 
     Args:
         kept: The numbers of the versions in the history.
-        current: That of the current version; 0: nothing is published.
+        current: The number of the current version; 0: nothing is published.
     """
     numbers = log_numbers(store, layout)
     return [read_or_unknown(store, layout, n) for n in numbers if n in kept or n >= current]
 
 
 def list_partitions(store: Store) -> list[Layout]:
-    """List the partitions of an output that have ever been published."""
+    """List the partitions of an output that have a published version."""
     names = sorted(store.list_folders(CONTROL))
     layouts = [Layout.named(name) for name in names]
-    with ThreadPoolExecutor(_THREADS) as pool:  # of each its log: staging may have many files
+    with ThreadPoolExecutor(_THREADS) as pool:  # only the logs: staging may have many files
         numbers = pool.map(partial(log_numbers, store), layouts)
         return [layout for layout, entries in zip(layouts, numbers, strict=True) if entries]
 
 
 def require_one_key(store: Store, layout: Layout) -> None:
-    """Refuse a partition beside published ones of another key, or of none.
+    """Refuse a partition whose key differs from that of published ones.
 
-    Readers of the folder `predictions/` would get the rows of both kinds.
+    Readers of the folder `predictions/` would get the rows of both.
 
     Raises:
-        JobError: Says what there is, and what to do.
+        JobError: The output has partitions of another key.
     """
     key, names = _key(layout.name), store.list_folders(CONTROL)
     others = [name for name in names if _key(name) != key and (_key(name) or name == WHOLE_OUTPUT)]
@@ -252,7 +252,7 @@ def _key(name: str) -> str:
 
 
 def not_published(store: Store, layout: Layout) -> JobError:
-    """Say that a partition is not published, and what there is instead: its last run, or others."""
+    """Return the error of a partition that is not published: names its last run, or others."""
     problem = f"{store.url('')}: partition {layout.name} is not published"
     last = _last_run(store, layout)
     if last:
@@ -265,7 +265,7 @@ def not_published(store: Store, layout: Layout) -> JobError:
 
 
 def _last_run(store: Store, layout: Layout) -> str:
-    """Say how the last run of a partition ended, and which command tells more; empty for none."""
+    """Return how the last run of a partition ended, and the command that shows it; or empty."""
     paths = (PurePosixPath(file.path) for file in store.list_files(layout.reports))
     runs = [path.parent.name for path in paths if path.name == REPORT]
     if not runs:
@@ -298,7 +298,7 @@ def locate(
     """
     text = os.fspath(uri) if isinstance(uri, str | os.PathLike) else uri
     if not isinstance(text, str) or "\0" in text:
-        raise JobError(f"{clean_message(repr(uri), 80)}: no place of an output; give a path or URI")
+        raise JobError(f"{clean_message(repr(uri), 80)}: not a path or URI of an output")
     trimmed = text.rstrip("/")
     head, separator, tail = trimmed.rpartition(f"/{PREDICTIONS}")
     store = Store(trimmed, storage_options or {})
@@ -314,10 +314,10 @@ def locate(
 
 
 def require_current(store: Store, layout: Layout) -> Manifest:
-    """Return the manifest of what is published now.
+    """Return the manifest that is current.
 
     Raises:
-        JobError: Nothing is published; the message says what there is instead.
+        JobError: Nothing is published; the message names what there is instead.
     """
     manifest = current_manifest(store, layout)
     if manifest is None:

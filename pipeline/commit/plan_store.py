@@ -1,7 +1,7 @@
-"""The plan as a file, named by the digest of all that it says: what was listed, counted and cut.
+"""Store a plan under the digest of its content: the listed shards, their rows, and the slices.
 
-A run reads what it plans itself. A stored plan tells later readers which rows there were, and its
-name is that under which slices are staged: those of another listing have another one.
+A run uses the plan that it makes itself. The stored plan tells later readers which rows there were,
+and slices are staged under its name; another listing has another name.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 PLAN_VERSION = 2
-"""Plans of version 1 were named by their fingerprint, and hold no digest."""
+"""Plans of version 1 were named by their fingerprint."""
 
 
 def adopt_plan(store: Store, layout: Layout, plan: Plan, retry: Sequence[Any] = ()) -> Plan:
-    """Store a plan, also where it is there, so that it is young for `gc`; return it with its name.
+    """Store a plan and return it with its name; a stored one is rewritten, so that `gc` keeps it.
 
     Args:
-        retry: What else names the plan of a retry, whose rows an earlier run has staged, too.
+        plan: The plan of a run.
+        retry: What tells the plan of a retry from that of the run whose rows it retries.
     """
     data = plan_to_json(plan, retry)
     plan = replace(plan, stored_as=_digest(data))
     path = layout.plan(plan.work)
     try:
         if store.read_bytes(path) != data:
-            log.warning("%s: is damaged, so it is written anew", store.url(path))
+            log.warning("%s: is damaged; written again", store.url(path))
     except FileNotFoundError:
         pass
     store.put(path, data)
@@ -50,7 +51,7 @@ def adopt_plan(store: Store, layout: Layout, plan: Plan, retry: Sequence[Any] = 
 
 
 def named(plan: Plan) -> Plan:
-    """Return a plan with the name that a run would store it under."""
+    """Return a plan with the name under which a run would store it."""
     return replace(plan, stored_as=_digest(plan_to_json(plan)))
 
 
@@ -64,7 +65,7 @@ def read_plan(store: Store, layout: Layout, name: str) -> Plan:
     try:
         return plan_from_json(store.read_bytes(path), name)
     except FileNotFoundError:
-        raise InfraError(f"{store.url(path)}: is missing, so the rows are unknown") from None
+        raise InfraError(f"{store.url(path)}: missing, so the rows are unknown") from None
 
 
 def _digest(data: bytes) -> str:
@@ -72,10 +73,10 @@ def _digest(data: bytes) -> str:
 
 
 def plan_to_json(plan: Plan, retry: Sequence[Any] = ()) -> bytes:
-    """Serialise a plan; shards are listed once and extents refer to them by number.
+    """Serialise a plan; shards are listed once, and extents refer to them by number.
 
-    Equal plans give equal bytes. How large a batch is, and the text of an error, are left out: both
-    may be others in the next run, and decide no row.
+    Equal plans give equal bytes. The batch size and texts of errors are not stored: they may differ
+    in the next run and decide no row.
     """
     shards: dict[tuple[str, int, str, int], int] = {}
     units: list[dict[str, Any]] = []
@@ -117,7 +118,7 @@ def plan_from_json(data: bytes, name: str) -> Plan:
     """Read a stored plan.
 
     Raises:
-        InfraError: The stored bytes are not the plan of this name, or its pieces are not all rows.
+        InfraError: The bytes are not the plan of this name, or its slices have gaps.
         JobError: A newer version of the pipeline wrote it.
     """
     try:
@@ -151,10 +152,10 @@ def plan_from_json(data: bytes, name: str) -> Plan:
 
 
 def _require_all_rows(units: Iterable[Unit]) -> None:
-    """Make sure that slices and extents follow each other without a gap or an overlap.
+    """Check that slices and extents have neither gaps nor overlaps.
 
     Raises:
-        ValueError: They do not.
+        ValueError: They have.
     """
     ends: dict[str, int] = {}
     for unit in units:
@@ -169,7 +170,7 @@ def _require_all_rows(units: Iterable[Unit]) -> None:
 
 
 def _extent(row: list[Any], shards: list[list[Any]]) -> Extent:
-    """Return an extent, without the ctime of its shard: that is of the listing of its run."""
+    """Return an extent without the ctime of its shard, which belongs to the listing of its run."""
     path, size_bytes, version = shards[row[0]][:3]
     reason = Reason(row[4]) if len(row) > 4 and row[4] else None
     return Extent(path, size_bytes, version, row[1], row[2], row[3], reason)

@@ -1,7 +1,7 @@
-"""Publish a partition: final parts first, one create-once log entry, then tidy up.
+"""Publish a version, new or earlier: parts first, one create-once log entry, then the rest.
 
 The log entry is the commit. Before it, nothing that a manifest names is touched; after it,
-`settle` brings the folder in line with the manifest, and any later run can do that again.
+`sync_published_folder` makes the folder agree with the manifest, which any later run can repeat.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COPY_THREADS = 16
 
 
 class PartLost(InfraError):
-    """A part that the current manifest names is missing."""
+    """The current manifest names a part that is missing."""
 
 
 def commit(
@@ -49,12 +49,12 @@ def commit(
     Args:
         manifest: The new manifest; its keys are written. Its part paths are relative to `folder`,
             as `predictions/<name>` and `quarantine/<name>`, with the folders of partition columns
-            before the name. They are numbered here, in their order.
+            before the name. This function numbers them in their order.
         folder: Where the parts lie now; they are copied, not moved.
-        version: As `part_name` takes it, for parts whose names are of another version.
+        version: The version in the new names, as for `part_name`; empty: that of the old names.
 
     Returns:
-        The manifest that is current now: ours, or one of the same rows by another run.
+        The manifest that is current now: this one, or one of the same rows by another run.
 
     Raises:
         PublishConflict: Another run published something different under this number.
@@ -72,7 +72,7 @@ def commit(
     if outcome is not CreateOutcome.OTHER:
         return placed
     winner = read_manifest(store, layout, manifest.number)
-    # No manifest will ever name our parts, and readers of the folder should not find them.
+    # No manifest will ever name these parts, and readers of the folder should not find them.
     store.delete([part.path for part in placed.all_parts])
     if (winner.fingerprint, winner.plan) != (manifest.fingerprint, manifest.plan):
         raise PublishConflict(
@@ -90,20 +90,20 @@ def _targets(parts: Sequence[Part], layout: Layout, version: str) -> tuple[Part,
 
 
 def _place(store: Store, folder: str, parts: Sequence[Part], placed: Sequence[Part]) -> None:
-    """Copy parts to where they will be published; all of them, or none if that fails.
+    """Copy all parts into the published folder, or none if one fails.
 
-    The names are of this attempt alone, and no log entry has them yet, so nothing else can need
-    what is deleted. What a killed run placed stays until the next one.
+    The names belong to this attempt and no log entry has them yet, so nothing else needs what is
+    deleted. Parts that a killed run has placed stay until the next run.
     """
     sources, targets = ([f"{folder}/{p.path}" for p in parts], [p.path for p in placed])
     num_threads = _COPY_THREADS if store.is_object_store else 1
     try:
-        # Before parts are deleted no copy goes on: leaving the pool waits for those that do.
+        # Leaving the pool waits for all copies, so that none goes on while parts are deleted.
         with ThreadPoolExecutor(num_threads) as pool:
             for _ in pool.map(store.copy, sources, targets):
                 failpoint("placed_part")
     except Exception:
-        with contextlib.suppress(Exception):  # the first error is the one to show
+        with contextlib.suppress(Exception):  # the first error is raised
             store.delete(targets)
         raise
 
@@ -118,16 +118,17 @@ def sync_published_folder(
 ) -> None:
     """Make the published folder agree with the current manifest; safe to repeat.
 
-    The order decides what readers find (README.md in this folder): parts of attempts that can
-    no longer win are deleted, which no list names; the table names the new parts; `current.json`
-    becomes the manifest's copy, and `_SUCCESS` is there; only then do replaced parts, which no list
-    names any more, move to the history, of which `keep_versions` versions stay, with their keys.
+    The order decides what readers find (README.md of this folder). First, parts of attempts that
+    can no longer win are deleted; no list names them. Then the table names the new parts,
+    `current.json` becomes the copy of the manifest, and `_SUCCESS` is written. Last, replaced
+    parts, which no list names any more, move to the history; it keeps `keep_versions` versions with
+    their keys.
 
-    A run that was suspended in here may find that it is late: what it wrote of its own version
-    (`current.json`, say) is then put right for the one that has become current.
+    A run that was suspended in this function may be late: files that it wrote for its own version,
+    such as `current.json`, are then written again for the version that has become current.
 
     Raises:
-        PartLost: A part that the current manifest names is missing.
+        PartLost: The current manifest names a part that is missing.
     """
     while True:
         _settle_one(store, layout, manifest, keep_versions, table)
@@ -140,16 +141,16 @@ def sync_published_folder(
 def _settle_one(
     store: Store, layout: Layout, manifest: Manifest, keep_versions: int, table: Delta | None
 ) -> None:
-    """Finish what follows the commit of a version; each step may have been done before.
+    """Do what follows the commit of a version; each step may have been done before.
 
     Raises:
-        PartLost: A part that the current manifest names is missing.
+        PartLost: The current manifest names a part that is missing.
     """
     named = {part.path for part in manifest.all_parts}
     present = _published_files(store, layout)
     lost = named - {file.path for file in present}
     if lost and log_numbers(store, layout)[-1] > manifest.number:
-        return  # replaced meanwhile, and already in the history
+        return  # replaced meanwhile: its parts are in the history
     if lost:
         raise PartLost(
             f"{store.url(sorted(lost)[0])}: named by the current manifest but missing; "
@@ -157,7 +158,7 @@ def _settle_one(
         )
     strays = [file.path for file in present if file.path not in named]
     replaced = _replaced_parts(store, layout, manifest.number, strays)
-    # Made for a number that is taken: no manifest can ever name them.
+    # They were made for a number that is taken: no manifest can ever name them.
     dead = [p for p in strays if p not in replaced and (part_target(p) or 0) <= manifest.number]
     if dead:
         store.delete(dead)
@@ -172,7 +173,7 @@ def _settle_one(
     kept = _trim_history(store, layout, keep_versions)
     versions = kept_manifests(store, layout, kept, manifest.number)
     unneeded = unneeded_keys(store, layout, versions)
-    # Those for later numbers are of runs that may yet win.
+    # Keys for later numbers belong to runs that may still win.
     store.delete([file.path for number, file in unneeded if number <= manifest.number])
     failpoint("trimmed")
     write_card(store, layout, manifest)
@@ -181,8 +182,8 @@ def _settle_one(
 def _write_success(store: Store, layout: Layout, manifest: Manifest) -> None:
     """Make `current.json` the copy of a manifest, unless another one has become current meanwhile.
 
-    Between that look and the write a run can still be suspended, and be late: a local file has no
-    write that depends on what is there. The run itself then puts it right, or else the next one.
+    A run may still be suspended between the check and the write, because local disks have no
+    conditional write. That run, or the next one, then writes the right copy.
     """
     data = store.read_bytes(layout.log_entry(manifest.number))
     if _read_or_none(store, layout.current) != data:
@@ -195,7 +196,7 @@ def _write_success(store: Store, layout: Layout, manifest: Manifest) -> None:
 
 
 def _published_files(store: Store, layout: Layout) -> list[StoredFile]:
-    """List the parts of a partition: in its folders, and in those of its partition columns."""
+    """List the parts of a partition, those in folders of partition columns included."""
     return [
         file
         for folder in (layout.predictions, layout.quarantine)
@@ -206,7 +207,7 @@ def _published_files(store: Store, layout: Layout) -> list[StoredFile]:
 
 
 def _is_ours(below: Sequence[str], layout: Layout) -> bool:
-    if layout.partition is None:  # the folders there are other partitions
+    if layout.partition is None:  # folders there belong to other partitions
         return not below
     return all("=" in name for name in below)
 
@@ -214,9 +215,9 @@ def _is_ours(below: Sequence[str], layout: Layout) -> bool:
 def _replaced_parts(
     store: Store, layout: Layout, number: int, strays: Sequence[str]
 ) -> dict[str, int]:
-    """Return which of the files are parts of earlier versions, and of which the last one."""
+    """Return the files that are parts of earlier versions -> the last version that has them."""
     owners: dict[str, int] = {}
-    targets = {path: part_target(path) or 0 for path in strays}  # no earlier version has them
+    targets = {path: part_target(path) or 0 for path in strays}  # no version before it has them
     for entry in reversed(log_numbers(store, layout) if strays else []):
         if entry < number and any(target <= entry for target in targets.values()):
             for part in read_or_unknown(store, layout, entry).all_parts:
@@ -227,18 +228,18 @@ def _replaced_parts(
 
 def _retire(store: Store, layout: Layout, replaced: Mapping[str, int]) -> None:
     for path, version in replaced.items():
-        with contextlib.suppress(FileNotFoundError):  # another run has moved it since
+        with contextlib.suppress(FileNotFoundError):  # another run has moved it
             store.copy(path, f"{layout.history(version)}/{layout.inside(path)}")
     failpoint("kept")
     store.delete([*replaced])
 
 
 def _trim_history(store: Store, layout: Layout, keep_versions: int) -> list[int]:
-    """Delete all but the newest versions; return the ones that stay."""
+    """Delete all but the newest versions of the history; return the numbers of these."""
     kept: dict[str, list[str]] = {}
     for file in store.list_files(layout.all_history):
         version = first_below(layout.all_history, file.path)
-        if version.isascii() and version.isdigit():  # not a folder of the history otherwise
+        if version.isascii() and version.isdigit():
             kept.setdefault(version, []).append(file.path)
     old = sorted(kept, reverse=True)[keep_versions:]
     for version in old:
@@ -263,13 +264,13 @@ def repair(
 ) -> Manifest | None:
     """Finish what a crashed run left after its commit; return the current manifest.
 
-    Of one that is damaged, and has no copy, nothing is known: its parts stay as they are.
+    If it is damaged and has no copy, its parts are unknown and stay as they are.
 
     Args:
         layout: The partition; the caller holds its lease.
         keep_versions: The job's sink.keep_versions.
-        table: The table that names the parts, too; None if the job has none.
-        is_last: Nothing will be published after this, which would tidy up what a run left that
+        table: The table of the same parts; None if the job has none.
+        is_last: Nothing is published after this call, so it also tidies up after a run that
             crashed before its commit.
     """
     restore_entry(store, layout)
@@ -284,10 +285,10 @@ def repair(
 
 
 def _republish_as_next(store: Store, layout: Layout, manifest: Manifest) -> Manifest:
-    """Publish what is current under the next number, as it is; return what is current then.
+    """Publish the current version again under the next number; return the manifest current then.
 
-    The parts that are in the way may be of a run that is only suspended: as long as it can commit
-    them they must not be deleted. With its number taken it cannot.
+    The parts in the way may belong to a suspended run, and must stay as long as it can commit them.
+    Once its number is taken, it cannot.
     """
     again = replace(manifest, number=manifest.number + 1, token=uuid.uuid4().hex)
     path = layout.log_entry(again.number)
@@ -307,23 +308,23 @@ def rollback(
 ) -> Manifest:
     """Publish a replaced version again, as a new version.
 
-    A publication that was interrupted after its commit is finished before that.
+    A publication that was interrupted after its commit is finished first.
 
     Args:
         layout: The partition; the caller holds its lease.
-        run_id: Of this command.
+        run_id: The id of this command.
         keep_versions: The job's sink.keep_versions.
-        to_number: Which version; None takes the newest one in the history.
-        table: The table that names the parts, too; None if the job has none.
+        to_number: The version; None: the newest one in the history.
+        table: The table of the same parts; None if the job has none.
 
     Raises:
         JobError: Nothing is published, or the history does not hold that version.
         PublishConflict: Another run published meanwhile.
-        InfraError: Garbage was collected meanwhile, and what was to be published with it.
+        InfraError: Garbage collection has deleted the version meanwhile.
     """
     try:
         current = repair(store, layout, keep_versions, table=table)
-    except PartLost:  # which is what another version is published instead of
+    except PartLost:  # the reason to publish another version
         current = current_manifest(store, layout)
     if current is None:
         raise JobError(f"partition {layout.name}: nothing is published, so nothing to roll back")
@@ -360,7 +361,7 @@ def rollback(
 
 
 def history_numbers(store: Store, layout: Layout) -> list[int]:
-    """List the versions that the history holds, ascending."""
+    """List the numbers of the versions in the history, ascending."""
     folder = layout.all_history
     names = {first_below(folder, file.path) for file in store.list_files(folder)}
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())

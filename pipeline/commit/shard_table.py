@@ -1,10 +1,10 @@
-"""What a version knows of its shards, so that later versions can take its predictions over.
+"""Keys of a version: what it knows of its shards, so that later versions can carry its predictions.
 
 `_control/<partition>/keys/<version>/shards.parquet` has a row per shard, and in its metadata what
 the predictions depend on. A prediction is named by its *ordinal*: how many predictions of its
 version come before it in the order of the input. That is the order of the parts, unless partition
-columns have sorted them by value: then `places.parquet` says for each ordinal the place of the
-prediction, which is how many come before it in the order of the parts.
+columns have sorted them by value: then `places.parquet` maps each ordinal to the *place* of the
+prediction: how many come before it in the order of the parts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _ENCODING = {
 
 
 class NoKeys(Exception):
-    """Nothing can be taken over from a version; the text says why."""
+    """No row can be carried from a version; the text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +66,20 @@ class KnownShard:
     """A shard as a version knows it."""
 
     uri: str
-    """Of the shard, whole."""
+    """The whole URI of the shard."""
     size_bytes: int
     version: str
-    """As `Extent.exact_version`: of a local file with its ctime, which no tool can put back."""
+    """As `Extent.exact_version`; for local files it has the ctime, which no tool can set."""
     num_rows: int
     """Rows of the shard in that version, predicted or quarantined."""
     first: int
     """How many predictions of that version come before its first row."""
     failed: tuple[int, ...] = ()
-    """Numbers in the shard, ascending, of its rows without a prediction."""
+    """Row numbers in the shard, ascending, of rows without a prediction."""
     computed_day: int = 0
-    """Days from 1970 to when the oldest of its predictions was computed."""
+    """Day on which the oldest of its predictions was computed, counted from 1970."""
     breaks_off: bool = False
-    """Its last row stands for a rest that could not be read. Only a retry takes its rows over."""
+    """Its last row stands for a rest that could not be read. Only a retry carries its rows."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +87,21 @@ class About:
     """What the predictions of a version depend on besides its input."""
 
     predictor_key: str
-    """'' if it is unknown."""
+    """Empty if unknown."""
     row_settings: str
-    """Of all that decides the other columns of its rows."""
+    """Digest of what decides the other columns of its rows."""
     kind: Literal["inputs", "content"]
-    """Whether rows can be found by their content, too."""
+    """`content`: rows can also be found by their content."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries that decode, tokenise and compute."""
     num_rows: int = 0
-    """Predictions of the version."""
+    """Number of predictions of the version."""
     has_places: bool = False
 
 
 @dataclass(frozen=True)
 class ShardTable:
-    """What a version knows."""
+    """The shards that a version knows."""
 
     about: About
     shards: list[KnownShard]
@@ -116,16 +116,16 @@ def known_shards(
     *,
     today: int,
 ) -> list[KnownShard]:
-    """Say of each shard of a version which predictions are of its rows, in input order.
+    """Return the shards of a version with the ordinals of their predictions, in input order.
 
-    Left out are shards that stand as one row.
+    Shards that could not be opened are not among them.
 
     Args:
-        plan: Of all rows of the version.
-        keys: Of its slices.
+        plan: The plan of all rows of the version.
+        keys: Its slices.
         failed: URI of a shard -> number, or None, and reason of its rows without a prediction.
-        days: URI of a shard -> when its predictions were computed, in days from 1970.
-        today: The same of other shards.
+        days: URI of a shard -> day on which its predictions were computed, counted from 1970.
+        today: The day for all other shards.
     """
     if any(unit.cut is not None and len(unit.extents) != 1 for unit in plan.units):
         return []
@@ -168,10 +168,11 @@ def known_shards(
 
 
 def rows_of_units(plan: Plan, keys: Sequence[SliceKey]) -> list[int]:
-    """Return the rows of each unit of a plan whose slices are all staged.
+    """Return the number of rows of each unit of a plan.
 
     Args:
-        keys: Of the staged slices.
+        plan: A plan whose slices are all staged.
+        keys: These slices.
     """
     ends: dict[int, int] = {}
     for key in keys:
@@ -184,10 +185,12 @@ def rows_of_units(plan: Plan, keys: Sequence[SliceKey]) -> list[int]:
 def read_failed(
     store: Store, folder: str, parts: Sequence[Part]
 ) -> dict[str, list[tuple[int | None, str]]]:
-    """Read from the parts of a quarantine which rows of which shards are there, and why.
+    """Read a quarantine; return shard -> row numbers and reasons.
 
     Args:
-        folder: What the paths of the parts are relative to; with its `/`.
+        store: The output.
+        folder: What the paths of the parts are relative to, with a `/` at its end.
+        parts: The parts of the quarantine.
     """
 
     def read(part: Part) -> pa.Table:
@@ -204,10 +207,13 @@ def read_failed(
 def write_shard_table(
     store: Store, folder: str, about: About, shards: Sequence[KnownShard], compacted: Compacted
 ) -> dict[str, str]:
-    """Write what a version knows; return what `Manifest.keys` says of it.
+    """Write the keys of a version; return `Manifest.keys`.
 
     Args:
+        store: The output.
         folder: `Layout.keys` of the version.
+        about: What its predictions depend on.
+        shards: The shards that it knows.
         compacted: Its parts.
     """
     if compacted.ranks is not None:
@@ -234,10 +240,10 @@ def write_shard_table(
 
 
 def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardTable:
-    """Read what a published version knows.
+    """Read the shards that a published version knows.
 
     Raises:
-        NoKeys: It knows nothing, or what it says cannot be trusted.
+        NoKeys: It has no table of its shards, or one that cannot be trusted.
         PipelineError: The store failed.
     """
     name = f"version {manifest.number} of {layout.name}"
@@ -250,7 +256,7 @@ def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardT
         raise NoKeys(f"{name}: the table of its shards is missing") from None
     if hashlib.sha256(data).hexdigest() != manifest.keys["sha256"]:
         raise NoKeys(f"{name}: the table of its shards is damaged")
-    # A thread of Arrow's that still holds bytes of Python's while the process ends, aborts it
+    # Without threads: one that still holds Python bytes when the process ends aborts it
     # (apache/arrow#34314).
     with open_part(store, path, data=data) as part:
         table = part.read(use_threads=False)
@@ -271,10 +277,12 @@ def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardT
 def unneeded_keys(
     store: Store, layout: Layout, versions: Sequence[Manifest]
 ) -> list[tuple[int, StoredFile]]:
-    """Find tables that no version names which is current or in the history.
+    """Find the keys that no version names that is current or in the history.
 
     Args:
-        versions: As `kept_manifests`.
+        store: The output.
+        layout: The partition.
+        versions: What `kept_manifests` returns.
 
     Returns:
         Each file, with the number of the version that it was written for.

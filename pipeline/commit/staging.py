@@ -1,7 +1,7 @@
-"""Write the slices to staging: one Parquet part per slice, in one put, which is its commit.
+"""Stage slices: one Parquet part per slice, whose put is the commit of the slice.
 
-The part's footer carries the counters of its rows, so that figures survive crashes and are never
-counted twice. Names are unique per attempt: a late or doubled attempt only adds an object.
+The footer of a part carries the counters of its rows, so that figures survive crashes and are never
+counted twice. Names are unique per attempt: a late or repeated attempt only adds an object.
 """
 
 from __future__ import annotations
@@ -44,72 +44,72 @@ log = logging.getLogger(__name__)
 _SLICE_META = META_PREFIX + "slice"
 _FOOTER_THREADS = 16
 _OTHERS = 256
-"""Known rows of a slice that say how large its numbers usually are."""
+"""The most known rows of a slice that tell how large its numbers usually are."""
 
 
 @dataclass(frozen=True)
 class StagedSlice:
-    """What is known of a committed slice; it travels in the footer and to the driver."""
+    """The figures of a committed slice; they travel in its footer and to the driver."""
 
     run_id: str
     num_rows: int
     name: str = ""
-    """Of its file, which the footer cannot know."""
+    """Name of its file; the footer does not have it."""
     reasons: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     counters: Counters = field(default_factory=dict)
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """JSON form of `histograms.Numbers`, of each number that is counted."""
+    """Column -> JSON form of `histograms.Numbers`."""
     causes: list[dict[str, Any]] = field(default_factory=list)
     """JSON form of the most frequent `causes.Cause`."""
     num_carried: int = 0
-    """Rows whose predictions are taken over from earlier versions."""
+    """Rows whose predictions are carried from earlier versions."""
     num_kept: int = 0
-    """Rows that failed in the version that is retried, and stay so."""
+    """Rows that failed in the version that is retried, and are not retried."""
     sources: list[str] = field(default_factory=list)
-    """Tokens of these versions, shortened."""
+    """`Version.source` of these versions."""
     computed_labels: dict[str, int] = field(default_factory=dict)
-    """Those of the other rows; as `labels`, if rows are taken over, otherwise empty."""
+    """Labels of the computed rows if rows are carried, otherwise empty."""
     computed_numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     num_checked: int = 0
-    """Rows that are known and were computed, and compared."""
+    """Known rows that were computed all the same and compared."""
     differing: list[str] = field(default_factory=list)
-    """Those of them that differ, a line each."""
+    """A line for each checked row that differs."""
 
     @property
     def figures(self) -> SliceFigures:
-        """What was measured of the slice."""
+        """The counters as figures."""
         return SliceFigures.from_json(self.counters)
 
     @property
     def num_quarantined(self) -> int:
-        """Rows of all reasons."""
+        """Rows without a prediction, over all reasons."""
         return sum(self.reasons.values())
 
     def is_without_predictions_by(self, reason: Reason) -> bool:
-        """Tell whether no row has a prediction, and rows failed for this reason."""
+        """Tell whether no row has a prediction, and at least one failed for this reason."""
         return self.num_quarantined == self.num_rows and bool(self.reasons.get(reason.value))
 
     def to_json(self) -> str:
-        """Return the form that the footer of a staged part holds."""
+        """Return the text in the footer of a staged part."""
         return json.dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> StagedSlice:
-        """Undo `to_json`; fields that a newer version has added are left out."""
+        """Undo `to_json`; fields of newer versions of the package are ignored."""
         return cls(**known_fields(cls, json.loads(text)))
 
 
 class CheckRows(Protocol):
-    """Compares rows that are known with what was computed of them; plain enough for Ray."""
+    """Compares known rows with the same rows computed again; can be pickled."""
 
     def __call__(self, known: pa.Table, computed: pa.Table, others: pa.Table) -> Checked:
-        """Compare N staged rows; `others` are known rows of the slice, for their usual size."""
+        """Compare N staged rows; `others` are more known rows, which tell the usual size."""
         ...
 
 
 class Checked(NamedTuple):
-    """What came of a comparison."""
+    """The result of a comparison."""
 
     num_rows: int
     differing: list[str]
@@ -117,20 +117,20 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class StagingWriter:
-    """Everything needed to write any slice of one run; plain enough for Ray."""
+    """Writes any slice of one run; can be pickled."""
 
     store: Store
     folder: str
     run_id: str
     compression: str
     metadata: Mapping[str, str]
-    """File metadata of every part: fingerprint, model, versions (no secrets)."""
+    """File metadata of every part: fingerprint, model, versions; no secrets."""
     counted: tuple[str, ...] = ()
-    """Columns whose numbers are counted, as `task.measured_columns` names them."""
+    """Columns whose values are counted: `task.measured_columns`."""
     folders: tuple[str, ...] = ()
-    """Columns whose values become folders (`sink.partition_columns`)."""
+    """Columns whose values become folders: `sink.partition_columns`."""
     check: CheckRows | None = None
-    """Compares the rows that are known and were computed."""
+    """Compares known rows that were computed."""
 
     def write(
         self, key: SliceKey, counters: Counters, rows: pa.Table, aside: pa.Table | None = None
@@ -138,15 +138,16 @@ class StagingWriter:
         """Commit one slice; rows whose values cannot name folders are quarantined.
 
         Args:
-            counters: What was measured of it.
-            rows: Predictions and failures, as `staged_schema`; without those that were set aside.
-            aside: As `core.rows_set_aside` says; None if all rows are there.
+            key: The slice.
+            counters: Its figures so far.
+            rows: Predictions and failures, as `staged_schema`, without rows that were set aside.
+            aside: The table of `core.rows_set_aside`; None if no rows were set aside.
 
         Returns:
-            What the footer says, plus the seconds and retries that the put itself took.
+            The content of the footer, plus seconds and retries of the put itself.
 
         Raises:
-            InfraError: The rows are not the slice's (nothing is written), or the store failed.
+            InfraError: The number of rows is wrong (nothing is written), or the store failed.
         """
         expected = key.num_rows if aside is None else num_computed(aside)
         if rows.num_rows != expected:
@@ -193,7 +194,7 @@ class StagingWriter:
         return replace(staged, name=name)
 
     def _carried(self, computed: pa.Table, aside: pa.Table) -> dict[str, Any]:
-        """Return what a slice says of rows that earlier versions know."""
+        """Return the fields of `StagedSlice` about rows that earlier versions know."""
         is_taken = is_taken_over(computed, aside)
         if not is_taken.any() and aside.column(SOURCE).null_count == aside.num_rows:
             return {}
@@ -220,10 +221,10 @@ class StagingWriter:
 
 
 def quarantine_without_folder(rows: pa.Table, folders: Sequence[str]) -> pa.Table:
-    """Fail the predicted rows of which a value cannot name its folder; their columns become null.
+    """Fail predicted rows with a value that cannot name a folder; their columns become null.
 
-    The reader has done so for pass-through columns. What a model or its post-processing says is
-    known only here, and at publication it would be too late: one such value refuses all rows.
+    Readers do so for pass-through columns. Values from a model or its post-processing are first
+    known here; at publication one such value would refuse all rows.
     """
     messages: dict[int, str] = {}
     for name in folders:
@@ -247,8 +248,8 @@ def quarantine_without_folder(rows: pa.Table, folders: Sequence[str]) -> pa.Tabl
 def encodings(rows: pa.Table) -> dict[str, Any]:
     """Choose how the columns of a slice are encoded, as arguments of a Parquet writer.
 
-    Whole numbers that hardly repeat are stored as differences, which takes a quarter of the time.
-    Only this pipeline reads slices; not all readers of published parts know this encoding.
+    Integers that hardly repeat are stored as differences, which takes a quarter of the time. Only
+    this package reads slices; not all readers of published parts know this encoding.
     """
     repetitive = repetitive_columns(rows)
     differences = {
@@ -260,13 +261,13 @@ def encodings(rows: pa.Table) -> dict[str, Any]:
 
 
 def _count(column: pa.ChunkedArray) -> Counter[str]:
-    """Count the values of a column of text that are not null."""
+    """Count the values of a text column without its nulls."""
     counted = pc.value_counts(column.drop_null())
     return Counter({str(entry["values"]): entry["counts"].as_py() for entry in counted})
 
 
 def count_labels(rows: pa.Table, counted: Sequence[str]) -> Counter[str]:
-    """Count the labels of rows: their own, or those of counted columns: texts, or of entries."""
+    """Count the labels of rows, or else the texts and the labels of entries in counted columns."""
     if LABEL in rows.column_names and pa.types.is_string(rows.column(LABEL).type):
         return _count(rows.column(LABEL))
     counts: Counter[str] = Counter()
@@ -281,7 +282,7 @@ def count_labels(rows: pa.Table, counted: Sequence[str]) -> Counter[str]:
 
 
 def list_staged(store: Store, folder: str) -> dict[SliceKey, StoredFile]:
-    """List the committed slices of a fingerprint; of two attempts the first by name wins."""
+    """List the committed slices in a folder; of two attempts the first by name wins."""
     winners: dict[SliceKey, StoredFile] = {}
     for file in store.list_files(folder):
         key = parse_staged_name(file.path)
@@ -291,14 +292,15 @@ def list_staged(store: Store, folder: str) -> dict[SliceKey, StoredFile]:
 
 
 def discard_staged(store: Store, folder: str, compacted: str | None = None) -> None:
-    """Delete the slices of a plan, and its parts, which are published: nothing needs them.
+    """Delete the slices of a published plan, and its parts before they were published.
 
-    Parts of other runs stay: one of them may be suspended between its parts and their publication.
-    What cannot be deleted is left to `collect_garbage`, for the version is whole without it.
+    Parts of other runs stay, as such a run may be suspended before its publication.
+    `collect_garbage` deletes what could not be deleted here.
 
     Args:
-        folder: Of the plan.
-        compacted: Where its parts were before they were published, below that.
+        store: The output.
+        folder: The staging folder of the plan.
+        compacted: The folder in it of the parts that are published now.
     """
     try:
         files = [file.path for file in store.list_files(folder)]
@@ -306,23 +308,23 @@ def discard_staged(store: Store, folder: str, compacted: str | None = None) -> N
         published = [p for p in others if compacted and p.startswith(f"{compacted}/")]
         store.delete([*{*files} - {*others}, *published])
     except PipelineError as error:
-        log.warning("staging is left, `pipeline gc` deletes it: %s", error)
+        log.warning("staging is not deleted; `pipeline gc` deletes it: %s", error)
     failpoint("unstaged")
 
 
 def read_footer(store: Store, path: str) -> StagedSlice:
-    """Read what a staged part says of itself.
+    """Read the footer of a staged part.
 
     Raises:
-        DamagedPart: It is not as it was written.
-        InfraError: It is gone since it was listed.
+        DamagedPart: Its bytes are not those that were written.
+        InfraError: It has been deleted since it was listed.
     """
     with listed_files(), open_part(store, path) as part:
         return staged_of(part, path)
 
 
 def read_footers(store: Store, paths: Sequence[str]) -> Iterator[StagedSlice | None]:
-    """Read what staged parts say of themselves, in their order; None for one that is damaged."""
+    """Read the footers of staged parts, in order; None for a damaged part."""
 
     def read(path: str) -> StagedSlice | None:
         try:
@@ -336,12 +338,12 @@ def read_footers(store: Store, paths: Sequence[str]) -> Iterator[StagedSlice | N
 
 
 def staged_of(part: pq.ParquetFile, path: str) -> StagedSlice:
-    """Take the `StagedSlice` out of an open part.
+    """Return the `StagedSlice` in the footer of an open part.
 
     Raises:
         pa.ArrowInvalid: There is none.
     """
     text = (part.metadata.metadata or {}).get(_SLICE_META.encode())
     if text is None:
-        raise pa.ArrowInvalid("it is not a staged part of this pipeline")
+        raise pa.ArrowInvalid("it is not a staged part of this package")
     return replace(StagedSlice.from_json(text), name=path.rpartition("/")[2])

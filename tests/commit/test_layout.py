@@ -178,7 +178,7 @@ def test_a_path_inside_a_partition_is_that_without_it():
         assert layout.inside(f"{folder}/date=2026-11-24/label=a/part") == f"{folder}/label=a/part"
         assert Layout(None).inside(f"{folder}/part") == f"{folder}/part"
     for path in ("predictions/date=2026-11-25/part", "reports/date=2026-11-24/part"):
-        with pytest.raises(ValueError, match=rf"^{path}: is no part of date=2026-11-24$"):
+        with pytest.raises(ValueError, match=rf"^{path}: not a part of date=2026-11-24$"):
             layout.inside(path)
 
 

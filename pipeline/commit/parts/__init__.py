@@ -1,5 +1,5 @@
-"""Parquet files of a partition: written and read, in the order of the input or by value.
+"""Parquet files of a partition: staged slices in, parts out, in the order of the input or by value.
 
-In: staged slices. Out: files and what their footers say. Nothing
-here knows of leases, plans or the log. Begin with `part_writer.py` and `compaction.py`.
+Nothing here knows of leases, plans or the log. Begin with `compaction.py`; `part_file.py`
+alone writes and opens the Parquet files of an output.
 """

@@ -1,10 +1,10 @@
 """Turn staged slices into final parts: predictions and quarantine apart, in input order.
 
-The driver cuts groups of several parts by the bytes that were staged. Slices are small, each with a
-footer and dictionaries of its own, so a part takes fewer bytes, or more: inside a group what is
-really written is divided evenly.
+The driver cuts groups of several parts by the bytes that were staged. Each slice has a footer and
+dictionaries of its own, so parts take fewer or more bytes: inside a group the bytes that are really
+written are divided evenly.
 
-Pure over a store; the caller decides where the groups run (Ray tasks in a run).
+The caller decides where groups are compacted: in a run, in Ray tasks.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store
 
 TARGETS_PER_GROUP = 4
-"""Staged bytes of a group, in target sizes. If 0.3 to 1.2 of them are written, these are 1.2 to 4.8
-targets; divided evenly each part has about half to one and a half."""
+"""Staged bytes of a group, in target sizes. Written are 0.3 to 1.2 times as many bytes: 1.2 to 4.8
+targets, which divided evenly give parts of about half to one and a half."""
 _READ_FILES, _READ_BYTES = 32, 16 * 2**20
 _NAMES_PER_GROUP = 100_000
 DuplicateRows = Mapping[SliceKey, tuple[int, ...]]
-"""Rows (counted within their slice) whose id an earlier row has."""
+"""Rows (counted within their slice) with the id of an earlier row."""
 SizedSlice = tuple[SliceKey, str, float]
 """Key, path and staged bytes."""
 RunTasks = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
@@ -63,17 +63,17 @@ DUPLICATE = {
     ERROR_STAGE: PUBLISH,
     MESSAGE: "an earlier row has the same id",
 }
-"""What a row gets that would have a prediction if its id were another one."""
+"""The error of a row whose id an earlier row has."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Slices that one task makes parts of."""
+    """Slices that one task compacts."""
 
     index: int
     slices: tuple[SizedSlice, ...]
     units: Mapping[int, Unit] = field(default_factory=dict)
-    """Those of the slices."""
+    """The units of the slices."""
     duplicates: DuplicateRows = field(default_factory=dict)
     is_last: bool = False
     num_before: int = 0
@@ -94,7 +94,7 @@ class SliceRows:
 
 @dataclass(frozen=True)
 class CompactedGroup:
-    """What became of a group."""
+    """The parts of a group."""
 
     index: int
     predictions: tuple[Part, ...]
@@ -109,30 +109,30 @@ class Compacted:
     quarantine: tuple[Part, ...]
     """In input order."""
     ranks: Numbers | None = None
-    """int64 (N,): how many rows of the input come before each prediction, in the order of the
-    parts; None if that is the order of the input."""
+    """int64 (N,): in the order of the parts, how many rows of the input come before each
+    prediction; None if that is the order of the input."""
 
     @property
     def row_id_hash(self) -> str:
-        """Of the manifest."""
+        """The sum in the manifest."""
         return sum_of_parts(self.predictions + self.quarantine)
 
 
 @dataclass(frozen=True)
 class Compactor:
-    """Everything needed to compact any group of one run; plain enough for Ray."""
+    """Compacts any group of one run; can be pickled."""
 
     store: Store
     folder: str
     """Where the parts go: `<folder>/predictions/` and `<folder>/quarantine/`."""
     version: str
     schema: pa.Schema
-    """Of the predictions."""
+    """Schema of the predictions."""
     compression: str
     metadata: Mapping[str, str]
     target_bytes: float
     inputs: Store
-    """Where the shards lie."""
+    """The store of the shards."""
 
     def compact(self, group: Group) -> CompactedGroup:
         """Write the final parts of one group, each in one put."""
@@ -152,12 +152,13 @@ class Compactor:
         *,
         total_weight: float | None = None,
     ) -> PartStream:
-        """Start writing parts; `index` keeps their names apart until publishing numbers them.
+        """Start writing parts.
 
         Args:
             folder: `predictions` or `quarantine`, with the folders of partition columns.
-            index: Of the group that writes them.
-            total_weight: As `PartStream`.
+            index: The group that writes them; keeps names apart until publishing numbers them.
+            schema: Their columns.
+            total_weight: As for `PartStream`.
         """
         return PartStream(
             self.store,
@@ -176,7 +177,7 @@ class Compactor:
                 staged, rows = _decode(self.store, contents[path], path)
                 rows = mark_duplicates(rows, group.duplicates.get(key, ()))
                 if INPUT_HASH in self.schema.names and INPUT_HASH not in rows.column_names:
-                    # It was staged by a run whose job did not ask for hashes.
+                    # A run whose job did not ask for hashes has staged it.
                     nulls = pa.nulls(rows.num_rows, INPUT_HASH_FIELD.type)
                     rows = rows.append_column(INPUT_HASH, nulls)
                 is_good = pc.is_null(rows.column(ERROR))
@@ -196,7 +197,7 @@ class Compactor:
     def _shards_of(
         self, unit: Unit | None, rows: Numbers
     ) -> tuple[list[str | None], list[int | None]]:
-        """Return shard and row there of some rows of a unit, (N,) each."""
+        """Return the shard, and the row in it, of N rows of a unit."""
         places = [unit.place_of(row) if unit else (None, None) for row in rows.tolist()]
         shards = [None if path is None else self.inputs.url(path) for path, _ in places]
         return shards, [row for _, row in places]
@@ -207,7 +208,7 @@ class Compactor:
         quarantine: Iterable[Part],
         ranks: Numbers | None = None,
     ) -> Compacted:
-        """Put all parts together; an empty partition gets one part with the schema."""
+        """Return all parts; an empty partition gets one part with the schema."""
         if not predictions:
             predictions = self.stream(PREDICTIONS, 0, self.schema).close(at_least_one=True)
         return Compacted(tuple(predictions), tuple(quarantine), ranks)
@@ -223,10 +224,11 @@ def compact_slices(
     """Compact all slices of a run.
 
     Args:
-        slices: In input order.
-        units: Of the plan; without them failed rows have no shard.
-        duplicates: Rows to quarantine, of the slices that have some.
-        run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
+        compactor: Writes the parts.
+        slices: All slices, in input order.
+        units: The units of the plan; without them failed rows have no shard.
+        duplicates: Rows to quarantine because of their ids.
+        run_tasks: Calls a function with each tuple of arguments; returns results in order.
     """
     group_bytes = TARGETS_PER_GROUP * compactor.target_bytes
     groups = cut_groups(slices, units, group_bytes, duplicates)
@@ -290,19 +292,18 @@ def _decode(store: Store, data: bytes | Exception, path: str) -> tuple[StagedSli
 
 
 def _divided(rows: pa.Table, is_good: pa.ChunkedArray) -> tuple[pa.Table, pa.Table]:
-    """Return the rows that are good, and the others; mostly all are, and nothing is copied."""
+    """Return the rows without an error, and the others; copies nothing if there are no others."""
     if rows.column(ERROR).null_count == rows.num_rows:
         return rows, rows.slice(0, 0)
     return rows.filter(is_good), rows.filter(pc.invert(is_good))
 
 
 def mark_duplicates(rows: pa.Table, duplicates: Sequence[int]) -> pa.Table:
-    """Fail staged rows because of their ids; one that has failed keeps its reason."""
+    """Fail staged rows because of their ids; rows that have failed keep their reason."""
     if not duplicates:
         return rows
     is_duplicate = np.zeros(rows.num_rows, bool)
     is_duplicate[list(duplicates)] = True
-    # A row that failed for another reason keeps it.
     mask = pc.and_(pa.array(is_duplicate), pc.is_null(rows.column(ERROR)).combine_chunks())
     for name, value in DUPLICATE.items():
         index = rows.column_names.index(name)
@@ -314,7 +315,7 @@ def mark_duplicates(rows: pa.Table, duplicates: Sequence[int]) -> pa.Table:
 def to_quarantine(
     rows: pa.Table, staged: StagedSlice, places: tuple[Sequence[str | None], Sequence[int | None]]
 ) -> pa.Table:
-    """Return failed staged rows as they are quarantined; `places` are their shards and rows."""
+    """Return failed staged rows as rows of the quarantine; `places`: their shards and rows."""
     return pa.table(
         {
             ROW_ID: rows.column(ROW_ID),

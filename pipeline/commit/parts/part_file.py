@@ -1,7 +1,7 @@
 """Write and open the Parquet files of an output: staged slices, parts, sorted rows, tables of keys.
 
-All of them are written with checksums of their pages, and all that is read again is verified. The
-names of files that only runs read end with checksums of their footer and of all their bytes.
+Their pages have checksums, which are verified whenever they are read. The names of files that only
+runs read end with checksums of the footer and of all bytes.
 
 A missing file raises FileNotFoundError, a failing store PipelineError.
 """
@@ -27,7 +27,7 @@ from pipeline.storage.store import Store
 
 _CHECKSUMS = re.compile(r"-[0-9a-z]{12}([0-9a-f]{8})([0-9a-f]{8})\.parquet$")
 _TAIL_BYTES = 64 << 10
-"""What Arrow, too, reads of a file at first: mostly all of its footer."""
+"""What Arrow reads of a file first; it mostly has the whole footer."""
 
 
 class DamagedPart(InfraError):
@@ -50,7 +50,7 @@ def leaf_types(schema: pa.Schema) -> dict[str, str]:
 
 
 def checksums(data: bytes) -> str:
-    """Return what the name of a Parquet file ends with: CRC-32 of its footer, and of all of it."""
+    """Return the end of the name of a Parquet file: CRC-32 of its footer, and of all its bytes."""
     return f"{zlib.crc32(data[-_footer_bytes(data) :]):08x}{zlib.crc32(data):08x}"
 
 
@@ -67,13 +67,15 @@ def open_part(
     """Open a part: its footer is read, its rows are not.
 
     Args:
-        data: All its bytes, if they are there already.
-        size_bytes: How many it must have.
-        footer: What was read of it before.
-        pre_buffer: Read the columns that are asked for with few requests.
+        store: The output.
+        path: Path of the part.
+        data: All its bytes, if they have been read.
+        size_bytes: The size that it must have; None: any.
+        footer: Its footer, if it has been read.
+        pre_buffer: Read columns with few requests.
 
     Raises:
-        DamagedPart: It is not as it was written; also out of the body, where rows are read.
+        DamagedPart: Its bytes are not those that were written; also raised where the body reads.
     """
     try:
         with store.open(path) if data is None else pa.BufferReader(data) as handle:
@@ -89,7 +91,7 @@ def open_part(
                 handle,
                 metadata=footer,
                 pre_buffer=pre_buffer,
-                page_checksum_verification=data is None or expected is None,  # else it is done
+                page_checksum_verification=data is None or expected is None,  # else verified above
             )
     except Exception as error:
         if not is_damage(error):
@@ -100,7 +102,7 @@ def open_part(
 
 def _read_footer(handle: Any, size_bytes: int, checksum: int | None) -> pq.FileMetaData:
     tail, wanted = b"", _TAIL_BYTES
-    for _ in range(2):  # once more for a long one
+    for _ in range(2):  # a second time for a long footer
         if len(tail) < min(wanted, size_bytes):
             handle.seek(max(0, size_bytes - wanted))
             tail = handle.read()
@@ -112,12 +114,12 @@ def _read_footer(handle: Any, size_bytes: int, checksum: int | None) -> pq.FileM
 
 
 def _footer_bytes(tail: bytes) -> int:
-    """Return how many bytes a footer has, with its length and the mark at its end."""
+    """Return the size of a footer, with its length and the mark at its end."""
     return int.from_bytes(tail[-8:-4], "little") + 8
 
 
 def find_damaged(store: Store, paths: Sequence[str]) -> dict[str, str]:
-    """Read whole parts; return the path of each that is damaged -> what is said of it."""
+    """Read whole parts; return path -> message of those that are damaged."""
     damaged: dict[str, str] = {}
     for path in paths:
         try:
@@ -129,7 +131,7 @@ def find_damaged(store: Store, paths: Sequence[str]) -> dict[str, str]:
 
 
 def read_columns(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read columns of a part, those that it has; None reads all."""
+    """Read columns of a part, as far as it has them; None: all."""
     with open_part(store, path) as part:
         return part.read(columns=None if columns is None else list(columns))
 
@@ -137,9 +139,9 @@ def read_columns(store: Store, path: str, columns: Sequence[str] | None = None) 
 def read_batches(
     store: Store, path: str, columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Read columns of a part, those that it has, at most `batch_rows` rows at a time.
+    """Read columns of a part, as far as it has them, at most `batch_rows` rows at a time.
 
-    Row groups one by one: each fits into memory, whatever its rows are.
+    Row groups are read one by one, since each fits into memory.
     """
     with open_part(store, path) as part:
         for group in range(part.num_row_groups):

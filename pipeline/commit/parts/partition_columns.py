@@ -1,8 +1,8 @@
-"""Partition columns: final parts by value, each value's rows in input order.
+"""Write parts by the values of partition columns; rows of one value are in input order.
 
-Two passes, so that a value which is spread over all slices does not become many tiny files. First
-each group of slices is sorted by value into one file, one row group per value. Then the row groups
-of a value are read in order and written as parts of the target size.
+There are two passes, so that a value spread over all slices does not become many tiny files. First,
+each group of slices is sorted by value into one file, with a row group per value. Then the row
+groups of a value are read in order and written as parts of the target size.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
 _SORT_BYTES = 16 * 2**20
-"""Staged bytes that are sorted by one task."""
+"""Staged bytes that one task sorts."""
 _SORT_MEMORY_BYTES = 512 * 2**20
-"""Bytes in memory from which on rows are sorted; those that follow go into another file."""
+"""Bytes in memory at which rows are sorted and written; later rows go into another file."""
 _READ_AHEAD = 4
 _FOLDERS_PER_TASK = 64
 
@@ -64,17 +64,17 @@ class RowGroupRef:
 
 @dataclass(frozen=True)
 class SortedGroup:
-    """What became of a group in the first pass."""
+    """The result of the first pass over a group."""
 
     pieces: tuple[RowGroupRef, ...]
     ranks: tuple[Numbers, ...]
-    """int64 (N,) of each piece: how many rows of the input come before each of its rows."""
+    """int64 (N,) per piece: how many rows of the input come before each of its rows."""
     quarantine: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
 class FolderGroup:
-    """Values that one task writes the parts of; the pieces of each in input order."""
+    """Values whose parts one task writes; the pieces of each are in input order."""
 
     index: int
     values: tuple[tuple[str, tuple[RowGroupRef, ...]], ...]
@@ -82,13 +82,13 @@ class FolderGroup:
 
 @dataclass(frozen=True)
 class Regrouper:
-    """Both passes over any part of a run; plain enough for Ray."""
+    """Both passes over any group of one run; can be pickled."""
 
     compactor: Compactor
     columns: tuple[str, ...]
 
     def sort(self, group: Group) -> SortedGroup:
-        """Sort the rows of one group by value into a file, or into several if they are large.
+        """Sort the rows of one group by value into a file, or into several if there are many bytes.
 
         Raises:
             GateRefused: There are too many values.
@@ -157,13 +157,10 @@ def read_piece(
     schema: pa.Schema,
     footers: dict[str, pq.FileMetaData],
 ) -> pa.Table:
-    """Read the rows of a piece.
-
-    `footers` keeps the footers of files that were read.
-    """
+    """Read the rows of a piece; `footers` caches the footers of files."""
     path, footer = f"{folder}/{piece.path}", footers.get(piece.path)
     with open_part(store, path, footer=footer, pre_buffer=True) as file:
-        # Two threads may both read a footer that none has yet; they find the same.
+        # Two threads may read the same footer: both store the same value.
         footers[piece.path] = file.metadata
         return file.read_row_group(piece.row_group, columns=schema.names).select(schema.names)
 
@@ -179,11 +176,12 @@ def compact_by_value(
     """Compact all slices of a run into folders by the values of columns.
 
     Args:
+        compactor: Writes the parts.
         columns: Names of the partition columns, outermost folder first.
-        slices: In input order.
-        units: Of the plan.
-        duplicates: Rows to quarantine, of the slices that have some.
-        run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
+        slices: All slices, in input order.
+        units: The units of the plan.
+        duplicates: Rows to quarantine because of their ids.
+        run_tasks: Calls a function with each tuple of arguments; returns results in order.
 
     Raises:
         GateRefused: There are too many values.
@@ -215,7 +213,7 @@ def compact_by_value(
 
 
 def _group_folders(values: dict[str, list[RowGroupRef]], target_bytes: float) -> list[FolderGroup]:
-    """Put small values together and large ones alone, sorted by folder."""
+    """Group values by size, sorted by folder: small values share a task, large ones do not."""
     folder_groups: list[FolderGroup] = []
     pending: list[tuple[str, tuple[RowGroupRef, ...]]] = []
     pending_bytes = 0
@@ -231,7 +229,7 @@ def _group_folders(values: dict[str, list[RowGroupRef]], target_bytes: float) ->
 
 
 def _folders_of(rows: pa.Table, columns: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Return the folders of all rows, sorted, and for each row the number of its own."""
+    """Return the folders of all rows, sorted, and for each row the number of its folder."""
     texts = [to_text(rows.column(name)) for name in columns]
     codes = np.zeros(rows.num_rows, np.int64)
     for text in texts:
@@ -259,7 +257,7 @@ def _require_few(num_values: int, columns: Sequence[str], where: str) -> None:
 
 
 def _read_ahead(read: Callable[[RowGroupRef], T], pieces: Sequence[RowGroupRef]) -> Iterator[T]:
-    """Yield what `read` returns, in order; a few are read ahead of the one that is used."""
+    """Yield the results of `read` in order, reading a few pieces ahead."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         for piece in pieces:

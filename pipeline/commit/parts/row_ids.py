@@ -1,4 +1,4 @@
-"""Hashes of row ids: 8 bytes per row prove that none is lost, and say which ids may repeat."""
+"""Hash row ids: 8 bytes per row prove that no row is lost, and tell which ids may repeat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store, StoredFile
 
 LabelledDuplicates = Mapping[SliceKey, tuple[tuple[int, str | None], ...]]
-"""Slice -> rows whose id an earlier row has, with their labels: see `find_duplicates`."""
+"""Slice -> rows with the id of an earlier row, and their labels: see `find_duplicates`."""
 _HASH_MASK = (1 << 64) - 1
 
 
@@ -26,7 +26,7 @@ def hash_ids(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint64]:
     values: Any = np.asarray(ids.to_numpy(zero_copy_only=False), dtype=object)
     if len(values) == 0:
         return np.zeros(0, np.uint64)
-    import pandas as pd  # a sixth of a second, which Ray Data spends anyway while Ray starts
+    import pandas as pd  # takes a sixth of a second, so only where it is needed
 
     return np.asarray(pd.util.hash_array(values, categorize=False), np.uint64)
 
@@ -37,7 +37,7 @@ def sum_hashes(hashes: Sequence[int]) -> str:
 
 
 def sum_of_parts(parts: Iterable[Part]) -> str:
-    """Add the hashes of all rows of parts that know theirs."""
+    """Add the hashes of all rows of parts."""
     return sum_hashes([int(part.row_id_hash or "0", 16) for part in parts])
 
 
@@ -52,7 +52,7 @@ def hash_failed(
     duplicates: LabelledDuplicates,
     run_tasks: Callable[..., list[int]],
 ) -> str:
-    """Add the hashes of the ids of the staged rows that failed, or whose id an earlier row has."""
+    """Add the hashes of the ids of staged rows that failed or repeat the id of an earlier row."""
     rows = [[row for row, _ in duplicates.get(key, ())] for key, _ in slices]
     calls = [(store, file.path, some) for (_, file), some in zip(slices, rows, strict=True)]
     return sum_hashes(run_tasks(_hash_failed, calls))
@@ -68,13 +68,18 @@ def _hash_failed(store: Store, path: str, duplicates: Sequence[int]) -> int:
 def find_duplicates(
     store: Store, slices: Sequence[tuple[SliceKey, str]], hashes: Sequence[npt.NDArray[np.uint64]]
 ) -> LabelledDuplicates:
-    """Find the staged rows whose id an earlier row has; the first in input order is predicted.
+    """Find staged rows with the id of an earlier row; the first row in input order is predicted.
+
+    Hashes tell which slices to read; only in these are the ids themselves compared.
+
+    Args:
+        store: The output.
+        slices: Keys and paths of staged slices, in input order.
+        hashes: Of each slice `read_hashes`.
 
     Returns:
-        For each slice that has some: the row (counted within the slice) and its label (empty
-        if the task gives none); None if the row had failed already.
-
-    Hashes (8 bytes per row) tell which slices to look into; only there the ids themselves count.
+        For each slice with such rows: the row (counted within the slice) and its label; the label
+        is empty if the task gives none, and None if the row has failed.
     """
     values, counts = np.unique(
         np.concatenate([np.zeros(0, np.uint64), *hashes]), return_counts=True
