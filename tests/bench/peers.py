@@ -12,9 +12,8 @@ import json
 import sys
 
 FILES = {
-    **dict.fromkeys(("loader", "ray", "daft", "spark"), "peers_photos"),
+    **dict.fromkeys(("loader", "ray", "daft", "spark", "limit"), "peers_photos"),
     **dict.fromkeys(("st-1", "st", "st-pool", "ray-text", "daft-text"), "peers_texts"),
-    "limit": "limit",
 }
 
 
