@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.core.errors import InfraError, JobError, PipelineError, Stopped
-from pipeline.process import streams
+from pipeline.process import terminal
 from pipeline.process.interrupts import ignore_stops, reason
 from pipeline.process.keeper import exit_with, how_it_ended, keep
 from pipeline.process.screen import write_line
@@ -35,7 +35,7 @@ def main() -> NoReturn:
 
 def _work() -> NoReturn:
     try:
-        streams.hold()  # before logging takes hold of a stream
+        terminal.hold_streams()  # before logging takes hold of a stream
         gc.set_threshold(*_GC_THRESHOLDS)
         code = _guard(_command)
     except KeyboardInterrupt as error:  # between two steps, or while an error was shown
@@ -50,7 +50,7 @@ def end(code: int) -> NoReturn:
     # store or cluster that is gone would hold the process for minutes.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-    if (trouble := streams.trouble()) is not None:
+    if (trouble := terminal.stdout_trouble()) is not None:
         lost = f"the result cannot be written to stdout ({trouble.strerror})"
         code = code or InfraError.exit_code
         write_line(f"error: {lost}; what the command has done stays done", logging.ERROR)
@@ -99,7 +99,7 @@ def _lost(code: int, left: Mapping[str, Any]) -> NoReturn:
     """End a command whose process ended otherwise than by `end`, by its exit code and its will."""
     from pipeline.process.screen import log_to_stderr
 
-    streams.hold()
+    terminal.hold_streams()
     log_to_stderr(logging.INFO)
     words = how_it_ended(code)
     if code > 0 and left.get("has_ray"):

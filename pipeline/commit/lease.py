@@ -28,7 +28,7 @@ from pipeline.core.printable import clean_message
 from pipeline.process.failpoints import failpoint
 from pipeline.process.identity import ProcessId
 from pipeline.process.interrupts import as_ours, interrupt, reason
-from pipeline.process.life import current
+from pipeline.process.run_scope import current_scope
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 
@@ -187,7 +187,7 @@ def hold_lease(
     """
     lease = _acquire(store, layout, run_id, ttl_s, tell)
     error: PipelineError | None = None
-    with current().closing(lambda: lease.release(reason() or Stopped("it was ended"))):
+    with current_scope().closing(lambda: lease.release(reason() or Stopped("it was ended"))):
         try:
             failpoint("leased")
             lease.start()
@@ -204,7 +204,7 @@ def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell
     if epoch:
         before = read_heartbeat(store, layout, epoch)
         _require_dead(store, layout, epoch, before)
-    process = asdict(ProcessId.current())
+    process = asdict(ProcessId.current_scope())
     owner = Owner(**process, run_id=run_id, ttl_s=ttl_s, token=uuid.uuid4().hex)
     data = sealed(asdict(owner))
     if store.create_once(layout.lease(epoch + 1), data, owner.token) is CreateOutcome.OTHER:

@@ -18,8 +18,8 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.execution import health
-from pipeline.process.interrupts import STOPS, life_of_run, stopped_by_ctrl_c
-from pipeline.process.life import current
+from pipeline.process.interrupts import STOPS, scope_of_run, stopped_by_ctrl_c
+from pipeline.process.run_scope import current_scope
 
 _running = threading.Lock()
 _SIGNALS = (*STOPS, signal.SIGALRM)
@@ -37,7 +37,7 @@ def one_run_at_a_time() -> Iterator[None]:
             "another run is in progress in this process: wait for its end, or use another process"
         )
     try:
-        with life_of_run():
+        with scope_of_run():
             yield
     finally:
         _running.release()
@@ -176,7 +176,7 @@ SHARING: ContextVar[Sharing | None] = ContextVar("SHARING", default=None)
 @contextlib.contextmanager
 def share_ray() -> Iterator[None]:
     """Let the runs of the body share one Ray: the first `connect` starts it, leaving stops it."""
-    current().part(health.ConnectedRay)  # which the runs find
+    current_scope().part(health.ConnectedRay)  # which the runs find
     with restore_process_state(), contextlib.ExitStack() as stack:
         token = SHARING.set(Sharing(stack))
         try:

@@ -1,16 +1,18 @@
-"""What the environment says to Ray and its workers; Ray's token, private on this disk."""
+"""Environment variables for Ray and its workers: settings, the token, the GPUs a process sees."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from pipeline.core.errors import JobError
+from pipeline.core.errors import InfraError, JobError
 from pipeline.core.private_files import home_folder
 from pipeline.execution.private_names import read
 
@@ -187,3 +189,76 @@ def make_private_token() -> None:
 def is_open_to_others(path: Path) -> bool:
     """Tell whether others than the owner may read or write a file."""
     return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_UNTOUCHED = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@contextlib.contextmanager
+def no_gpus() -> Iterator[None]:
+    """Hide the GPUs of the node from a task that has none.
+
+    Code of the user that computes on a GPU where there is one would take half a GiB of memory on it
+    in each decoder. Afterwards the process is as before: it may get a GPU for its next task.
+    """
+    before = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VISIBLE, None)
+        else:
+            os.environ[VISIBLE] = before
+
+
+def without_gpus(stage: Callable[[Given], Made]) -> Callable[[Given], Made]:
+    """Return a stage that sees no GPU."""
+
+    @functools.wraps(stage)
+    def hidden(block: Given) -> Made:
+        with no_gpus():
+            return stage(block)
+
+    return hidden
+
+
+def settle_gpus(num_gpus: float) -> None:
+    """Let the process of an actor see the GPU that Ray gave it, and none if it gave none.
+
+    Raises:
+        InfraError: Torch sees more than Ray gave; with one line of what would be right.
+    """
+    if not num_gpus:
+        os.environ[VISIBLE] = ""
+        return
+    import ray
+    import torch
+
+    from pipeline.inference.devices.accelerator import the_gpu
+
+    num_seen = the_gpu().call(torch.cuda.device_count) if torch.cuda.is_available() else 0
+    given = [
+        str(gpu_id) for gpu_id in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    ]
+    if reason := too_many_reason(given, num_seen):
+        raise InfraError(reason)
+
+
+def too_many_reason(given: Sequence[str], num_seen: int) -> str:
+    """Return why an actor would compute on a GPU that is not its own, or ''.
+
+    Args:
+        given: What Ray gave; an old Ray may not tell.
+        num_seen: How many devices torch sees.
+    """
+    if not given or num_seen <= len(given):
+        return ""
+    return (
+        f"Ray gave this actor GPU {', '.join(given)}, and torch sees {num_seen} GPUs, of which "
+        f"every actor would take the first: unset {_UNTOUCHED} where Ray is started"
+    )

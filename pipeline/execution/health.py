@@ -22,7 +22,7 @@ import psutil
 from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
 from pipeline.process.keeper import how_it_ended
-from pipeline.process.life import current
+from pipeline.process.run_scope import current_scope
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class ConnectedRay:
 
 
 def _connected() -> ConnectedRay:
-    return current().nearest(ConnectedRay)  # that of all runs which share a Ray
+    return current_scope().nearest(ConnectedRay)  # that of all runs which share a Ray
 
 
 @contextlib.contextmanager

@@ -25,15 +25,13 @@ from pipeline.core.registry import ENGINES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.core.user_code import extension_errors
-from pipeline.execution.environment import set_gpu_allocator
-from pipeline.execution.isolation.attempts import Attempts
-from pipeline.execution.isolation.crash_guard import Guard
-from pipeline.execution.isolation.row_isolation import StagePlan
+from pipeline.execution.environment import set_gpu_allocator, settle_gpus
+from pipeline.execution.isolation.crash_guard import Guard, StagePlan
+from pipeline.execution.isolation.crash_marks import CrashMarks
 from pipeline.execution.progress_channel import tell_of_slices
 from pipeline.execution.stages import Preprocessing, SliceWork, writer_stage
-from pipeline.execution.tasks import attempts_of
+from pipeline.execution.tasks import crash_marks_of
 from pipeline.execution.versions import connected_ray
-from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.inference.engines import engine_class, open_engine
 from pipeline.inference.engines.engine import Engine
 from pipeline.inference.first_rows import SystematicFailureDetector
@@ -95,7 +93,7 @@ class PredictorActor:
             set_gpu_allocator()
         startup: Counters = {}
         add(startup, "workers", StageCounters(busy_s=_waited_s(config.asked_at_s)))
-        attempts = attempts_of(config.predictor.run_id)
+        attempts = crash_marks_of(config.predictor.run_id)
         attempts.forget_old_runs()
         if config.first_rows is not None:
             config.first_rows.share(attempts.folder)
@@ -166,7 +164,7 @@ class _Model:
         self._predictor: Engine | None = None
         self._loading = threading.Lock()
 
-    def load(self, attempts: Attempts) -> None:
+    def load(self, attempts: CrashMarks) -> None:
         """Load the model, and compare the golden rows.
 
         Raises:
@@ -243,7 +241,7 @@ class _Model:
         return patiently(config, lambda: open_engine(config, first, ends_process=True))
 
 
-def _guard(config: ActorConfig, model: _Model, attempts: Attempts) -> Guard:
+def _guard(config: ActorConfig, model: _Model, attempts: CrashMarks) -> Guard:
     """Return what does the stages of a slice: here, and in a child where that is not safe."""
     preprocessing, predictor = config.preprocessing, config.predictor
     plans = [StagePlan(PREDICT, predictor.batch_size, model.predict)]

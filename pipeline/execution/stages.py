@@ -19,9 +19,8 @@ from pipeline.core.registry import INPUTS
 from pipeline.core.slices import pack, unpack
 from pipeline.core.user_code import extension_errors
 from pipeline.execution.isolation.child_process import Step
-from pipeline.execution.isolation.crash_guard import Guard
-from pipeline.execution.isolation.row_isolation import StagePlan
-from pipeline.execution.tasks import attempts_of
+from pipeline.execution.isolation.crash_guard import Guard, StagePlan
+from pipeline.execution.tasks import crash_marks_of
 from pipeline.inference.engines import open_engine
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.images.reference_pixels import pixel_columns, with_reference_pixels
@@ -119,7 +118,7 @@ def preprocess_stage(
             plan = preprocessing.plan
             if (key.unit, key.start) in compared:
                 plan = replace(plan, here=preprocessing.step_with_reference)
-            marks, fields = attempts_of(run_id), preprocessing.fields
+            marks, fields = crash_marks_of(run_id), preprocessing.fields
             guard = Guard(work, [plan], marks, row_timeout_s, fields=fields)
             with contextlib.closing(guard):
                 rows = guard.run(f"decode-{key.unit}-{key.start}", rows, counters)
@@ -174,7 +173,7 @@ class Read:
         get: Callable[[Any], Any],
         deadline_at_s: float | None = None,
     ) -> None:
-        """Take what reads a unit, as `stream_parts.read_unit` does, and a reference to each.
+        """Take what reads a unit, as `executors.read_unit` does, and a reference to each.
 
         Args:
             get: Gets the unit of a reference: those of a million photos are half a GiB.

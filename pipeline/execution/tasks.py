@@ -13,13 +13,14 @@ from pipeline.core.errors import InfraError, PipelineError, find_cause
 from pipeline.core.printable import clean_message
 from pipeline.core.private_files import first_of
 from pipeline.core.user_code import SHOW_ALL, describe_remote_error
-from pipeline.execution.isolation.attempts import Attempts
-from pipeline.execution.ray_options import MAX_TASK_RETRIES
+from pipeline.execution.environment import no_gpus
+from pipeline.execution.isolation.crash_marks import CrashMarks
 from pipeline.execution.versions import known_errors, session_folder
-from pipeline.execution.visible_gpus import no_gpus
 from pipeline.process.liveness import note_progress
 
 T = TypeVar("T")
+MAX_TASK_RETRIES = 20
+"""Preempted tasks are retried; Ray's default is unlimited."""
 _TASK_CPUS = 0.25
 _TASKS_PER_CPU = 2
 _LOST = (
@@ -110,7 +111,7 @@ def _live_nodes() -> dict[str, str]:
     return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
 
 
-def attempts_of(run_id: str) -> Attempts:
+def crash_marks_of(run_id: str) -> CrashMarks:
     """Return the marks of a run on this worker's node; they go with Ray's own temporary files.
 
     Those are open to everybody on a cluster that is not ours, so the marks have a folder of their
@@ -119,17 +120,17 @@ def attempts_of(run_id: str) -> Attempts:
     Raises:
         InfraError: Neither folder can be this user's alone.
     """
-    return attempts_in((session_folder(), Path(gettempdir())), run_id)
+    return crash_marks_in((session_folder(), Path(gettempdir())), run_id)
 
 
-def attempts_in(folders: Sequence[Path], run_id: str) -> Attempts:
+def crash_marks_in(folders: Sequence[Path], run_id: str) -> CrashMarks:
     """Return the marks of a run below the first folder in which this user's own can lie.
 
     Raises:
         InfraError: There is none.
     """
     name = f"pipeline-attempts-{os.geteuid()}"
-    return Attempts(first_of(folder / name for folder in folders) / run_id)
+    return CrashMarks(first_of(folder / name for folder in folders) / run_id)
 
 
 def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:

@@ -21,8 +21,7 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.sources.columns.input_reader import Place
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, make_rows
-from pipeline.storage.single_file import read_file
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, read_file
 
 MAX_ROWS = 1024
 MAX_BYTES = 32 * 2**20

@@ -17,7 +17,7 @@ from pipeline.job.reading.dates import dates_between, now, parse_date, whole
 from pipeline.job.reading.loader import Overrides, parse_job, read_job
 from pipeline.job.reading.yaml_reader import parse
 from pipeline.runs.context import RunOptions
-from pipeline.storage.single_file import read_file
+from pipeline.storage.store import read_file
 
 JobLike = Job | str | os.PathLike[str] | Mapping[str, Any]
 """A job that is loaded, the path of a job file, or a mapping with the sections of one."""

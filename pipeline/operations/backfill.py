@@ -32,7 +32,7 @@ from pipeline.operations.arguments import (
     same_partition,
 )
 from pipeline.process.interrupts import as_ours, reason
-from pipeline.process.life import new_life
+from pipeline.process.run_scope import new_scope
 from pipeline.published.survey import survey
 from pipeline.report.showing.blocks import duration
 from pipeline.report.showing.printed import Printed
@@ -183,7 +183,7 @@ class Dates:
             What became of it, and whether no other date is to begin, which a signal may have said
             when this one was done.
         """
-        with new_life():  # what stops or fails in one date is none of the next one's
+        with new_scope():  # what stops or fails in one date is none of the next one's
             try:
                 done = self._do(day, progress)
             except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001  # the others are to run
@@ -246,7 +246,7 @@ def _await_one(dates: Dates, busy: Sequence[dt.date], progress: Progress) -> lis
     names = {Layout(sink.partition).name: day for sink, day in zip(sinks, busy, strict=True)}
     more = f", and of {len(busy) - 1} dates more" if len(busy) > 1 else ""
     progress.phase(f"waiting for the other run of {date_text(busy[0])}{more}")
-    with new_life():
+    with new_scope():
         try:
             while time.monotonic() < until:
                 seen = survey(store, [*names])

@@ -13,9 +13,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.execution.cluster.connect import connect
+from pipeline.execution.cluster.connect import LOCAL, connect, log_in
 from pipeline.execution.cluster.hardware import embedded_hardware, ray_versions, require_one_version
-from pipeline.execution.cluster.login import LOCAL, log_in
 from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes.usable import usable_ways
 from pipeline.job.job import Job

@@ -16,7 +16,7 @@ from types import FrameType
 
 from pipeline.core.errors import Interrupted, PipelineError, Stopped
 from pipeline.core.printable import clean_message
-from pipeline.process.life import current, new_life
+from pipeline.process.run_scope import current_scope, new_scope
 from pipeline.process.shared_notes import current_notes
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -26,7 +26,7 @@ _WAKE = signal.SIGALRM
 
 @dataclass
 class _Stop:
-    """Whether what lives now is to stop."""
+    """Whether the current scope is to stop."""
 
     reason: PipelineError | None = None
     num_deferring: int = 0
@@ -37,7 +37,7 @@ class _Stop:
 
 
 def _stop() -> _Stop:
-    return current().part(_Stop)
+    return current_scope().part(_Stop)
 
 
 def handle_signals() -> None:
@@ -177,10 +177,10 @@ def interrupt(why: PipelineError) -> None:
 
 
 @contextlib.contextmanager
-def life_of_run() -> Iterator[None]:
-    """Let the body be a life of its own; what stops it is to stop what is around it, too."""
+def scope_of_run() -> Iterator[None]:
+    """Give the body a scope of its own; what stops the body also stops the scope around it."""
     around = _stop()
-    with new_life():
+    with new_scope():
         inside = _stop()
         try:
             yield

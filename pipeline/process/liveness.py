@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 
-from pipeline.process.life import current
+from pipeline.process.run_scope import current_scope
 
 _REARM_AFTER = 1 / 8
 """Arming starts a thread, so progress renews the limit only when this share of it has passed."""
@@ -40,25 +40,25 @@ def note_progress(what: str) -> None:
 
     What goes on by itself (the lease's renewals, retries of what fails) is none.
     """
-    progress = current().part(_Progress)
+    progress = current_scope().part(_Progress)
     with progress.lock:
         progress.count, progress.what = progress.count + 1, what
 
 
 def last_progress() -> tuple[int, str]:
     """Return how many steps there were, and what the last one was."""
-    progress = current().part(_Progress)
+    progress = current_scope().part(_Progress)
     return progress.count, progress.what
 
 
 def note_unfinished(num_rows: int, num_tokens: int) -> None:
     """Note how many rows are done, and how many tokens are written, of slices under way."""
-    current().part(_Progress).unfinished = (num_rows, num_tokens)
+    current_scope().part(_Progress).unfinished = (num_rows, num_tokens)
 
 
 def unfinished() -> tuple[int, int]:
     """Return rows and tokens of slices under way, as they were noted last."""
-    return current().part(_Progress).unfinished
+    return current_scope().part(_Progress).unfinished
 
 
 @dataclass
@@ -90,7 +90,7 @@ class _Guards:
 @contextlib.contextmanager
 def hang_guard(limit_s: float) -> Iterator[None]:
     """End the process, exit code 1, if the body says for so long not that it is `still_alive`."""
-    guards, thread = current().part(_Guards), threading.get_ident()
+    guards, thread = current_scope().part(_Guards), threading.get_ident()
     with guards.lock:
         guards.by_thread[thread] = _Guard(limit_s, monotonic())
         guards.arm()
@@ -110,10 +110,10 @@ def still_alive(thread: int | None = None, *, num_rows: int = 0, num_tokens: int
         num_rows: Rows that are done since the last call.
         num_tokens: Tokens that are written since the last call.
     """
-    listener = current().part(_Parent).of_life
+    listener = current_scope().part(_Parent).of_life
     if listener is not None:
         listener(num_rows, num_tokens)
-    guards = current().part(_Guards)
+    guards = current_scope().part(_Guards)
     guard = guards.by_thread.get(threading.get_ident() if thread is None else thread)
     if guard is not None and monotonic() - guard.from_s > _REARM_AFTER * guard.limit_s:
         with guards.lock:
@@ -124,7 +124,7 @@ def still_alive(thread: int | None = None, *, num_rows: int = 0, num_tokens: int
 @contextlib.contextmanager
 def no_limit() -> Iterator[None]:
     """Guard no thread during the body: loading or compiling a model may take its time."""
-    guards = current().part(_Guards)
+    guards = current_scope().part(_Guards)
     with guards.lock:
         guards.num_pauses += 1
         guards.arm()
@@ -142,7 +142,7 @@ def no_limit() -> Iterator[None]:
 @contextlib.contextmanager
 def unguarded() -> Iterator[None]:
     """Do not guard this thread during the body: it waits for what other threads do."""
-    guards, thread = current().part(_Guards), threading.get_ident()
+    guards, thread = current_scope().part(_Guards), threading.get_ident()
     with guards.lock:
         guard = guards.by_thread.pop(thread, None)
         guards.arm()
@@ -170,12 +170,12 @@ def tell_parent(
 
     The latter is given the rows and tokens that are done since the last call.
     """
-    parent = current().part(_Parent)
+    parent = current_scope().part(_Parent)
     parent.of_inputs, parent.of_life = of_inputs, of_life
 
 
 def input_started(name: str) -> None:
     """Tell that the work on an input, of one row or of several, begins."""
-    listener = current().part(_Parent).of_inputs
+    listener = current_scope().part(_Parent).of_inputs
     if listener is not None:
         listener(name)

@@ -1,8 +1,15 @@
-"""Keep the user's terminal and signals ours while Ray runs in this process."""
+"""The user's terminal while Ray runs in this process: streams, signals, error lines.
+
+Standard streams outlive a full disk, a closed end and a missing descriptor. What cannot be written
+is dropped and remembered: nothing on the way raises, and the command says at its end that its
+result could not be written. A reader that has closed its end early is no error.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import os
 import signal
@@ -39,7 +46,7 @@ def restore_signal_handlers() -> Iterator[None]:
 def native_errors_to(path: Path) -> Iterator[None]:
     """Send what Ray's C++ core writes to file descriptor 2 to a file, which must not be there yet.
 
-    Only if the command line has moved `sys.stderr` to a descriptor of its own (`streams.hold`).
+    Only if the command line has moved `sys.stderr` to a descriptor of its own (`hold_streams`).
     """
     if sys.stderr is None or not hasattr(sys.stderr, "fileno") or _fileno(sys.stderr) in (2, None):
         yield
@@ -140,3 +147,54 @@ def show_error(error: BaseException, code: int) -> int:
         document = {"status": "error", "exit_code": code, "error": message, "report": report}
         sys.stdout.write(json_text({**document, "errors": errors} if errors else document) + "\n")
     return code
+
+
+STDOUT, STDERR = 1, 2
+
+
+class _Lasting(io.FileIO):
+    """The unbuffered side of a stream; once writing failed, it takes everything, keeps nothing."""
+
+    trouble: OSError | None = None
+
+    def write(self, data: object) -> int:
+        """Write; report all as written even if it fails."""
+        if self.trouble is None:
+            try:
+                return super().write(data) or 0  # type: ignore[arg-type]
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                self.trouble = error
+        return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def hold_streams() -> None:
+    """Put lasting streams in place; `sys.stderr` gets a descriptor of its own.
+
+    So descriptor 2 can be diverted. One that is closed becomes the null device's, for reading only:
+    otherwise the next file that is opened, of a store for example, would get what is written.
+    """
+    for number in (0, STDOUT, STDERR):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # gets the lowest number that is free: this one
+    sys.stdout, sys.stderr = _stream(STDOUT, sys.stdout), _stream(os.dup(STDERR), sys.stderr)
+
+
+def stdout_trouble() -> OSError | None:
+    """Return why something that was written to stdout did not get there; None if all did."""
+    error: OSError | None = getattr(getattr(sys.stdout.buffer, "raw", None), "trouble", None)
+    return error if error is not None and error.errno != errno.EPIPE else None
+
+
+def _stream(descriptor: int, like: TextIO | None) -> TextIO:
+    raw = _Lasting(descriptor, "w", closefd=False)
+    # No text that a command has found ends it, whatever the terminal can show.
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(like, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=descriptor != STDOUT or raw.isatty(),
+    )

@@ -12,10 +12,10 @@ from time import time
 
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.staging import StagingWriter
+from pipeline.execution.environment import without_gpus
+from pipeline.execution.executors import StreamParts, read_unit, unit_reads
 from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
-from pipeline.execution.stream_parts import StreamParts, read_unit, unit_reads
-from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.judging import needs_of
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.job.job import Job

@@ -15,7 +15,12 @@ from pipeline.core.errors import JobError
 from pipeline.storage.errors import is_missing
 from pipeline.storage.interface import NoSuchBucket, Page, StoredFile
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
-from pipeline.storage.protocols.base import Fetch, ObjectProtocol, run_together, stored_file
+from pipeline.storage.protocols.object_protocol import (
+    Fetch,
+    ObjectProtocol,
+    run_together,
+    stored_file,
+)
 from pipeline.storage.uris import options_of
 
 T = TypeVar("T")

@@ -28,8 +28,8 @@ from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import GateRefused, InfraError, PartitionBusy, PipelineError, Stopped
 from pipeline.process import failpoints
 from pipeline.process.interrupts import stoppable_body
-from pipeline.process.life import new_life
 from pipeline.process.liveness import last_progress
+from pipeline.process.run_scope import new_scope
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 
@@ -141,7 +141,7 @@ def test_the_files_of_a_lease_say_who_holds_it_until_it_is_released(disk: Store)
 
 
 def test_a_process_that_has_to_end_in_the_body_lets_go(disk: Store):
-    with new_life() as life, hold_lease(disk, LAYOUT, "run-1", LONG_S):
+    with new_scope() as life, hold_lease(disk, LAYOUT, "run-1", LONG_S):
         life.close(60.0)
         assert acquire(disk) == 2
 
@@ -444,7 +444,7 @@ def test_what_a_lost_run_said_last_stays_when_its_lease_is_released_for_it(tmp_p
 
 def run_until_stopped(store: Store, before: Callable[[int], object]) -> PipelineError:
     def run() -> None:
-        with new_life(), stoppable_body(), hold_lease(store, LAYOUT, "run-1", SHORT_S) as lease:
+        with new_scope(), stoppable_body(), hold_lease(store, LAYOUT, "run-1", SHORT_S) as lease:
             before(lease.epoch)
             threading.Event().wait(60)
 
@@ -457,7 +457,7 @@ def test_a_run_that_is_asked_to_stop_ends_as_by_a_signal_and_no_later_one_does(a
     stopped = run_until_stopped(any_store, lambda _: ask_to_stop(any_store, LAYOUT, 1, "me\n@pc"))
     assert str(stopped) == "pipeline stop by me @pc"
     assert (read_beat(any_store).exit_code, read_beat(any_store).error) == (6, str(stopped))
-    with new_life(), stoppable_body(), hold_lease(any_store, LAYOUT, "run-2", SHORT_S):
+    with new_scope(), stoppable_body(), hold_lease(any_store, LAYOUT, "run-2", SHORT_S):
         first = read_beat(any_store, 2).written_at
         assert wait_until(lambda: read_beat(any_store, 2).written_at != first)
         assert not ask_to_stop(any_store, LAYOUT, 1, "again")

@@ -17,8 +17,8 @@ from pipeline.core.private_files import cache_folder, first_of, open_file, opene
 from pipeline.execution.embedded import ray_folder
 from pipeline.execution.embedded.ray_folder import RayFolder, weakness
 from pipeline.execution.environment import token_file
-from pipeline.execution.isolation.attempts import Attempts, Earlier
-from pipeline.execution.tasks import attempts_in
+from pipeline.execution.isolation.crash_marks import CrashMarks, Earlier
+from pipeline.execution.tasks import crash_marks_in
 from pipeline.operations.machine_checks import _disk_of_ray
 from pipeline.process.terminal import native_errors_to
 
@@ -110,7 +110,7 @@ def test_no_link_is_followed_to_a_file_and_no_second_name_is_taken(tmp_path: Pat
 
 
 def test_marks_in_a_folder_that_others_can_write_are_not_believed(tmp_path: Path):
-    marks = Attempts(tmp_path / "marks")
+    marks = CrashMarks(tmp_path / "marks")
     with marks.attempt("slice") as earlier:
         assert earlier == Earlier()
     (tmp_path / "marks" / "slice").write_text(13 * "{}\n")
@@ -124,7 +124,7 @@ def test_a_mark_that_is_a_link_is_not_believed(tmp_path: Path):
     with opened(tmp_path / "marks"):
         (tmp_path / "marks" / "slice").symlink_to(tmp_path / "planted")
     with pytest.raises(OSError, match="symbolic link"):  # noqa: SIM117
-        with Attempts(tmp_path / "marks").attempt("slice"):
+        with CrashMarks(tmp_path / "marks").attempt("slice"):
             pass
     assert (tmp_path / "planted").read_text() == 13 * "{}\n"
 
@@ -141,13 +141,13 @@ def test_marks_of_another_user_are_not_believed_whose_ever_folder_took_the_name(
     (planted / "slice").write_text(13 * "{}\n")
     for path in (planted.parent, planted, planted / "slice"):
         os.chown(path, OTHER_USER, OTHER_USER)
-    with attempts_in((session, system), "a-run").attempt("slice") as earlier:
+    with crash_marks_in((session, system), "a-run").attempt("slice") as earlier:
         assert earlier == Earlier()
     assert stat.S_IMODE((system / planted.parent.name).stat().st_mode) == 0o700
 
 
 def test_marks_of_runs_that_ended_long_ago_are_removed(tmp_path: Path):
-    runs = [attempts_in([tmp_path], name) for name in ("old", "other", "own")]
+    runs = [crash_marks_in([tmp_path], name) for name in ("old", "other", "own")]
     for run in runs:
         run.mark_poison("slice")
     os.utime(runs[0].folder, (0, 0))

@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from pipeline.execution.tasks import _call
-from pipeline.execution.visible_gpus import (
+from pipeline.execution.environment import (
     VISIBLE,
     no_gpus,
     settle_gpus,
     too_many_reason,
     without_gpus,
 )
+from pipeline.execution.tasks import _call
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,10 @@ from support.runs.selection import quick_cases
 
 from pipeline.core.figures import Counters
 from pipeline.core.schema import IMAGE_FIELDS
-from pipeline.execution.isolation.attempts import Attempts
-from pipeline.execution.isolation.crash_guard import Guard
-from pipeline.execution.isolation.row_isolation import StagePlan
+from pipeline.execution.executors import CALLS_AT_ONCE
+from pipeline.execution.isolation.crash_guard import Guard, StagePlan
+from pipeline.execution.isolation.crash_marks import CrashMarks
 from pipeline.execution.predictor_actor import ActorConfig, _Model
-from pipeline.execution.ray_options import CALLS_AT_ONCE
 from pipeline.execution.stages import PREDICT, SliceWork
 from pipeline.inference.devices.device_buffers import FreeBuffers
 from pipeline.inference.devices.shared_lock import SharedLock
@@ -48,7 +47,7 @@ class Actor:
         self.gpu, self.between_s = gpu, between_s
         model = _Model(ActorConfig(predictor, 60.0, MemoryShare(1 << 40, 1), IMAGE_FIELDS), {})
         plans = [StagePlan(PREDICT, batch_size, model.predict)]
-        work, marks = SliceWork(None, predictor), Attempts(folder)
+        work, marks = SliceWork(None, predictor), CrashMarks(folder)
         self.guard = Guard(work, plans, marks, 60.0, model.make_room, fields=IMAGE_FIELDS)
         self.guard.run("loads the model", rows_of(images(1)), {})
 

@@ -254,8 +254,8 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
             *(sys.executable, "-c"),
             "import os, sys\n"
             "for number in (0, 1, 2): os.close(number)\n"
-            "from pipeline.process import streams\n"
-            "streams.hold()\n"
+            "from pipeline.process import terminal\n"
+            "terminal.hold_streams()\n"
             f"file = os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY)\n"
             "os._exit(0 if file > 2 else 1)",
         ],

@@ -42,7 +42,7 @@ from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import GateRefused
 from pipeline.core.failures import Failure, Reason, SystematicFailure
-from pipeline.execution.isolation.row_isolation import fail
+from pipeline.execution.isolation.crash_guard import fail
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import missing_units
 from pipeline.runs.builders import make_reader

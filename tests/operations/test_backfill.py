@@ -19,7 +19,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError, PipelineError, Stopped
 from pipeline.operations.backfill import ONLY, WORST_FIRST, Backfill, DateRun
-from pipeline.process.life import new_life
+from pipeline.process.run_scope import new_scope
 from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
 
@@ -47,7 +47,7 @@ def test_the_exit_code_is_the_worst_of_all():
         for other in WORST_FIRST[place:]:
             assert {of_codes(*codes).exit_code for codes in permutations([worse, other])} == {worse}
     assert of_codes(None, None).exit_code == of_codes().exit_code == 0
-    with new_life(), pytest.raises(typer.Exit) as caught:
+    with new_scope(), pytest.raises(typer.Exit) as caught:
         show(of_codes(0, 3), as_json=False, quiet=True)
     assert caught.value.exit_code == 3, "of the command"
 

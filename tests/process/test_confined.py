@@ -105,7 +105,7 @@ def test_what_a_model_directory_must_not_cause_is_refused(
               ("run_natively", "/bin/true"), ("connect_natively", "PORT")]
 )  # fmt: skip
 def test_the_kernel_holds_native_code(tried: tuple[str, str], silent_port: int):
-    if not confined("pipeline.process.landlock:restrict", [], [], reads=[]):
+    if not confined("pipeline.process.confined_server:restrict", [], [], reads=[]):
         pytest.skip("this kernel has no Landlock")
     function, argument = tried
     with pytest.raises(ConfinedError, match="Permission denied"):

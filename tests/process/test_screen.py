@@ -150,8 +150,8 @@ def test_a_plan_shows_hostile_names_escaped_in_every_encoding(
 
 def test_a_stream_without_an_encoding_for_it_gets_the_character_escaped() -> None:
     program = (
-        "from pipeline.process import streams; import sys;"
-        "streams.hold();"
+        "from pipeline.process import terminal; import sys;"
+        "terminal.hold_streams();"
         "sys.stdout.write('\\u65e5\\udcff'); sys.stderr.write('\\u65e5\\udcff')"
     )
     done = subprocess.run(

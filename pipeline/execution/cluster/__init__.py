@@ -1,4 +1,4 @@
-"""A Ray that runs already, or is started: connect, say what it has and what is in flight.
+"""The Ray of a run: connect to it, what hardware it has, and what it has in flight.
 
-Begin with `connect.py`; `login.py` starts nothing on a cluster.
+Begin with `connect.py`.
 """

@@ -1,4 +1,4 @@
-"""Connect to Ray: an embedded one, or a cluster; and say what hardware it has."""
+"""Connect to Ray: start an embedded one, or log in to a cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from pipeline.execution import health
 from pipeline.execution.caller import SHARING, default_data_context, restore_process_state
 from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_of
 from pipeline.execution.cluster.in_flight import ExecutorSeen
-from pipeline.execution.cluster.login import is_let_in
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 from pipeline.execution.embedded.patches import (
     BROKEN,
@@ -41,13 +40,16 @@ from pipeline.execution.environment import (
     WORKER_ENVIRONMENT,
     about_home,
     refuse_autoload,
+    refused_token,
     set_embedded,
     set_remote,
 )
-from pipeline.execution.private_names import is_plain
+from pipeline.execution.private_names import is_plain, read
+from pipeline.execution.submit.client import connect_job_api, one_line
 from pipeline.execution.versions import (
     connected_ray,
     different_versions,
+    refused_errors,
     require_supported,
     session_folder,
     set_callbacks,
@@ -55,10 +57,14 @@ from pipeline.execution.versions import (
 )
 from pipeline.planning.allocation import Hardware
 from pipeline.process.interrupts import reason
-from pipeline.process.life import current
 from pipeline.process.liveness import note_progress
+from pipeline.process.run_scope import current_scope
 from pipeline.process.shared_notes import note
-from pipeline.process.terminal import native_errors_to, restore_signal_handlers
+from pipeline.process.terminal import (
+    native_errors_dropped,
+    native_errors_to,
+    restore_signal_handlers,
+)
 
 log = logging.getLogger(__name__)
 _REACH_S = 10.0
@@ -171,7 +177,7 @@ def _ray_folder() -> Iterator[RayFolder]:
     folder, keep_logs = RayFolder(), log.isEnabledFor(logging.DEBUG)
     try:
         note(ray_folders=list(map(str, folder.folders)))
-        with current().closing(partial(folder.end, keep_logs=True)):
+        with current_scope().closing(partial(folder.end, keep_logs=True)):
             yield folder
     except BaseException as error:
         why = reason() if isinstance(error, KeyboardInterrupt) else error
@@ -305,3 +311,65 @@ def _silence_ray() -> None:
     warnings.filterwarnings("ignore", message=r".*deprecated and will be removed in Ray")
     for name in ("ray", "ray.data", "ray.serve", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+_TAKES_CONNECTIONS = "its head takes connections; whether it lets us in shows when a run starts"
+LOCAL = ("auto", "local")
+"""Addresses that Ray finds by itself, and that name no cluster to log in to."""
+
+
+def log_in(address: str) -> str:
+    """Ask a cluster something that it only tells whom it lets in; return what was found.
+
+    Args:
+        address: `HOST:PORT` of its head, or `http://HOST:PORT` of its job API.
+
+    Raises:
+        JobError: It does not let us in, or the address is wrong.
+        InfraError: Nothing answers.
+    """
+    if address in LOCAL:
+        return f"{address}: Ray looks for it when a run starts"
+    if "://" in address:
+        connect_job_api(address)
+        return f"{address}: its job API answers and lets us in"
+    return f"{address}: {_ask_head(address)}"
+
+
+def _ask_head(address: str) -> str:
+    set_remote()
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise JobError(f"--address {address}: write HOST:PORT of the cluster's head")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise InfraError(f"Ray at {address}: cannot connect: {one_line(error)}") from None
+    from ray.exceptions import RaySystemError
+
+    try:
+        is_in = is_let_in(address)
+    except (OSError, RuntimeError, RaySystemError) as error:
+        raise InfraError(f"Ray at {address}: cannot connect: {one_line(error)}") from None
+    return "its head answers and lets us in" if is_in else _TAKES_CONNECTIONS
+
+
+def is_let_in(address: str) -> bool:
+    """Ask the head of a cluster whether it takes our token; False if this Ray has no such question.
+
+    Raises:
+        JobError: It does not.
+        OSError, RuntimeError, RaySystemError: It does not answer.
+    """
+    client = read("head client")
+    if client is None:
+        return False
+    try:
+        with native_errors_dropped():
+            client(address=address).check_alive([], timeout=_REACH_S)
+    except (AttributeError, TypeError) as error:
+        log.debug("this Ray's head is asked another way: %s", error)
+        return False
+    except refused_errors():
+        raise JobError(refused_token(f"Ray at {address}")) from None
+    return True

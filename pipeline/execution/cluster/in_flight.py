@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
 from pipeline.execution.versions import connected_ray
-from pipeline.process.life import current
+from pipeline.process.run_scope import current_scope
 
 _COUNTS = {
     "running": "num_tasks_running",
@@ -55,7 +55,7 @@ class _Executing:
 
 def note_shares(shares: Mapping[str, Share]) -> None:
     """Note what an actor of each stage reserves, by its class."""
-    current().part(_Executing).shares = shares
+    current_scope().part(_Executing).shares = shares
 
 
 class ExecutorSeen:
@@ -65,16 +65,16 @@ class ExecutorSeen:
     """
 
     def before_execution_starts(self, executor: Any) -> None:
-        current().part(_Executing).executor = weakref.ref(executor)
+        current_scope().part(_Executing).executor = weakref.ref(executor)
 
     def on_execution_step(self, executor: Any) -> None:
         """Do nothing: it runs in Ray's own loop."""
 
     def after_execution_succeeds(self, executor: Any) -> None:
-        current().part(_Executing).executor = None
+        current_scope().part(_Executing).executor = None
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        current().part(_Executing).executor = None
+        current_scope().part(_Executing).executor = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("before_", "on_", "after_")):
@@ -87,7 +87,7 @@ def _do_nothing(*_: Any, **__: Any) -> None:
 
 
 def _operators() -> list[Any]:
-    seen = current().part(_Executing).executor
+    seen = current_scope().part(_Executing).executor
     executor = seen() if seen else None
     # Ray's public statistics would cost time that grows with the blocks, and lack the queues.
     topology = getattr(executor, "_topology", None) or {}
@@ -146,7 +146,7 @@ def actors_in_trouble() -> str:
     import ray
 
     has, free = ray.cluster_resources(), ray.available_resources()
-    return pool_trouble(table, job_id, current().part(_Executing).shares, has, free)
+    return pool_trouble(table, job_id, current_scope().part(_Executing).shares, has, free)
 
 
 def _actors() -> tuple[str, list[Mapping[str, Any]]]:

@@ -18,7 +18,7 @@ from pipeline.execution.embedded import forkserver_main, forkserver_stub
 from pipeline.execution.embedded.minimal_head import raylet_command
 from pipeline.execution.environment import set_embedded
 from pipeline.execution.private_names import is_plain
-from pipeline.process.life import current
+from pipeline.process.run_scope import current_scope
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def started_ahead(address: str | None) -> Iterator[None]:
 
     Importing takes it longer than the rest of a run's start takes. It ends if it is not used.
     """
-    ahead = current().part(_Ahead)
+    ahead = current_scope().part(_Ahead)
     if address is None:
         set_embedded()
         ahead.server = _start()
@@ -140,7 +140,7 @@ def started_ahead(address: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def fork_workers() -> Iterator[ForkServer | None]:
     """Start a server that ends when the body fails; None where the system has not what it needs."""
-    ahead = current().nearest(_Ahead)
+    ahead = current_scope().nearest(_Ahead)
     server, ahead.server = ahead.server or _start(), None
     try:
         yield server

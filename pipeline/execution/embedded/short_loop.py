@@ -1,8 +1,8 @@
-"""Patches by which Ray Data's loop looks sooner what has ended, keeps less, and reads less ahead.
+"""Patches of Ray Data's loop: shorter waits, no statistics of blocks, less read ahead.
 
-A look waits until all tasks have ended, 0.1 s at most, and only then the next ones start: of tasks
-that take milliseconds, each of the few readers would run ten a second. Of every block it keeps
-statistics, which no run asks for.
+The loop waits until all tasks have ended, for at most 0.1 s, before it starts the next ones: with
+tasks of milliseconds, each of the few readers would run ten per second. It also keeps statistics of
+every block, which no run needs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.execution.ray_options import READ_AHEAD, READ_AHEAD_SLICES
-
+READ_AHEAD = "pipeline.read_ahead"
+READ_AHEAD_SLICES, READ_AHEAD_SLICES_PER_ACTOR = 32, 8
+"""How far a stage may be ahead of the next one. Ray Data bounds what lies between stages by bytes,
+a quarter of the object store and more. Small slices are then thousands, and the driver keeps some
+40 KiB for each, whole slices below 100 KiB."""
 _LOOK_S = 0.02
 _POLICIES = "backpressure_policies.enabled"
 
@@ -40,6 +43,15 @@ def _no_stats(blocks: Any) -> list[Any]:
     return []
 
 
+def limit_read_ahead(num_actors: int) -> None:
+    """Let later executions read no more than the actors will soon take."""
+    from ray.data import DataContext
+
+    DataContext.get_current().set_config(
+        READ_AHEAD, READ_AHEAD_SLICES + READ_AHEAD_SLICES_PER_ACTOR * num_actors
+    )
+
+
 @contextlib.contextmanager
 def enable_read_ahead(ray: Any) -> Iterator[None]:
     """Let executions in the body keep to `limit_read_ahead`.
@@ -50,9 +62,48 @@ def enable_read_ahead(ray: Any) -> Iterator[None]:
     from ray.data import DataContext
     from ray.data._internal.execution import backpressure_policy
 
-    from pipeline.execution.embedded.read_ahead import ReadAhead
-
     context, enabled = DataContext.get_current(), backpressure_policy.ENABLED_BACKPRESSURE_POLICIES
     context.set_config(READ_AHEAD, READ_AHEAD_SLICES)
-    context.set_config(_POLICIES, [*enabled, ReadAhead])
+    context.set_config(_POLICIES, [*enabled, _read_ahead_policy()])
     yield
+
+
+def _read_ahead_policy() -> type:
+    """Return a backpressure policy of Ray Data; not every Ray has the module of its base."""
+    from ray.data._internal.execution.backpressure_policy.backpressure_policy import (
+        BackpressurePolicy,
+    )
+
+    class ReadAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray is not typed
+        """Limits the outputs of a stage that are not yet through the next stage.
+
+        At the limit the next stage has work, so nothing waits for ever.
+        """
+
+        name = "ReadAhead"
+
+        def __init__(self, context: Any, topology: Any, resource_manager: Any) -> None:
+            super().__init__(context, topology, resource_manager)
+            self._limit = context.get_config(READ_AHEAD)
+            self._next = {
+                operator: operator.output_dependencies[0]
+                for operator in topology
+                if operator.input_dependencies and operator.output_dependencies
+            }
+
+        def can_add_input(self, op: Any) -> bool:
+            """Tell whether a task of an operator may start."""
+            return bool(self._ahead(op) + op.metrics.num_tasks_running < self._limit)
+
+        def max_task_output_bytes_to_read(self, op: Any) -> int | None:
+            """Return 0 if a task is to wait before it puts out more, otherwise None."""
+            return 0 if self._ahead(op) >= self._limit else None
+
+        def _ahead(self, operator: Any) -> int:
+            after = self._next.get(operator)
+            if after is None:
+                return 0
+            ahead = operator.metrics.num_task_outputs_generated
+            return int(ahead - after.metrics.num_task_inputs_processed)
+
+    return ReadAhead

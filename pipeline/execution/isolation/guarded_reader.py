@@ -20,10 +20,15 @@ from pipeline.core.figures import READ, Counters, SliceFigures, StageCounters, a
 from pipeline.core.figures import Isolated as IsolatedFigure
 from pipeline.core.schema import ROW_ID
 from pipeline.core.slices import SliceKey, pack, unpack
-from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
-from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
-from pipeline.execution.isolation.row_isolation import IsolatedRunner, StagePlan
+from pipeline.execution.isolation.crash_guard import (
+    GIVE_UP_AFTER,
+    IsolatedRunner,
+    StagePlan,
+    fail_poison_rows,
+    given_up,
+)
+from pipeline.execution.isolation.crash_marks import CrashMarks, Earlier
 from pipeline.process.liveness import hang_guard
 from pipeline.sources.reader import read_extent, read_slices
 from pipeline.sources.rows import Reader
@@ -54,7 +59,7 @@ _PIECES = pa.schema(
 
 
 def read_guarded(
-    reader: Reader, unit: Unit, starts: Set[int], attempts: Attempts, row_timeout_s: float
+    reader: Reader, unit: Unit, starts: Set[int], attempts: CrashMarks, row_timeout_s: float
 ) -> Iterator[pa.Table]:
     """Yield the wanted slices of a unit, packed, as `read_slices` does.
 

@@ -28,7 +28,7 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.classify import PLACE
 from pipeline.models.tasks.scores import choose_scores
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
-from pipeline.storage.single_file import read_file
+from pipeline.storage.store import read_file
 
 if TYPE_CHECKING:
     from pipeline.job.model import Model

@@ -28,8 +28,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.node_cache import tensors_digest
 from pipeline.core.printable import clean_message
 from pipeline.storage.create_once import CreateOutcome
-from pipeline.storage.single_file import read_file
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, read_file
 
 if TYPE_CHECKING:
     import torch

@@ -22,8 +22,7 @@ from pipeline.core.node_cache import cached_folder
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.texts.text_settings import TextSettings
 from pipeline.process.terminal import native_errors_dropped
-from pipeline.storage.single_file import read_file, split_name
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, read_file, split_name
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

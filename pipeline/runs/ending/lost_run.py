@@ -18,7 +18,7 @@ from pipeline.core.errors import InfraError
 from pipeline.job.job import Job
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
-from pipeline.process.life import within
+from pipeline.process.run_scope import within
 from pipeline.report.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.save_report import save_trouble

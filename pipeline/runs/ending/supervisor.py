@@ -25,8 +25,8 @@ from pipeline.execution.cluster import in_flight
 from pipeline.planning.tiling import missing_units
 from pipeline.process.interrupts import defer_stops, interrupt, reason, stoppable_body
 from pipeline.process.keeper import exit_with
-from pipeline.process.life import current, within
 from pipeline.process.liveness import last_progress
+from pipeline.process.run_scope import current_scope, within
 from pipeline.process.shared_notes import current_notes, note
 from pipeline.process.terminal import show_error
 from pipeline.report.document import Report, RunStatus
@@ -137,7 +137,7 @@ class _Watchdog(threading.Thread):
         error = _in_full(self._run, why)
         health.kill(health.family())
         within(_REPORT_S, lambda: self._save_report(error))
-        current().close(_REPORT_S)
+        current_scope().close(_REPORT_S)
         show_error(error, error.exit_code)
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

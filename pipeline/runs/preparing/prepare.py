@@ -18,8 +18,8 @@ from pipeline.core.node_cache import cached_folder, key_of
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import EMBEDDING
 from pipeline.execution.caller import restore_process_state
+from pipeline.execution.cluster.connect import log_in
 from pipeline.execution.cluster.hardware import embedded_hardware
-from pipeline.execution.cluster.login import log_in
 from pipeline.execution.environment import refuse_autoload
 from pipeline.gates.golden import GoldenRows
 from pipeline.gates.golden_files import read_golden

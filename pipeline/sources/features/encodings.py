@@ -20,7 +20,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.features import FeatureColumn, FeatureEntry, Part
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_text, plain_type
-from pipeline.storage.single_file import read_file
+from pipeline.storage.store import read_file
 
 NONE = -1
 Codes = npt.NDArray[np.int32]

@@ -22,9 +22,8 @@ from pipeline.sources.listing.refused import refuse_tables, require_file_type, t
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Extent
 from pipeline.storage.errors import options_named
-from pipeline.storage.single_file import read_lines
 from pipeline.storage.skipped import SkipCounter, Skipped, SkipReason, is_utf8, reason_of_name
-from pipeline.storage.store import Store, StoredFile
+from pipeline.storage.store import Store, StoredFile, read_lines
 
 _CHARACTERS = re.compile(r"[*?\[]")
 

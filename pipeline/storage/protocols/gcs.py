@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.storage.interface import FileExpired, Page
-from pipeline.storage.protocols.base import (
+from pipeline.storage.protocols.object_protocol import (
     PAGE_KEYS,
     Fetch,
     ObjectProtocol,

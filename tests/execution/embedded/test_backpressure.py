@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.runs.cli import run_python
 
-from pipeline.execution.ray_options import READ_AHEAD_SLICES, READ_AHEAD_SLICES_PER_ACTOR
+from pipeline.execution.embedded.short_loop import READ_AHEAD_SLICES, READ_AHEAD_SLICES_PER_ACTOR
 
 pytestmark = pytest.mark.ray
 
@@ -14,7 +14,7 @@ SCRIPT = f"""
 import json, time
 from pipeline.execution.cluster import in_flight
 from pipeline.execution.cluster.connect import connect
-from pipeline.execution.ray_options import limit_read_ahead
+from pipeline.execution.embedded.short_loop import limit_read_ahead
 
 class Slow:
     def __call__(self, batch):

@@ -31,9 +31,8 @@ from support.runs.checkout import PYTHONPATH
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures import Counters, StageCounters
 from pipeline.core.schema import IMAGE_FIELDS
-from pipeline.execution.isolation.attempts import Attempts, Earlier
-from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, Guard
-from pipeline.execution.isolation.row_isolation import StagePlan, fail
+from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, Guard, StagePlan, fail
+from pipeline.execution.isolation.crash_marks import CrashMarks, Earlier
 from pipeline.execution.stages import Preprocessing, SliceWork
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -47,7 +46,7 @@ class Case:
     """A guard whose stage is done here, in a child, or not at all."""
 
     def __init__(self, folder: Path) -> None:
-        self.attempts = Attempts(folder / "marks")
+        self.attempts = CrashMarks(folder / "marks")
         self.work = Doubling(str(folder / "starts"))
         self.num_here = 0
         plans = [StagePlan(STAGE, 4, self._here)]
@@ -78,7 +77,7 @@ def test_the_first_attempt_runs_here_and_leaves_nothing(case: Case) -> None:
 
 @pytest.mark.slow
 def test_a_slice_in_a_child_has_the_room_of_all_others(tmp_path: Path) -> None:
-    attempts, log = Attempts(tmp_path / "marks"), list[str]()
+    attempts, log = CrashMarks(tmp_path / "marks"), list[str]()
     inside, may_end = threading.Semaphore(0), threading.Event()
 
     def here(rows: pa.Table, counters: Counters) -> pa.Table:
@@ -149,7 +148,7 @@ def test_workers_that_die_over_batches_twice_have_their_rows_taken_one_by_one(
     for times, starts in ((1, 2), (2, 1)):
         folder = tmp_path / str(times)
         folder.mkdir()
-        attempts, work = Attempts(folder / "marks"), Doubling(str(folder / "starts"), max_rows=1)
+        attempts, work = CrashMarks(folder / "marks"), Doubling(str(folder / "starts"), max_rows=1)
         for _ in range(3 - times):
             die_over(attempts, NAME)  # as a child was starting: that tells nothing
         for _ in range(times):
@@ -168,10 +167,10 @@ import sys
 from pathlib import Path
 from deadly import GROW, MAX_BYTES, STAGE, Doubling, double, rows_of
 from pipeline.core.schema import IMAGE_FIELDS
-from pipeline.execution.isolation.attempts import Attempts
+from pipeline.execution.isolation.crash_marks import CrashMarks
 from pipeline.execution.isolation.crash_guard import Guard
-from pipeline.execution.isolation.row_isolation import StagePlan
-guard = Guard(Doubling(sys.argv[2]), [StagePlan(STAGE, 2, double)], Attempts(Path(sys.argv[1])),
+from pipeline.execution.isolation.crash_guard import StagePlan
+guard = Guard(Doubling(sys.argv[2]), [StagePlan(STAGE, 2, double)], CrashMarks(Path(sys.argv[1])),
               60.0, max_bytes=MAX_BYTES, fields=IMAGE_FIELDS)
 print(guard.run("predict-0-0", rows_of([1, GROW, 3]), {}).column("error").to_pylist())
 guard.close()
@@ -199,7 +198,7 @@ def test_a_worker_that_takes_too_much_memory_ends_and_its_row_is_found(tmp_path:
 
 
 def test_attempts_of_two_processes_at_one_slice_do_not_disturb_each_other(tmp_path: Path) -> None:
-    attempts = Attempts(tmp_path / "marks")
+    attempts = CrashMarks(tmp_path / "marks")
 
     def try_often(_: int) -> int:
         for _ in range(500):
@@ -243,7 +242,7 @@ def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
             **failure_columns([None] * 5),
         }
     )
-    attempts = Attempts(tmp_path / "marks")
+    attempts = CrashMarks(tmp_path / "marks")
     die_over(attempts, NAME)
     decoder = CrashingDecoder(spec, 10**6, 10**6, IMAGE_FIELDS)
     counters: Counters = {}

@@ -23,9 +23,9 @@ from pipeline.core.failures import Reason
 from pipeline.core.figures import merge
 from pipeline.core.slices import SliceKey, unpack
 from pipeline.execution.isolation import guarded_reader
-from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import ChildExit, ChildResult
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER
+from pipeline.execution.isolation.crash_marks import CrashMarks
 from pipeline.execution.isolation.guarded_reader import UnitReading, read_guarded
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
@@ -41,7 +41,7 @@ class Case:
 
     def __init__(self, folder: Path, reader: Reader, unit: Unit) -> None:
         self.reader, self.unit = reader, unit
-        self.attempts = Attempts(folder / "marks")
+        self.attempts = CrashMarks(folder / "marks")
         self.counters: dict[str, Any] = {}
 
     def die(self, times: int = 1) -> None:

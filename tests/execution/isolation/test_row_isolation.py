@@ -44,7 +44,7 @@ from pipeline.core.figures import Counters
 from pipeline.core.schema import ERROR
 from pipeline.execution.isolation import child_process
 from pipeline.execution.isolation.child_process import Child, ChildResult
-from pipeline.execution.isolation.row_isolation import (
+from pipeline.execution.isolation.crash_guard import (
     MAX_EXITS_IN_A_ROW,
     MAX_STARTS,
     IsolatedRunner,

@@ -35,7 +35,7 @@ from support.servers.rayhead import RayHead
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution.health import HeadAnswers, ProcessLives
 from pipeline.process.interrupts import STOPS, interrupt, reason, stoppable_body
-from pipeline.process.life import new_life
+from pipeline.process.run_scope import new_scope
 from pipeline.runs.ending.supervisor import Stall
 from pipeline.storage.store import Store
 
@@ -86,7 +86,7 @@ def wait_for(why: PipelineError, then: Callable[[], None] = lambda: None) -> Non
 
 @pytest.fixture(autouse=True)
 def _new_life() -> Iterator[None]:
-    with new_life():
+    with new_scope():
         yield
 
 

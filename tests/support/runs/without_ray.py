@@ -16,10 +16,9 @@ from pipeline.execution import executors
 from pipeline.execution.cluster import hardware
 from pipeline.execution.cluster.hardware import this_machine
 from pipeline.execution.embedded import forkserver
-from pipeline.execution.executors import Executor, start_executor
+from pipeline.execution.executors import Executor, StreamParts, start_executor
 from pipeline.execution.predictor_actor import PredictorActor
-from pipeline.execution.stream_parts import StreamParts
-from pipeline.execution.tasks import attempts_of
+from pipeline.execution.tasks import crash_marks_of
 from pipeline.planning.allocation import Allocation
 
 T = TypeVar("T")
@@ -61,7 +60,7 @@ def _stream(parts: StreamParts, _: Allocation) -> Generator[StagedSlice, None, N
                         yield StagedSlice.from_json(text)
         finally:
             actor.close()
-            shutil.rmtree(attempts_of(parts.actor.predictor.run_id).folder, ignore_errors=True)
+            shutil.rmtree(crash_marks_of(parts.actor.predictor.run_id).folder, ignore_errors=True)
 
 
 def _run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:

@@ -198,10 +198,10 @@ def _serve(imports: Sequence[str], *, is_limited: bool, on_one_ray: bool) -> Non
 def _serve_on_one_ray(answers: Any) -> None:
     from pipeline.commands import main
     from pipeline.execution.caller import share_ray
-    from pipeline.process import streams
-    from pipeline.process.life import new_life
+    from pipeline.process import terminal
+    from pipeline.process.run_scope import new_scope
 
-    streams.hold()
+    terminal.hold_streams()
     faulthandler.register(signal.SIGUSR1, file=sys.stderr)
     with share_ray():
         _tell(answers, READY)
@@ -209,7 +209,7 @@ def _serve_on_one_ray(answers: Any) -> None:
             arguments, _, _, files, states = json.loads(line)
             _divert(states, files)
             sys.argv[:] = ["pipeline", *arguments]
-            with new_life():
+            with new_scope():
                 code = main._guard(main._command)
             _divert(states, [os.devnull, os.devnull])
             _tell(answers, [code, 0])

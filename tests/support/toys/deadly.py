@@ -21,8 +21,8 @@ from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, failure_columns
 from pipeline.core.figures import Counters, StageCounters, add
 from pipeline.core.schema import ERROR
-from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
+from pipeline.execution.isolation.crash_marks import CrashMarks
 from pipeline.process.liveness import input_started
 
 STAGE = "predict"
@@ -137,7 +137,7 @@ def size(rows: pa.Table, counters: Counters) -> pa.Table:
     return rows.append_column("together", pa.array([good] * rows.num_rows, pa.int64()))
 
 
-def die_over(attempts: Attempts, name: str, *notes: tuple[str, str | None]) -> None:
+def die_over(attempts: CrashMarks, name: str, *notes: tuple[str, str | None]) -> None:
     """Let a real process die in the middle of an attempt."""
     if (pid := os.fork()) == 0:
         try:

@@ -1,7 +1,7 @@
 """Crash marks: a process makes a file before it begins a piece of work, and removes it at the end.
 
-An attempt that finds the mark of an earlier one knows that its process ended there, by a crash, a
-hang or a kill that had nothing to do with the work. Marks are those of a node: on another node one
+An attempt that finds the mark of an earlier one knows that its process ended there: by a crash, a
+hang, or a kill that had nothing to do with the work. Marks belong to a node: on another node one
 more process may end.
 """
 
@@ -48,7 +48,7 @@ class Earlier:
 
 
 @dataclass(frozen=True)
-class Attempts:
+class CrashMarks:
     """The marks of one run on one node."""
 
     folder: Path

@@ -6,18 +6,19 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from pipeline.execution import ray_options
+from pipeline.execution import executors
 from pipeline.execution.stages import Read
+from pipeline.execution.tasks import MAX_TASK_RETRIES
 from pipeline.planning.allocation import TASK_CPUS, Allocation
 
 
 def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
     allocation = Allocation(2, 3, 0.5, 0.25, 1, 5, 6, 7, decoder_cpus=0.4, reader_cpus=0.3)
     stages = [
-        (ray_options.read(allocation, 9), 5, 0.3),
-        (ray_options.read(allocation, 3), 3, 0.3),  # no process without a unit
-        (ray_options.preprocess(allocation), 6, 0.4),
-        (ray_options.write(allocation), 7, TASK_CPUS),
+        (executors.read_options(allocation, 9), 5, 0.3),
+        (executors.read_options(allocation, 3), 3, 0.3),  # no process without a unit
+        (executors.preprocess_options(allocation), 6, 0.4),
+        (executors.write_options(allocation), 7, TASK_CPUS),
     ]
     for options, number, cpus in stages:
         pool = options.pop("compute")
@@ -27,10 +28,10 @@ def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
             "batch_format": "pyarrow",
             "num_cpus": cpus,
             "max_restarts": -1,
-            "max_task_retries": ray_options.MAX_TASK_RETRIES,
+            "max_task_retries": MAX_TASK_RETRIES,
         }
-    assert ray_options.predict(allocation)["num_gpus"] == 0.25
-    options = ray_options.predict(replace(allocation, actor_gpus=0.0))
+    assert executors.predict_options(allocation)["num_gpus"] == 0.25
+    options = executors.predict_options(replace(allocation, actor_gpus=0.0))
     pool = options.pop("compute")
     assert (pool.min_size, pool.max_size) == (2, 3)
     assert getattr(pool, "initial_size", 3) == 3  # not one by one, behind the readers
@@ -39,8 +40,8 @@ def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
         "batch_format": "pyarrow",
         "num_cpus": 0.5,
         "num_gpus": None,
-        "max_restarts": ray_options.MAX_ACTOR_RESTARTS,
-        "max_task_retries": ray_options.MAX_TASK_RETRIES,
+        "max_restarts": executors.MAX_ACTOR_RESTARTS,
+        "max_task_retries": MAX_TASK_RETRIES,
     }
 
 
@@ -48,9 +49,9 @@ def test_of_long_slices_an_actor_gets_no_more_than_it_can_begin():
     on_cpu = Allocation(2, 3, 0.5, 0.0, 1, 5, 6, 7)
     for allocation, given in [
         (on_cpu, 1),
-        (replace(on_cpu, actor_gpus=1.0), ray_options.CALLS_AT_ONCE),
+        (replace(on_cpu, actor_gpus=1.0), executors.CALLS_AT_ONCE),
     ]:
-        pool = ray_options.predict(allocation, are_long=True)["compute"]
+        pool = executors.predict_options(allocation, are_long=True)["compute"]
         assert pool.max_tasks_in_flight_per_actor == given
 
 
