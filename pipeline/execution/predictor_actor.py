@@ -35,7 +35,7 @@ from pipeline.execution.versions import connected_ray
 from pipeline.inference.engines import engine_class, open_engine
 from pipeline.inference.engines.engine import Engine
 from pipeline.inference.first_rows import SystematicFailureDetector
-from pipeline.inference.gpu_facts import count_device
+from pipeline.inference.hardware_facts import count_device
 from pipeline.inference.result_table import unpredicted
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import task_class

@@ -1,10 +1,8 @@
-"""Watch the first rows that reach a model: if all fail for one cause, it is not the rows' fault.
+"""Detect a systematic failure: all first rows fail for one cause, so it is not the rows' fault.
 
-The same holds of a user's own transform, and of files that may not be read, as long as no row gets
-past that to the model.
-
-A row with a prediction, or with another cause, ends the watch: later failures only quarantine their
-rows.
+This covers the model, the user's own transform, and files without permission, as long as no row
+gets past them. A row with a prediction or another cause ends the watch; later failures only
+quarantine their rows.
 """
 
 from __future__ import annotations
@@ -20,12 +18,12 @@ from pipeline.core.failures import Cause, Failure, Reason, SystematicFailure, ca
 from pipeline.core.schema import ERROR, ROW_ID
 
 _ENOUGH_ROWS, _ENOUGH_OF_OUTPUTS = 64, 8
-"""Rows for exceptions: an input may begin with bad rows. Wrong output shapes are rarely a row's
-fault."""
+"""Rows that must fail: more for exceptions, as an input may begin with bad rows; fewer for wrong
+output shapes, which are rarely a row's fault."""
 _LEAST_ROWS = 2
 MARK = "predicted"
 _lock = threading.RLock()
-"""Of all watches of this process: they go to actors by pickling, and locks cannot."""
+"""Shared by all watches of this process, which are pickled, as locks cannot be."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class SystematicFailureDetector:
 
         Args:
             num_rows: Rows of the run, if known: a small run stops after fewer failures.
-            has_predictions: An earlier run got predictions: exceptions are then no reason to stop.
+            has_predictions: Whether an earlier run has predictions: exceptions then stop nothing.
         """
         self._num_rows, self._has_predictions = num_rows, has_predictions
         self._mark: Path | None = None
@@ -55,17 +53,17 @@ class SystematicFailureDetector:
         self._first: RaisedFailure | None = None
 
     def share(self, folder: Path) -> None:
-        """Share the end of the watch with actors of this node, by a file in the run's folder."""
+        """Share the end of the watch among the actors of this node, by a file in `folder`."""
         self._mark = folder / MARK
 
     def prepared(self, rows: pa.Table) -> None:
-        """Note a slice as it comes to the model: none of its rows may have got so far.
+        """Note a slice before the model gets it, as all of its rows may have failed by then.
 
         Raises:
-            SystematicFailure: None has, for one cause, and there are enough of them.
+            SystematicFailure: All rows so far failed for one cause, and they are enough.
         """
         if self._is_over or rows.column(ERROR).null_count:
-            return  # what gets past it is for the model to fail or to predict
+            return  # some rows reach the model
         early_failures = [
             (row, failure)
             for row, failure in enumerate(failures_of(rows))
@@ -81,12 +79,12 @@ class SystematicFailureDetector:
         self.check()
 
     def predicted(self) -> None:
-        """Note that rows have predictions, which ends the watch."""
+        """Note that rows have predictions; this ends the watch."""
         if not self._is_over:
             with _lock:
                 self._is_over = True
             if self._mark is not None:
-                with contextlib.suppress(OSError):  # the other actors then watch on their own
+                with contextlib.suppress(OSError):  # the other actors then watch by themselves
                     self._mark.touch(mode=0o600)
 
     def failed(self, row_id: str, failure: Failure) -> None:

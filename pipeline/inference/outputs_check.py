@@ -1,4 +1,4 @@
-"""Refuse outputs that are not what they are taken for: logits, or probabilities."""
+"""Check whether outputs are the logits or probabilities that the job declares."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 class OutputsCheck:
-    """Checks a model's first batch where nothing says what its outputs are.
+    """Checks the first batch if nothing declares what outputs are.
 
-    Where probabilities are declared, every batch is checked.
+    If probabilities are declared, every batch is checked.
     """
 
     def __init__(self, config: PredictorConfig) -> None:
@@ -47,13 +47,13 @@ class OutputsCheck:
         """Check a finished batch.
 
         Args:
-            results: Those of the slice, name -> (N, ...), as `Task.reduce` names them.
-            rows: (B,) the batch's rows.
-            row_ids: (N,) of the slice; may be empty.
+            results: Results of the slice, name -> (N, ...), as `Task.reduce` names them.
+            rows: (B,), the batch's row numbers.
+            row_ids: (N,); may be empty.
 
         Raises:
-            JobError: Outputs of unknown meaning look like probabilities, or are too few to tell;
-                or declared probabilities are none.
+            JobError: Undeclared outputs look like probabilities, or are too few to tell; or
+                declared probabilities are not.
         """
         if not self._is_open and self._task.scores != PROBABILITIES:
             return
@@ -69,8 +69,8 @@ class OutputsCheck:
             row = int(wrong[0])
             named = clean_message(str(row_ids[row])) if len(row_ids) else f"number {row}"
             raise JobError(
-                f"model.scores: the outputs of row {named} are no probabilities, as the job or the "
-                f"file says: they do not {self._like} (off by {float(results[OFF][row]):.3g}); "
+                f"model.scores: the job or the file declares probabilities, but the outputs of row "
+                f"{named} do not {self._like} (off by {float(results[OFF][row]):.3g}); "
                 f"write {LOGITS!r} if they are logits"
             )
 
@@ -79,8 +79,7 @@ class OutputsCheck:
         if alike:
             raise JobError(
                 f"model.scores: the outputs of the first rows {self._like}: write "
-                f"{PROBABILITIES!r} if they are that already, {LOGITS!r} if scores are to be made "
-                "of them"
+                f"{PROBABILITIES!r} if they are probabilities, {LOGITS!r} if they are logits"
             )
         if alike is None and self._is_published:
             raise JobError(

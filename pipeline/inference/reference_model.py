@@ -1,4 +1,4 @@
-"""Eager fp32 beside a model, for the reference check."""
+"""The reference check's model: eager fp32, loaded beside the model of a slice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Work = Callable[[DeviceModel], T]
 
 
 def reduced(model: DeviceModel, inputs: Inputs) -> Arrays:
-    """Return the reduced outputs of rows as `Engine.reduce` does; `model` is loaded."""
+    """Return the reduced outputs of rows, as `Engine.reduce`."""
     results = Arrays()
     try:
         for batch in model.predict_batches(inputs, results):
@@ -33,16 +33,16 @@ def reduced(model: DeviceModel, inputs: Inputs) -> Arrays:
 
 
 def alone(model: DeviceModel, config: PredictorConfig, work: Work[T]) -> T:
-    """Do work with eager fp32, beside no other slice and no other reference.
+    """Do work with a model in eager fp32 while no other slice or reference is in progress.
 
-    On a GPU slices in flight end first and others begin later: none holds the model while it is
-    off its device. Where the GPU has no room for both models, the reference is there instead of
-    the own one; where it alone is too large, the CPU does the work.
+    On a GPU it waits for the slices in flight and holds up later ones, as the model may leave its
+    device. If the GPU has no room for both models, the reference takes the model's place; if the
+    reference alone is too large, the CPU does the work.
 
     Args:
-        model: The own model, of whose slices this thread works on one; on its device afterwards.
-        config: Of eager fp32.
-        work: May be done more than once.
+        model: The model of the slice that this thread works on; on its device again afterwards.
+        config: The configuration in eager fp32.
+        work: May be called more than once.
     """
     gpu = model.gpu
 

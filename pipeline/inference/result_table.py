@@ -31,13 +31,13 @@ def scatter_batch(
     """Write the values of a batch to the rows of its slice, padded with zeros to the longest.
 
     Args:
-        results: Name -> (N, ...); gets the entry, or a longer one, if a batch has more per row.
-        name: Of the result.
+        results: Name -> (N, ...); the entry is made, or made longer for a longer batch.
+        name: Name of the result.
         size: N, the rows of the slice.
         batch: (B,) row numbers in the slice.
-        values: (B, ...), axis 1 perhaps of another size than in other batches.
-        lengths: (B,): how many values along axis 1 are those of the row; what the model made of
-            its padding becomes zero. None: all are.
+        values: (B, ...); the size of axis 1 may differ from batch to batch.
+        lengths: (B,): values along axis 1 that belong to the row, the rest is padding and becomes
+            zero. None: all do.
     """
     held = results.get(name)
     if held is None:
@@ -68,17 +68,17 @@ def to_table(
 ) -> pa.Table:
     """Return the rows with the columns of `staged_schema`, in the same order.
 
-    Every engine makes its table here, so a row that it has lost is published by none.
+    All engines make their tables here, so that a row lost by an engine is an error.
 
     Args:
         task: Makes the columns of the results.
-        pass_through: The columns to copy.
+        pass_through: Columns to copy.
         rows: The slice of N rows that was predicted.
-        results: The reduced outputs, name -> (N, ...); empty if no row was predicted.
-        is_done: (N,): the rows whose outputs are in `results`.
+        results: Reduced outputs, name -> (N, ...); empty if no row was predicted.
+        is_done: (N,): which rows are in `results`.
         failures: (N,); None for a row with a prediction.
-        published: Further columns to copy, null if rows were never prepared:
-            `Input.published_fields`.
+        published: Further columns to copy (`Input.published_fields`); null if rows were not
+            prepared.
 
     Raises:
         RuntimeError: A row has neither outputs nor a failure.
@@ -123,7 +123,7 @@ def _to_table(
 
 
 def unpredicted(config: PredictorConfig, rows: pa.Table) -> pa.Table:
-    """Return a slice of failed rows with the columns of `to_table`; needs no model."""
+    """Return the table of a slice whose rows have all failed; needs no model."""
     spec = config.spec
     published = spec.input.published_fields()
     none = np.zeros(rows.num_rows, np.bool_)

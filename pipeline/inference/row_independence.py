@@ -1,4 +1,4 @@
-"""Check that a prediction is a function of its row: not of chance, padding or other rows."""
+"""Check that a prediction depends on its row alone, not on chance, padding or other rows."""
 
 from __future__ import annotations
 
@@ -18,26 +18,24 @@ from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Input, Rows, num_rows, take_rows
 from pipeline.process.liveness import still_alive
 
-ONE_LENGTH = (
-    "padding changes what the model gives for a text, so its batches are of texts of one length"
-)
+ONE_LENGTH = "padding changes the model's output for a text, so each batch has texts of one length"
 ONE_ROW = (
-    "the model takes no two texts at once, so each is a batch; a model whose config.json lacks a "
-    "pad_token_id takes more with the one of its tokenizer"
+    "the model takes one text at a time, so each text is a batch; if config.json lacks a "
+    "pad_token_id, setting it to the tokenizer's allows larger batches"
 )
 _PADDING = AgreementLimits(2e-5, 1 - 1e-7, 1e-4, allows_ties=True)
-"""Tighter than what is refused: a text that is easy to judge hides what padding does to others."""
+"""Tighter than the limits of refusal: a text that is easy to judge hides the effect of padding."""
 _NARROW = AgreementLimits(0.05, 0.999, 0.05, allows_ties=True)
-"""Of precisions other than fp32, which round in other ways in batches of other sizes."""
+"""For precisions other than fp32, whose rounding depends on the size of the batch."""
 
 
 def leave_out_padding(model: DeviceModel) -> str | None:
-    """Have batches from now on that the model takes, and whose padding changes nothing.
+    """Stop padding batches if the model fails over padding, or if it changes predictions.
 
-    Rows that are made here decide it, so that all actors decide alike.
+    Generated rows decide it, so that all actors decide alike.
 
     Returns:
-        What a run says of batches without padding; None if they have it.
+        Advice for the report if batches are not padded any more, otherwise None.
     """
     padded = model.config.spec.input
     trial = padded.padding_trial()
@@ -47,7 +45,7 @@ def leave_out_padding(model: DeviceModel) -> str | None:
     expected, outputs = _tried(model, unpadded, rows), _tried(model, padded, rows)
     if expected is None and outputs is None and _tried(model, single, rows) is not None:
         return ONE_ROW
-    # What is not finite without padding says nothing of it; what fails as well, its rows will tell.
+    # If the model fails without padding, too, or its outputs are not finite, the rows will tell.
     if expected is None or not are_finite(expected, np.arange(num_rows(rows))).all():
         model.take_input(padded)
         return None
@@ -59,7 +57,7 @@ def leave_out_padding(model: DeviceModel) -> str | None:
 
 
 def _tried(model: DeviceModel, seen: Input, rows: Inputs) -> Arrays | None:
-    """Predict rows in the batches of an input, which stays the model's; None if it fails."""
+    """Predict rows in the batches of an input, which the model keeps; None if it fails."""
     model.take_input(seen)
     try:
         return _given(model, rows)
@@ -74,24 +72,24 @@ def _tried(model: DeviceModel, seen: Input, rows: Inputs) -> Arrays | None:
 def require_independent_rows(
     model: DeviceModel, inputs: Inputs, results: Arrays, ok: Rows, row_ids: Sequence[object]
 ) -> bool:
-    """Predict the first and the last row of a slice again, without the others, and compare.
+    """Predict the first and the last row of a slice again, without the other rows, and compare.
 
     Args:
-        model: Has predicted the slice.
-        inputs: What it saw, each (N, ...).
-        results: What the task kept, each (N, ...).
+        model: The model that has predicted the slice.
+        inputs: Its inputs, each (N, ...).
+        results: The results, each (N, ...).
         ok: The rows that were predicted, ascending, at least one.
         row_ids: (N,).
 
     Returns:
-        Whether they were compared: not if memory is lacking, which slices in flight may hold.
+        Whether they were compared; False if memory was lacking, as slices in flight may hold it.
 
     Raises:
-        JobError: A row has another prediction then.
+        JobError: A row gets another prediction.
         InfraError: The GPU has failed.
     """
     ends, limits = np.unique(ok[[0, -1]]), _limits(model, SAME)
-    # Batches of one size are dear: there both are in one.
+    # A batch of fixed size is costly, so there both rows share one.
     for rows in [ends] if model.runner.is_static else [ends[:1], ends[1:]]:
         if not len(rows):
             continue
@@ -114,12 +112,12 @@ def require_independent_rows(
         is_known = are_finite(outputs, np.arange(len(rows))).all()
         if is_known and not model.task.compare(outputs, again, limits).agrees.all():
             raise JobError(
-                f"{begin}came out otherwise each time: the model is not deterministic; it must "
-                "draw no random numbers, as dropout and random masks do"
+                f"{begin}differed each time: the model is not deterministic; it must not draw "
+                "random numbers, as dropout and random masks do"
             )
         padding = " or on padding" if model.config.spec.input.counts_tokens else ""
         raise JobError(
-            f"{begin}came out otherwise without the other rows of the batch: the model depends on "
+            f"{begin}differed without the other rows of the batch: the model depends on "
             f"them{padding}; it must treat each row by itself"
         )
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +18,16 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures import PREDICT
 from pipeline.core.registry import TASKS
 from pipeline.core.user_code import module_of, whereabouts
+from pipeline.inference.devices.accelerator import PAUSES_S, Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer
-from pipeline.inference.devices.device_errors import is_out_of_memory
+from pipeline.inference.devices.device_errors import end_process, is_out_of_memory
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.fault_finder import FaultFinder
-from pipeline.inference.first_rows import RaisedFailure
+from pipeline.inference.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import BatchLimits, Input, Rows
-from pipeline.process.liveness import still_alive
+from pipeline.process.liveness import no_limit, still_alive
 
 _WIDER = {
     "fp16": " in fp16: model.precision bf16 or fp32 holds larger numbers",
@@ -35,10 +36,90 @@ _WIDER = {
 _NO_ROWS = np.zeros(0, np.int64)
 InFlight = deque[tuple[DeviceBuffer, Rows]]
 """Batches that have been started, the oldest first."""
+Attempt = Callable[[Rows], Failure | None]
+"""Predicts rows as one batch; returns why it failed, None if it did not."""
+
+
+class FaultFinder:
+    """Finds the rows of one slice that a model cannot predict, and fails them."""
+
+    def __init__(
+        self,
+        model: DeviceModel,
+        row_ids: Sequence[str],
+        failures: list[Failure | None],
+        first: SystematicFailureDetector | None,
+        *,
+        ends_process: bool,
+    ) -> None:
+        """Take a slice.
+
+        Args:
+            row_ids: (N,).
+            failures: (N,); gets the failures of the rows at fault.
+            first: Watches the first rows; None: a failure is always the row's own fault.
+            ends_process: Whether a single row that does not fit into a GPU's memory ends the
+                process, so that a child decides; otherwise the row fails.
+        """
+        self._model, self.row_ids, self.failures = model, row_ids, failures
+        self.first, self._ends_process = first, ends_process
+
+    def split(
+        self, batch: Rows, failure: Failure, predict: Callable[[Rows], None], attempt: Attempt
+    ) -> None:
+        """Halve a failed batch until the rows at fault are found, and fail them.
+
+        Args:
+            batch: (B,); none of its rows has a result.
+            failure: Why it failed.
+            predict: Predicts some of its rows; splits them if they fail.
+            attempt: Predicts a batch that cannot be halved.
+
+        Raises:
+            OutOfDeviceMemory: Batches have a fixed size, and none fits into memory.
+        """
+        model, gpu = self._model, self._model.gpu
+        lacks_memory = failure.reason is Reason.OUT_OF_MEMORY
+        if lacks_memory and gpu is not None and (len(batch) == 1 or model.runner.is_static):
+            later = self._try_later(gpu, batch, failure, attempt)
+            if later is None:
+                return
+            failure = later
+        if len(batch) == 1:
+            row = int(batch[0])
+            if self.first is not None:
+                self.first.failed(str(self.row_ids[row]), failure)
+            self.failures[row] = failure
+            return
+        half = len(batch) // 2
+        if failure.reason is Reason.OUT_OF_MEMORY:
+            model.limits = model.limits.halved(half)
+            model.make_room()
+        predict(batch[:half])
+        predict(batch[half:])
+
+    def _try_later(
+        self, gpu: Gpu, batch: Rows, failure: Failure, attempt: Attempt
+    ) -> Failure | None:
+        """Try a batch again after pauses; return why it failed in the end, None if it did not."""
+        model = self._model
+        for pause_s in PAUSES_S:
+            model.make_room()
+            again = attempt(batch)
+            if again is None or again.reason is not Reason.OUT_OF_MEMORY:
+                return again
+            with no_limit():
+                gpu.pause(pause_s)
+        if model.runner.is_static:
+            raise model.no_room(model.config.batch_size)
+        if self._ends_process:
+            row = self.row_ids[int(batch[0])]
+            end_process(f"{gpu.name}: no memory for row {row} alone")
+        return failure
 
 
 class Batches:
-    """The batches of a slice that have not been started."""
+    """The batches of a slice that have not been started yet."""
 
     def __init__(self, seen: Input, inputs: Inputs, todo: Rows, limits: BatchLimits) -> None:
         self._divide = functools.partial(seen.batches, inputs)
@@ -49,7 +130,7 @@ class Batches:
         return bool(self._left)
 
     def take(self, limits: BatchLimits) -> Rows:
-        """Return the next batch; divides what is left again if a batch had no room in memory."""
+        """Return the next batch; divide the rest again if the limits have changed."""
         if limits != self._limits:
             self._limits = limits
             self._left = deque(self._divide(np.concatenate(self._left), limits))
@@ -63,9 +144,9 @@ class Timer:
     transfer_s: float = 0.0
     predict_s: float = 0.0
     launch_s: float = 0.0
-    """Of the host, beside a GPU."""
+    """Seconds of the host beside a GPU."""
     num_tokens: int = 0
-    """Tokens of the rows of finished batches, and those that the model got, with padding."""
+    """Tokens of finished batches; `num_padded` has the padding, too."""
     num_padded: int = 0
 
     def add(self, transfer_s: float, predict_s: float, launch_s: float) -> None:
@@ -75,29 +156,29 @@ class Timer:
 
 
 class SliceRun:
-    """The rows of one slice, on their way through a model."""
+    """The rows of one slice, predicted batch by batch."""
 
     def __init__(self, model: DeviceModel, inputs: Inputs, faults: FaultFinder) -> None:
         """Take a slice.
 
         Args:
-            inputs: What `Input.arrays` gives of the slice, each (N, ...).
+            inputs: The arrays of the slice (`Input.arrays`), each (N, ...).
             faults: Fails the rows at fault.
         """
         self._model, self._inputs, self._faults = model, inputs, faults
         self.results: Arrays = {}
-        """What the task keeps of the rows, name -> (N, ...)."""
+        """Results of the rows, name -> (N, ...)."""
         self.is_done = np.zeros(len(faults.failures), np.bool_)
-        """(N,): the rows that are in `results`."""
+        """(N,): which rows are in `results`."""
         self.timer, self._ticket = Timer(), model.buffers.ticket()
 
     def run(self, todo: Rows) -> None:
-        """Predict rows `todo`, a batch in flight per buffer that is free; fail those at fault.
+        """Predict the rows `todo`, one batch in flight per free buffer; fail the rows at fault.
 
         Raises:
             SystematicFailure: All rows of the first batches failed for one cause.
-            JobError: Outputs are not what they are taken for; see `OutputsCheck`.
-            OutOfDeviceMemory: A batch of the runtime's one size does not fit into memory.
+            JobError: Outputs are not what the job declares; see `OutputsCheck`.
+            OutOfDeviceMemory: A batch of the runtime's fixed size does not fit into memory.
             InfraError: The GPU has failed.
         """
         busy: InFlight = deque()
@@ -117,7 +198,7 @@ class SliceRun:
                 self._kept(batch)
             if failure is not None:
                 failed.append((batch, failure))
-            if failed and not busy:  # splitting needs a buffer, so batches in flight finish first
+            if failed and not busy:  # splitting needs a buffer: batches in flight finish first
                 for batch, failure in failed:
                     self._split(batch, failure)
                     if self._faults.first is not None:
@@ -125,13 +206,13 @@ class SliceRun:
                 failed = []
 
     def _begin_next(self, left: Batches, busy: InFlight) -> tuple[Rows, Failure | None] | None:
-        """Start the next batch, and say why it failed if it did; None: no batch, or no buffer."""
+        """Start the next batch; return it and why it failed. None: no batch, or no buffer."""
         buffers, model = self._model.buffers, self._model
         take = buffers.take_spare if busy else buffers.take
         spare = take(self._ticket) if left else None
         if spare is None:
             return None
-        busy.append((spare, _NO_ROWS))  # from here on `run` gives it back, whatever is raised
+        busy.append((spare, _NO_ROWS))  # from here on `run` gives the buffer back
         busy[-1] = spare, left.take(model.limits)
         failure = self._try_start(*busy[-1])
         if failure is None:
@@ -141,14 +222,14 @@ class SliceRun:
         return batch, failure
 
     def _end_oldest(self, busy: InFlight) -> tuple[Rows, Failure | None]:
-        """Finish the batch in flight that began first, and say why it failed if it did."""
+        """Finish the oldest batch in flight; return it and why it failed."""
         failure = self._try_finish(*busy[0])
         buffer, batch = busy.popleft()
         self._model.buffers.give(buffer)
         return batch, failure
 
     def _kept(self, batch: Rows) -> None:
-        """Keep the results of a finished batch; fail the rows where they are not finite."""
+        """Keep the results of a finished batch; fail rows whose results are not finite."""
         faults = self._faults
         if faults.first is not None:
             faults.first.predicted()
@@ -167,7 +248,7 @@ class SliceRun:
             self._split(batch, failure)
 
     def _attempt(self, batch: Rows) -> Failure | None:
-        """Predict a batch, with no other in flight; return why it failed, None if it did not."""
+        """Predict a batch while none is in flight; return why it failed, None if it did not."""
         with self._model.buffers.one(self._ticket) as buffer:
             failure = self._try_start(buffer, batch) or self._try_finish(buffer, batch)
         if failure is None:
@@ -177,7 +258,7 @@ class SliceRun:
     def _try_start(self, buffer: DeviceBuffer, batch: Rows) -> Failure | None:
         """Start a batch; return the failure if that raises.
 
-        It does not retry here: the frames of the exception still hold the batch's tensors.
+        The caller retries, as the frames of the exception still hold the batch's tensors.
         """
         try:
             self._model.start(buffer, self._inputs, batch)
@@ -221,12 +302,12 @@ def failure_of(error: BaseException, model: DeviceModel) -> RaisedFailure:
 
 
 def not_finite(precision: str) -> Failure:
-    """Return the failure of a row whose output is not finite, which a wider type may hold."""
+    """Return the failure of a row whose output is not finite; names wider precisions."""
     return Failure(Reason.NON_FINITE, PREDICT, f"output is not finite{_WIDER.get(precision, '')}")
 
 
 def are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
-    """Return which rows of a batch have finite results only, bool (B,)."""
+    """Return which rows of a batch have only finite results, bool (B,)."""
     ok = np.ones(len(batch), bool)
     for values in results.values():
         if np.issubdtype(values.dtype, np.floating):

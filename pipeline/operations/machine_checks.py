@@ -29,7 +29,7 @@ from pipeline.execution.environment import (
 )
 from pipeline.execution.submit.client import is_loopback
 from pipeline.execution.versions import knows_tokens
-from pipeline.inference.gpu_facts import absence_here, driver_version
+from pipeline.inference.hardware_facts import absence_here, driver_version
 from pipeline.inference.runtimes import all_runtimes, runtime_versions
 from pipeline.process.memory import node_bytes
 from pipeline.storage.protocols import OBJECT_PROTOCOLS

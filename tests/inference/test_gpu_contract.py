@@ -37,7 +37,7 @@ from torch import nn
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.private_files import one_at_a_time
 from pipeline.execution.environment import WORKER_ENVIRONMENT
-from pipeline.inference import fault_finder, slice_run
+from pipeline.inference import slice_run
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.devices.device_errors import OutOfDeviceMemory
 from pipeline.inference.engines.torch_engine import TorchEngine
@@ -185,7 +185,7 @@ def test_a_row_that_never_fits_ends_the_worker_and_has_failed_in_a_child(
     def end(why: str) -> None:
         raise Ended(why)
 
-    monkeypatch.setattr(fault_finder, "end_process", end)
+    monkeypatch.setattr(slice_run, "end_process", end)
     gpu._row_bytes = KIB
     model = predictor("models:colours", 4, num_gpus=1)
     gpu.hold(gpu.total_bytes)

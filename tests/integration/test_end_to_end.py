@@ -23,7 +23,7 @@ from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import read_plan
 from pipeline.commit.staging import list_staged
 from pipeline.execution.embedded.patches import AGENTS, is_usable
-from pipeline.inference.processor import processor_name
+from pipeline.inference.hardware_facts import processor_name
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.images.decode_image import DecodeLimits, Undecodable, decode_image

@@ -135,7 +135,7 @@ def test_decision_values_whose_name_says_probabilities_are_logits_if_the_job_say
 ):
     case = fitted("sklearn.svm:SVC", "three", "decision_function")
     path = case.make(tmp_path / "model")
-    with pytest.raises(JobError, match=r"row 0 are no probabilities, .* write 'logits'"):
+    with pytest.raises(JobError, match=r"outputs of row 0 do not .* write 'logits'"):
         published(case, path)
     rows = published(case._replace(model={**case.model, "scores": "logits"}), path)
     for ours, values in zip(rows, case.library(path, FEATURES), strict=True):

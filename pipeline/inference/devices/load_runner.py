@@ -16,7 +16,7 @@ import torch
 from pipeline.core.errors import JobError
 from pipeline.inference.devices.accelerator import Gpu, the_gpu
 from pipeline.inference.devices.device_errors import OutOfDeviceMemory, TooLarge
-from pipeline.inference.gpu_facts import absence_here
+from pipeline.inference.hardware_facts import absence_here
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.export import Exporter, Varying
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors

@@ -35,12 +35,11 @@ from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_code import extension_errors
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.engine import Engine
-from pipeline.inference.fault_finder import FaultFinder
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.inference.reference_model import alone, reduced
 from pipeline.inference.result_table import to_table
 from pipeline.inference.row_independence import leave_out_padding, require_independent_rows
-from pipeline.inference.slice_run import SliceRun
+from pipeline.inference.slice_run import FaultFinder, SliceRun
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays, Mask

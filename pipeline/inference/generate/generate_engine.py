@@ -33,12 +33,11 @@ from pipeline.core.schema import (
 )
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.torch_engine import ModelEngine, Predicted, Slice
-from pipeline.inference.fault_finder import FaultFinder
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.inference.generate.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
 from pipeline.inference.generate.rules import Row, num_agreed
 from pipeline.inference.reference_model import alone
-from pipeline.inference.slice_run import failure_of, not_finite
+from pipeline.inference.slice_run import FaultFinder, failure_of, not_finite
 from pipeline.models.generate.causal import CausalDecoding
 from pipeline.models.generate.decoding import Decoding
 from pipeline.models.generate.spec import QUARANTINE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pipeline.inference.runtimes.int8 as int8
 from pipeline.core.errors import JobError
-from pipeline.inference.processor import instruction_sets
+from pipeline.inference.hardware_facts import instruction_sets
 
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
@@ -186,7 +186,7 @@ def idle_gpu_reason(runtime: Runtime) -> str:
 def emulated_reason(precision: str, *, is_on_gpu: bool) -> str:
     """Return why a precision is not faster here, or ''."""
     if is_on_gpu:
-        from pipeline.inference.gpu_facts import slow_here_reason
+        from pipeline.inference.hardware_facts import slow_here_reason
 
         return slow_here_reason(precision)
     if precision != "bf16":

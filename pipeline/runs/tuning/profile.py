@@ -21,7 +21,7 @@ from pipeline.core.private_files import PROFILES, cache_folder, first_of
 from pipeline.core.semantics import package_versions
 from pipeline.execution.cluster.hardware import start_on_workers
 from pipeline.execution.tasks import TaskLost, are_done, value_if_kept
-from pipeline.inference.processor import describe_processor
+from pipeline.inference.hardware_facts import describe_processor
 from pipeline.inference.runtimes import runtime_versions
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import Hardware

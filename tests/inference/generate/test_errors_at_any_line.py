@@ -19,7 +19,7 @@ import pytest
 import torch
 from support.models.language_models import choosing, make_writer, prepared, writing
 
-from pipeline.inference import fault_finder, result_table, slice_run
+from pipeline.inference import result_table, slice_run
 from pipeline.inference.engines import open_engine, torch_engine
 from pipeline.inference.generate import generate_engine, greedy, rules
 from pipeline.models.directories.text import choices
@@ -30,7 +30,7 @@ TRACED = {
     module.__file__
     for module in (
         *(generate_engine, greedy, rules, torch_engine),
-        *(fault_finder, slice_run, result_table, causal, grammar, choices),
+        *(slice_run, result_table, causal, grammar, choices),
         decoding,
     )
 }

@@ -22,7 +22,7 @@ from support.runs.without_ray import without_ray
 from pipeline.core.errors import JobError
 from pipeline.dataflow import run_job
 from pipeline.execution.cluster.hardware import embedded_hardware
-from pipeline.inference import gpu_facts
+from pipeline.inference import hardware_facts
 from pipeline.inference.runtimes import runtime as runtimes
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job
@@ -31,7 +31,7 @@ from pipeline.planning.allocation import allocate
 from pipeline.runs.context import RunOptions
 from pipeline.runs.progress import Silent
 
-T4 = gpu_facts.Card("T4", (7, 5), False, "580.1", "13.0", 9)
+T4 = hardware_facts.Card("T4", (7, 5), False, "580.1", "13.0", 9)
 OPTIONS = RunOptions(allow_import=("models",))
 GOLDEN = {"golden": {"uri": "/nowhere/golden.parquet"}}
 
@@ -139,7 +139,7 @@ def test_a_precision_that_this_machine_emulates_is_told_by_plan(
         monkeypatch.setattr(runtimes, "instruction_sets", lambda has=has: frozenset(has))
         slow = planned(job)["model"].get("slow")
         assert (slow is None) if reason is None else slow.startswith(reason)
-    monkeypatch.setattr(gpu_facts, "_card", lambda: T4)
+    monkeypatch.setattr(hardware_facts, "_card", lambda: T4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert runtimes.emulated_reason("tf32", is_on_gpu=True).startswith("T4 has no TF32")
 

@@ -15,7 +15,7 @@ from support.runs.cli import photos_job, pipeline
 
 from pipeline.core.errors import JobError
 from pipeline.core.private_files import PROFILES, cache_folder
-from pipeline.inference.processor import describe_processor, instruction_sets
+from pipeline.inference.hardware_facts import describe_processor, instruction_sets
 from pipeline.inference.runtimes.usable import require_usable
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec

@@ -184,7 +184,7 @@ def test_a_file_that_draws_random_numbers_is_refused_by_its_predictions(
     model.graph.output[0].name = "noisy"
     job = {"task": "classify", "labels": ["a", "b", "c", "d", "e"]}
     case = Case(lambda _: tmp_path, lambda *_: [], best, job, "features")
-    with pytest.raises(JobError, match="came out otherwise each time: the model is not determin"):
+    with pytest.raises(JobError, match="differed each time: the model is not determin"):
         published(case, save(model, tmp_path / "m.onnx"))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.inference.gpu_facts import (
+from pipeline.inference.hardware_facts import (
     Card,
     absence_reason,
     advice,
