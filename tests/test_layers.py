@@ -219,7 +219,7 @@ def test_stages_do_not_know_each_other():
         assert imports()[name].isdisjoint(others), name
 
 
-def test_nothing_outside_the_package_is_imported_by_it():
+def test_the_package_imports_nothing_from_tests_or_examples():
     for name, names in imports().items():
         tops = {full.split(".")[0] for full in names}
         assert tops.isdisjoint(OUTSIDE), name
@@ -246,7 +246,7 @@ def test_no_file_runs_what_it_reads_or_prints():
         "x = [print(y) for y in z]",
     ],
 )
-def test_the_guard_sees_a_misdeed(code: str):
+def test_the_guard_sees_a_forbidden_call(code: str):
     assert list(misdeeds(running(ast.parse(code))))
 
 
@@ -283,14 +283,14 @@ def test_nothing_happens_at_import():
     assert wrong == []
 
 
-def test_workers_do_not_wait_for_what_only_the_driver_needs():
+def test_workers_do_not_import_what_only_the_driver_needs():
     program = "; ".join(f"import pipeline.{name}" for name in IN_WORKERS)
     program += "; import sys; print({'pydantic', 'typer', 'pandas', 'ray.data'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == ("set()", 0), done.stderr
 
 
-def test_a_driver_that_knows_its_model_waits_for_no_library_of_models():
+def test_a_driver_that_knows_its_model_imports_no_model_library():
     program = "; ".join(f"import pipeline.{name}" for name in IN_DRIVERS)
     program += "; import sys; print({'torch', 'transformers', 'onnxruntime'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

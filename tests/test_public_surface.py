@@ -29,7 +29,7 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-def test_it_exports_these_names_and_no_other():
+def test_it_exports_exactly_these_names():
     assert set(pipeline.__all__) == FUNCTIONS | TYPES | {"errors"}
     assert dir(pipeline) == sorted(pipeline.__all__)
     with pytest.raises(AttributeError, match="no attribute 'launch'"):
@@ -93,7 +93,7 @@ NO_PATHS: tuple[Any, ...] = (5, 0.5, [], b"x.yaml", "a\0", "a" * 5_000, object()
 
 
 @pytest.mark.parametrize("given", NO_PATHS, ids=lambda value: ascii(value)[:8])
-def test_what_is_no_job_and_no_output_is_an_error_of_ours(given: Any):
+def test_a_value_that_is_no_job_or_output_raises_a_pipeline_error(given: Any):
     for function in (pipeline.load_job, pipeline.run, pipeline.plan):
         with pytest.raises(PipelineError):
             function(given)
@@ -111,7 +111,7 @@ def test_errors_are_a_module_with_every_error():
     assert pipeline.errors.PipelineError is PipelineError
 
 
-def test_wrong_arguments_are_one_line():
+def test_wrong_arguments_raise_one_line():
     with pytest.raises(JobError, match="the job is loaded: give date and overrides to load_job"):
         pipeline.load_job(pipeline.load_job(SECTIONS), date="2026-11-24")
     with pytest.raises(JobError, match=r"top_k: write section.field=value"):

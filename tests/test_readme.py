@@ -119,7 +119,7 @@ def test_every_folder_is_in_the_table() -> None:
     assert set(first_cells(ARCHITECTURE, "## Folders")) == wanted | {"dataflow.py"}
 
 
-def test_every_file_that_the_architecture_says_to_open_exists() -> None:
+def test_every_file_to_open_for_a_change_exists() -> None:
     changes = table_below(ARCHITECTURE, "## Changes and the file to open")
     assert len(changes) >= 10
     for change, where in changes:

@@ -283,14 +283,14 @@ def test_a_bad_block_costs_the_rest_of_its_tar(bad_block: Path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE, errno.ENOSPC, errno.ENODEV])
-def test_a_mount_that_is_gone_is_no_row_s_trouble(number: int):
+def test_a_lost_mount_is_infrastructure_trouble_and_fails_no_row(number: int):
     error = classify(OSError(number, os.strerror(number)), "cannot read x")
     assert isinstance(error, InfraError)
     assert not isinstance(error, backoff.BadBlockError)
     assert not backoff.is_damage(OSError(number, os.strerror(number)))
 
 
-def test_what_is_half_a_disk_and_half_a_store_is_no_bad_block():
+def test_an_input_output_error_of_a_store_is_no_bad_block():
     # s3fs calls everything that it does not know an input/output error.
     error = classify(OSError(errno.EIO, "Unknown"), "cannot read s3://b/x")
     assert not isinstance(error, backoff.BadBlockError)
@@ -300,7 +300,7 @@ def test_what_is_half_a_disk_and_half_a_store_is_no_bad_block():
 
 
 @pytest.mark.parametrize("name", ["date", "Date"])
-def test_no_column_has_the_name_of_the_partition_s_key(name: str, tmp_path: Path):
+def test_no_column_is_named_like_the_partition_key(name: str, tmp_path: Path):
     pq.write_table(pa.table({"image": [b"x"], name: ["2019-01-01"]}), tmp_path / "a.parquet")
     sink = {"uri": "out", "partition": "date=2026-11-24"}
     with pytest.raises(JobError, match=f"column '{name}' has the name of sink.partition = date="):

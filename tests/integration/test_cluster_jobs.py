@@ -116,7 +116,7 @@ def start_line(head: RayHead, shell: str, name: str) -> str:
 
 
 @pytest.mark.any_ray
-def test_a_night_is_submitted_watched_stopped_submitted_again_and_done(
+def test_a_job_is_submitted_followed_stopped_and_submitted_again(
     ray_head: RayHead, photos: Path, tmp_path: Path
 ):
     night = Night(ray_head, photos, tmp_path)
@@ -199,7 +199,7 @@ def test_two_submissions_at_the_same_moment_are_one_job_through_a_bad_proxy(
     assert {rule.action for rule in rules} <= {action for _, _, action in proxy.requests}
 
 
-def test_who_follows_a_job_may_be_killed_or_leave_and_come_back(
+def test_a_killed_or_stopped_follower_can_attach_again(
     ray_head: RayHead, trusted: RayHead, photos: Path, tmp_path: Path
 ):
     night, num_before = Night(ray_head, photos, tmp_path), len(ray_head.jobs())
@@ -227,7 +227,7 @@ def test_who_follows_a_job_may_be_killed_or_leave_and_come_back(
     assert night.ask("attach", job_id).code == 3
 
 
-def test_a_stopped_submission_stops_its_job_and_a_run_that_connects_is_free_to_go(
+def test_a_stopped_submission_stops_its_job_and_frees_the_cluster(
     ray_head: RayHead, photos: Path, tmp_path: Path
 ):
     night = Night(ray_head, photos, tmp_path)
@@ -275,7 +275,7 @@ def test_a_token_that_expires_is_read_again(
     assert UNAUTHORIZED in {action for _, _, action in proxy.requests}
 
 
-def test_a_job_without_a_driver_is_given_up_and_the_next_submission_is_another_attempt(
+def test_a_job_without_a_driver_ends_and_the_next_submission_is_another_attempt(
     ray_head: RayHead, photos: Path, tmp_path: Path
 ):
     night = Night(ray_head, photos, tmp_path)

@@ -134,7 +134,7 @@ ENDLESS_ROWS = (5, 30)
 
 
 @pytest.mark.slow
-def test_texts_whose_tokenising_does_not_end_cost_only_themselves(tmp_path: Path) -> None:
+def test_texts_that_never_finish_tokenising_cost_only_themselves(tmp_path: Path) -> None:
     labels = {f"t{row:03d}": LABELS[row % len(LABELS)] for row in range(NUM_TEXTS)}
     texts = [f"the {WORDS_OF_LABELS[label]} cat sat on mat" for label in labels.values()]
     texts = [ENDLESS if row in ENDLESS_ROWS else text for row, text in enumerate(texts)]

@@ -89,7 +89,7 @@ def test_photos_get_the_labels_of_what_they_show(outputs: dict[str, Partition]):
     assert all(seen[subject] >= 4 for subject in right)
 
 
-def test_what_is_printed_is_what_is_published(printed: str, outputs: dict[str, Partition]):
+def test_the_demo_prints_what_is_published(printed: str, outputs: dict[str, Partition]):
     for section in (*ROWS, "some predictions", "nearest texts", "quarantine", "outputs, after"):
         assert f"\n{section}" in printed
     for output in outputs.values():

@@ -115,7 +115,7 @@ LOOKS: dict[str, Callable[[list[dict[str, Any]]], bool]] = {
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_commands_of_an_example_or_a_recipe_do_what_they_say(name: str, folder: Path):
+def test_the_commands_of_an_example_or_a_recipe_run(name: str, folder: Path):
     download, rest = downloads(COMMANDS[name])
     try:
         run(folder, download)

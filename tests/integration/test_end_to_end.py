@@ -270,7 +270,7 @@ def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_ends_in_one_line_and_its_exit_code(
+def test_an_impossible_job_ends_in_one_line_and_its_exit_code(
     overrides: list[str], code: int, words: str, tmp_path: Path, s3: S3Server
 ) -> None:
     build_images(tmp_path / "images", 4, seed=11, num_bad=0)
@@ -327,7 +327,7 @@ def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None
 @pytest.mark.any_ray
 @pytest.mark.any_ray_short
 @pytest.mark.one_ray
-def test_sigterm_keeps_what_is_done_and_exits_6(tmp_path: Path) -> None:
+def test_sigterm_keeps_finished_slices_and_exits_6(tmp_path: Path) -> None:
     build_images(tmp_path / "images", KillCase.num_rows, seed=13, num_bad=0)
     case = KillCase(tmp_path)
     process = start("run", case.job(), "--date", DATE)

@@ -94,7 +94,7 @@ main()
         lambda command, module: module in ("typer", "pydantic.main"),
     ),
 )
-def test_a_signal_is_heard_while_modules_are_imported(
+def test_a_signal_during_imports_ends_the_command(
     command: str, module: str, tmp_path: Path
 ) -> None:
     named = str(tmp_path) if command == "inspect" else job_over(tmp_path)
@@ -150,7 +150,7 @@ def test_a_run_that_is_stopped_or_fails_before_ray_starts_leaves_a_report_and_no
         (KeyboardInterrupt(), "stopped", 6, "interrupted"),
     ],
 )
-def test_whatever_ends_a_run_its_report_is_stored_and_its_lease_free(
+def test_a_run_stores_its_report_and_frees_its_lease_however_it_ends(
     error: BaseException,
     status: str,
     code: int,
@@ -175,7 +175,7 @@ def test_whatever_ends_a_run_its_report_is_stored_and_its_lease_free(
 
 
 @pytest.mark.parametrize("comes", ["while rows are predicted", "while it is published"])
-def test_ctrl_c_in_a_program_ends_its_run_as_a_signal_does_and_is_no_error_to_go_on_after(
+def test_ctrl_c_in_a_program_ends_its_run_like_a_signal(
     comes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = read_job(job_over(tmp_path), date=dt.date(2026, 11, 24))
@@ -227,7 +227,7 @@ def test_a_result_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_has_seen_enough_and_a_stderr_that_takes_nothing_change_no_code(
+def test_a_closed_reader_or_stderr_does_not_change_the_exit_code(
     tmp_path: Path,
 ) -> None:
     store = Store(str(tmp_path / "out"))
@@ -248,7 +248,7 @@ def test_a_reader_that_has_seen_enough_and_a_stderr_that_takes_nothing_change_no
     assert [document(result.stdout)["exit_code"] for result in results[5:]] == [2, 2]
 
 
-def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-c"),

@@ -132,7 +132,7 @@ def spark_decodes(text: str) -> str | None:
     return head + "".join(chr(int(piece[:2], 16)) + piece[2:] for piece in rest)
 
 
-def test_a_listing_as_spark_does_it_finds_only_parts_and_the_right_values(
+def test_a_listing_like_spark_finds_only_parts_and_the_right_values(
     output: tuple[str, RowSet],
 ):
     folder, expected = output

@@ -71,9 +71,7 @@ class Fuzzed:
 
 @pytest.mark.one_ray
 @pytest.mark.parametrize("what", ["parquet", "tars", "images", "names"])
-def test_what_is_damaged_costs_only_itself_and_any_name_is_a_row_or_counted(
-    what: str, tmp_path: Path
-):
+def test_damage_costs_only_its_rows_and_any_name_is_a_row_or_counted(what: str, tmp_path: Path):
     source, write, num_folders, num_files = FUZZED[what]
     rng = random.Random(f"{SEED} {what}")
     for index in range(num_folders):
@@ -271,7 +269,7 @@ def schema(folder: Path, rng: random.Random) -> str:
 
 
 @pytest.mark.parametrize("case", [job, sound, table, schema], ids=lambda case: case.__name__)
-def test_what_is_damaged_is_read_or_refused_in_one_line(case: Case, tmp_path: Path):
+def test_damaged_files_are_read_or_refused_in_one_line(case: Case, tmp_path: Path):
     rng, num_refused = random.Random(SEED), 0
     for number in range(NUM_CASES):
         try:
@@ -299,7 +297,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer
         yield forked
 
 
-def test_damaged_files_are_refused_in_one_line_or_go_on(commands: CommandServer, tmp_path: Path):
+def test_damaged_onnx_files_are_refused_in_one_line_or_run(commands: CommandServer, tmp_path: Path):
     rng = random.Random(SEED)
     columns = {name: pa.array([0.5, 1.0], pa.float32()) for name in SOURCE}
     (tmp_path / "in").mkdir()

@@ -107,7 +107,7 @@ def peak_bytes() -> int:
 
 
 @pytest.mark.parametrize("name", quick_cases(zip(HOSTILE), lambda name: name not in LONG))
-def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
+def test_a_hostile_directory_is_refused_in_one_line_before_a_run(
     name: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -153,7 +153,7 @@ def test_a_good_directory_needs_nothing_that_is_refused(
 
 
 @pytest.mark.parametrize("name", quick_cases(zip(BY_LIBRARY), lambda name: name not in LONG))
-def test_its_library_does_not_even_try_to_run_read_or_fetch_more(
+def test_the_library_does_not_try_to_run_read_or_fetch_more(
     name: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -165,7 +165,7 @@ def test_its_library_does_not_even_try_to_run_read_or_fetch_more(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_COMMAND)
-def test_a_command_refuses_it_in_one_line(
+def test_a_command_refuses_a_hostile_directory_in_one_line(
     name: str, bases: dict[str, Path], commands: CommandServer, texts: Path, tmp_path: Path
 ):
     model, marker, says = changed(name, bases, tmp_path)

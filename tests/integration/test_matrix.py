@@ -379,7 +379,7 @@ def require_no_secret(store: Store, options: dict[str, Any], report: Report) -> 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("content", "where", "case"), TABLE)
-def test_every_row_ends_once_where_it_belongs(
+def test_every_row_is_predicted_or_quarantined_once(
     content: str,
     where: str,
     case: str,
@@ -456,7 +456,7 @@ def test_every_row_ends_once_where_it_belongs(
 
 
 @pytest.mark.ray
-def test_a_model_that_fails_every_row_ends_a_run_in_the_same_words_by_both(
+def test_a_model_that_fails_every_row_gives_the_same_error_with_and_without_ray(
     ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_images(tmp_path / "images", 8, seed=31, num_bad=0)

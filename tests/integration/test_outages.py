@@ -49,7 +49,7 @@ mount -o remount,size=50m {folder} || exit 99
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_publishes_nothing_and_space_cures_it(tmp_path: Path):
+def test_a_full_disk_is_reported_and_a_rerun_with_space_completes(tmp_path: Path):
     folder, log = tmp_path / "small", tmp_path / "log"
     folder.mkdir()
     build_images(tmp_path / "images", NUM_ROWS, seed=3, num_bad=0)
@@ -156,7 +156,7 @@ CHAOS_ROWS = 1200
 AUTOSCALER = "ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler"
 
 
-def test_what_ray_keeps_for_a_driver_that_was_killed_is_free_soon(monkeypatch: pytest.MonkeyPatch):
+def test_resources_of_a_killed_driver_are_soon_free(monkeypatch: pytest.MonkeyPatch):
     for name, value in REMOTE_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     spec = find_spec(AUTOSCALER)
@@ -222,7 +222,7 @@ with RayNodes(2) as nodes:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_rays_own_code_raises_once_a_node_is_lost_is_trouble_of_the_cluster():
+def test_an_error_of_ray_after_a_lost_node_is_infrastructure_trouble():
     command = [sys.executable, "-c", RAISES]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=250, check=False

@@ -21,7 +21,7 @@ SET = [
 
 
 @pytest.mark.no_ray
-def test_predict_look_run_again_and_change(tmp_path: Path):
+def test_predict_inspect_run_again_and_change(tmp_path: Path):
     photos, out = tmp_path / "photos", tmp_path / "labels"
     build_images(photos, NUM_ROWS, seed=6, num_bad=NUM_BAD)
     asked = ("predict", str(photos), "--model", "models:colours", "--to", str(out), *SET, "--json")

@@ -107,7 +107,7 @@ def is_quick(point: Point, fault: str, place: str) -> bool:
     indirect=["place"],
     ids=lambda value: value.name.partition(":")[0] if isinstance(value, Point) else value,
 )
-def test_a_fault_at_any_step_changes_nothing_of_what_is_published_in_the_end(
+def test_a_fault_at_any_step_does_not_change_the_published_result(
     point: Point, fault: str, place: Disk, expected: tuple[pa.Table, pa.Table]
 ):
     store = place.store
@@ -145,7 +145,7 @@ def test_a_fault_at_any_step_changes_nothing_of_what_is_published_in_the_end(
     verify_output(store.uri, DAY, dict(store.storage_options))
 
 
-def test_where_another_attempt_of_a_slice_wins_its_outcome_is_the_one_that_counts(tmp_path: Path):
+def test_the_outcome_of_the_winning_attempt_of_a_slice_counts(tmp_path: Path):
     store, plan = Store(str(tmp_path)), make_plan(NEW)
 
     def make(rows: Rows, index: int) -> pa.Table:

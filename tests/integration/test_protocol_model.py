@@ -346,5 +346,5 @@ def test_no_order_of_events_breaks_a_promise():
 
 
 @pytest.mark.slow
-def test_no_order_of_many_events_breaks_a_promise():
+def test_no_long_order_of_events_breaks_a_promise():
     check(num_examples=400, num_steps=100)

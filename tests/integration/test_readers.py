@@ -183,7 +183,7 @@ READERS = (by_folder, by_list, by_delta, by_manifest)
 
 
 @pytest.mark.parametrize("act", CASES)
-def test_readers_see_what_the_readme_says_after_every_step_and_a_kill_there_is_cured(
+def test_readers_see_the_documented_rows_after_every_step_and_a_kill_is_repaired(
     act: Act, tmp_path: Path
 ):
     store = Store(str(tmp_path / "out"))
@@ -252,7 +252,7 @@ def test_a_run_that_fails_while_it_places_parts_takes_them_back(any_store: Store
     verify_output(any_store.uri, DAY, dict(any_store.storage_options))
 
 
-def test_a_run_that_was_late_leaves_the_newer_list_as_it_is(tmp_path: Path):
+def test_a_late_run_does_not_overwrite_the_newer_list(tmp_path: Path):
     """It was suspended in the midst of settling, and another version was published meanwhile."""
     store = Store(str(tmp_path))
     publish_rows(store, rows=OLD)

@@ -73,7 +73,7 @@ def test_every_exit_code_has_its_place():
 
 
 @pytest.mark.parametrize("name", ["crontab", "service", "skypilot"])
-def test_what_is_started_is_a_run_of_a_job_that_is_there_for_a_date(name: str):
+def test_a_scheduler_starts_an_existing_job_for_a_date(name: str):
     run = parsed(
         command_lines()[name]
         .replace("$(date -u -d yesterday +%F)", "2026-11-24")
@@ -98,7 +98,7 @@ def _dates_of_shells() -> dict[str, str]:
     }
 
 
-def test_every_file_runs_a_date_that_is_complete_and_says_so_first():
+def test_every_file_runs_a_complete_date_and_says_so_first():
     for name, text in _dates_of_shells().items():
         given = re.findall(
             r"--date (\S+)", text.replace("$(date -u -d yesterday +%F)", "YESTERDAY")
@@ -126,7 +126,7 @@ def test_a_percent_sign_of_a_crontab_is_escaped_and_no_secret_is_in_it():
     assert not re.search("SECRET|PASSWORD|TOKEN", (FOLDER / "crontab").read_text(), re.I)
 
 
-def test_systemd_starts_again_what_goes_on_and_nothing_else():
+def test_systemd_restarts_resumable_exit_codes_only():
     service = unit("pipeline-nightly.service")["Service"]
     assert set(map(int, service["RestartPreventExitStatus"].split())) == NEEDS_A_PERSON
     assert set(map(int, service["SuccessExitStatus"].split())) == {NO_INPUT}
@@ -135,7 +135,7 @@ def test_systemd_starts_again_what_goes_on_and_nothing_else():
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_takes_its_units(tmp_path: Path):
+def test_systemd_accepts_its_units(tmp_path: Path):
     units = [shutil.copy(path, tmp_path) for path in FOLDER.glob("pipeline-nightly.*")]
     command = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -143,7 +143,7 @@ def test_systemd_takes_its_units(tmp_path: Path):
     assert done.returncode == 0, done.stderr
 
 
-def test_skypilot_recovers_what_goes_on_and_nothing_else():
+def test_skypilot_recovers_resumable_exit_codes_only():
     recovery = skypilot()["resources"]["job_recovery"]
     assert set(recovery["recover_on_exit_codes"]) == AGAIN
     assert recovery["max_restarts_on_errors"] == 0
@@ -151,7 +151,7 @@ def test_skypilot_recovers_what_goes_on_and_nothing_else():
 
 
 @pytest.mark.parametrize("name", ["airflow_dag.py", "dagster_assets.py"])
-def test_a_scheduler_needs_no_package_of_ours_and_knows_the_codes(name: str):
+def test_a_scheduler_file_imports_nothing_of_the_package_and_knows_the_codes(name: str):
     tree = ast.parse((FOLDER / name).read_text())
     values: dict[str, Any] = {}
     for node in ast.walk(tree):
@@ -164,7 +164,7 @@ def test_a_scheduler_needs_no_package_of_ours_and_knows_the_codes(name: str):
     assert ast.literal_eval(values["NO_INPUT"]) == NO_INPUT
 
 
-def test_the_table_says_what_the_files_do():
+def test_the_table_of_schedulers_equals_the_files():
     text = (FOLDER / "README.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| \d", line)]
     table = {int(row[0]): row[3:7] for row in rows}
@@ -270,7 +270,7 @@ NEEDS_SCHEMAS = pytest.mark.skipif(schemas() is None, reason="KubeRay's schemas 
 
 
 @NEEDS_SCHEMAS
-def test_the_ray_job_is_as_kuberays_schema_and_operator_say():
+def test_the_ray_job_passes_the_schema_and_the_rules_of_kuberay():
     ray_job = document("ray_job.yaml")
     assert problems(ray_job) == []
     require_rules(ray_job["spec"])
@@ -279,11 +279,11 @@ def test_the_ray_job_is_as_kuberays_schema_and_operator_say():
 
 
 @NEEDS_SCHEMAS
-def test_the_pod_of_the_cron_job_is_as_the_schema_of_a_pod_says():
+def test_the_pod_of_the_cron_job_passes_the_schema_of_a_pod():
     assert problems_of_pod(cron_job()["template"]) == []
 
 
-def test_what_is_started_is_a_run_of_the_job_that_is_mounted_for_a_date():
+def test_a_pod_starts_the_mounted_job_for_a_date():
     [pod] = pod_specs(document("cron_job.yaml"))
     night = parsed(pod["containers"][0]["command"][-1].replace("$(date -u -d yesterday +%F)", "D"))
     ray_job = document("ray_job.yaml")
@@ -314,7 +314,7 @@ def test_pods_have_bounded_processors_and_no_secret_in_clear(name: str):
         assert spec["restartPolicy"] == "Never"
 
 
-def test_what_no_retry_changes_is_not_tried_again():
+def test_kubernetes_does_not_retry_final_exit_codes():
     fail, ignore = cron_job()["podFailurePolicy"]["rules"]
     assert fail["onExitCodes"]["values"] == [1, 2, 3, 5]
     [pod] = pod_specs(cron_job())
@@ -322,7 +322,7 @@ def test_what_no_retry_changes_is_not_tried_again():
     assert ignore["onPodConditions"] == [{"type": "DisruptionTarget"}]
 
 
-def test_the_image_has_the_ray_of_the_job_and_nothing_that_is_not_there():
+def test_the_image_has_the_ray_of_the_job_and_copies_existing_files():
     version = document("ray_job.yaml")["spec"]["rayClusterSpec"]["rayVersion"]
     assert set(re.findall(r"\d+\.\d+\.\d+", IMAGE)) == {version}
     for names in re.findall(r"^COPY \S+ (.+) \S+$", IMAGE, re.M):

@@ -98,7 +98,7 @@ class Airflow(Nights):
 
 
 @pytest.mark.skipif(AIRFLOW is None, reason="make schedulers installs Airflow")
-def test_airflow_runs_two_dates_once_and_tries_no_refusal_again(tmp_path: Path):
+def test_airflow_runs_two_dates_once_and_does_not_retry_a_refusal(tmp_path: Path):
     nights = Airflow(tmp_path)
     for day in DAYS:
         code, text = nights.test(day)

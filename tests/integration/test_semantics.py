@@ -396,9 +396,7 @@ def numbers(name: str, input_name: str, has_uris: bool) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("area", [*SEMANTICS])
-def test_a_number_makes_stale_only_the_jobs_that_go_through_its_area(
-    area: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_number_makes_only_jobs_of_its_area_stale(area: str, monkeypatch: pytest.MonkeyPatch):
     jobs = {
         (name, input_name, has_uris): numbers(name, input_name, has_uris)
         for name in built_in(SOURCES)

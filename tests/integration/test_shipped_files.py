@@ -59,7 +59,7 @@ def test_every_machine_runs_the_ray_that_the_package_asks_for(config: dict[str, 
     assert "-gpu" in docker["worker_image"]
 
 
-def test_what_is_mounted_exists_and_is_installed(config: dict[str, Any]):
+def test_mounted_files_exist_and_are_installed(config: dict[str, Any]):
     mounts = config["file_mounts"]
     missing = [p for p in mounts.values() if p != TOKEN and not (ROOT / p).exists()]
     assert missing == []
@@ -79,7 +79,7 @@ def test_the_dashboard_is_on_loopback_and_every_node_asks_for_the_token(config: 
     assert TOKEN in config["file_mounts"].values()
 
 
-def test_no_key_stands_in_the_file():
+def test_cluster_yaml_has_no_key():
     text = (ROOT / "cluster.yaml").read_text().lower()
     words = ("akia", "access_key", "private_key", "ray_auth_token=")
     assert [word for word in words if word in text] == []
@@ -139,7 +139,7 @@ def test_each_rule_has_a_test_and_the_dashboard_is_one_screen_for_any_grafana():
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in panels)
 
 
-def test_what_rules_and_dashboard_ask_for_are_metrics_of_a_run():
+def test_rules_and_dashboard_query_existing_metrics():
     asked = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     (group,) = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
     asked += [str(rule["expr"]) for rule in group["rules"]]

@@ -49,7 +49,7 @@ def photo_job(tmp_path: Path, photos: Path) -> str:
     return write_job(tmp_path / "photos.yaml", source, str(tmp_path / "out"))
 
 
-def test_what_is_accepted_goes_along_as_it_was_said():
+def test_accepted_gates_are_submitted_verbatim():
     accept = ['volume=half; $(a) "day"', "constant='all' black"]
     override = 'source.uri="it\'s $HOME `false` &"'
     asked = Submission(
@@ -71,7 +71,7 @@ def test_what_is_accepted_goes_along_as_it_was_said():
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("ending", ["", "\n", "\nRay says good-bye\n"])
-def test_the_document_is_taken_out_of_the_log_wherever_the_log_is_cut(size: int, ending: str):
+def test_the_document_is_found_in_the_log_wherever_the_log_is_cut(size: int, ending: str):
     first, document = '{"status": "old"}', '{"status": "published", "rows": {"total": 3}}'
     log = f'Running\n{{"not": "ours"}}\n{{broken\n{first}\nerror: x\n{document}{ending}'
     passed: list[str] = []
@@ -117,7 +117,7 @@ TOKENS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("variables", "has_file", "words"), TOKENS)
-def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
+def test_an_unknown_token_is_a_job_error(
     variables: dict[str, str],
     has_file: bool,
     words: str,
@@ -179,7 +179,7 @@ def test_another_kind_of_address_is_refused_with_the_right_form(address: str):
         ('gates.golden={uri: /g, "storage\\x5foptions": {secret: hunter2}}', JobError, "${env:"),
     ],
 )
-def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
+def test_a_wrong_job_is_refused_before_anything_is_sent(
     override: str,
     error_class: type[PipelineError],
     words: str,

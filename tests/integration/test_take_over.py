@@ -90,7 +90,7 @@ def stage(
 
 
 @pytest.mark.parametrize("reason", [Reason.MODEL_ERROR, Reason.UNREADABLE_SHARD])
-def test_slices_over_which_the_model_or_the_disk_failed_go_again_whichever_attempt_wins(
+def test_slices_that_the_model_or_the_disk_failed_are_computed_again(
     reason: Reason, tmp_path: Path
 ):
     partition = make_partition(tmp_path, "images")
@@ -108,7 +108,7 @@ def test_slices_over_which_the_model_or_the_disk_failed_go_again_whichever_attem
 
 
 @pytest.mark.parametrize("form", ["images", "parquet"])
-def test_nothing_is_taken_over_of_files_that_changed_unseen(form: str, tmp_path: Path):
+def test_no_slice_of_a_silently_changed_file_is_taken_over(form: str, tmp_path: Path):
     partition = make_partition(tmp_path, form)
     _, plan = planned(partition)
     stage(partition, failed=set())
@@ -169,7 +169,7 @@ def test_a_staged_part_that_is_damaged_in_any_byte_is_computed_again(
 
 
 @pytest.mark.no_ray
-def test_a_run_computes_what_is_damaged_in_what_it_takes_over(tmp_path: Path):
+def test_a_run_computes_damaged_slices_that_it_would_take_over(tmp_path: Path):
     build_images(tmp_path / "in", 12, seed=1, num_bad=0)
     source = {"uri": str(tmp_path / "in"), "format": "images"}
     out, run = str(tmp_path / "out"), {"slice_rows": 4}
@@ -191,7 +191,7 @@ def test_a_run_computes_what_is_damaged_in_what_it_takes_over(tmp_path: Path):
 
 
 @pytest.mark.parametrize("reason", [Reason.NON_FINITE, Reason.NATIVE_CRASH, Reason.OUT_OF_MEMORY])
-def test_slices_that_failed_for_what_their_rows_are_stay(reason: Reason, tmp_path: Path):
+def test_slices_whose_rows_failed_for_their_own_reasons_stay(reason: Reason, tmp_path: Path):
     partition = make_partition(tmp_path, "images")
     stage(partition, failed={0, 2}, reason=reason)
     run, plan = planned(partition)
@@ -209,7 +209,7 @@ def count(partition: EarlierPartition, staged: list[StagedSlice]) -> tuple[RunCo
     return run, plan
 
 
-def test_rows_that_all_failed_alike_are_a_job_error_whatever_the_gates_allow(tmp_path: Path):
+def test_rows_that_all_fail_alike_are_a_job_error_whatever_the_gates_allow(tmp_path: Path):
     partition = make_partition(tmp_path, "images", gates={"max_error_pct": 100.0})
     partition.broken = {"000.jpg", "007.jpg"}
     staged = stage(partition, failed=set(range(NUM_ROWS // SLICE_ROWS)))
@@ -224,7 +224,7 @@ def test_rows_that_all_failed_alike_are_a_job_error_whatever_the_gates_allow(tmp
     assert (top.num_rows, top.message) == (NUM_ROWS - SLICE_ROWS, "RuntimeError: boom 0")
 
 
-def test_a_gate_that_is_certain_to_refuse_gives_way_to_the_one_cause(tmp_path: Path):
+def test_one_cause_of_all_failures_is_named_before_a_gate_refuses(tmp_path: Path):
     partition = make_partition(tmp_path, "images", gates={"max_error_pct": 1.0, "min_rows": 1})
     run, plan = count(partition, stage(partition, failed={0})[:1])
     with pytest.raises(SystematicFailure, match="all 4 rows"):
@@ -282,7 +282,7 @@ BROKEN: dict[str, Broken] = {"bad block": lambda path: bad_block(path.name), "ga
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_a_shard_that_could_not_be_opened_when_a_run_was_planned_is_looked_at_again(
+def test_a_shard_that_could_not_be_opened_when_planned_is_opened_again(
     broken: Broken, tmp_path: Path
 ):
     partition = make_partition(tmp_path, "parquet", has_weights=True)
@@ -296,7 +296,7 @@ def test_a_shard_that_could_not_be_opened_when_a_run_was_planned_is_looked_at_ag
 
 @pytest.mark.parametrize("again", ["run", "retry"])
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_a_retry_that_came_too_early_does_not_hide_that_a_shard_can_be_opened(
+def test_an_early_retry_does_not_hide_that_a_shard_can_be_opened_again(
     broken: Broken, again: str, tmp_path: Path
 ):
     partition = make_partition(tmp_path, "parquet", has_weights=True)
@@ -316,9 +316,7 @@ def test_a_retry_that_came_too_early_does_not_hide_that_a_shard_can_be_opened(
     ("form", "broken"),
     [("parquet", "bad block"), ("parquet", "garbage"), ("tars", "garbage")],
 )
-def test_a_gate_that_refused_a_shard_does_not_refuse_it_once_it_is_mended(
-    form: str, broken: str, tmp_path: Path
-):
+def test_a_gate_accepts_a_shard_once_it_is_repaired(form: str, broken: str, tmp_path: Path):
     gates = {"max_error_pct": 0.0, "min_rows": 1}
     partition = make_partition(tmp_path, form, gates=gates)
     path = sorted((tmp_path / "in").iterdir())[1]
@@ -341,7 +339,7 @@ def write_padded(path: Path, rows: pa.Table, size_bytes: int) -> None:
 
 @pytest.mark.parametrize("is_published", [True, False], ids=["published", "interrupted"])
 @pytest.mark.parametrize("is_longer", [True, False], ids=["more rows", "fewer rows"])
-def test_a_shard_written_anew_with_its_size_and_time_is_planned_anew(
+def test_a_rewritten_shard_of_the_same_size_and_time_is_planned_again(
     is_longer: bool, is_published: bool, tmp_path: Path
 ):
     partition = make_partition(tmp_path, "parquet", has_weights=True)
@@ -362,7 +360,7 @@ def test_a_shard_written_anew_with_its_size_and_time_is_planned_anew(
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_slices_that_a_late_run_stages_after_all_was_published_are_of_its_own_files(
+def test_slices_that_a_late_run_stages_after_publishing_are_of_its_own_files(
     tmp_path: Path,
 ):
     partition = make_partition(tmp_path, "images")
@@ -377,7 +375,7 @@ def test_slices_that_a_late_run_stages_after_all_was_published_are_of_its_own_fi
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_of_a_run_that_carries_rows_the_next_one_goes_on_with_what_is_staged(tmp_path: Path):
+def test_a_run_resumes_staged_slices_of_a_run_that_carries_rows(tmp_path: Path):
     partition = make_partition(tmp_path, "images", has_weights=True)
     partition.run()
     for number in range(40, 52):

@@ -473,7 +473,7 @@ def test_kills_change_no_written_record(tmp_path: Path):
     require_same_after_kills(job, tmp_path, "--date", DATES[0])
 
 
-def test_a_schema_in_a_file_is_the_same_and_one_that_is_refused_is_one_line(tmp_path: Path):
+def test_a_schema_in_a_file_is_the_same_as_inline_and_a_refusal_is_one_line(tmp_path: Path):
     job = Path(job_of(tmp_path, CASES["records"](tmp_path)))
     inline = run("plan", str(job), "--date", DATES[0])["fingerprint"]
     document = yaml.safe_load(job.read_text())

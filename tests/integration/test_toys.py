@@ -32,7 +32,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def test_one_run_by_a_source_an_input_and_a_task_of_other_distributions(
+def test_a_run_uses_a_source_an_input_and_a_task_of_other_distributions(
     installed: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()

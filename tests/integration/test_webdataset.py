@@ -142,7 +142,7 @@ def test_a_full_read_gives_every_row_with_its_place(tars: Path):
 
 @examples(70)
 @given(data=st.data(), slice_rows=st.integers(1, 45), light=st.booleans())
-def test_whatever_is_staged_the_rest_completes_the_full_read(
+def test_any_staged_slices_and_the_rest_are_the_full_read(
     tars: Path, data: st.DataObject, slice_rows: int, light: bool
 ):
     reader, plan = plan_job(tars, slice_rows, pass_through=["cls"])
@@ -163,7 +163,7 @@ def test_whatever_is_staged_the_rest_completes_the_full_read(
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 9])
-def test_the_last_slice_says_so_also_where_it_is_full(count: int, tmp_path: Path):
+def test_the_last_slice_is_marked_even_if_it_is_full(count: int, tmp_path: Path):
     write_tars(tmp_path / "in", [count])
     keys = list(read(*plan_job(tmp_path / "in", 4)))
     bounds = [(key.start, key.end, key.is_last) for key in keys]
@@ -250,7 +250,7 @@ def test_a_tar_that_changes_is_never_mixed_with_what_was_planned(tmp_path: Path)
         read(reader, plan)
 
 
-def test_a_file_that_ends_too_early_is_trouble_and_no_truncated_row(tmp_path: Path):
+def test_a_file_that_ends_early_is_infrastructure_trouble(tmp_path: Path):
     (tmp_path / "t0.tar").write_bytes(pack(entries(60, size=4000)))
     reader, plan = plan_job(tmp_path, 4)
     slices = read_slices(reader, plan.units[0], frozenset())
@@ -280,7 +280,7 @@ def test_fewer_rows_than_were_staged_before_is_a_change(tmp_path: Path):
         ({"format": "images", "image_extensions": ["jpg"]}, "has no effect with format 'images'"),
     ],
 )
-def test_a_job_that_cannot_be_is_refused_before_anything_is_read(
+def test_an_impossible_job_is_refused_before_anything_is_read(
     fields: dict[str, Any], words: str, tars: Path
 ):
     with pytest.raises(JobError, match=words):

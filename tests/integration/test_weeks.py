@@ -68,7 +68,7 @@ def outcomes(done: Result) -> list[tuple[str, int | None]]:
 
 
 @pytest.mark.no_ray
-def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Path):
+def test_a_run_is_watched_and_stopped_from_outside_and_resumed(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
     week = Week(tmp_path, DAYS, NUM_ROWS, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
     day, env = DAYS[0], {"PIPELINE_ALLOW_IMPORT": "stuck"}
@@ -96,7 +96,7 @@ def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Pat
 
 
 @pytest.mark.no_ray
-def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Path):
+def test_a_backfill_runs_what_it_can_and_the_next_one_runs_the_rest(tmp_path: Path):
     week = Week(tmp_path, DAYS, NUM_ROWS, gates={"min_rows": 10, "max_error_pct": 5.0})
     for photo in [*(tmp_path / "in" / DAYS[1]).rglob("*.jpg")][:9]:
         photo.write_bytes(b"no photo")
@@ -126,7 +126,7 @@ def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Pat
 
 
 @pytest.mark.ray
-def test_a_stop_ends_the_backfill_and_the_same_command_goes_on(tmp_path: Path):
+def test_a_stop_ends_the_backfill_and_the_same_command_continues(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
     week = Week(tmp_path, DAYS, NUM_ROWS, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
     env = {"PIPELINE_ALLOW_IMPORT": "stuck"}
