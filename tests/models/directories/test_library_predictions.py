@@ -1,22 +1,23 @@
-"""Directories of images are held to what their own library predicts of four images."""
+"""Test that directories of images predict the same as their own library, for four images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from support.models.detector_snapshots import make_detector
-from support.models.library_cases import MULTI, NAMES
-from support.models.snapshots import change_json, make_snapshot, make_timm
+from support.models.library_cases import MULTI, NAMES, compared
+from support.models.snapshots import VISION_FAMILIES, change_json, make_snapshot, make_timm
 from support.runs.jobs import job_of
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
-from pipeline.inference.library_check import compare, hold_to_library
-from pipeline.models.directories.snapshot import local
+from pipeline.inference.library_check import hold_to_library
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 
@@ -49,6 +50,26 @@ CASES: Mapping[str, tuple[Callable[[Path], Path], Mapping[str, Any]]] = {
     "detect by softmax": (lambda folder: make_detector(folder, "detr"), DETECT),
     "detect by sigmoid": (lambda folder: make_detector(folder, "dab-detr"), DETECT),
 }
+FURTHER: Mapping[str, tuple[Callable[[Path], Path], Mapping[str, Any]]] = {
+    **{
+        f"{family} classify": (
+            partial(make_snapshot, family=family, head="image", id2label=NAMES),
+            {},
+        )
+        for family in VISION_FAMILIES
+    },
+    **{
+        f"{family} embed": (partial(make_snapshot, family=family), {}) for family in VISION_FAMILIES
+    },
+    "siglip embed": (siglip, {"task": "embed"}),
+    "siglip, one tower alone": (lambda folder: make_snapshot(folder, "siglip", "vision"), {}),
+    "timm vit, classify": (lambda folder: make_timm(folder, "vit_tiny_patch16_224", 3, **VIT), {}),
+    "timm, vectors before the labels": (
+        lambda folder: make_timm(folder, "test_resnet", 3),
+        {"task": "embed"},
+    ),
+}
+"""Further families of what one family shows."""
 
 
 def resolved(path: Path, model: Mapping[str, Any]) -> ModelSpec:
@@ -56,28 +77,15 @@ def resolved(path: Path, model: Mapping[str, Any]) -> ModelSpec:
     return spec.fitted(pa.schema([("image", pa.large_binary())]))
 
 
-@pytest.fixture
-def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelSpec], str]:
-    """Compare in this process, as one that is lent the copy of the directory."""
-
-    def of(spec: ModelSpec) -> str:
-        assert spec.directory is not None
-        path = local(spec.directory)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "confined"))
-        return compare(str(path), spec)
-
-    return of
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_predictions_are_those_of_the_library(
-    case: str, held: Callable[[ModelSpec], str], tmp_path: Path
-):
-    make, model = CASES[case]
+@pytest.mark.parametrize(
+    "case", quick_cases(((name,) for name in (*CASES, *FURTHER)), lambda name: name in CASES)
+)
+def test_predictions_are_those_of_the_library(case: str, tmp_path: Path):
+    make, model = {**CASES, **FURTHER}[case]
     library = "timm" if case.startswith("timm") else "transformers"
-    said = held(resolved(make(tmp_path / "m"), model))
-    assert said.startswith(library)
-    assert said.endswith(" on 4 images")
+    result = compared(resolved(make(tmp_path / "m"), model))
+    assert result.startswith(library)
+    assert result.endswith(" on 4 images")
 
 
 def swapped(spec: ModelSpec) -> ModelSpec:
@@ -93,23 +101,19 @@ WRONG: Mapping[str, tuple[str, Callable[[ModelSpec], ModelSpec], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_prediction_that_differs_is_refused_with_both(
-    name: str, held: Callable[[ModelSpec], str], tmp_path: Path
-):
+def test_a_prediction_that_differs_is_refused_with_both(name: str, tmp_path: Path):
     case, change, words = WRONG[name]
     make, model = CASES[case]
     spec = resolved(make(tmp_path / "m"), model)
     with pytest.raises(JobError, match=f"predicts something else for probe image 1: .*{words}"):
-        held(change(spec))
+        compared(change(spec))
 
 
-def test_a_tokenizer_that_gives_siglip_a_mask_is_refused(
-    held: Callable[[ModelSpec], str], tmp_path: Path
-):
+def test_a_tokenizer_that_gives_siglip_a_mask_is_refused(tmp_path: Path):
     """The model then sees no filling, and it was trained to see it."""
     spec = resolved(siglip(tmp_path / "m", "attention_mask"), PROMPTS)
     with pytest.raises(JobError, match=r"predicts something else for probe image 1: .*'rain'"):
-        held(spec)
+        compared(spec)
 
 
 def test_a_directory_is_held_in_a_process_of_its_own_unless_the_job_makes_the_pixels(

@@ -7,6 +7,7 @@ bytes to published columns is between them.
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,10 @@ from PIL import Image
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import IMAGE, TEXT, TEXT_PAIR
 from pipeline.inference.engines.torch_engine import TorchEngine
+from pipeline.inference.library_check import compare
+from pipeline.models.directories.snapshot import local
 from pipeline.models.resolving.resolve import resolve_model
-from pipeline.models.spec import PredictorConfig
+from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from support.models.snapshots import PAIRS, TEXTS, make_snapshot
@@ -153,6 +156,15 @@ def of_tokens(path: Path, rows: Any) -> Results:
         ]
         for row in tag(list(rows))
     ]
+
+
+def compared(spec: ModelSpec) -> str:
+    """Compare both ways in this process, as one that is lent the copy of the directory."""
+    assert spec.directory is not None
+    path = local(spec.directory)
+    with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", cache)
+        return compare(str(path), spec)
 
 
 def published(case: Case, path: Path, texts: Sequence[str] = ()) -> Results:

@@ -37,7 +37,7 @@ MAX_LEVELS = 1.0
 MAX_PIL_LEVELS = 2.0
 """Against processors on Pillow, and timm."""
 ROUNDING = 0.01
-NUM_PHOTOS = 12
+NUM_PHOTOS = 4
 
 _NO_CROP = {"do_center_crop": None, "crop_size": None}
 

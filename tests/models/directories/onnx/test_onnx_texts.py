@@ -34,6 +34,7 @@ from support.models.snapshots import (
     write_json,
 )
 from support.runs.jobs import SOURCES, job_of
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.inference.library_check import hold_to_library
@@ -43,6 +44,7 @@ from pipeline.models.resolving.resolve import resolve_model
 ENCODER = {"vectors": "last_hidden_state"}
 SEQUENCE, WORDS = {"first": "logits"}, {"words": "logits"}
 UNTYPED = {"token_type_ids": 0}
+UNMASKED = {**UNTYPED, "attention_mask": 1}
 
 
 class Exported:
@@ -117,15 +119,23 @@ def test_the_exported_graph_is_the_model_with_its_mask(exported: Exported, tmp_p
     np.testing.assert_allclose(logits, expected.logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("constants", [{}, UNTYPED, {**UNTYPED, "attention_mask": 1}])
 @pytest.mark.parametrize(
-    ("outputs", "model", "library", "columns"),
-    [
-        (ENCODER, {}, means, embedding),
-        (ENCODER, {"pooling": "cls", "runtime": "onnxruntime"}, firsts, embedding),
-        (ENCODER, {"runtime": "openvino"}, means, embedding),
-        (SEQUENCE, {"task": "classify"}, probabilities, best),
-    ],
+    ("constants", "outputs", "model", "library", "columns"),
+    quick_cases(
+        [
+            (constants, *row)
+            for constants in ({}, UNTYPED, UNMASKED)
+            for row in (
+                (ENCODER, {}, means, embedding),
+                (ENCODER, {"pooling": "cls", "runtime": "onnxruntime"}, firsts, embedding),
+                (ENCODER, {"runtime": "openvino"}, means, embedding),
+                (SEQUENCE, {"task": "classify"}, probabilities, best),
+            )
+        ],
+        lambda constants, outputs, model, *_: (
+            not constants or (constants is UNMASKED and outputs is ENCODER and not model)
+        ),
+    ),
 )
 def test_batches_are_what_the_file_gives_for_each_text_alone(
     exported: Exported,
