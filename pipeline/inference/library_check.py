@@ -81,16 +81,57 @@ _MODEL: Mapping[str, Mapping[str, Any]] = {
 }
 """Task -> fields of the model section of the job that is compared."""
 _NEW_TOKENS = 8
+_WAY_OUT = "return the model from model.factory, which is taken as it is"
+
+
+Results = Sequence[Mapping[str, Any] | None]
+"""Per row, columns as they are published, or as golden rows have them; None: the library fails."""
+
+
+class _Held(NamedTuple):
+    """How models of an input are compared, if they do not write."""
+
+    column: str
+    """Column of its rows in transit; see `_COLUMN_TYPES`."""
+    noun: str
+    """The name of a probe in messages."""
+    probes: Callable[[Path, ModelSpec], dict[str, Sequence[Any]]]
+    """Directory and model -> values of the columns of its rows."""
+    tasks: tuple[str, ...]
+    """Tasks that the library may do, too."""
+
+
+_INPUTS: Mapping[str, _Held] = {
+    "audio": _Held(
+        AUDIO,
+        "clip",
+        lambda *_: {AUDIO: probes.wav_files()},
+        ("classify", "multilabel", "embed"),
+    ),
+    "image": _Held(
+        IMAGE,
+        "image",
+        lambda _, spec: {IMAGE: image_probes(spec)},
+        ("classify", "multilabel", "regress", "embed", "detect", "zero_shot"),
+    ),
+    "text": _Held(
+        TEXT,
+        "text",
+        text_probes,
+        ("classify", "multilabel", "regress", "score", "tokens", "embed", "zero_shot"),
+    ),
+}
+"""Registered name of an input -> how its models are compared."""
 
 
 def hold_to_library(spec: ModelSpec) -> str:
-    """Compare what a model directory's library and we predict for probes; known results are kept.
+    """Compare predictions of probes by a model directory's library and by us; known results are kept.
 
     The directory's own settings count, not those that a job puts in their place.
 
     Returns:
-        What was held, such as `transformers 5.24.0 on 8 texts`; '': the library has no way of its
-        own to the task.
+        The comparison in words, such as `transformers 5.24.0 on 8 texts`; '': the library does
+        not do the task.
 
     Raises:
         JobError: A prediction differs; names the probe and both values.
@@ -108,7 +149,7 @@ def hold_to_library(spec: ModelSpec) -> str:
     if local_bytes(directory) > _MOST_BYTES:
         return f"{_library(spec)} in its preprocessing alone: the weights have more than 4 GiB"
     has_pair = _has_pair(spec)
-    source = {"format": "parquet", **held.columns}
+    source = {"format": "parquet", f"{spec.input.name}_column": held.column}
     if has_pair:
         source["text_pair_column"] = TEXT_PAIR
 
@@ -210,9 +251,6 @@ def compare(path: str, spec: ModelSpec) -> str:
     return f"{library} on {len(places)} {'pair' if _has_pair(spec) else held.noun}s"
 
 
-_WAY_OUT = "return the model from model.factory, which is taken as it is"
-
-
 def _require_length(library: str, theirs: pa.Table, task: TaskSpec) -> None:
     if EMBEDDING in theirs.column_names:
         length = len(theirs.column(EMBEDDING)[0])
@@ -281,46 +319,6 @@ def _library(spec: ModelSpec) -> str:
 
 def _has_pair(spec: ModelSpec) -> bool:
     return spec.input.text is not None and spec.input.text.has_pair
-
-
-Results = Sequence[Mapping[str, Any] | None]
-"""Per row, columns as they are published, or as golden rows have them; None: the library fails."""
-
-
-class _Held(NamedTuple):
-    """How models of an input are compared, if they do not write."""
-
-    columns: Mapping[str, str]
-    """Field of the job's source -> column of probes in transit; see `_COLUMN_TYPES`."""
-    noun: str
-    """The name of a probe in messages."""
-    probes: Callable[[Path, ModelSpec], dict[str, Sequence[Any]]]
-    """Directory and model -> these columns' values."""
-    tasks: tuple[str, ...]
-    """Tasks that the library may do, too."""
-
-
-_INPUTS: Mapping[str, _Held] = {
-    "audio": _Held(
-        {"audio_column": AUDIO},
-        "clip",
-        lambda *_: {AUDIO: probes.wav_files()},
-        ("classify", "multilabel", "embed"),
-    ),
-    "image": _Held(
-        {"image_column": IMAGE},
-        "image",
-        lambda _, spec: {IMAGE: image_probes(spec)},
-        ("classify", "multilabel", "regress", "embed", "detect", "zero_shot"),
-    ),
-    "text": _Held(
-        {"text_column": TEXT},
-        "text",
-        text_probes,
-        ("classify", "multilabel", "regress", "score", "tokens", "embed", "zero_shot"),
-    ),
-}
-"""Registered name of an input -> how its models are compared."""
 
 
 def _prepared(spec: ModelSpec, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
