@@ -204,7 +204,7 @@ def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell
     if epoch:
         before = read_heartbeat(store, layout, epoch)
         _require_dead(store, layout, epoch, before)
-    process = asdict(ProcessId.current_scope())
+    process = asdict(ProcessId.current())
     owner = Owner(**process, run_id=run_id, ttl_s=ttl_s, token=uuid.uuid4().hex)
     data = sealed(asdict(owner))
     if store.create_once(layout.lease(epoch + 1), data, owner.token) is CreateOutcome.OTHER:
