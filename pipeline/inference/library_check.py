@@ -125,7 +125,7 @@ _INPUTS: Mapping[str, _Held] = {
 
 
 def hold_to_library(spec: ModelSpec) -> str:
-    """Compare predictions of probes by a model directory's library and by us; known results are kept.
+    """Compare a directory's predictions of probes with those of its library; keep what agrees.
 
     The directory's own settings count, not those that a job puts in their place.
 
