@@ -1,4 +1,4 @@
-"""Test that directories of texts predict the same as their library, and that a difference is found.
+"""Test that directories of texts predict as their library does, and that a difference is found.
 
 To make a difference, one fact of a directory that is equal is changed or taken out.
 """

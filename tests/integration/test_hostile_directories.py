@@ -1,4 +1,4 @@
-"""Data is never code: a hostile model directory is refused in one line, in bounded memory.
+"""Test that a hostile model directory is refused in one line and bounded memory, and runs nothing.
 
 `make long` also gives some to the real command, with an address where there is no Ray: a directory
 that is not refused fails there.

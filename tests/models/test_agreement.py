@@ -1,4 +1,4 @@
-"""Agreement is decided per row, and NaN never agrees."""
+"""Test that agreement is decided per row, and that NaN never agrees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of factories and post-processing: checked first, and part of the fingerprint."""
+"""Test that arguments of factories and post-processing are checked and fingerprinted."""
 
 from __future__ import annotations
 

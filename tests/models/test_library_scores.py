@@ -1,4 +1,4 @@
-"""Published scores of texts are those of the library: what probes of a directory do not show.
+"""Test that published scores of texts are the library's, where no probe of a run shows it.
 
 These are other runtimes than eager, and tasks whose numbers the library itself does not make. Each
 family, task and pooling is held to its library by the check that each run makes

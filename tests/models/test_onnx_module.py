@@ -1,4 +1,4 @@
-"""An .onnx file as a module: by position or name, any number of rows, and nothing but data."""
+"""Test an .onnx file as a module: tensors by position or name, any number of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models: weights are data, never code, and the model gives the settings that a job leaves out."""
+"""Test that weights are data, and that a model gives the settings that a job leaves out."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_unknown_name_is_refused_beside_those_that_are_installed():
     )
 
 
-def test_all_that_a_torchvision_name_lacks_is_said_at_once():
+def test_everything_that_a_torchvision_name_lacks_is_reported_at_once():
     message = refusal(name="resnet18", labels=[], weights="w.onnx")
     assert "model.weights = w.onnx" in message
     assert "brings no class names" in message

@@ -1,4 +1,4 @@
-"""Models with an input per column, as scikit-learn exports them: scores are those of the library.
+"""Test models with an input per column: their scores are those of scikit-learn.
 
 From the Parquet file to the score, by the way of a run, without Ray.
 """

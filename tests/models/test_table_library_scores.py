@@ -1,4 +1,4 @@
-"""Scores of models over tables are those of the library that fitted them.
+"""Test that scores of models over tables are those of the library that fitted them.
 
 Each row of `CASES` is a model of scikit-learn, XGBoost or LightGBM, fitted on few rows, exported to
 ONNX as its library does it with `zipmap=False`, and predicted by the pipeline. Trees and linear

@@ -1,4 +1,4 @@
-"""torchvision's models predict as torchvision's own, and load without torch's compiler."""
+"""Test that torchvision's models predict as in torchvision, and load without the compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ready-made model: strict weights, unique labels, plausible predictions, no early torch."""
+"""Test the ready-made model: strict weights, unique labels, plausible predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes: suppression as torchvision's, the best of many, and when two sets of them agree."""
+"""Test boxes: suppression as torchvision's, the best of many, agreement of two sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories of models that hear: what is read of them, and what is refused."""
+"""Test directories of models of sound: equal to their library, or refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_tasks_that_the_job_names_are_held_too(task: str, tmp_path: Path):
     assert hold_to_library(spec)
 
 
-def test_what_we_do_otherwise_is_refused_with_the_clip(tmp_path: Path):
+def test_other_features_are_refused_with_the_clip(tmp_path: Path):
     """Here: features with another mean, as if the directory's file were not read."""
     spec = resolved(make_listener(tmp_path / "m", "ast"))
     assert isinstance(spec.input, AudioInput)
@@ -121,7 +121,7 @@ def test_a_model_whose_outputs_are_no_task_is_refused(family: str, head: str, tm
         read_facts(path)
 
 
-def test_the_job_says_no_more_than_the_model_hears(tmp_path: Path):
+def test_a_job_asks_for_no_more_than_the_model_takes(tmp_path: Path):
     settings = read_facts(make_listener(tmp_path / "m", "whisper")).audio
     assert choose_audio("it", Audio(), settings).max_s == 2
     assert choose_audio("it", Audio(max_s=1.0), settings).max_s == 1

@@ -1,4 +1,4 @@
-"""`model.path` names an .onnx file: copied with its external data, and run as it is."""
+"""Test that an .onnx file is copied with its external data, and runs as it is."""
 
 from __future__ import annotations
 

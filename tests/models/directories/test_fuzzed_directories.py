@@ -1,4 +1,4 @@
-"""Model directories with one or two changed values in their JSON: read, or refused in one line.
+"""Test that directories with changed values in their JSON are read, or refused in one line.
 
 Whatever the files say, the only errors are those of a job (exit 2), or of a single row; nothing of
 the libraries' own gets through, a panic of Rust code, which is no Exception, included.

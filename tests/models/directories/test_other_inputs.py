@@ -1,4 +1,4 @@
-"""A class that needs more of a row than its main input is refused; one that does not is taken."""
+"""Test that a class that needs more of a row than its main input is refused, and no other."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def judge(name: str) -> None:
         ("Siglip2ForImageClassification", "spatial_shapes"),
     ],
 )
-def test_what_a_class_takes_besides_its_main_input_is_named(name, words):
+def test_inputs_beside_the_main_one_are_named(name, words):
     with pytest.raises(JobError, match=f"config.json: {name.split('For')[0]}") as caught:
         judge(name)
     assert words in str(caught.value)

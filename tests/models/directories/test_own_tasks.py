@@ -1,4 +1,4 @@
-"""A task of another distribution takes the outputs of a model directory that it says it reduces."""
+"""Test that a task of another distribution takes the outputs of directories that it reduces."""
 
 from __future__ import annotations
 

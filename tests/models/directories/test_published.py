@@ -1,4 +1,4 @@
-"""Directories as they are published: what the library leaves aside in their files, so do we."""
+"""Test directories as they are published: parts that the library ignores are ignored here."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("case", READ)
-def test_what_the_library_leaves_aside_is_no_reason_to_refuse(case: str, tmp_path: Path):
+def test_parts_that_the_library_ignores_are_ignored(case: str, tmp_path: Path):
     make, task = READ[case]
     path = make(tmp_path)
     facts = read_facts(path)
@@ -167,7 +167,7 @@ def test_what_the_library_leaves_aside_is_no_reason_to_refuse(case: str, tmp_pat
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_head_that_is_left_aside_is_said(tmp_path: Path):
+def test_a_head_that_is_ignored_is_noted(tmp_path: Path):
     notes = read_facts(BERT(tmp_path)).notes
     assert any("tensors of other heads are not used: cls.predictions.bias" in n for n in notes)
 

@@ -1,4 +1,4 @@
-"""What is refused, each in one line that says what would be right; nothing is run or allocated."""
+"""Test that directories are refused in one line, with a way out, before memory is allocated."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_other_formats_are_refused_by_name(name, words, has_config, copy):
         ((), "neither tokenizer.json"),
     ],
 )
-def test_what_becomes_of_a_tokenizer_without_its_file_is_said(names, words, copy):
+def test_a_missing_tokenizer_is_reported_with_the_way_to_make_one(names, words, copy):
     path = copy()
     (path / "tokenizer.json").unlink()
     for name in names:

@@ -1,4 +1,4 @@
-"""A single file as `model.path`: what it is, and how to export it, in one line; none is loaded."""
+"""Test that other files than .onnx as `model.path` are refused unread, with the way to export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories are copied once per node by digest, from every store, links and shards included."""
+"""Test that directories are copied once per node, by digest, from every store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of models elsewhere are recognised, each with advice how to run the model."""
+"""Test that names of models elsewhere are recognised, each with advice on running the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entities are those of transformers' pipeline over the same logits, whatever the text."""
+"""Test that entities are those of transformers' pipeline over the same logits."""
 
 from __future__ import annotations
 

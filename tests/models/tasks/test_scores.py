@@ -1,4 +1,4 @@
-"""What the outputs of a model are: said by the job, the library or the file, or shown by rows."""
+"""Test that outputs are taken as logits or probabilities as job, library, file or rows say."""
 
 from __future__ import annotations
 

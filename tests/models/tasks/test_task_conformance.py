@@ -1,4 +1,4 @@
-"""Every task follows the protocol, also one of another distribution."""
+"""Test that every task follows the protocol, including one of another distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every task turns outputs into its declared columns, and reports what does not fit."""
+"""Test that every task makes its declared columns, and reports outputs that do not fit."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_of_sigmoid_scores_a_label_that_is_not_listed_may_have_as_much_as_the_le
 @pytest.mark.parametrize(
     "altered", [{"label": "b"}, {"label_id": 2}, {"score": 0.5}, {"score": None}]
 )
-def test_an_altered_value_of_a_published_row_is_told_by_its_sample(altered: dict[str, Any]):
+def test_an_altered_value_of_a_published_row_is_found_by_its_sample(altered: dict[str, Any]):
     task = make_task(TaskSpec("classify", labels=("a", "b", "c"), top_k=2))
     limits = AgreementLimits(0.05, 1.0, 0.0, allows_ties=True)
     good = classified({"a": 0.6, "b": 0.3})
@@ -338,7 +338,9 @@ def test_a_postprocess_that_raises_is_an_error_of_the_job_with_its_place(
         ("LABELS", "has no callable LABELS"),
     ],
 )  # fmt: skip
-def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(factory: str, words: str):
+def test_a_postprocess_that_breaks_its_contract_is_refused_with_the_contract(
+    factory: str, words: str
+):
     with pytest.raises(JobError) as caught:
         load_postprocess(f"models:{factory}", {})
     assert "model.postprocess" in str(caught.value)

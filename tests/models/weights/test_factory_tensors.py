@@ -1,4 +1,4 @@
-"""Random parameters are the same in every process, and two models are never mixed in a plan."""
+"""Test that random parameters are equal in all processes, and two models never mix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints load by their key, or the error names the key that fits and what does not fit."""
+"""Test that checkpoints load by their key, or that the error names the key that fits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_of_two_sets_of_weights_both_are_named_and_the_one_that_fits_wins(tmp_pa
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "module.module."])
-def test_prefixes_of_wrappers_are_left_out_and_that_is_said(
+def test_prefixes_of_wrappers_are_removed_and_that_is_logged(
     prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="pipeline"):
@@ -113,7 +113,7 @@ def test_a_prefix_that_only_some_names_have_is_not_left_out(tmp_path: Path) -> N
         ({**colours_state(), 1: torch.zeros(1)}, None, "expected names and tensors"),
     ],
 )
-def test_what_does_not_fit_is_said_whole_with_the_likely_reason(
+def test_tensors_that_do_not_fit_are_listed_with_the_likely_reason(
     held: dict[str, Any], key: str | None, words: str, tmp_path: Path
 ) -> None:
     message = refusal(weights=saved(tmp_path / "w.pth", held), weights_key=key)

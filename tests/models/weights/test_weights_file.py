@@ -1,4 +1,4 @@
-"""Weights files are recognised early, by name and bytes, and nothing is run."""
+"""Test that weights files are recognised by name and bytes, and that nothing is run."""
 
 from __future__ import annotations
 

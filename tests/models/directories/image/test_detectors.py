@@ -1,4 +1,4 @@
-"""Directories of detectors give what the library's own post-processing gives."""
+"""Test that directories of detectors give the boxes of the library's own post-processing."""
 
 from __future__ import annotations
 

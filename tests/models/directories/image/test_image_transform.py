@@ -1,4 +1,4 @@
-"""What a processor's config says gives its pixels: transformers on torchvision and on Pillow, timm.
+"""Test that a processor's config gives its pixels: transformers with both backends, and timm.
 
 On torchvision, which transformers takes by default, nearly all pixels are equal, and none differs
 by more than a level of 255. Pillow rounds otherwise: up to MAX_PIL_LEVELS.
@@ -290,7 +290,9 @@ def change_cfg(path: Path, changes: Mapping[str, Any]) -> None:
         ({"crop_mode": "border", "crop_pct": 1.0, "interpolation": "nearest"}, "probe .* in timm"),
     ],
 )
-def test_what_timm_can_and_the_transform_cannot_is_said(changes: dict, words: str, tmp_path: Path):
+def test_a_transform_of_timm_that_ours_cannot_make_is_explained(
+    changes: dict, words: str, tmp_path: Path
+):
     in_chans = changes.get("input_size", [3])[0]
     path = make_timm(tmp_path / "m", "test_resnet", num_classes=3, in_chans=in_chans)
     change_cfg(path, changes)
@@ -322,7 +324,7 @@ def test_a_model_of_timm_is_built_as_timm_builds_it(tmp_path: Path):
         (("none", 32, None, None), "not resized, centre crop of 32 px"),
     ],
 )
-def test_a_transform_is_told_in_words(spec: tuple, words: str):
+def test_a_transform_is_described_in_words(spec: tuple, words: str):
     resize, size, resize_px, interpolation = spec
     half = (0.5,) * 3
     assert (

@@ -1,4 +1,4 @@
-"""Classifiers of tables: probabilities in front of a ZipMap, names of columns, the graph's end."""
+"""Test class names and probabilities of classifiers of tables, with and without a ZipMap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An .onnx file says which input and tasks it is for; what must not run is refused by name."""
+"""Test that an .onnx file names its input and tasks, and that unsafe files are refused."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_texts(tmp_path: Path):
     assert read(onnx_files.text_model(length=16), tmp_path).module.max_tokens == 16
 
 
-def test_a_fixed_number_of_rows_is_said(tmp_path: Path):
+def test_a_fixed_number_of_rows_is_noted(tmp_path: Path):
     facts = read(onnx_files.features_model(4), tmp_path)
     assert facts.module.batch_size == 4
     assert "m.onnx: takes exactly 4 rows at once" in facts.notes
 
 
-def test_a_softmax_at_the_end_is_said(tmp_path: Path):
+def test_a_softmax_at_the_end_is_noted(tmp_path: Path):
     facts = read(onnx_files.features_model(softmax=True), tmp_path)
     assert facts.ends_in == "softmax"
     assert "m.onnx: its output is a softmax already" in facts.notes

@@ -1,4 +1,4 @@
-"""ONNX files of texts run as ONNX Runtime runs a single text, with what lies beside them."""
+"""Test that ONNX files of texts predict as ONNX Runtime does for a single text."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_probes_hold_it_to_onnx_runtime(exported: Exported, tmp_path: Path):
         hold_to_library(spec_of(path).fitted(fields))
 
 
-def test_what_lies_beside_it_is_read(exported: Exported, tmp_path: Path):
+def test_files_beside_it_are_read(exported: Exported, tmp_path: Path):
     path = exported.write(tmp_path / "d", SEQUENCE)
     spec = spec_of(path)
     assert spec.input.text.tokenizer_uri == str(tmp_path / "d" / "tokenizer.json")

@@ -1,4 +1,4 @@
-"""Chat templates are rendered by the directory's library, once, in a process with bounds."""
+"""Test that chat templates are rendered by the library, once, in a process with limits."""
 
 from __future__ import annotations
 

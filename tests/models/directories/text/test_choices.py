@@ -1,4 +1,4 @@
-"""Language models score the answers of a job as transformers' own loss does."""
+"""Test that language models score the answers of a job as transformers' own loss does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sentence-transformers directories with one odd field each: vectors are those of `encode`.
+"""Test that sentence-transformers directories with one odd field give the vectors of `encode`.
 
 Each is written by the library's `save_pretrained`, then one file is changed; what is not run is
 refused by name.
@@ -207,7 +207,7 @@ def test_vectors_are_those_of_encode(name: str, tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_run_is_refused_by_name(name: str, tmp_path: Path):
+def test_modules_that_are_not_run_are_refused_by_name(name: str, tmp_path: Path):
     make, words = REFUSED[name]
     path = make(tmp_path)
     with pytest.raises(JobError, match=words):

@@ -1,4 +1,4 @@
-"""Tokenizers with one odd field each: our tokens are the library's, or the directory is refused.
+"""Test that tokens are those of the library, or that the directory is refused.
 
 Each directory is written by the library (`save_pretrained`), then one file is changed.
 """

@@ -1,4 +1,4 @@
-"""Prompts of zero-shot are checked, and leave room for texts; scores: test_library_scores."""
+"""Test that prompts of zero-shot are checked, and leave room for texts."""
 
 from __future__ import annotations
 
