@@ -1,4 +1,4 @@
-"""Kill what a cluster consists of while a run uses it: `python tests/bench/chaos.py --seeds 10`.
+"""Kill parts of a cluster while a run uses it: `python tests/bench/chaos.py --seeds 10`.
 
 The real command classifies 2,000 photos with EfficientNet-Lite0, or with `--task detect`
 finds spots in them, on a Ray of three nodes. At seeded moments five workers and two nodes are

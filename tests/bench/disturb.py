@@ -1,4 +1,4 @@
-"""One run of the real command on a Ray of several nodes, and the blows that fall on it meanwhile.
+"""One run of the real command on a Ray of several nodes, with faults injected meanwhile.
 
 When they fall is a matter of progress: of how many slices are committed, never of seconds.
 """

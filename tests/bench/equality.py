@@ -1,4 +1,4 @@
-"""Hold what this checkout publishes to an older commit: `python tests/bench/equality.py OLD`.
+"""Compare what this checkout publishes with an older one: `python tests/bench/equality.py OLD`.
 
 Both run the same commands without Ray over the same small inputs, each in its own worktree with the
 installed packages: every source format, every task, a retry, a rollback, a Delta table, a refused

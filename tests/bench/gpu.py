@@ -1,4 +1,4 @@
-"""What a GPU gives: `python tests/bench/gpu.py MODEL...`; with `--cpu` it runs without one.
+"""Measure the pipeline on a GPU: `python tests/bench/gpu.py MODEL...`; `--cpu` needs none.
 
 Over photos, or passages for `minilm`; `detector` is a YOLOS as large as its smallest published one
 for images of `--detector-px`. For every precision of `eager`, and of `compile` with `--compile`,

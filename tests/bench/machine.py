@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, cores, instruction sets, memory, versions of packages.
+"""Describe the machine of a measurement: processor, cores, memory, versions of packages.
 
 To be imported before what tests share, and the tests' models: it says where they lie.
 """

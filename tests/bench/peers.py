@@ -1,4 +1,4 @@
-"""What the measurements compare with: `peers.py SYSTEM INPUTS MODEL WEIGHTS ...`.
+"""Run a system that measurements compare with: `peers.py SYSTEM INPUTS MODEL WEIGHTS ...`.
 
 It prints one JSON line: `rows`, and `work_s`, the seconds of the work without loading. Peers over
 photos decode the same files, resize the shorter side, cut the centre out, normalise and run the

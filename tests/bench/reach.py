@@ -1,4 +1,4 @@
-"""Hold every class of the installed transformers that the package takes to the library itself.
+"""Compare every accepted class of the installed transformers with the library itself.
 
     python tests/bench/reach.py [--tasks classify embed] [--only Bert Yoso] [--out build/reach.json]
         [--more]

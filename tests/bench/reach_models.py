@@ -1,4 +1,4 @@
-"""Tables of classes of transformers, small directories of each with random weights, and rows.
+"""Tables of transformers classes, small directories of each with random weights, and rows.
 
 No one set of sizes suits every class, so there are several attempts at a class, each with a few
 other sizes. A tokenizer, an image processor or a feature extractor lies beside the weights.

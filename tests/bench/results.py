@@ -1,4 +1,4 @@
-"""Make a page of what throughput.py measured.
+"""Make a page of the results of throughput.py.
 
 `results.py build/bench.json ...` reads the JSON on the last line of each file, and writes
 results/<date>-<kind>.md beside this file, or below `--folder`.

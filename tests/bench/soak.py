@@ -1,4 +1,4 @@
-"""Let one run go on and on: `python tests/bench/soak.py --minutes 30`. It must not grow.
+"""Run for a long time: `python tests/bench/soak.py --minutes 30`. Memory must not grow.
 
 The real command classifies photos with EfficientNet-Lite0 until it is told to stop. Meanwhile the
 memory of the driver, of the workers and of Ray's own processes that each shares with no other, and

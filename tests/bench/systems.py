@@ -1,4 +1,4 @@
-"""Run each system that throughput.py and the others compare, in processes of its own."""
+"""Run each system that the measurements compare, in processes of its own."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Faults on purpose: a device that is not there, clocks, places where a run is ended."""
+"""Faults on purpose: a fake device, clocks, places where a run ends."""

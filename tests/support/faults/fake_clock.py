@@ -1,4 +1,4 @@
-"""A clock that goes on only while all who use it wait: times do not depend on this machine's load.
+"""A clock that advances only while all its users wait, so that times do not depend on load.
 
 Whoever is at work is counted as busy. Time passes when nobody is, up to the next moment for which
 somebody sleeps. So a device works as late as it may: not before the host waits for it.

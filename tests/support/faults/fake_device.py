@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA device: streams that work on threads, memory that runs out, lost contexts.
+"""A stand-in for a CUDA device: streams on threads, memory that runs out, lost contexts.
 
 It takes the place of `accelerator.Gpu`, so that the real TorchEngine, buffers and actor code run on
 it. Device memory is poisoned until the copy into it has run, and results cannot be read before the

@@ -1,4 +1,4 @@
-"""Where something is published, and how a step of publishing fails there."""
+"""Places to publish to, and the ways in which a step of publishing fails there."""
 
 from __future__ import annotations
 

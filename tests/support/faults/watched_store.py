@@ -1,4 +1,4 @@
-"""A store that tells of its operations, so that something happens before one, or one fails."""
+"""A store that reports its operations, so that a test can act or fail before one."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Inputs of runs: photos, texts, tables, tars, and all kinds of damaged ones."""
+"""Inputs of runs: photos, texts, tables, tars, and damaged ones of all kinds."""

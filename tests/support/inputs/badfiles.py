@@ -1,4 +1,4 @@
-"""Image files made from a seed: malformed ones with the reason they must get, and valid odd ones.
+"""Image files from a seed: malformed ones with their reasons, and valid odd ones.
 
 Quick to import and to run: see `encoded` for how images are made.
 """

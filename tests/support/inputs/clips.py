@@ -1,4 +1,4 @@
-"""Clips of sound, made by arithmetic."""
+"""Audio clips made by arithmetic."""
 
 from __future__ import annotations
 

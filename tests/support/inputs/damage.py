@@ -1,4 +1,4 @@
-"""Damage files the way disks, networks and broken writers do, from a seed."""
+"""Damage to files as disks, networks and broken writers cause it, from a seed."""
 
 from __future__ import annotations
 

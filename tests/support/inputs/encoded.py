@@ -1,4 +1,4 @@
-"""Images from a seed and the pieces of their files, for what no encoder writes.
+"""Images from a seed, and the pieces of their files for what no encoder writes.
 
 The base image is a gradient with noise, Pillow encodes it, and PNGs are also assembled by hand.
 """

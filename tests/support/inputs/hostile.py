@@ -1,4 +1,4 @@
-"""Model directories that lie, lead elsewhere, or bring code: changes to a good one, by name."""
+"""Hostile model directories: changes to a good one, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON-lines shards, and how they are read in slices without Ray."""
+"""Write JSON lines shards, and read them in slices without Ray."""
 
 from __future__ import annotations
 

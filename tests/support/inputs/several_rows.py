@@ -1,4 +1,4 @@
-"""Rows of several inputs as Parquet, jobs over them, and what a plain loop predicts for them."""
+"""Rows with several inputs, jobs over them, and the predictions of a plain loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar archives of all kinds, in memory: what tar programs write, and what no program should."""
+"""Tar archives in memory: as tar programs write them, and as none should."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small directories of models that hear, with random weights, as the library writes them."""
+"""Small directories of audio models with random weights, as the library writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small directories of detectors of transformers with random weights, one of each family."""
+"""Small directories of transformers detectors with random weights, one of each family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detectors that tests name as factories, photos for them, and the plain loop beside the pipeline.
+"""Detectors that tests name as factories, photos for them, and a plain loop to compare with.
 
 The plain loop uses torchvision and the libraries of the models alone: per photo it decodes with
 Pillow, turns the photo upright, resizes, runs the model, and puts boxes back onto the photo.

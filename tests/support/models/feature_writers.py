@@ -1,4 +1,4 @@
-"""Small directories of models that write to clips and images, and what transformers writes."""
+"""Small models that write to clips and images, and what transformers writes with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases of "scores are those of the library": a model directory, its rows, and both ways over it.
+"""Cases of model directories whose scores are compared with those of the library.
 
 Both sides see the same encoded images or texts; nothing but the pipeline's own way from
 bytes to published columns is between them.

@@ -1,4 +1,4 @@
-"""Models of a job: resolved, refused, and weights for them in files."""
+"""Models of a job, resolved or refused, and files of weights for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schemas of records: one as people write it, and hypothesis strategies for any of the subset."""
+"""Schemas of records: an example, and hypothesis strategies for the supported subset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small tokenizers, made on the spot: WordPiece over letters and a few words, byte-level BPE."""
+"""Small tokenizers: WordPiece over letters and a few words, byte-level BPE."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Runs of jobs and commands, and what they leave behind."""
+"""Runs of jobs and commands, and their outputs."""

@@ -1,4 +1,4 @@
-"""Jobs that carry rows over or are retried, without Ray and without a model."""
+"""Jobs that carry or retry rows, without Ray and without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs as tests give them: parsed of sections, with what a test does not care about."""
+"""Jobs parsed from the sections that a test gives, with defaults for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards of every format that change from night to night; of a shard only its rows are said.
+"""Shards of every format that change from night to night, described by their rows.
 
 A row is a number. Numbers beyond `BROKEN` are of rows that the decoder cannot take until mended.
 """

@@ -1,4 +1,4 @@
-"""The package's files as syntax trees, and what they import."""
+"""The files of the package as syntax trees, and their imports."""
 
 from __future__ import annotations
 

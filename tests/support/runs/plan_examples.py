@@ -1,4 +1,4 @@
-"""Plans of made-up shards, and the job and the model that they are made for."""
+"""Plans of made-up shards, with their job and model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictors of small models, rows for them, and what their predictions must look like."""
+"""Predictors of small models, rows for them, and checks of their predictions."""
 
 from __future__ import annotations
 

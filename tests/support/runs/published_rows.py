@@ -1,4 +1,4 @@
-"""Read what is published, by the manifest."""
+"""Read published rows by the manifest."""
 
 from __future__ import annotations
 

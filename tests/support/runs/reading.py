@@ -1,4 +1,4 @@
-"""Plans a job and reads its units, without Ray and without a model."""
+"""Plan a job and read its units, without Ray and without a model."""
 
 from __future__ import annotations
 

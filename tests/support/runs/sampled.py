@@ -1,4 +1,4 @@
-"""An output of made-up predictions over an input that really lies there."""
+"""An output of made-up predictions over a real input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cases of a table or a property `make test` runs; `make long` runs all of them."""
+"""Select the cases of a table or property that `make test` runs; `make long` runs all."""
 
 from __future__ import annotations
 

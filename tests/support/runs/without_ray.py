@@ -1,4 +1,4 @@
-"""An executor without Ray: the stages of a run in a loop in this process, in milliseconds."""
+"""An executor without Ray: the stages of a run in a loop in this process."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Real servers on loopback, and a Ray of their own: stores, hubs, proxies, clusters."""
+"""Real servers on loopback: object stores, hubs, proxies, Ray clusters."""

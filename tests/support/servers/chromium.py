@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over pipes as DevTools speak to it; nothing else is needed."""
+"""A headless Chromium, driven over pipes by the DevTools protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A web server on loopback that answers as it is told: real sockets, chosen misbehaviour."""
+"""A web server on loopback with chosen answers and misbehaviour."""
 
 from __future__ import annotations
 

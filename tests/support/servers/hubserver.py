@@ -1,4 +1,4 @@
-"""A model hub on loopback: the hub's file API over real sockets, with chosen misbehaviour."""
+"""A model hub on loopback: the hub's file API with chosen misbehaviour."""
 
 from __future__ import annotations
 

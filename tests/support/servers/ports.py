@@ -1,4 +1,4 @@
-"""Ports for servers that are told theirs before they start."""
+"""Choose free ports for servers that need to know theirs before they start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a confined child process tries; each function is called in one."""
+"""Attempts of a confined child process; each function is called in one."""
 
 from __future__ import annotations
 

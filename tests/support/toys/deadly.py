@@ -1,4 +1,4 @@
-"""Work that some rows end or stop: stands for decoders and models that crash, without loading any.
+"""Work that some rows end or stop, in place of decoders and models that crash.
 
 Named by tests and imported by the child processes that they start, so it imports little: what wraps
 real stages is in `deadly_stages`.

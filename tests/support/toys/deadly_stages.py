@@ -1,4 +1,4 @@
-"""The real decoding and reading, but that some input crashes them."""
+"""The real decoding and reading, except that some input crashes them."""
 
 from __future__ import annotations
 

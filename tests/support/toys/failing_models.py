@@ -1,4 +1,4 @@
-"""Models that fail over rows, each in a way of its own: outputs, exceptions, memory."""
+"""Models that fail on rows: by their outputs, by exceptions, by lack of memory."""
 
 from __future__ import annotations
 

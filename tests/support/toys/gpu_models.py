@@ -1,4 +1,4 @@
-"""Models that a GPU, or a stand-in for one, runs: they lose its context, or take its memory."""
+"""Models for a GPU or its stand-in that lose the context or exhaust the memory."""
 
 from __future__ import annotations
 

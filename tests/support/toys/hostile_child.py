@@ -1,4 +1,4 @@
-"""What a library tries over a model directory, in the confined process that reads it."""
+"""Attempts of a library over a model directory, in the confined process that reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that tests name as factories: real torch modules, small and with known behaviour.
+"""Models that tests name as factories: real torch modules, small, with known behaviour.
 
 Input is (N, 3, 32, 32), normalised with mean 0 and std 1, so pixels are in [0, 1].
 """

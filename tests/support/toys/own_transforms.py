@@ -1,4 +1,4 @@
-"""Transforms of images that tests name as `transform.factory`; some of them end their process."""
+"""Image transforms that tests name as `transform.factory`; some end their process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that hangs in C while a file is there, holding the GIL so that nothing of Python runs."""
+"""A model that hangs in C while a file exists, holding the GIL."""
 
 from __future__ import annotations
 

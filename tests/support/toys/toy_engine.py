@@ -1,4 +1,4 @@
-"""An engine that no code of the pipeline knows: one row after the other, in no batch."""
+"""An engine unknown to the pipeline: one row after the other, without batches."""
 
 from __future__ import annotations
 

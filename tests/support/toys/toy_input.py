@@ -1,4 +1,4 @@
-"""An input of another distribution: two tensors per row, the first bytes of a file and its size."""
+"""An input of another distribution: two tensors per row, first bytes and size of a file."""
 
 from __future__ import annotations
 

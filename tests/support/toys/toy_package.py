@@ -1,4 +1,4 @@
-"""Installs what the toys bring, as another distribution would: metadata with entry points."""
+"""Install the toys like another distribution: metadata with entry points."""
 
 from __future__ import annotations
 

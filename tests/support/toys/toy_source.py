@@ -1,4 +1,4 @@
-"""A source format of another distribution: a text file with one image per line, in hex."""
+"""A source format of another distribution: a text file with an image in hex per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task that no code of the pipeline knows: how far the outputs of a row are apart."""
+"""A task unknown to the pipeline: the spread of the outputs of a row."""
 
 from __future__ import annotations
 
