@@ -1,7 +1,7 @@
-"""The parts of published versions as a pyarrow Dataset, by their manifests and on every store.
+"""Rows of published versions, read lazily: as a pyarrow Dataset, pandas, Polars, DuckDB or Ray.
 
-Nothing is listed: a dataset has the parts that the manifest names, in input order. A version stays
-readable when it is replaced, as long as the history has it.
+A dataset has the parts that the manifest names, in input order; no folder is listed. A replaced
+version can be read as long as the history has it.
 """
 
 from __future__ import annotations
@@ -34,32 +34,34 @@ from pipeline.storage.store import Store
 OutputFolder = Literal["predictions", "quarantine"]
 _FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
 _KEPT: deque[pafs.PyFileSystem] = deque(maxlen=16)
-"""Those of the last datasets. Otherwise a thread of Arrow may be the one that frees such an object
-of Python while the interpreter ends, which aborts the process."""
+"""File systems of the last datasets. Otherwise a thread of Arrow may free such a Python object
+while the interpreter ends, and abort the process."""
 _SHOWN = 10
 
 
 @dataclass(frozen=True)
 class PublishedPart:
-    """A part, where it lies, and the columns that its folders hold."""
+    """A part, its place, and the columns in its folders."""
 
     file: PartPlace
     values: Mapping[str, Any]
-    """Column -> value of all its rows, as a pyarrow scalar."""
+    """Column -> pyarrow scalar, the value of all its rows."""
 
     @classmethod
     def of(cls, layout: Layout, manifest: Manifest, part: Part, *, with_key: bool) -> PublishedPart:
         """Return a part of a version.
 
         Args:
+            layout: The partition.
+            manifest: The version.
             part: The part.
-            with_key: The key of the partition is a column, too.
+            with_key: Also return the key of the partition as a column.
         """
         types, folder_values = manifest.partition_columns, hive_values(part.path)
         values = {
             name: pa.scalar(folder_values[name]).cast(pa.type_for_alias(types[name]))
             for name in types
-            if name in folder_values  # the only part of an empty version has them in its file
+            if name in folder_values  # the part of an empty version has them in its file
         }
         if with_key and layout.partition:
             key, _, value = layout.partition.partition("=")
@@ -69,7 +71,7 @@ class PublishedPart:
 
 @dataclass(frozen=True)
 class PublishedParts:
-    """Parts of one folder, of one or several versions; a value that pickles."""
+    """Parts of one folder, of one or several versions; can be pickled."""
 
     store: Store
     folder: OutputFolder
@@ -84,7 +86,7 @@ class PublishedParts:
         *,
         with_key: bool = False,
     ) -> PublishedParts:
-        """Return the parts of versions, in order; arguments: `PublishedPart.of`."""
+        """Return the parts of versions, in order; see `PublishedPart.of`."""
         is_good = folder == "predictions"
         parts = (
             PublishedPart.of(layout, manifest, part, with_key=with_key)
@@ -94,20 +96,20 @@ class PublishedParts:
         return cls(store, folder, tuple(parts))
 
     def only(self, numbers: Sequence[int]) -> PublishedParts:
-        """Return some of the parts, by their places in `parts`."""
+        """Return some of the parts, by their index in `parts`."""
         return replace(self, parts=tuple(self.parts[number] for number in numbers))
 
     @property
     def num_rows(self) -> int:
-        """Rows of all parts, as the manifests count them."""
+        """Rows of all parts, by the manifests."""
         return sum(part.file.part.num_rows for part in self.parts)
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns, by the last part: those in its file, then those of folders.
+        """The columns of the last part: those of its file, then those of its folders.
 
         Raises:
-            NotReadable: That part is gone.
+            NotReadable: That part is missing.
         """
         if not self.parts:
             return QUARANTINE_SCHEMA if self.folder == "quarantine" else pa.schema([])
@@ -122,10 +124,10 @@ class PublishedParts:
             return part.schema_arrow
 
     def dataset(self) -> ds.Dataset:
-        """Return the rows as a dataset: columns and filters are read as far as needed.
+        """Return the rows as a dataset, which reads only the columns and parts that are needed.
 
         Reading raises:
-            NotReadable: A part is gone, also from the history.
+            NotReadable: A part is missing, also in the history.
         """
         if not self.parts:
             return ds.dataset(self.schema.empty_table())
@@ -148,7 +150,7 @@ def _expression(values: Mapping[str, Any]) -> pc.Expression | None:
 
 
 class _Files(AbstractFileSystem):  # type: ignore[misc]
-    """The parts as files that can be read, wherever they lie now."""
+    """The parts as files to read, wherever they lie now."""
 
     cachable = False
 
@@ -158,7 +160,7 @@ class _Files(AbstractFileSystem):  # type: ignore[misc]
         self._files = {part.file.part.path: part.file for part in parts.parts}
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Return name and size, as the manifest has them."""
+        """Return name and size, by the manifest."""
         return {"name": path, "size": self._files[path].part.size_bytes, "type": "file"}
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
@@ -166,7 +168,7 @@ class _Files(AbstractFileSystem):  # type: ignore[misc]
         return self._files[path].find(self._store, self._store.open)
 
     def native(self, path: str) -> pa.NativeFile:
-        """Open a part for Arrow: on local disk as a file that Arrow reads and closes by itself."""
+        """Open a part for Arrow; on local disk as a file of Arrow's own."""
         return self._files[path].find(self._store, self._native)
 
     def _native(self, path: str) -> pa.NativeFile:
@@ -178,7 +180,7 @@ class _Files(AbstractFileSystem):  # type: ignore[misc]
 
 
 class _Handler(pafs.FSSpecHandler):  # type: ignore[misc]
-    """A thread of Arrow that closes a file of Python after the interpreter ended aborts it."""
+    """Opens files natively: a thread of Arrow that closes a Python file at exit aborts it."""
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         return self.fs.native(path)
@@ -186,9 +188,9 @@ class _Handler(pafs.FSSpecHandler):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of predictions or of the quarantine, in input order; columns and filter are as asked.
+    """Rows of predictions or of the quarantine, in input order; each `to_...` reads them.
 
-    Each `to_...` reads them; whatever is left out is not read.
+    Columns and rows that are not asked for are not read.
     """
 
     parts: PublishedParts
@@ -198,13 +200,13 @@ class Rows:
     def __post_init__(self) -> None:
         if self.filter is not None and not isinstance(self.filter, pc.Expression):
             raise JobError(
-                f"filter: {type(self.filter).__name__} is no expression of pyarrow; write "
+                f"filter: {type(self.filter).__name__} is not a pyarrow expression; write "
                 'pyarrow.compute.field("score") > 0.5'
             )
 
     @property
     def dataset(self) -> ds.Dataset:
-        """The pyarrow Dataset of all rows that fit the filter, with all columns."""
+        """The pyarrow Dataset of the rows that pass the filter, with all columns."""
         dataset = self.parts.dataset()
         return dataset if self.filter is None else dataset.filter(self.filter)
 
@@ -213,7 +215,7 @@ class Rows:
         """The columns and their types.
 
         Raises:
-            JobError: A column that was asked for is none of them.
+            JobError: There is no such column.
         """
         schema = self.parts.schema
         if self.columns is None:
@@ -232,7 +234,7 @@ class Rows:
             yield from batch.to_pylist()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows batch by batch: one at a time is in memory, and a few are read ahead."""
+        """Yield the rows batch by batch, with few batches in memory."""
         yield from self.dataset.to_batches(columns=self._names, batch_readahead=1)
 
     def head(self, num_rows: int = _SHOWN) -> pa.Table:
@@ -240,7 +242,7 @@ class Rows:
         return self.dataset.head(num_rows, columns=self._names, batch_size=max(1, num_rows))
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """Export the rows batch by batch to what takes Arrow's streams, as Polars and DuckDB do."""
+        """Export the rows as an Arrow stream, which Polars and DuckDB take."""
         reader = pa.RecordBatchReader.from_batches(self.schema, self.batches())
         return reader.__arrow_c_stream__(requested_schema)
 
@@ -261,9 +263,9 @@ class Rows:
         return _library("polars").from_arrow(self.to_table())
 
     def to_duckdb(self) -> Any:
-        """Return the rows as a DuckDB relation, which reads them when it is asked.
+        """Return the rows as a DuckDB relation, which reads them when it is queried.
 
-        With a filter they are read at once, for DuckDB takes no dataset that has one.
+        With a filter they are read at once, as DuckDB does not take a dataset with one.
 
         Raises:
             JobError: duckdb is not installed.
@@ -278,9 +280,9 @@ class Rows:
         return relation.project(", ".join(quoted))
 
     def to_ray(self) -> Any:
-        """Return the rows as a Ray Dataset, which reads the parts on the cluster when it is asked.
+        """Return the rows as a Ray Dataset, which reads the parts on the cluster when consumed.
 
-        Ray is started if it is not, as always by `ray.data`.
+        This starts Ray if it is not running, as `ray.data` always does.
         """
         import ray
 

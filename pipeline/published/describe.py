@@ -1,7 +1,4 @@
-"""Say what is published; writes nothing.
-
-Out: plain nested dicts, for `--json` and for render.render_document.
-"""
+"""Describe what is published, as a document for `pipeline inspect` and as its page."""
 
 from __future__ import annotations
 
@@ -32,16 +29,16 @@ EXAMPLES = 5
 _TOP_LABELS = 10
 _COLUMNS_SHOWN = 6
 _FIRST = ("labels", "reasons", "predictions", "quarantine")
-"""What a page says before the pictures, beside the rows; ids and hashes come behind them."""
+"""Sections of the page above the pictures, after the counts; ids and hashes come last."""
 
 
 def choose_partition(
     store: Store, uri_layout: Layout | None, partition: str | None
 ) -> list[Layout]:
-    """Return the partition that is named, or else all that the output has.
+    """Return the partition that is named, or else all partitions of the output.
 
     Raises:
-        JobError: None is published.
+        JobError: Nothing is published.
     """
     if partition is not None:
         return [Layout.named(partition)]
@@ -56,13 +53,14 @@ def choose_partition(
 def describe_output(
     uri: str, partition: str | None, storage_options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Say what is published: of one partition, or a list of all and the newest one in full.
+    """Describe one partition, or list all and describe the newest.
 
-    The newest is the last date or number, whenever it was published: see `partition_order`.
+    The newest has the last date or number, whenever it was published: see `partition_order`.
 
     Args:
         uri: The sink's root, or a partition's folder.
-        partition: Which partition; None takes all there are.
+        partition: Its name; None: all partitions.
+        storage_options: fsspec options.
 
     Raises:
         JobError: Nothing is published there.
@@ -123,7 +121,7 @@ def _describe_current(store: Store, layout: Layout) -> dict[str, Any]:
 
 
 def _shown_columns(schema: pa.Schema) -> list[str]:
-    """The id and what a line has room for: label and score, or else the first plain columns."""
+    """Return the id with label and score, or else with the first plain columns."""
     if LABEL in schema.names and SCORE in schema.names:
         return [ROW_ID, LABEL, SCORE]
     plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
@@ -136,7 +134,7 @@ def _sum_parts(folder: str, parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def _count(parts: PublishedParts, column: str) -> list[dict[str, Any]]:
-    """Count the values of a text column, most frequent first, few batches in memory at a time."""
+    """Count the values of a text column, most frequent first, with few batches in memory."""
     counts: Counter[str] = Counter()
     for batch in parts.dataset().to_batches(columns=[column], batch_readahead=1):
         for pair in pc.value_counts(batch.column(0)).to_pylist():
@@ -150,7 +148,7 @@ def _first_rows(parts: PublishedParts, columns: list[str]) -> list[dict[str, Any
 
 
 def version_facts(manifest: Manifest | None) -> dict[str, Any] | None:
-    """Return which version is published, in a few facts."""
+    """Return number, run, time and rows of a version; None if it is unknown."""
     if manifest is None or not manifest.is_known:
         return None
     return {
@@ -164,12 +162,12 @@ def version_facts(manifest: Manifest | None) -> dict[str, Any] | None:
 def inspect_page(
     document: Mapping[str, Any], uri: str, samples: int, storage_options: Mapping[str, Any]
 ) -> str:
-    """Return what `inspect` found as a page, with rows beside what they were predicted from.
+    """Return the document of `inspect` as a page, with rows beside their originals.
 
     Args:
-        document: As `describe_output` gives it.
-        uri: Of the output.
-        samples: The most rows of the sheet.
+        document: What `describe_output` returned.
+        uri: The output.
+        samples: The most rows on the sheet.
         storage_options: fsspec options of the output and of the input.
     """
     options = dict(storage_options)

@@ -1,6 +1,9 @@
-"""Find what rows were predicted from: by the stored plan, read as the run has read it.
+"""Read the originals of rows, the images and texts that they were predicted from.
 
-Images behind URIs are fetched under the rules of the job.
+The shards of the stored plan are read as the run has read them; images behind URIs are fetched
+under the rules of the job. The id of a row tells where it lies (the path of a file, a row of a
+shard, a key in a tar). If ids are a column, the URI of the row names the shard, which is read until
+the rows are found.
 """
 
 from __future__ import annotations
@@ -45,18 +48,18 @@ _ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 64 * 2**20
 
 @dataclass(frozen=True)
 class Original:
-    """What one row was predicted from."""
+    """The image or text that one row was predicted from."""
 
     row_id: str
     uri: str
     data: bytes | None = None
-    """The encoded image; None of a text, and of a row that cannot be read."""
+    """The encoded image; None for a text and for a row that cannot be read."""
     text: Any = None
-    """The text, or a tuple of two; None likewise."""
+    """The text, or a tuple of two; None for an image and for a row that cannot be read."""
     problem: str | None = None
     """Why it cannot be read."""
     max_image_bytes: int = 64 * 2**20
-    """Limits of the job, for what decodes it."""
+    """The limits of the job for decoding."""
     max_image_px: int = 100_000_000
 
     def open(self) -> Image:
@@ -73,7 +76,7 @@ class Original:
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
     def thumbnail(self, side_px: int, max_bytes: int) -> Thumbnail:
-        """Decode the image to a small JPEG; as `open`, without torch."""
+        """Decode the image to a small JPEG, without torch; errors: as `open`."""
         from pipeline.preprocessing.images.thumbnails import make_thumbnail
 
         make = partial(make_thumbnail, side_px=side_px, max_bytes=max_bytes)
@@ -83,7 +86,7 @@ class Original:
         from pipeline.preprocessing.images.image_checks import DecodeLimits
 
         if self.data is None:
-            raise JobError(f"{self.row_id}: {self.problem or 'it is no image'}")
+            raise JobError(f"{self.row_id}: {self.problem or 'not an image'}")
         try:
             return decode(self.data, DecodeLimits(self.max_image_bytes, self.max_image_px))
         except RowError as error:
@@ -91,7 +94,7 @@ class Original:
 
 
 class Originals(Sequence[Original]):
-    """Originals in the order of the rows that were asked for; a notebook shows the first 24."""
+    """Originals in the order of the rows asked for; a notebook shows the first 24."""
 
     def __init__(self, originals: Sequence[Original]) -> None:
         self._originals = tuple(originals)
@@ -138,18 +141,18 @@ class OriginalFinder:
         """The plan of the rows.
 
         Raises:
-            JobError: The version is of before it said how its input was read.
-            InfraError: It is missing or damaged.
+            JobError: The version was published before versions told how their input was read.
+            InfraError: The plan is missing or damaged.
         """
         if not self.manifest.source:
             raise JobError(
-                f"{self.where}: its version does not say how its input was read; run it again"
+                f"{self.where}: the version does not tell how its input was read; run it again"
             )
         return read_plan(self.store, self.layout, self.manifest.plan_name)
 
     @cached_property
     def reader(self) -> Reader:
-        """What reads them, as the run has."""
+        """The reader of the input, as in the run."""
         plan, options = self.plan, self.source_options
         source = Source.from_published(self.manifest.source, plan.source_root, options)
         return Reader(Store(plan.source_root, options), source, pa.schema([]), plan.fields)
@@ -158,7 +161,7 @@ class OriginalFinder:
         """Return the columns of the input that hold images or texts.
 
         Raises:
-            JobError: There are none.
+            JobError: No column does.
         """
         checks = [_TYPE_CHECKS[name] for name in wanted]
         fields = self.plan.fields
@@ -168,30 +171,30 @@ class OriginalFinder:
         return columns
 
     def find(self, rows: Any, *wanted: Wanted) -> Originals:
-        """Read the originals of some rows; errors: `Partition.images`.
+        """Read the originals of rows; errors: as `Partition.images`.
 
         Args:
             rows: A table with the columns `row_id` and `uri`, or ids.
-            wanted: Which kinds of input.
+            wanted: Images, texts or both.
         """
         asked, columns = _asked(rows), self.columns(*wanted)
         reader, plan = self.reader, self.plan
-        if are_fetched(reader, plan):
-            tables: Iterable[pa.Table] = [fetch_rows(reader, asked)]
+        if _are_fetched(reader, plan):
+            tables: Iterable[pa.Table] = [_fetch_rows(reader, asked)]
         else:
-            shards = by_shard(reader, plan, asked, self.where)
-            tables = (t for extents, ids in shards for t in read_rows(reader, plan, extents, ids))
+            shards = _by_shard(reader, plan, asked, self.where)
+            tables = (t for extents, ids in shards for t in _read_rows(reader, plan, extents, ids))
         originals = {
             row[ROW_ID]: _original(reader.source, row, columns, plan.fields)
             for table in tables
             for row in table.to_pylist()
         }
-        missing = partial(Original, problem="is not in the input any more")
+        missing = partial(Original, problem="is no longer in the input")
         return Originals([originals.get(row_id) or missing(row_id, uri) for row_id, uri in asked])
 
 
 def _asked(rows: Any) -> list[tuple[str, str]]:
-    """Return id and URI of rows, the latter '' if it is not told."""
+    """Return id and URI of rows; the URI is empty if it is not given."""
     table = rows
     if hasattr(rows, "to_table"):
         table = rows.to_table()
@@ -227,7 +230,7 @@ def _original(
 
 
 def _thumbnail(original: Original) -> str:
-    """Return a small JPEG as an element, or why there is none."""
+    """Return a small JPEG as an HTML element, or the reason why there is none."""
     from base64 import b64encode
 
     try:
@@ -238,13 +241,13 @@ def _thumbnail(original: Original) -> str:
     return f'<img alt="{cell(original.row_id)}" src="data:image/jpeg;base64,{data}">'
 
 
-def are_fetched(reader: Reader, plan: Plan) -> bool:
-    """Tell whether the id and URI of a row find its input without its shard."""
+def _are_fetched(reader: Reader, plan: Plan) -> bool:
+    """Tell whether the URI of a row leads to its input, without its shard."""
     return columns_of(reader.source).is_fetched and plan.row_ids == "column"
 
 
-def fetch_rows(reader: Reader, asked: Sequence[tuple[str, str]]) -> pa.Table:
-    """Fetch the input of rows, given as id and URI; returns them as `reader.schema`."""
+def _fetch_rows(reader: Reader, asked: Sequence[tuple[str, str]]) -> pa.Table:
+    """Fetch the input of rows, given as id and URI; return a table of `reader.schema`."""
     ids, uris = [row_id for row_id, _ in asked], [uri for _, uri in asked]
     fetched = fetch_many(uris, policy_of(reader.source, reader.store.uri))
     failures = [result.failure and Failure(result.failure[0], READ, result.failure[1])
@@ -253,17 +256,19 @@ def fetch_rows(reader: Reader, asked: Sequence[tuple[str, str]]) -> pa.Table:
     return make_rows(reader, ids, uris, {field.name: [result.data for result in fetched]}, failures)
 
 
-def by_shard(
+def _by_shard(
     reader: Reader, plan: Plan, asked: Sequence[tuple[str, str]], where: str
 ) -> Iterator[tuple[list[Extent], set[str]]]:
-    """Yield the extents of each shard that has wanted rows, and the ids of these.
+    """Yield the extents of each shard with wanted rows, and the ids of these rows.
 
     Args:
+        reader: The reader of the input.
+        plan: The stored plan.
         asked: Id and URI of rows; the URI names the shard if ids are a column.
         where: The output and partition, for messages.
 
     Raises:
-        JobError: A row is of no shard of the plan.
+        JobError: No shard of the plan has such a row.
     """
     extents: dict[str, list[Extent]] = {}
     for unit in plan.units:
@@ -275,34 +280,34 @@ def by_shard(
         path = by_url.get(uri) if plan.row_ids == "column" else _shard_of(plan, row_id, extents)
         if path is None:
             hint = "; give a table with the column uri" if not uri else ""
-            raise JobError(f"{where}: row {row_id} is not of its input{hint}")
+            raise JobError(f"{where}: row {row_id} is not in its input{hint}")
         ids.setdefault(path, set()).add(row_id)
     for path, wanted in ids.items():
         yield extents[path], wanted
 
 
 def _shard_of(plan: Plan, row_id: str, known: Mapping[str, Any]) -> str | None:
-    """Return the shard that an id names, if it is one of the plan."""
+    """Return the shard that an id names, if the plan has it."""
     if row_id in known:
         return row_id
     if plan.row_ids == "path#row":
         path, _, number = row_id.rpartition("#")
         return path if path in known and number.isdecimal() else None
     path = row_id
-    while path:  # of a key of a tar, which may have slashes as well
+    while path:  # a key in a tar, which may have slashes as well
         path = path.rpartition("/")[0]
         if path in known:
             return path
     return None
 
 
-def read_rows(
+def _read_rows(
     reader: Reader, plan: Plan, extents: Sequence[Extent], ids: set[str]
 ) -> Iterator[pa.Table]:
-    """Read a shard until all wanted rows are found; yields them as `reader.schema`.
+    """Read a shard until all wanted rows are read; yield tables of `reader.schema`.
 
     Raises:
-        InfraError: The shard is no longer what its extents say, or cannot be read.
+        InfraError: The shard has changed since the plan, or cannot be read.
     """
     numbers = None
     if plan.row_ids == "path#row" and not ids & {extents[0].path}:
@@ -320,7 +325,7 @@ def read_rows(
 
 
 def _unit(plan: Plan, extents: Sequence[Extent], numbers: Sequence[int] | None) -> Unit:
-    """Return a unit of the rows with these numbers in the shard; None: of all rows."""
+    """Return a unit of the rows with these numbers in the shard; None: all rows."""
     if plan.counts_by_reading:
         rows = RowFilter() if numbers is None else RowFilter(tuple(numbers))
         cut = UncountedPlan(_ROWS_AT_ONCE, _BYTES_AT_ONCE, rows=rows)

@@ -1,4 +1,4 @@
-"""An output, its partitions and their versions, as they are published."""
+"""`pipeline.open_output`: an output, its partitions, their versions and rows."""
 
 from __future__ import annotations
 
@@ -42,13 +42,12 @@ def open_output(
     storage_options: Mapping[str, Any] | None = None,
     source_options: Mapping[str, Any] | None = None,
 ) -> Output:
-    """Open what is published: rows by the manifest, on every store, without a job and without Ray.
+    """Open an output on any store, without its job and without Ray; rows are found by manifests.
 
     Args:
-        url: The sink's root, or a partition's folder.
+        url: The root of the sink, or the folder of a partition.
         storage_options: fsspec options of the output.
-        source_options: fsspec options of the inputs, for the originals of rows; None: those of the
-            output.
+        source_options: fsspec options of the inputs, for the originals of rows; None: the same.
 
     Raises:
         JobError: Nothing is published there.
@@ -63,36 +62,36 @@ def open_output(
 
 
 class _HasRows(ABC):
-    """What has predictions, and rows without one."""
+    """An object that has predictions, and rows without one."""
 
     @abstractmethod
     def _parts(self, folder: OutputFolder) -> PublishedParts:
-        """Return the parts in which these rows lie."""
+        """Return the parts of one folder."""
 
     def predictions(
         self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
     ) -> Rows:
-        """Return the predictions, not read yet.
+        """Return the predictions; they are read when they are used.
 
         Args:
-            columns: Which; None: all.
-            filter: Only such rows, as in `pyarrow.compute.field("score") < 0.5`.
+            columns: Names of columns; None: all.
+            filter: Condition of rows, such as `pyarrow.compute.field("score") < 0.5`.
         """
         return Rows(self._parts("predictions"), None if columns is None else tuple(columns), filter)
 
     def quarantine(
         self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
     ) -> Rows:
-        """Return the rows without a prediction, with their reasons; arguments as above."""
+        """Return the rows without a prediction, with their reasons; see `predictions`."""
         return Rows(self._parts("quarantine"), None if columns is None else tuple(columns), filter)
 
 
 @dataclass(frozen=True)
 class Output(_HasRows):
-    """What is published at a place: `output["2026-11-24"]`, `output.latest`, or one after another.
+    """A published output: `output["2026-11-24"]`, `output.latest`, or iterate over partitions.
 
-    Rows that it gives itself are those of the current versions of all partitions, with the key of
-    the partition as a column; images, texts and the least certain rows are of the latest one.
+    Its rows are those of the current versions of all partitions, with the key of the partition as a
+    column. Images, texts and the least certain rows are those of the latest partition.
     """
 
     store: Store
@@ -106,7 +105,7 @@ class Output(_HasRows):
 
     @cached_property
     def partitions(self) -> dict[str, Partition]:
-        """Name -> partition, by date or number, each with its current version of now.
+        """Name -> partition with its current version, ordered by date or number.
 
         Raises:
             InfraError: A manifest cannot be read.
@@ -119,7 +118,7 @@ class Output(_HasRows):
 
     @property
     def latest(self) -> Partition:
-        """The partition with the last date or number; without these, the one published last."""
+        """The partition with the last date or number, or else the one published last."""
         last = {}
         for layout in self.layouts:
             is_ordered = partition_order(layout.name)[0]
@@ -129,7 +128,7 @@ class Output(_HasRows):
 
     @property
     def versions(self) -> dict[str, tuple[int, ...]]:
-        """Partition -> numbers of the versions that can be read."""
+        """Name of a partition -> numbers of its versions that can be read."""
         return {name: partition.versions for name, partition in self.partitions.items()}
 
     def __getitem__(self, name: str) -> Partition:
@@ -157,7 +156,7 @@ class Output(_HasRows):
         return PublishedParts.of(self.store, versions, folder, with_key=True)
 
     def least_certain(self, number: int = 24) -> pa.Table:
-        """Return the rows of the latest partition with the lowest scores; see `Partition`."""
+        """Return the least certain rows of the latest partition; see `Partition`."""
         return self.latest.least_certain(number)
 
     def images(self, rows: Any) -> Originals:
@@ -174,7 +173,7 @@ class Output(_HasRows):
 
     @cached_property
     def _shown(self) -> tuple[Partition, ...]:
-        """The last partitions, the latest first, as they were when they were first shown."""
+        """The last partitions, latest first, as they were when first shown."""
         others = [layout for layout in self.layouts if layout != self._last_shown.layout]
         shown = others[:-_PARTITIONS_SHOWN:-1]
         return (self._last_shown, *map(self._opened, shown))
@@ -185,7 +184,7 @@ class Output(_HasRows):
         return f"{self.url}: {names}; {_model(self._last_shown.manifest)}"
 
     def _repr_html_(self) -> str:
-        """Return the last partitions as a table, for a notebook; the store is asked once."""
+        """Return the last partitions as a table for a notebook; the store is read once."""
         names = ("partition", "version", "published", "rows", "quarantined", "model")
         rows = [
             (
@@ -203,7 +202,7 @@ class Output(_HasRows):
 
 @dataclass(frozen=True)
 class Partition(_HasRows):
-    """One version of a partition; it stays the same when a newer one is published."""
+    """One version of a partition; it does not change when a newer one is published."""
 
     store: Store
     layout: Layout
@@ -217,20 +216,20 @@ class Partition(_HasRows):
 
     @property
     def number(self) -> int:
-        """Of the version."""
+        """Number of the version."""
         return self.manifest.number
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """Numbers of the versions that can be read: the current one and those of the history."""
+        """Numbers of the versions that can be read: the current one and the history."""
         current = log_numbers(self.store, self.layout)[-1:]
         return tuple(sorted({*history_numbers(self.store, self.layout), *current}))
 
     def version(self, number: int) -> Partition:
-        """Return another version of it.
+        """Return another version of the partition.
 
         Raises:
-            JobError: There is none with that number, or it is no longer kept.
+            JobError: There is no such version, or it is no longer kept.
         """
         if number not in self.versions:
             there = ", ".join(map(str, self.versions))
@@ -246,7 +245,7 @@ class Partition(_HasRows):
         """The report of the run that published it.
 
         Raises:
-            JobError: There is none, as of a version that was rolled back to.
+            JobError: There is none, for example after a rollback.
         """
         options = dict(self.store.storage_options)
         return load_report(self.store.url(""), self.name, self.manifest.run_id, options)
@@ -256,7 +255,7 @@ class Partition(_HasRows):
 
     @property
     def labels(self) -> Counter[str]:
-        """How many rows have which label, as the manifest counts them; empty for other tasks."""
+        """Label -> number of rows, by the manifest; empty for tasks without labels."""
         return Counter(self.manifest.distribution.get("labels", {}))
 
     def least_certain(self, number: int = 24) -> pa.Table:
@@ -268,26 +267,26 @@ class Partition(_HasRows):
         parts = self._parts("predictions")
         if (column := score_column(parts)) is None:
             names = ", ".join(parts.schema.names)
-            raise JobError(f"{self._where}: its rows have no score to be ordered by: {names}")
+            raise JobError(f"{self._where}: its rows have no score to order them by: {names}")
         return least_certain(parts, column, number)[0]
 
     def images(self, rows: Any) -> Originals:
-        """Return the encoded images that rows were predicted from, where the input has them now.
+        """Return the encoded images that rows were predicted from, read from the input.
 
         Args:
-            rows: A table (pyarrow, pandas or polars) with the columns `row_id` and `uri`, of
-                predictions or of the quarantine; or ids alone, if these tell where rows lie.
+            rows: A table (pyarrow, pandas or polars) of predictions or of the quarantine with the
+                columns `row_id` and `uri`; or ids alone, unless ids are a column of the input.
 
         Raises:
-            JobError: The rows are not of this version, or were not predicted from images.
+            JobError: The version does not have the rows, or predicted them from other inputs.
             InfraError: The input has changed, or cannot be read.
         """
         return self._finder.find(rows, "images")
 
     def texts(self, rows: Any) -> list[Any]:
-        """Return the texts that rows were predicted from; of a pair both; None for one that failed.
+        """Return the texts that rows were predicted from: pairs as tuples, None if unreadable.
 
-        Arguments and errors: as `images`.
+        Arguments and errors: as for `images`.
         """
         return [original.text for original in self._finder.find(rows, "texts")]
 
@@ -304,7 +303,7 @@ class Partition(_HasRows):
         )
 
     def _repr_html_(self) -> str:
-        """Return facts, labels, gates that did not pass and the first rows, for a notebook."""
+        """Return facts, labels, gates that did not pass and first rows for a notebook."""
         manifest = self.manifest
         facts = {
             "rows": manifest.num_rows,
@@ -330,7 +329,7 @@ class Partition(_HasRows):
 
     @cached_property
     def _first_rows(self) -> str:
-        """A table for a notebook, which asks the store once."""
+        """The first rows as a table for a notebook; the store is read once."""
         return self.predictions()._repr_html_()
 
 

@@ -1,4 +1,8 @@
-"""The sheet of a version: which rows, what they were predicted from, what was predicted."""
+"""The sheet of a version: its least certain rows, with originals and predictions.
+
+The originals are read and shrunk in a child process, since a file may crash or hang it. Rows of one
+URI go together: a hostile file costs its own rows their pictures, and all of them at most `_ALL_S`.
+"""
 
 from __future__ import annotations
 
@@ -59,27 +63,28 @@ _SMALL_SCHEMA = pa.schema(
 
 
 def try_sheet(finder: OriginalFinder, number: int) -> str:
-    """Return the sheet of a version as HTML; what goes wrong is said there, and a warning.
+    """Return the sheet of a version as HTML; errors become a warning and a line on the sheet.
 
     Args:
-        number: The most rows; 0: there is no sheet, and nothing is read.
+        finder: Reads the originals of the version.
+        number: The most rows; 0: no sheet, and nothing is read.
     """
     if not number:
         return ""
     try:
-        return make_sheet(finder, number)
-    except Exception as error:  # noqa: BLE001  # a version is no worse for lack of its pictures
+        return _make_sheet(finder, number)
+    except Exception as error:  # noqa: BLE001  # a version is valid without its pictures
         reason = error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
         why = clean_message(f"no sheet of rows: {reason}")
         log.warning("%s", why)
         return sheet_html("", (), {}, why)
 
 
-def make_sheet(finder: OriginalFinder, number: int) -> str:
+def _make_sheet(finder: OriginalFinder, number: int) -> str:
     """Return the sheet of a version as HTML.
 
     Raises:
-        PipelineError: A part of the version is gone, or damaged.
+        PipelineError: A part of the version is missing or damaged.
     """
     versions = [(finder.layout, finder.manifest)]
     parts = PublishedParts.of(finder.store, versions, "predictions")
@@ -97,7 +102,7 @@ def make_sheet(finder: OriginalFinder, number: int) -> str:
 
 
 def _shown(schema: pa.Schema) -> list[str]:
-    """Return the id, the URI and the columns that can be shown of a prediction."""
+    """Return id, URI and the columns to show."""
     shown = [name for name in (LABEL, SCORE, *LISTS) if name in schema.names]
     if not shown:
         plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
@@ -106,25 +111,25 @@ def _shown(schema: pa.Schema) -> list[str]:
 
 
 def _originals(finder: OriginalFinder, rows: Iterable[Row]) -> tuple[dict[str, Small], str]:
-    """Return what rows were predicted from, and why that is not known."""
+    """Return the originals of rows by id, or none and the reason."""
     asked = [(row[ROW_ID], row[URI] or "") for row in rows]
     if not asked or _has_no_look(finder):
         return {}, ""
     try:
-        return read_small(finder, asked), ""
+        return _read_small(finder, asked), ""
     except PipelineError as error:
         return {}, clean_message(f"without pictures and texts: {error}")
 
 
 def _has_no_look(finder: OriginalFinder) -> bool:
-    """Tell whether rows are numbers or clips of sound, of which a page shows predictions alone."""
+    """Tell whether the input is tables or sound, which a page does not show."""
     document = finder.manifest.source
     source = Source.from_published(document, "input", {}) if document else None
     return source is not None and (source.is_table or not source.encoded.has_look)
 
 
 def score_column(parts: PublishedParts) -> str | None:
-    """Return the column that has the scores of a row; None: its task gives none."""
+    """Return the column with the scores of rows; None if the task gives none."""
     return next((name for name in (SCORE, *LISTS) if name in parts.schema.names), None)
 
 
@@ -135,16 +140,19 @@ def least_certain(
     columns: Sequence[str] | None = None,
     most: int | None = None,
 ) -> tuple[pa.Table, int]:
-    """Return the rows with the lowest scores, the lowest first, and how many were looked at.
+    """Return the rows with the lowest scores, lowest first, and how many rows were compared.
+
+    Only scores are read of all rows, then the row groups with the rows to return.
 
     Args:
-        column: Their scores: `score_column`.
-        number: The most rows to return; rows without a score are not among them.
-        columns: Of these rows; None: all.
-        most: Further parts are not looked at once so many rows were.
+        parts: The parts of predictions.
+        column: The column of scores: `score_column`.
+        number: The most rows to return; rows without a score are left out.
+        columns: The columns to return; None: all.
+        most: Number of compared rows after which no further part is read.
 
     Raises:
-        NotReadable: A part is gone.
+        NotReadable: A part is missing.
     """
     lowest_rows: list[tuple[float, int, int]] = []
     looked_at = 0
@@ -166,7 +174,7 @@ def least_certain(
 
 
 def _row_at(dataset: ds.Dataset, row: int, columns: Sequence[str] | None) -> pa.Table:
-    """Read one row of a part: no more than the row group that has it."""
+    """Read one row of a part, with one row group."""
     [fragment] = dataset.get_fragments()
     for group in fragment.row_groups:
         if row < group.num_rows:
@@ -177,9 +185,7 @@ def _row_at(dataset: ds.Dataset, row: int, columns: Sequence[str] | None) -> pa.
 
 
 def _scores(values: pa.Array, column: str) -> npt.NDArray[np.float64]:
-    """Return the score of each row, NaN if it has none: of entries the best, of entities the
-    worst.
-    """
+    """Return the score of each row, NaN for none: of entries the best, of entities the worst."""
     if column == SCORE:
         return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
     rows = np.asarray(pc.list_parent_indices(values))
@@ -192,12 +198,12 @@ def _scores(values: pa.Array, column: str) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Reading:
-    """The work of the child."""
+    """Reads originals in the child process."""
 
     finder: OriginalFinder
 
     def open(self) -> Mapping[str, Step]:
-        """Find out how the input is read."""
+        """Read the plan of the version."""
         self.finder.columns("images", "texts")
         return {_STAGE: self._read}
 
@@ -221,17 +227,18 @@ def _small(original: Original) -> dict[str, Any]:
     return row
 
 
-def read_small(finder: OriginalFinder, rows: Iterable[tuple[str, str]]) -> dict[str, Small]:
-    """Read what rows were predicted from; one that cannot be read has the reason.
+def _read_small(finder: OriginalFinder, rows: Iterable[tuple[str, str]]) -> dict[str, Small]:
+    """Read the originals of rows; one that cannot be read has the reason instead.
 
     Args:
-        rows: Id and URI of each.
+        finder: Reads the originals of the version.
+        rows: Id and URI of each row.
 
     Returns:
-        By id.
+        Row id -> small original.
 
     Raises:
-        PipelineError: The input is not the one that was planned any more, or cannot be read.
+        PipelineError: The input has changed since the plan, or cannot be read.
     """
     by_uri: dict[str, list[dict[str, str]]] = {}
     for row_id, uri in dict.fromkeys(rows):
@@ -241,7 +248,7 @@ def read_small(finder: OriginalFinder, rows: Iterable[tuple[str, str]]) -> dict[
     child = Child(Reading(finder), _CALL_S, _ALL_S, max_bytes=_MAX_BYTES, is_silent=True)
     with contextlib.closing(child):
         for asked in by_uri.values():
-            why = "not read: others took too long"
+            why = "not read: other rows took too long"
             if monotonic() < until_s:
                 answer = child.call(_STAGE, pa.Table.from_pylist(asked, schema=_ROWS_SCHEMA))
                 if isinstance(answer, ChildResult):

@@ -1,4 +1,4 @@
-"""Decide in which state a partition is, from its current version and its last run."""
+"""The state of a partition by its current version and its last run, as value, table and metrics."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ State = Literal[
     "missing",
     "stale",
 ]
-"""unpublished: worked on, but nothing came of it. unreadable: what is stored cannot be read. Only a
-job can say of a partition that it is missing or stale."""
+"""unpublished: a run has worked on it and published nothing. unreadable: its manifest is damaged.
+Only a job tells whether a partition is missing or stale."""
 
 
 @dataclass(frozen=True)
 class LastRun:
-    """What is known of the run that worked on a partition last."""
+    """The run that worked on a partition last."""
 
     heartbeat: Heartbeat
-    """The last one."""
+    """Its last heartbeat."""
     modified: dt.datetime | None
-    """When that was written, by the clock of the store."""
+    """Time of that heartbeat, by the clock of the store."""
     has_ended: bool
-    """It has given its lease back, or its process is gone."""
+    """It has released its lease, or its process is gone."""
 
     def is_live(self, now: dt.datetime) -> bool:
-        """Tell whether it still works, as far as its lease says."""
+        """Tell whether it still runs, by its lease."""
         if self.has_ended:
             return False
         limit_s = self.heartbeat.ttl_s
@@ -51,12 +51,12 @@ class LastRun:
 
 @dataclass(frozen=True)
 class PartitionStatus:
-    """A partition as it is now; what is unknown is None. Times are ISO 8601, UTC."""
+    """A partition as it is now. Unknown values are None; times are ISO 8601 in UTC."""
 
     partition: str
     state: State
     why: str | None = None
-    """The gates that refused, the error, how far it came, or what changed: one line."""
+    """One line: the failed gates, the error, the progress, or what has changed."""
     version: int | None = None
     published_at: str | None = None
     rows: int | None = None
@@ -75,13 +75,13 @@ class PartitionStatus:
     started_at: str | None = None
     duration_s: float | None = None
     cost: float | None = None
-    """In the currency of `run.price_per_node_hour`."""
+    """Cost in the currency of `run.price_per_node_hour`."""
     phase: str | None = None
     done_pct: float | None = None
     rows_per_s: float | None = None
     eta_s: float | None = None
     a_run_would: str | None = None
-    """Only if a job was asked."""
+    """What a run of a job would do; None without a job."""
 
 
 def status_of(
@@ -94,9 +94,11 @@ def status_of(
     """Return the state of a partition.
 
     Args:
-        published: When that was published, by the clock of the store.
+        partition: Its name.
+        manifest: Its current version.
+        published: Time of its publication, by the clock of the store.
         last: Its last run.
-        now: The time.
+        now: The current time.
     """
     state = _state(manifest, published, last, now)
     beat = last.heartbeat if last else Heartbeat()
@@ -147,7 +149,7 @@ def _state(
 
 
 def _why(state: State, beat: Heartbeat, done_pct: float | None) -> str | None:
-    """Say in a line why a partition is not complete."""
+    """Return in a line why a partition is not complete."""
     far = "" if done_pct is None else f"at {done_pct:.0f}%"
     match state:
         case "running":
@@ -182,7 +184,7 @@ class Status(Printed):
     partitions: tuple[PartitionStatus, ...]
 
     def count(self) -> dict[str, int]:
-        """Return how many partitions are in which state, without those that none is in."""
+        """Return state -> number of partitions, without zeros."""
         return dict(Counter(status.state for status in self.partitions))
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,13 +193,13 @@ class Status(Printed):
         return {"sink": self.sink, "states": self.count(), "partitions": rows}
 
     def shown(self) -> dict[str, Any]:
-        """Return what a terminal has room for."""
+        """Return the tables for a terminal."""
         return {"states": self.count(), "partitions": [*map(_row, self.partitions)]}
 
     def to_prometheus(self) -> str:
-        """Return the text that Prometheus' node exporter reads from a file; no partition is named.
+        """Return the metrics as text for a file of Prometheus' node exporter.
 
-        `absent_over_time` and the two times tell that the night did not run, whatever runs then.
+        `absent_over_time` and the two times tell that a night did not run.
         """
         from pipeline.report.metric_families import Maker, day_of, instant
         from pipeline.report.prometheus import as_text
@@ -215,7 +217,7 @@ class Status(Printed):
         return as_text(made.families)
 
     def _name(self) -> str:
-        """Return the name of the job that ran last, or that of the output's folder."""
+        """Return the name of the job that ran last, or else of the folder of the output."""
         named = [status for status in self.partitions if status.job and status.run_id]
         last = max(named, key=lambda status: status.run_id or "", default=None)
         return (last.job if last else None) or self.sink.rstrip("/").rpartition("/")[2]

@@ -1,8 +1,8 @@
-"""Read of an output how its partitions are, without its job and without Ray.
+"""Read the states of the partitions of an output, without its job and without Ray.
 
-Two requests per partition: its manifest, and what its last run wrote (the last heartbeat of its
-lease; the report, if a later run ended before it had a lease). Of an object store that can begin a
-listing anywhere a request lists many partitions.
+There are two requests per partition: its manifest, and what its last run wrote (the last heartbeat
+of its lease, or the report if a later run ended before it had a lease). In object stores that can
+start a listing anywhere, one request lists many partitions.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ from pipeline.storage.store import Store, StoredFile
 
 _THREADS = 32
 _READ_AT_ONCE = 500
-"""Partitions: so many manifests are in memory."""
+"""Partitions whose manifests are in memory at once."""
 _OF_RUN_ID = "%Y%m%dT%H%M%SZ"
 
 Data = Mapping[str, bytes | Exception]
-"""What was read, by path."""
+"""Path -> content, or the error of reading it."""
 
 
 def survey(store: Store, partitions: Sequence[str] | None = None) -> list[PartitionStatus]:
-    """Say how partitions are, by date or number.
+    """Return the states of partitions, ordered by date or number.
 
     Args:
+        store: The output.
         partitions: Their names; None: all that runs have worked on.
     """
     reports = _newest_reports(store, partitions)
@@ -63,10 +64,10 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
 
 
 def survey_output(store: Store, partition: str | None = None) -> list[PartitionStatus]:
-    """Say how the partitions of an output are, or one of them.
+    """Return the states of all partitions of an output, or of one.
 
     Raises:
-        JobError: No run has worked there: the name is wrong.
+        JobError: No run has worked there, so the name is wrong.
     """
     rows = survey(store, None if partition is None else [partition])
     if partition is not None and rows[0].state == "unpublished" and not rows[0].run_id:
@@ -78,38 +79,38 @@ def survey_output(store: Store, partition: str | None = None) -> list[PartitionS
 
 @dataclass(frozen=True)
 class _Listed:
-    """What the listings of a partition show."""
+    """The files of a partition that listings show."""
 
     layout: Layout
     entry: StoredFile | None
-    """The manifest of its current version."""
+    """Manifest of its current version."""
     last_heartbeat: StoredFile | None
-    """Of its newest lease; before the first one that lease itself."""
+    """Last heartbeat of its newest lease, or that lease if there is none yet."""
     report: StoredFile | None
-    """Of its newest run."""
+    """Report of its newest run."""
 
     @classmethod
     def of(cls, layout: Layout, files: Sequence[StoredFile], report: StoredFile | None) -> _Listed:
         log = [f for f in files if _is_in(layout.log, f) and log_number(f.path) is not None]
         leases = [f for f in files if _is_in(layout.leases, f) and lease_epoch(f.path) is not None]
-        # By name the heartbeat of a lease comes before the lease, and after those of all others.
+        # Sorted by name, the heartbeat of a lease comes before the lease and after earlier leases.
         last = next((file for file in leases if _stem(file) == _stem(leases[-1])), None)
         return cls(layout, log[-1] if log else None, last, report)
 
     @property
     def last_run(self) -> StoredFile | None:
-        """Return the file that its last run wrote last."""
+        """The file that its last run wrote last."""
         heartbeat = self.last_heartbeat
         is_later = self.report and heartbeat and _began_after(self.report, heartbeat)
         return self.report if is_later or heartbeat is None else heartbeat
 
     @property
     def to_read(self) -> list[str]:
-        """Return the paths of what has to be read of it."""
+        """Paths of the files to read."""
         return [file.path for file in (self.entry, self.last_run) if file is not None]
 
     def status(self, store: Store, data: Data, now: dt.datetime) -> PartitionStatus:
-        """Return what follows from all that was read."""
+        """Return the state, by the files that were read."""
         manifest, published = None, None
         if self.entry is not None:
             try:
@@ -132,7 +133,7 @@ class _Listed:
 
 
 def _control_files(store: Store, names: Sequence[str]) -> dict[str, list[StoredFile]]:
-    """Return the manifests and leases of partitions, by name, sorted by path."""
+    """Return partition -> its log entries and leases, sorted by path."""
     layouts = [Layout.named(name) for name in names]
     folders = [folder for layout in layouts for folder in (layout.log, layout.leases)]
     files: dict[str, list[StoredFile]] = {name: [] for name in names}
@@ -148,7 +149,7 @@ def _bytes(content: bytes | Exception) -> bytes:
 
 
 def _began_after(report: StoredFile, heartbeat: StoredFile) -> bool:
-    """Tell whether the run of a report began after the last heartbeat of another one."""
+    """Tell whether the run of a report began after the last heartbeat of another run."""
     stamp = PurePosixPath(report.path).parent.name.partition("-")[0]
     try:
         began = dt.datetime.strptime(stamp, _OF_RUN_ID).replace(tzinfo=dt.UTC)
@@ -164,7 +165,7 @@ def _by_report(content: bytes | Exception, report: StoredFile) -> LastRun | None
         failed = [str(gate["name"]) for gate in document["gates"] if gate["status"] == "fail"]
         done = [rows.get(name) for name in ("computed", "resumed", "carried")]
     except (KeyError, TypeError, ValueError, AttributeError, OSError, PipelineError):
-        return None  # another version wrote it, or it is gone
+        return None  # another version of the package wrote it, or it is gone
     beat: dict[str, Any] = {
         **{name: document.get(name) for name in ("run_id", "exit_code", "error", "fingerprint")},
         "started_at": document.get("started_at"),
@@ -177,7 +178,7 @@ def _by_report(content: bytes | Exception, report: StoredFile) -> LastRun | None
 
 
 def _newest_reports(store: Store, partitions: Sequence[str] | None) -> dict[str, StoredFile]:
-    """Return the report of the newest run of each partition."""
+    """Return partition -> report of its newest run."""
     folders = [REPORTS] if partitions is None else [Layout.named(n).reports for n in partitions]
     with ThreadPoolExecutor(_THREADS) as pool:
         listed = pool.map(store.list_files, folders)

@@ -1,7 +1,7 @@
 """Prove a published partition: nothing lost, nothing doubled, nothing changed.
 
-What the parts hold is read in `part_audit.py`; ids are looked at again only if their hashes
-say that something is wrong.
+Parts are streamed: only the 64-bit hash of each row id stays in memory. The ids themselves are read
+again only where hashes differ from what they should be.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ Hashes = npt.NDArray[np.uint64]
 def verify_output(
     uri: str, partition: str | None, storage_options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Prove the current version of a partition, or of each.
+    """Prove the current version of one partition, or of all.
 
     Args:
         uri: The sink's root, or a partition's folder.
-        partition: Which partition; None takes all there are.
+        partition: Its name; None: all partitions.
+        storage_options: fsspec options.
 
     Returns:
-        Partition, version, status `ok` and every check; of several only the number of checks.
+        Partition, version, status `ok` and all checks; for several only the number of checks.
 
     Raises:
         JobError: Nothing is published there.
@@ -96,13 +97,13 @@ def verify_output(
 
 
 def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]:
-    """Check what is current; a version that was replaced while it was read proves nothing."""
+    """Check the current version; start again if it was replaced while it was read."""
     for _ in range(_TRIES):
         manifest = require_current(store, layout)
         try:
             checks = _check_version(store, layout, manifest)
         except FileNotFoundError:
-            continue  # gone between two looks: the next round tells if it was replaced
+            continue  # the next round tells whether the version was replaced
         latest = current_manifest(store, layout)
         if latest is not None and latest.number == manifest.number:
             return manifest, checks
@@ -110,17 +111,17 @@ def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]
 
 
 def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
-    """Check one version; if a part cannot be read, what needs all parts is left out."""
+    """Check one version; if a part cannot be read, without the checks that need all parts."""
     with ThreadPoolExecutor(_PART_THREADS) as pool:
-        good = list(pool.map(lambda part: audit_part(store, part), manifest.parts))
-        bad = list(pool.map(lambda part: audit_part(store, part), manifest.quarantine_parts))
+        good = list(pool.map(lambda part: _audit_part(store, part), manifest.parts))
+        bad = list(pool.map(lambda part: _audit_part(store, part), manifest.quarantine_parts))
     plan, plan_check = _read_plan(store, layout, manifest)
     parts = good + bad
     checks = [
         _check_parts(parts),
         _check_folder(store, layout, manifest),
         _check_success(store, layout),
-        check_log(store, layout, manifest),
+        _check_log(store, layout, manifest),
         plan_check,
         check_keys(store, layout, manifest),
         *_check_table(store, layout, manifest),
@@ -166,21 +167,21 @@ def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
             if not is_foreign and not below[-1].startswith(("_", ".")):
                 present.add(file.path)
     problems = [
-        f"{path} is no part of version {manifest.number}; a publish is under way, or run the job "
-        "again to tidy up"
+        f"{path} is not a part of version {manifest.number}; a publish is under way, or run the "
+        "job again to tidy up"
         if part_target(path) is not None
-        else f"{path} is no file of this pipeline, and readers of the folder take it for rows: "
+        else f"{path} was not written by this package, and readers of the folder take it for rows: "
         f"remove {store.url(path)}"
         for path in present - named
     ]
-    problems += [f"{path} is not there" for path in named - present]
-    problems += [f"{path} is a link, which readers follow" for path in linked_files(store, layout)]
+    problems += [f"{path} is missing" for path in named - present]
+    problems += [f"{path} is a link, which readers follow" for path in _linked_files(store, layout)]
     return verdict("folder", sorted(problems), f"exactly the {len(named)} parts of the manifest")
 
 
 def _check_success(store: Store, layout: Layout) -> Check:
     problems = []
-    # The bytes, as another version of this package may have written them.
+    # Compared as bytes: another version of this package may have written them.
     entry = store.read_bytes(layout.log_entry(log_numbers(store, layout)[-1]))
     for path, expected in ((layout.current, entry), (layout.success, b"")):
         try:
@@ -192,7 +193,7 @@ def _check_success(store: Store, layout: Layout) -> Check:
 
 
 def _check_table(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
-    """Check that the Delta table names the parts, if there is one."""
+    """Check that the Delta table, if there is one, names the parts."""
     if not store.exists(DELTA_LOG):
         return []
     try:
@@ -231,7 +232,7 @@ def _check_schema(
         return Check("schema", "skipped", "there is no plan")
     expected, hive = plan.prediction_schema(), manifest.partition_columns
     if any(audited.schema and INPUT_HASH in audited.schema.names for audited in good):
-        expected = expected.append(INPUT_HASH_FIELD)  # the job decides that, not the plan
+        expected = expected.append(INPUT_HASH_FIELD)  # decided by the job, not by the plan
     wanted = [
         (audited, without(expected, list(values_of(audited.part.path, hive)))) for audited in good
     ]
@@ -263,13 +264,13 @@ def _check_counts(
 
 
 def _check_unique(store: Store, good: Sequence[AuditedPart]) -> Check:
-    """Find ids that two predictions have: hashes tell where to look, the ids themselves count."""
-    values, counts = np.unique(join([audited.hashes for audited in good]), return_counts=True)
+    """Find ids with two predictions: equal hashes tell which ids to compare."""
+    values, counts = np.unique(_join([audited.hashes for audited in good]), return_counts=True)
     suspects = values[counts > 1]
     seen: set[str] = set()
     problems = []
     for audited in good if len(suspects) else ():
-        for value in ids_of(store, audited, suspects):
+        for value in _ids_of(store, audited, suspects):
             if value in seen:
                 problems.append(f"{value!r} has two predictions, again in {audited.part.path}")
             seen.add(value)
@@ -277,7 +278,7 @@ def _check_unique(store: Store, good: Sequence[AuditedPart]) -> Check:
 
 
 def _check_hash(parts: Sequence[AuditedPart], manifest: Manifest) -> Check:
-    total = _sum(join([audited.hashes for audited in parts]))
+    total = _sum(_join([audited.hashes for audited in parts]))
     problems = [
         f"the row ids of {audited.part.path} add up to {part_sum}, the manifest says "
         f"{audited.part.row_id_hash}"
@@ -300,8 +301,8 @@ def _check_planned(parts: Sequence[AuditedPart], plan: Plan | None) -> Check:
         return Check("planned_ids", "skipped", "the ids come from a column, not from the plan")
     if plan.row_ids == "key" or plan.counts_by_reading:
         return Check("planned_ids", "skipped", "the ids come from the shards, not from the plan")
-    planned = join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
-    present = join([audited.hashes for audited in parts])
+    planned = _join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
+    present = _join([audited.hashes for audited in parts])
     if _sum(planned) == _sum(present):
         return Check("planned_ids", "pass", f"{len(planned)} planned rows are there, no other")
     lost, strange = np.setdiff1d(planned, present), np.setdiff1d(present, planned)
@@ -312,7 +313,7 @@ def _check_planned(parts: Sequence[AuditedPart], plan: Plan | None) -> Check:
 
 
 def _planned_ids(plan: Plan) -> Iterator[str]:
-    """Yield the row ids that the source makes of a plan, in input order."""
+    """Yield the row ids of a plan, in input order."""
     for unit in plan.units:
         for extent in unit.extents:
             yield from planned_ids(plan.row_ids, extent)
@@ -330,7 +331,7 @@ def _select(ids: list[str], wanted: Hashes) -> list[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found."""
+    """The result of one check."""
 
     name: str
     status: Literal["pass", "fail", "skipped"]
@@ -338,15 +339,15 @@ class Check:
 
 
 def verdict(name: str, problems: Sequence[str], fine: str) -> Check:
-    """Return a check that fails if there are problems."""
+    """Return a check, which fails if there are problems."""
     if not problems:
         return Check(name, "pass", fine)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return Check(name, "fail", problems[0] + more)
 
 
-def check_log(store: Store, layout: Layout, manifest: Manifest) -> Check:
-    """Check that the log is 1, 2, 3, ... and that its last entry is what its name says."""
+def _check_log(store: Store, layout: Layout, manifest: Manifest) -> Check:
+    """Check that the entries of the log are 1, 2, 3, ... and that the last one has its number."""
     numbers = log_numbers(store, layout)
     problems = []
     if numbers != list(range(1, len(numbers) + 1)):
@@ -355,12 +356,12 @@ def check_log(store: Store, layout: Layout, manifest: Manifest) -> Check:
         problems.append(f"{layout.log_entry(numbers[-1])} says that it is {manifest.number}")
     if manifest.partition != layout.name:
         problems.append(f"the manifest says partition {manifest.partition}, not {layout.name}")
-    problems += [f"{path} is no log entry" for path in unexpected_files_in_log(store, layout)]
+    problems += [f"{path} is not a log entry" for path in unexpected_files_in_log(store, layout)]
     return verdict("log", problems, f"entries 1 to {len(numbers)}, of {layout.name}")
 
 
 def check_keys(store: Store, layout: Layout, manifest: Manifest) -> Check:
-    """Check what a version knows; one that knows nothing is a version all the same."""
+    """Check the keys of a version; a version without keys is valid, too."""
     if not manifest.keys:
         return Check("keys", "skipped", "this version has no table of its shards")
     try:
@@ -387,8 +388,8 @@ def _problems_of_shards(shards: Sequence[KnownShard], manifest: Manifest) -> Ite
         yield f"the shards have {predicted} predictions, the version {written}"
 
 
-def linked_files(store: Store, layout: Layout) -> list[str]:
-    """List links in the published folders of a local sink: listings skip them, readers do not."""
+def _linked_files(store: Store, layout: Layout) -> list[str]:
+    """List links in the folders of a local sink: readers follow them, listings skip them."""
     if store.is_object_store:
         return []
     root = Path(store.url(""))
@@ -403,7 +404,7 @@ def linked_files(store: Store, layout: Layout) -> list[str]:
 
 @dataclass(frozen=True)
 class AuditedPart:
-    """What one part really is; `problem` says why its rows cannot be read."""
+    """The real content of one part; `problem`: why its rows cannot be read."""
 
     part: Part
     size_bytes: int = 0
@@ -413,11 +414,11 @@ class AuditedPart:
     problem: str = ""
 
 
-def audit_part(store: Store, part: Part) -> AuditedPart:
-    """Read a part, whatever is wrong with it.
+def _audit_part(store: Store, part: Part) -> AuditedPart:
+    """Read a part, also a damaged one.
 
     Raises:
-        PipelineError: The store failed, which proves nothing.
+        PipelineError: The store failed, which proves nothing about the part.
     """
     digest, size_bytes = hashlib.sha256(), 0
     try:
@@ -433,18 +434,18 @@ def audit_part(store: Store, part: Part) -> AuditedPart:
         return AuditedPart(part, problem="is missing")
     except Exception as error:
         if isinstance(error, PipelineError) and not isinstance(error, DamagedPart):
-            raise  # otherwise changed bytes may surface as anything
+            raise  # damage can raise any other error
         return AuditedPart(part, size_bytes, digest.hexdigest(), problem=f"cannot be read: {error}")
-    return AuditedPart(part, size_bytes, digest.hexdigest(), schema, join(hashes))
+    return AuditedPart(part, size_bytes, digest.hexdigest(), schema, _join(hashes))
 
 
-def join(hashes: Sequence[Hashes]) -> Hashes:
-    """Put hashes of several parts into one array, uint64 (N,)."""
+def _join(hashes: Sequence[Hashes]) -> Hashes:
+    """Concatenate the hashes of several parts, uint64 (N,)."""
     return np.concatenate([np.zeros(0, np.uint64), *hashes])
 
 
-def ids_of(store: Store, audited: AuditedPart, wanted: Hashes) -> Iterator[str]:
-    """Yield the row ids of a part whose hashes are among `wanted`, uint64 (M,), in its order."""
+def _ids_of(store: Store, audited: AuditedPart, wanted: Hashes) -> Iterator[str]:
+    """Yield the row ids of a part with one of M hashes, uint64 (M,), in its order."""
     if not np.isin(audited.hashes, wanted).any():
         return
     for batch in read_batches(store, audited.part.path, [ROW_ID], BATCH_ROWS):

@@ -236,7 +236,7 @@ def test_what_others_took_away_or_added_is_found_and_put_right_by_the_next_run(
     files = [file.path for file in store.list_files(f"predictions/{DAY}")]
     strange = [path for path in files if path.endswith(".parquet") and part_target(path) is None]
     if strange:
-        with pytest.raises(PipelineError, match=r"is no file of this pipeline, .*: remove /.*uet;"):
+        with pytest.raises(PipelineError, match=r"not written by this package, .*: remove /.*uet;"):
             verify_output(store.uri, DAY, {})
         store.delete(strange)
     with pytest.raises(

@@ -423,7 +423,7 @@ def test_a_page_of_inspect_says_what_the_command_says(tmp_path: Path):
     assert last < first
     for words in ("date=2026-11-24, version 1", "made-up", "Least certain"):
         assert words in text
-    assert "does not say how its input was read" in text
+    assert "does not tell how its input was read" in text
     assert "<th>unreadable shards</th><td>0</td>" in text, "what is zero is said, too"
     places = [text.index(words) for words in (">predicted<", "does not say", "fingerprint")]
     assert places == sorted(places), "what was predicted, pictures, then ids and hashes"

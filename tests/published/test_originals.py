@@ -144,7 +144,7 @@ def test_ids_alone_do_if_they_say_where_rows_lie(tmp_path: Path):
     ids = night.some([0, 1]).to_pandas()["row_id"]
     assert night.partition.images(ids)[1].data == image(1)
     for row_id in ("9.parquet#5", "1.parquet#x"):
-        with pytest.raises(JobError, match=f"row {row_id} is not of its input"):
+        with pytest.raises(JobError, match=f"row {row_id} is not in its input"):
             night.partition.images([row_id])
 
 

@@ -57,7 +57,7 @@ def test_a_version_is_read_whole_and_only_what_is_asked_for(any_store: Store):
     with pytest.raises(JobError, match="no column 'lable'; there are row_id"):
         night.predictions(["lable"]).to_table()
     for filters in ("score > 0.5", ("score", ">", 0.5), [("score", ">", 0.5)]):
-        with pytest.raises(JobError, match=r'is no expression .*field\("score"\) > 0\.5'):
+        with pytest.raises(JobError, match=r'is not a pyarrow expression.*field\("score"\) > 0\.5'):
             night.predictions(filter=filters)
 
 

@@ -252,7 +252,7 @@ def edit_a_hash(store: Store, manifest: Manifest) -> None:
             "the manifest says",
         ),
         (drop_a_column, ["parts", "schema"], "the manifest says"),
-        (add_a_stray_part, ["folder"], "part-00009-000001-0123456789ab.parquet is no part"),
+        (add_a_stray_part, ["folder"], "part-00009-000001-0123456789ab.parquet is not a part"),
         (change_the_list, ["success"], "current.json is not as published"),
         # As versions before wrote it; Polars would take it for a part.
         (partial(write_manifest, path=LAYOUT.success), ["success"], "_SUCCESS is not as published"),
@@ -269,7 +269,7 @@ def edit_a_hash(store: Store, manifest: Manifest) -> None:
         (
             partial(write_manifest, path=f"{LAYOUT.log}/abc.json"),
             ["log"],
-            "abc.json is no log entry",
+            "abc.json is not a log entry",
         ),
         (partial(delete, path_of=lambda _: LAYOUT.success), ["success"], "_SUCCESS is missing"),
         (partial(delete, path_of=lambda _: LAYOUT.current), ["success"], "current.json is missing"),

@@ -1,4 +1,4 @@
-"""Compare one column of matched rows, by its Arrow type; sums can be added bucket after bucket."""
+"""Compare one column of matched rows by its Arrow type, and add up the differences."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipeline.core.arrays import as_array
 Comparison = Literal["value", "number", "vector", "entries"]
 Floats = npt.NDArray[np.float64]
 _MOST_PAIRS = 2_000
-"""Pairs of different values that are counted one by one; further ones together."""
+"""Pairs of different values that are counted separately; further pairs are counted together."""
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass
 class ColumnSums:
-    """How a column of the rows of both sides differs, summed over the rows compared so far."""
+    """How a column differs, summed over the rows compared so far."""
 
     name: str
     comparison: Comparison
@@ -33,16 +33,16 @@ class ColumnSums:
     compared: int = 0
     """Rows with a value on both sides."""
     sum_diff: float = 0.0
-    """Of numbers: now minus before. Of vectors: cosines."""
+    """Numbers: now minus before. Vectors: cosines."""
     sum_abs_diff: float = 0.0
     max_abs_diff: float = 0.0
     min_cosine: float = 1.0
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Of values: before, now -> rows, where they differ."""
+    """Values: before, now -> rows in which they differ."""
     other_pairs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: what has a meaning for the comparison."""
+        """Return the JSON form, with the figures of this comparison."""
         document: dict[str, Any] = {
             "kind": self.comparison,
             "differing_rows": self.differing,
@@ -77,11 +77,11 @@ def compare_column(
     """Compare a column of N matched rows, and add to its sums.
 
     Args:
-        sums: Of the column.
+        sums: The sums of the column.
         before: (N,).
         now: (N,), of the same type.
-        tolerance: How far numbers may be off: absolutely up to 1, relatively above. Vectors: how
-            far the cosine may be below 1.
+        tolerance: The largest difference of equal numbers: absolute up to 1, relative above. For
+            vectors: how far the cosine may be below 1.
 
     Returns:
         Which rows differ, bool (N,), and how much, float64 (N,): 0 if they do not.
@@ -128,9 +128,9 @@ def _numbers(
 
 
 def _differences(one: pa.Array, other: pa.Array) -> tuple[Floats, Floats]:
-    """Return now minus before, 0 where either is no finite number, and the size of that.
+    """Return now minus before, 0 where either is not finite, and the size of the difference.
 
-    The size is absolute up to 1, relative above; 1 where only one is a finite number.
+    The size is absolute up to 1, relative above; 1 where only one is finite.
     """
     before, now = (np.asarray(column, np.float64) for column in (one, other))
     with np.errstate(invalid="ignore"):
@@ -168,7 +168,7 @@ def _vectors(
 def _entries(
     _: ColumnSums, one: pa.Array, other: pa.Array, tolerance: float
 ) -> tuple[Mask, Floats]:
-    """Lists differ by 1, or if of one length and alike but for numbers, by as much as these do."""
+    """Lists differ by 1, or by their largest difference of numbers if all else is equal."""
     size = np.where(equal_rows(one, other), 0.0, 1.0)
     lengths = list_lengths(one)
     rows = np.flatnonzero((size > 0) & (lengths == list_lengths(other)) & (lengths > 0))
@@ -239,13 +239,13 @@ def _is_null(column: pa.Array) -> Mask:
 
 
 def _fixed_values(column: pa.FixedSizeListArray) -> pa.Array:
-    """Return the values of all rows, those of null rows, too."""
+    """Return the values of all rows, null rows included."""
     size = column.type.list_size
     return column.values.slice(column.offset * size, len(column) * size)
 
 
 def list_lengths(column: pa.Array) -> npt.NDArray[np.int64]:
-    """Return how many entries each row has, int64 (N,); null: 0."""
+    """Return the number of entries of each row, int64 (N,); 0 for null."""
     lengths: Any = pc.fill_null(pc.list_value_length(column), 0)
     return np.asarray(lengths.to_numpy(zero_copy_only=False), np.int64)
 

@@ -1,4 +1,4 @@
-"""Compare two published versions: the whole way on one page."""
+"""Compare two published versions: differences, counted and summed, and the largest of them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.published.diff.columns import ColumnSums, Floats, compare_column, 
 from pipeline.published.diff.joining import REASON, Bucket, Version, buckets, match
 
 _LEFT_OUT = (ROW_ID, URI, LABEL_ID)
-"""The id of a row; where it lies, as in the folder of a date; and the number of a label, which says
-no more than its name."""
+"""Columns that are not compared: the id; the URI, which may have a date; and the number of a label,
+which its name implies."""
 WriteRows = Callable[[pa.Table], None]
 _SHOWN, _SHOWN_ENTRIES = 20, 10
 
@@ -36,16 +36,16 @@ def compare_versions(
     """Compare the predictions of two versions, row by row.
 
     Args:
-        before: One side.
-        now: The other; it may be of another output, on another store.
-        tolerance: As `compare_column`.
+        before: The earlier version.
+        now: The later version; it may belong to another output on another store.
+        tolerance: As for `compare_column`.
         num_movers: How many of the rows that differ most are kept.
-        write_rows: Gets, table after table, the id of each row that differs, `change` (`added`,
-            `removed`, `changed`) and how much.
+        write_rows: Called with tables of the rows that differ: id, `change` (`added`, `removed`,
+            `changed`) and size.
 
     Raises:
         JobError: Ids are not unique.
-        NotReadable: A part is gone, also from the history, or a store failed.
+        NotReadable: A part is missing, also in the history, or a store failed.
     """
     difference = Difference(before.name, now.name, tolerance)
     difference.rows_before, difference.rows_now = (v.manifest.num_predicted for v in (before, now))
@@ -70,18 +70,18 @@ def compare_versions(
 
 
 def _schema(version: Version) -> pa.Schema:
-    """Return the columns, by the first part; none of a version without parts."""
+    """Return the columns of the first part; none if there is no part."""
     parts = version.rows("predictions")
     return parts.only([0][: len(parts.parts)]).schema
 
 
 def _find_columns(difference: Difference, before: pa.Schema, now: pa.Schema) -> pa.Schema:
-    """Sort columns into those that are compared, and others; return the former after the row id."""
+    """Note the columns that cannot be compared; return the others after the row id."""
     sides = [
         {f.name: f.type for f in schema if f.name not in _LEFT_OUT} for schema in (before, now)
     ]
     row_id = pa.field(ROW_ID, pa.string())
-    if not before.names or not now.names:  # a side without parts has no columns either
+    if not before.names or not now.names:  # a side without parts has no columns
         return pa.schema([row_id])
     difference.only_before = tuple(name for name in sides[0] if name not in sides[1])
     difference.only_now = tuple(name for name in sides[1] if name not in sides[0])
@@ -97,7 +97,7 @@ def _find_columns(difference: Difference, before: pa.Schema, now: pa.Schema) -> 
 
 
 def _compare(difference: Difference, pair: tuple[pa.Table, pa.Table]) -> dict[str, Floats]:
-    """Compare the columns of matched rows; return how much each differs, 0: not at all."""
+    """Compare the columns of matched rows; return column -> size of the difference, 0: equal."""
     before, now = pair
     sizes: dict[str, Floats] = {}
     for name, sums in difference.columns.items():
@@ -130,7 +130,7 @@ def _count_rows(
 
 
 def _reasons(quarantine: pa.Table, ids: pa.ChunkedArray) -> Counter[str]:
-    """Count the reasons of the rows of a quarantine that are among some ids."""
+    """Count the reasons in a quarantine of the rows with some ids."""
     if not quarantine.num_rows or not len(ids):
         return Counter()
     rows = quarantine.filter(pc.is_in(quarantine.column(ROW_ID), value_set=ids.combine_chunks()))
@@ -162,7 +162,7 @@ def _keep_largest(
 def _write(
     write_rows: WriteRows, bucket: Bucket, gone: Numbers, places: Numbers, sizes: dict[str, Floats]
 ) -> None:
-    """Give the rows of a bucket that differ: id, change, size."""
+    """Write the rows of a bucket that differ: id, change, size."""
     rows = np.flatnonzero(places >= 0)
     total = _total(sizes, len(rows))
     changed, new = rows[total > 0], np.flatnonzero(places < 0)
@@ -179,7 +179,7 @@ def _write(
 
 @dataclass
 class LabelScores:
-    """The scores of the rows that had a label before."""
+    """Sums of the scores of rows that had a label before."""
 
     rows: int = 0
     sum_before: float = 0.0
@@ -188,12 +188,12 @@ class LabelScores:
 
 @dataclass(frozen=True)
 class Mover:
-    """A row that differs much."""
+    """A row that differs, and how much."""
 
     row_id: str
     size: float
     """The sum over its columns: 1 for another value or list, the difference of numbers, 1 - cosine
-    of vectors, the largest difference of numbers in lists that are alike otherwise."""
+    of vectors, the largest difference of numbers in lists that are otherwise equal."""
     before: dict[str, Any]
     """Values of the columns that differ."""
     now: dict[str, Any]
@@ -201,7 +201,7 @@ class Mover:
 
 @dataclass
 class Difference:
-    """How a version differs from another one of the same or of another output."""
+    """How a version differs from another one, of the same or of another output."""
 
     before: str
     now: str
@@ -213,11 +213,11 @@ class Difference:
     both: int = 0
     """Rows with a prediction on both sides, those of the same files among them."""
     changed: int = 0
-    """Rows of `both` of which a column differs."""
+    """Rows of `both` in which a column differs."""
     added: int = 0
     removed: int = 0
     carried: int = 0
-    """Rows that the later version took over from earlier ones."""
+    """Rows that the later version carried from earlier ones."""
     recovered: Counter[str] = field(default_factory=Counter)
     """Reason -> added rows that were in quarantine before."""
     failed: Counter[str] = field(default_factory=Counter)
@@ -226,19 +226,19 @@ class Difference:
     only_before: tuple[str, ...] = ()
     only_now: tuple[str, ...] = ()
     other_types: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Column -> its types; such columns are not compared."""
+    """Column -> its two types; such columns are not compared."""
     label_scores: dict[str, LabelScores] = field(default_factory=dict)
     largest: tuple[Mover, ...] = ()
     """The rows that differ most, in descending order."""
 
     @property
     def changed_pct(self) -> float:
-        """Changed rows, of those on both sides."""
+        """Share of changed rows in the rows on both sides, in percent."""
         return 100.0 * self.changed / self.both if self.both else 0.0
 
     @property
     def differing_pct(self) -> float:
-        """Rows that are changed, added or removed, of the rows of either side."""
+        """Share of changed, added and removed rows in the rows of either side, in percent."""
         rows = self.both + self.added + self.removed
         return 100.0 * (self.changed + self.added + self.removed) / rows if rows else 0.0
 
@@ -250,7 +250,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """The whole in a line."""
+        """The result in a line."""
         if self.is_equal:
             return f"equal: {self.both} rows"
         clauses = [f"{self.changed} of {self.both} rows in both differ ({self.changed_pct:.2f}%)"]
@@ -269,11 +269,11 @@ class Difference:
         return "; ".join(clauses)
 
     def flips(self, column: str) -> list[tuple[str, str, int]]:
-        """Return before, now and rows of a column of values, the most frequent pair first."""
+        """Return value before, value now and rows, the most frequent pair first."""
         return [(a, b, rows) for (a, b), rows in self.columns[column].pairs.most_common()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; of long lists the first entries."""
+        """Return the JSON form, with the first entries of long lists."""
         return {
             "verdict": self.verdict,
             "before": self.before,

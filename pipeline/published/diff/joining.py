@@ -1,4 +1,4 @@
-"""Match the rows of two versions by their id: exactly, and no more in memory than a bucket."""
+"""Match the rows of two versions by their id, exactly, with one bucket of rows in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.storage.store import Store
 
 _BUCKET_ROWS, _BUCKET_BYTES = 500_000, 256 * 2**20
 _GROWTH = 4
-"""How much larger rows are in memory than in a part, about."""
+"""About how much larger rows are in memory than in a part."""
 REASON = "reason"
 _OF_FAILED = pa.schema([(ROW_ID, pa.string()), (REASON, pa.string())])
 
@@ -39,7 +39,7 @@ class Version:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Output, partition and number, for messages."""
         root = self.store.url("").rstrip("/")
         return f"{root} {self.layout.name} version {self.manifest.number}"
 
@@ -48,7 +48,7 @@ class Version:
         return PublishedParts.of(self.store, [(self.layout, self.manifest)], folder)
 
     def rows_beside(self, other: Version) -> PublishedParts:
-        """Return the parts of predictions that the other one does not have, byte for byte."""
+        """Return the parts of predictions that the other version does not have byte for byte."""
         known = {other._content(part) for part in other.manifest.parts}
         parts = enumerate(self.manifest.parts)
         return self.rows("predictions").only(
@@ -56,13 +56,13 @@ class Version:
         )
 
     def _content(self, part: Part) -> tuple[str, str]:
-        """Return what decides the rows of a part; its folders may hold columns."""
+        """Return digest and folder values of a part, which decide its rows."""
         return part.sha256, str(values_of(part.path, self.manifest.partition_columns))
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The rows of both sides with the same hash bits, and why others have no prediction."""
+    """The rows of both sides with the same hash bits, and their rows without a prediction."""
 
     before: pa.Table
     now: pa.Table
@@ -71,12 +71,12 @@ class Bucket:
 
 
 def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket]:
-    """Yield the rows of both versions, bucket after bucket; files that both have are left out.
+    """Yield the rows of both versions bucket by bucket, without files that both have.
 
     Args:
-        before: One side.
-        now: The other.
-        schema: The columns of predictions that both have and that are wanted, the row id first.
+        before: The earlier version.
+        now: The later version.
+        schema: The columns to compare, the row id first.
 
     Raises:
         NotReadable: A part is gone, also from the history, or a store failed.
@@ -99,7 +99,7 @@ def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket
         ]
         quarantines = (version.rows("quarantine") for version in (before, now))
         for side, parts in zip(sides, (*pairs, *quarantines), strict=True):
-            if not parts.parts:  # without columns, too
+            if not parts.parts:  # there are no columns either
                 continue
             batches = parts.dataset().to_batches(columns=side.schema.names, batch_readahead=1)
             side.add(pa.Table.from_batches([batch]) for batch in batches)
@@ -109,15 +109,15 @@ def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket
 
 
 def match(before: pa.ChunkedArray, now: pa.ChunkedArray, versions: str) -> Numbers:
-    """Return, int64 (M,), which of N rows before each of M rows now is; -1: none.
+    """Return int64 (M,): the index of each of M rows among N rows before; -1: none.
 
     Args:
         before: Ids, (N,).
         now: Ids, (M,).
-        versions: Whose ids, for the message.
+        versions: Names of the versions, for the message.
 
     Raises:
-        JobError: An id is there twice, so that it does not say which row is meant.
+        JobError: Several rows have one id.
     """
     for ids in (before, now):
         if pc.count_distinct(ids, mode="all").as_py() != len(ids):
@@ -143,7 +143,7 @@ class _Side:
         return f"{self._path}-{bucket}.arrows"
 
     def add(self, tables: Iterable[pa.Table]) -> None:
-        """Divide tables by the hash of the row id."""
+        """Write the rows of tables to their buckets, by the hash of the row id."""
         for table in tables:
             if self._num == 1:
                 self._write(0, table)
