@@ -1,8 +1,8 @@
-"""What a result must hold before it is published: one gate or family per file, all of them by name.
+"""The checks of a result before it is published, registered by name.
 
 In: the figures of a run, from footers alone. Out: a result per gate, and whether to publish. Begin
-with `gate.py`, the protocol, and `judging.py`. A new gate is a class like `shares.Volume`, a line
-here, and a case in tests/gates/test_gate_conformance.py.
+with `gate.py`, the protocol, and `judging.py`. A new gate is a file with a class like
+`shares.Volume`, a line here, and a case in tests/gates/test_gate_conformance.py.
 """
 
 REGISTRY = {
@@ -21,4 +21,4 @@ REGISTRY = {
     "min_agreement_pct": "pipeline.gates.agreement:REFERENCE_CHECK",
     "carried": "pipeline.gates.agreement:CARRIED",
 }
-"""In the order in which they are shown."""
+"""Name -> gate, in the order in which they are shown."""

@@ -1,4 +1,4 @@
-"""Gates on rows that are predicted twice: golden and carried rows, and the reference check."""
+"""Gates on rows that are predicted twice: golden rows, carried rows, the reference check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN = 3
 
 
 class Golden(Gate):
-    """Rows whose predictions are known; `golden.py` predicts and compares them."""
+    """Rows with known predictions; `golden.py` predicts and compares them."""
 
     name = "golden"
     needs: frozenset[Need] = frozenset(["golden"])
@@ -35,7 +35,7 @@ class Golden(Gate):
 
 
 class ReferenceCheck(Gate):
-    """Rows that eager fp32 predicts again."""
+    """Rows predicted again in eager fp32."""
 
     name = "min_agreement_pct"
     needs: frozenset[Need] = frozenset(["reference_check"])
@@ -54,14 +54,14 @@ class ReferenceCheck(Gate):
         message = (
             f"{check.num_agreed} of {check.num_rows} rows agree with eager fp32; limit {limit:g}%"
         )
-        # One row of a small sample is no proof of slipping.
+        # A single row of a small sample proves nothing.
         num_off = check.num_rows - check.num_agreed
         is_fine = share >= limit or (num_off == 1 and check.num_rows > 1)
         return Finding("pass" if is_fine else "fail", message, share, limit)
 
 
 class Carried(Gate):
-    """Rows that are taken over from earlier versions, and predicted again."""
+    """Rows taken over from earlier versions and predicted again."""
 
     name = "carried"
     needs: frozenset[Need] = frozenset(["carried"])

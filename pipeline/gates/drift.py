@@ -1,7 +1,7 @@
-"""Gates on labels and numbers: not all alike, and beside what was published before, by their PSI.
+"""Gates on labels and numbers: constant predictions, and drift from earlier partitions by PSI.
 
 The PSI bands of 0.1 and 0.25 are a convention, and the world may change from one partition to the
-next; so drift only warns unless the job says otherwise.
+next, so drift only warns by default.
 
 PSI = sum of (q - p) ln(q / p), where p and q are the shares of a bin before and now. Without drift
 n * m / (n + m) * PSI is about chi-squared with bins - 1 degrees of freedom (Yurdakul and Naranjo,
@@ -26,11 +26,11 @@ _MAX_LABEL_BINS = 100
 _NOISE_PSI = 0.025
 """Bins are chosen so that E[PSI] without drift, (bins - 1)(1/n + 1/m), is about this."""
 _SMOOTHING = 0.5
-"""Rows added to every bin of both sides, so that an empty one has a logarithm."""
+"""Rows added to every bin of both sides, so that an empty bin has a logarithm."""
 
 
 class LabelDrift(Gate):
-    """Other labels than before."""
+    """Drift of the labels."""
 
     name = "label_drift"
     needs: frozenset[Need] = frozenset(["history"])
@@ -50,7 +50,7 @@ class LabelDrift(Gate):
 
 
 class ScoreDrift(Gate):
-    """Other scores or numbers than before; the worst of them counts."""
+    """Drift of scores or other numbers; the worst one counts."""
 
     name = "score_drift"
     needs: frozenset[Need] = frozenset(["history"])
@@ -71,7 +71,7 @@ class ScoreDrift(Gate):
             for key, numbers in counted.items()
             if key in before
             and before[key].counts
-            # Both are probabilities, or neither: other bins cannot be compared.
+            # Both are probabilities, or neither: their bins differ.
             and (before[key].shift is None) == (numbers.shift is None)
         }
         if not shifts:
@@ -81,7 +81,7 @@ class ScoreDrift(Gate):
 
 
 class Constant(Gate):
-    """One label and one score, one vector, or the same numbers for all rows."""
+    """The same label and score, the same vector, or the same numbers for all rows."""
 
     name = "constant"
     judges_computed = True
@@ -119,7 +119,7 @@ def _drift(rule: Drift, shift: Shift, name: str, basis: str) -> Finding:
 
 @dataclass(frozen=True)
 class Bin:
-    """One bin of two distributions; the name is a label's, or empty for several."""
+    """One bin of two distributions; the name is that of its label, '' for several labels."""
 
     name: str
     before: int
@@ -128,21 +128,22 @@ class Bin:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far two distributions are apart."""
+    """The distance of two distributions."""
 
     psi: float
     num_before: int
     num_now: int
     most: str = ""
-    """The label that contributes most, with both shares; empty if no label alone does."""
+    """The label that contributes most, with both shares; '' if a bin of several labels does."""
 
 
 def compare_labels(before: Distribution, now: Distribution) -> Shift:
     """Compare the labels of two partitions.
 
-    A label with the weight of a bin, on either side, is one. The others, also those that only one
-    side has, are joined in order of their names until they weigh as much: of a thousand labels
-    in a thousand rows, many are missing by chance. What was too rare to be kept is one more bin.
+    A label with the weight of a bin, on either side, is a bin of its own. The others, including
+    those of one side only, are joined in order of their names until they have that weight: of a
+    thousand labels in a thousand rows, many are missing by chance. Labels that were too rare to be
+    kept are one more bin.
     """
     weight = _BinWeight.of(before.num_labelled, now.num_labelled, _MAX_LABEL_BINS)
     names = {*before.labels, *(() if before.num_other else now.labels)}
@@ -166,7 +167,7 @@ def compare_numbers(before: Numbers, now: Numbers) -> Shift:
 
 @dataclass(frozen=True)
 class _BinWeight:
-    """How many rows of each side make a bin."""
+    """The number of rows of each side that make a bin."""
 
     before: float
     now: float
@@ -183,7 +184,7 @@ class _BinWeight:
 
 
 def _join(triples: Iterable[tuple[str, int, int]], weight: _BinWeight) -> list[Bin]:
-    """Join neighbours until they weigh as much as a bin; what weighs that alone stays alone."""
+    """Join neighbours until they have the weight of a bin; one with that weight stays alone."""
     bins, before, now = [], 0, 0
     for name, old, new in triples:
         if weight.is_reached(old, new):

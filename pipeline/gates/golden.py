@@ -1,7 +1,7 @@
-"""Golden rows: rows whose predictions are known, which every actor predicts before its first slice.
+"""Golden rows: rows with known predictions, which every actor predicts before its first slice.
 
-A wrong model, a wrong transform or a sick device shows here, before anything is spent on it. The
-rows go the way of all rows: decoded, transformed and predicted by what the actor itself uses.
+They reveal a wrong model, a wrong transform or a sick device before time is spent on it. The rows
+are decoded, transformed and predicted like all others.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from pipeline.models.spec import ModelSpec
 
 EXACT_SCORE_DIFF = 0.001
-"""Between machines, fp32 scores differ by a hundredth of this."""
+"""Scores in fp32 differ between machines by a hundredth of this."""
 _SHOWN = 3
 
 Reduce = Callable[[Inputs], Arrays]
-"""Inputs of some rows -> what the task keeps of them (`Engine.reduce`)."""
+"""Inputs of rows -> outputs that the task keeps (`Engine.reduce`)."""
 
 
 class GoldenRefused(GateRefused):
-    """An actor does not predict what is known."""
+    """An actor's predictions of golden rows differ."""
 
     def result(self) -> GateResult:
         """Return the result of the gate, for the report."""
@@ -46,7 +46,7 @@ class GoldenRefused(GateRefused):
 
 @dataclass(frozen=True)
 class GoldenRows:
-    """Rows and what is known of them; plain enough for Ray."""
+    """Rows with their known predictions, in a form that Ray can send."""
 
     rows: pa.Table
     """`source_schema`, encoded."""
@@ -54,22 +54,22 @@ class GoldenRows:
     """`label` with perhaps `score` and `tolerance`; or the columns of the task."""
     limits: AgreementLimits
     max_score_diff: float | None
-    """The job's; None goes by the precision."""
+    """As the job sets it; None: by the precision."""
     refuses: bool
-    """A row that differs refuses the run."""
+    """A row that differs ends the run."""
     preprocess: Callable[[Counters, pa.Table], pa.Table] | None = None
-    """Prepares rows as the run does; None where they need no preparing."""
+    """Prepares rows as the run does; None if they need no preparation."""
 
     def check(self, spec: ModelSpec, reduce: Reduce, where: str, counters: Counters) -> None:
         """Predict the rows and compare.
 
         Args:
-            reduce: Predicts.
+            reduce: The actor's prediction.
             where: The actor, for the message.
             counters: Gets the figure `golden`.
 
         Raises:
-            GoldenRefused: A row differs; names the first ones, expected and found.
+            GoldenRefused: A row differs; the message names the first ones with both values.
         """
         started = perf_counter()
         differences = self.differences(spec, reduce)
@@ -85,7 +85,7 @@ class GoldenRows:
             )
 
     def differences(self, spec: ModelSpec, reduce: Reduce) -> list[str]:
-        """Return one line for every row that differs: its id, what was expected and found."""
+        """Return a line for every row that differs: id, expected and predicted values."""
         rows = self.rows if self.preprocess is None else self.preprocess({}, self.rows)
         inputs = spec.input.arrays(rows)
         failed = dict(enumerate(_failures(rows)))
@@ -102,7 +102,7 @@ class GoldenRows:
     def _compare(
         self, spec: ModelSpec, predicted: Arrays, rows: pa.Table, kept: Sequence[int]
     ) -> list[str]:
-        """Return '' for each of the kept rows that agrees."""
+        """Return a difference per kept row; '' if it agrees."""
         places, task = pa.array(kept), make_task(spec.task)
         table = pa.table(task.columns(predicted, np.ones(len(kept), bool), rows.take(places)))
         limits = replace(self.limits, max_score_diff=self._score_diff(spec))
@@ -121,12 +121,12 @@ def _failures(rows: pa.Table) -> list[str | None]:
 
 
 def _predict(inputs: Inputs, reduce: Reduce) -> tuple[Arrays, dict[int, str]]:
-    """Predict all rows at once, or one by one where that raises; return what each of those said."""
+    """Predict all rows at once, or one by one if that raises; return row -> its error, too."""
     if not num_rows(inputs):
         return {}, {}
     try:
         return reduce(inputs), {}
-    except Exception:  # noqa: BLE001  # whatever a user's model raises, or the memory
+    except Exception:  # noqa: BLE001  # a user's model may raise anything
         pieces, raised = [], {}
     for row in range(num_rows(inputs)):
         try:

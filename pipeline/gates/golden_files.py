@@ -25,21 +25,21 @@ from pipeline.storage.store import Store, read_file
 
 MAX_ROWS = 1024
 MAX_BYTES = 32 * 2**20
-"""Every actor gets the rows when it is made."""
+"""Limited because every actor gets the rows when it is made."""
 _FIELD = "gates.golden.uri"
 
 
 def read_golden(
     gates: Gates, task: TaskSpec, reader: Reader, *, is_accepted: bool
 ) -> GoldenRows | None:
-    """Read the golden rows of a job; None where it wants none.
+    """Read the golden rows of a job; None if it has none.
 
     Args:
-        reader: What rows of this job look like.
-        is_accepted: That rows differ is accepted: they are compared, and nothing is refused.
+        reader: The reader of the job's rows, which fixes their columns.
+        is_accepted: Differences are accepted: rows are compared, and nothing is refused.
 
     Raises:
-        JobError: There are no such rows, or they are not what the task needs.
+        JobError: There are no golden rows, or they are not as the task needs them.
     """
     golden = gates.golden
     if golden is None or golden.mode == "off":
@@ -74,10 +74,10 @@ def read_golden(
 
 
 def _with_vectors(table: pa.Table, reader: Reader, uri: str) -> pa.Table:
-    """Add the vectors of features, and texts beside them, if the rows have their columns instead.
+    """Add the vectors of features, and their texts, if the file has the single columns instead.
 
     Raises:
-        JobError: A row has none.
+        JobError: A row has no valid features.
     """
     names = reader.source.input_columns.names
     wanted = {name: file_name_of(name) for name in reader.fields.names if is_feature(name)}
@@ -136,7 +136,7 @@ def _read_file(golden: Golden) -> pa.Table:
 
 
 def _read_folder(golden: Golden, task: TaskSpec, column: str) -> pa.Table:
-    """Read `<label>/<file>`; the bytes of files become a column of this name."""
+    """Read `<label>/<file>`; the bytes of the files become `column`."""
     if not make_task(task).has_golden_folders:
         raise JobError(f"{_FIELD} = {golden.uri}: task {task.kind!r} needs a .parquet file")
     store = Store(golden.uri, golden.storage_options)

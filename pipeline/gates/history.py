@@ -1,7 +1,7 @@
-"""Find what earlier partitions hold: those of the same key with an earlier date or number.
+"""Read the figures of earlier partitions: those of the same key with an earlier date or number.
 
-Only partitions that have an order have earlier ones: `date=2026-11-24` and `hour=7` do, `region=eu`
-does not. One manifest per partition is read, and it holds all that is compared.
+Only partitions with an order have earlier ones: `date=2026-11-24` and `hour=7` do, `region=eu` does
+not. One manifest per partition is read, which has all figures.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Past:
-    """What was published before."""
+    """Figures that were published before."""
 
     rows: tuple[int, ...] = ()
     """Rows of the earlier partitions, the newest first."""
     distribution: Distribution = field(default_factory=Distribution)
-    """Of the last earlier partition that has one, otherwise of the version that is replaced."""
+    """Of the last earlier partition that has one, otherwise of the replaced version."""
     basis: str = ""
-    """Which partition or version that is; empty for none."""
+    """The name of that partition or version; '' if there is none."""
 
 
 def _current_or_none(store: Store, layout: Layout) -> Manifest | None:
@@ -46,15 +46,15 @@ def _current_or_none(store: Store, layout: Layout) -> Manifest | None:
 
 
 def look_back(store: Store, layout: Layout, base: Manifest | None, num_partitions: int) -> Past:
-    """Find the last partitions before this one.
+    """Return the figures of the last partitions before this one.
+
+    A partition whose manifest is damaged, or written by a newer version of the package, is skipped
+    with a warning.
 
     Args:
-        layout: The partition that is to be published.
-        base: What of it is published now.
-        num_partitions: How many of them `rows` counts.
-
-    A partition whose manifest is damaged, or of a newer version of the package, counts as unknown:
-    a warning names it.
+        layout: The partition to be published.
+        base: Its published version.
+        num_partitions: The number of partitions in `rows`.
 
     Raises:
         PipelineError: The store failed.

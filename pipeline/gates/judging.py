@@ -1,8 +1,8 @@
 """Judge the staged predictions before anything is published. Pure: figures in, results out.
 
-Where rows are carried, some gates judge only what the run computed: nine carried rows of ten hide a
-broken model, which moves the histogram of the partition by a tenth. The carried ones were judged
-when they were computed.
+If rows are carried, some gates judge only the computed ones: a broken model moves the histogram of
+a partition with nine carried rows of ten by only a tenth. Carried rows were judged when they were
+computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.gates.results import Finding, GateResult, accept, failures, how_to
 from pipeline.job.gates import Gates
 
 LEAST_ROWS = 100
-"""Of fewer computed rows no share is known to within ten percent; they are not judged."""
+"""Fewer computed rows are not judged: no share of them is known to within ten percent."""
 
 
 def all_gates() -> list[Gate]:
@@ -29,7 +29,7 @@ def all_gates() -> list[Gate]:
 
 
 def needs_of(section: Gates) -> set[Need]:
-    """Return what the gates that are on need a run to do."""
+    """Return the needs of the gates that are on."""
     return {need for gate in all_gates() if gate.is_on(section) for need in gate.needs}
 
 
@@ -39,8 +39,8 @@ def judge(
     """Judge a run by all gates.
 
     Args:
-        figures: What is to be published.
-        past: What was published before.
+        figures: Of the rows to be published.
+        past: Of earlier publications.
         accepted: Gate -> why its failure is accepted.
     """
     results = [_result(gate, section, figures, past) for gate in all_gates()]
@@ -56,15 +56,15 @@ def certain_failures(
     causes: Sequence[Cause] = (),
     unreadable: UnreadableShards = NONE_UNREADABLE,
 ) -> list[GateResult]:
-    """Judge what can only become worse: what fails now fails in the end, whatever the rest gives.
+    """Return the failures that no remaining row can undo.
 
     Args:
-        num_planned: Rows of the plan; None if that is unknown: nothing is certain then.
+        num_planned: Rows of the plan; None if unknown, so that no failure is certain.
         num_quarantined: Rows quarantined so far.
         reasons: The same by reason.
         accepted: Gate -> why its failure is accepted.
-        causes: Why most of them are quarantined.
-        unreadable: As far as they are known.
+        causes: The most frequent causes.
+        unreadable: The unreadable shards so far.
     """
     if num_planned is None:
         return []
@@ -77,7 +77,7 @@ def certain_failures(
 
 
 def early_refusal(failed: list[GateResult], num_done: int, num_planned: int) -> GateRefused:
-    """Say why a run stops reading."""
+    """Return the error of a run that stops reading."""
     return GateRefused(
         f"nothing was published; {failures(failed)}; certain after {num_done} of {num_planned} "
         f"rows, so reading stopped there; finished slices are kept{how_to_accept(failed)}"
@@ -85,7 +85,7 @@ def early_refusal(failed: list[GateResult], num_done: int, num_planned: int) -> 
 
 
 def _result(gate: Gate, section: Gates, figures: Figures, past: Past) -> GateResult:
-    """Return what a gate says of a run, no worse than its mode allows."""
+    """Return the result of a gate, no worse than its mode allows."""
     mode = gate.mode(section)
     if mode == "off":
         finding = Finding("off", "not judged: the gate is off")

@@ -1,4 +1,4 @@
-"""The result of a gate, and how a person accepts a failure."""
+"""The result of a gate, and how a failure is accepted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.core.registry import GATES, names
 Status = Literal["pass", "warn", "fail", "off", "accepted"]
 
 CONSERVATION: Final = "conservation"
-"""Rows that are not accounted for are never accepted."""
+"""The gate whose failure is never accepted."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a gate found, whatever its mode."""
+    """The finding of a gate, before its mode applies."""
 
     level: Literal["pass", "warn", "fail", "off"]
     """`off`: there was nothing to judge."""
@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What one gate found, no worse than its mode."""
+    """The result of a gate, no worse than its mode."""
 
     name: str
     status: Status
@@ -79,7 +79,7 @@ def failures(results: Sequence[GateResult]) -> str:
 
 
 def how_to_accept(results: Sequence[GateResult]) -> str:
-    """Say how to publish in spite of the gates that failed; '' if one of them is never accepted."""
+    """Say how to publish despite the failed gates; '' if one of them is never accepted."""
     failed = [result.name for result in results if result.status == "fail"]
     if not failed or CONSERVATION in failed:
         return ""
@@ -91,10 +91,10 @@ def require_pass(results: Sequence[GateResult], quarantined: str = "") -> None:
 
     Args:
         results: Of all gates.
-        quarantined: Why rows are in quarantine; said if no gate that failed has said it.
+        quarantined: Why rows are in quarantine; added unless a failed gate has it.
 
     Raises:
-        GateRefused: Names the gates that failed, with their figures.
+        GateRefused: The message has the failed gates with their figures.
     """
     if reasons := failures(results):
         quarantine = (

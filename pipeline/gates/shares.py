@@ -1,4 +1,4 @@
-"""Gates on rows: all accounted for, as many as usual, and how many are quarantined or cut."""
+"""Gates on the number of rows: none lost, as many as usual, few quarantined, skipped or cut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.job.gates import Gates, Mode
 
 
 class Conservation(Gate):
-    """Planned rows = predictions + quarantine; never accepted."""
+    """Planned rows = predictions + quarantine; a failure is never accepted."""
 
     name = "conservation"
 
@@ -43,9 +43,9 @@ class NotEmpty(Gate):
 
 
 class Volume(Gate):
-    """Rows beside the median of earlier partitions.
+    """Rows in comparison with the median of earlier partitions.
 
-    A fifth of the usual rows is hardly ever what the world did, so it refuses.
+    A fifth of the usual rows is hardly ever a change of the world, so it refuses by default.
     """
 
     name = "volume"
@@ -81,18 +81,19 @@ class Volume(Gate):
 
 @dataclass(frozen=True)
 class Share(Gate):
-    """Share of rows, files or texts that are so; its limit is the option of its name."""
+    """Share of rows, files or texts with some property; its limit is the option of its name."""
 
     name: str
     mode_field: str
     words: str
-    """What is so, and of what: `rows quarantined` of `rows`."""
+    """The property, and of what: `rows quarantined` of `rows`."""
     counts: Callable[[Figures], tuple[int, int]]
-    """How many are so, and how many there are."""
+    """Returns how many have the property, and how many there are."""
     of_files: bool = False
-    """Judged however few there are."""
+    """Judged whatever their number."""
     of_rows: bool = False
-    """More rows cannot turn it; if all are so it is judged however few there are; it says why."""
+    """More rows cannot undo a failure; if all have the property, they are judged whatever their
+    number; the message has the causes."""
 
     @property
     def only_worsens(self) -> bool:  # type: ignore[override]  # a field of the protocol
@@ -119,9 +120,9 @@ class Share(Gate):
 
 
 class Errors(Share):
-    """Share of rows quarantined; and of shards, and of bytes, that cannot be read.
+    """Share of rows that are quarantined, and of shards and bytes that cannot be read.
 
-    One row stands for such a shard, however many are lost with it.
+    An unreadable shard counts as one row, whatever the number of its rows.
     """
 
     def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
@@ -137,7 +138,7 @@ class Errors(Share):
 
 
 class ReasonShares(Gate):
-    """Share of rows with one reason."""
+    """Shares of rows with one reason."""
 
     name = "max_reason_pct"
     only_worsens = True
