@@ -105,7 +105,7 @@ class Constant(Gate):
 
 def _drift(rule: Drift, shift: Shift, name: str, basis: str) -> Finding:
     psi = round(shift.psi, 6)
-    beside = f"{name}, {shift.num_now} predictions beside {shift.num_before} of {basis}"
+    beside = f"{name}, {shift.num_now} predictions against {shift.num_before} of {basis}"
     if min(shift.num_now, shift.num_before) < rule.min_rows:
         return Finding("off", f"{beside}; not judged below {rule.min_rows}")
     most = f"; most: {shift.most}" if shift.most else ""

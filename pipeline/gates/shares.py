@@ -68,7 +68,7 @@ class Volume(Gate):
             return Finding("off", f"{num_rows} rows; earlier partitions were empty")
         change_pct = 100.0 * (num_rows - usual) / usual
         message = (
-            f"{num_rows} rows, {change_pct:+.1f}% beside the median {usual:.10g} of "
+            f"{num_rows} rows, {change_pct:+.1f}% from the median {usual:.10g} of "
             f"{len(past.rows)} earlier partitions"
         )
         limit = -rule.max_drop_pct if change_pct < 0 else rule.max_growth_pct

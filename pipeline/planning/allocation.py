@@ -1,6 +1,6 @@
-"""Divide the CPUs and GPUs of a cluster between model actors, readers, decoders and writers.
+"""Divide the CPUs and GPUs of a cluster among model actors, readers, decoders and writers.
 
-This is checked before the run starts: Ray Data waits forever for resources that do not exist.
+The division is checked before the run starts, because Ray Data waits forever for missing resources.
 """
 
 from __future__ import annotations
@@ -15,58 +15,58 @@ if TYPE_CHECKING:  # workers need no pydantic: a sixth of a second each
     from pipeline.job.job import Resources
     from pipeline.preprocessing.model_input import Cost
 
-# Logical CPUs of a reader, decoder or writer. Their number limits them, not what they reserve: a
+# Logical CPUs of a reader, decoder or writer. Their number limits them, not their reservation: a
 # task that waits for the next stage keeps its share, and could starve that stage. Not 0: Ray runs
 # such tasks anywhere, even on a head node that must not run tasks.
 TASK_CPUS = 0.05
 CLUSTER_READER_CPUS = 0.2
-"""Where there are several machines, or an autoscaler adds some, the number of tasks is for all of
-them, and the first that is up must not get them all. There a decoder reserves its share of a core,
-so that no machine gets more of them than cores, and a reader this."""
+"""Logical CPUs of a reader on several machines, or where an autoscaler adds some. The first machine
+that is up must not get all tasks, so a decoder reserves its share of a core there, and no machine
+gets more decoders than cores."""
 _CPUS_PER_READER = 4
 _CPUS_PER_TABLE_READER = 2
-"""Of 1,000 columns a core reads 170,000 rows/s, and a small network predicts 300,000."""
+"""A core reads 170,000 rows/s of 1,000 columns, and a small network predicts 300,000."""
 _CPUS_PER_DECODER = 2
 _MAX_WRITERS = 16
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The resources of the cluster; with autoscaling, the largest that it may have."""
+    """The resources of the cluster; with autoscaling, the most that it may have."""
 
     num_nodes: int
     """Running nodes with CPUs, at least one; a head may have none."""
     cpus: float
     gpus: float
     gpu_names: tuple[str, ...] = ()
-    """Of each kind one."""
+    """One name per type."""
     node_cpus: tuple[float, ...] = ()
     """CPUs per running node; the rest of `cpus` may be added by autoscaling."""
     node_gpus: tuple[float, ...] = ()
     num_without_cpus: int = 0
-    """Running nodes beside `num_nodes`: they compute nothing, but cost as much."""
+    """Further running nodes, which compute nothing but cost as much."""
     node_labels: tuple[frozenset[str], ...] = ()
-    """The values of Ray's labels of each running node, those without CPUs included."""
+    """The values of Ray's labels per running node, including those without CPUs."""
 
     @property
     def is_one_machine(self) -> bool:
-        """Tell whether there is one node with CPUs, and none will be added."""
+        """Tell whether there is one node with CPUs, and none can be added."""
         return self.num_nodes == 1 and self.cpus <= (sum(self.node_cpus) or self.cpus)
 
     @property
     def all_nodes(self) -> int:
-        """Return how many nodes run, those without CPUs included."""
+        """Return the number of running nodes, including those without CPUs."""
         return self.num_nodes + self.num_without_cpus
 
     @property
     def gpu_name(self) -> str | None:
-        """Return the names of all kinds of GPUs; None if they are unknown."""
+        """Return the names of all types of GPUs; None if unknown."""
         return ", ".join(self.gpu_names) or None
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The number of actors and tasks of each stage, and what they reserve."""
+    """The number of actors and tasks of each stage, and their reservations."""
 
     min_actors: int
     max_actors: int
@@ -83,11 +83,11 @@ class Allocation:
     decoder_cpus: float = TASK_CPUS
     """Logical CPUs that a decoder reserves."""
     reader_cpus: float = TASK_CPUS
-    """The same of a reader."""
+    """Logical CPUs that a reader reserves."""
 
     @property
     def actors_per_node(self) -> int:
-        """Return how many actors a node has at most, if they are spread evenly."""
+        """Return the most actors of a node, if they are spread evenly."""
         return -(-self.max_actors // self.num_nodes)
 
     @property
@@ -107,19 +107,19 @@ class Allocation:
         return frozenset(group for group, is_theirs in by_group.items() if is_theirs)
 
     def for_local_disk(self, hardware: Hardware) -> Allocation:
-        """Return the allocation for output on local disk: if actors have all cores, they write.
+        """Return the allocation for output on local disk: if the actors have all cores, they write.
 
         Writing a slice to local disk takes milliseconds, no more than the overhead of a task. With
-        a remote store actors, and their GPUs, would wait.
+        a remote store the actors, and their GPUs, would wait.
         """
         idle_cpus = hardware.cpus - self.max_actors * self.actor_threads
         is_theirs = self.decodes_in_actors and not self.actor_gpus and idle_cpus < 1
         return replace(self, num_writers=0) if is_theirs else self
 
     def for_slices(self, num_slices: int | None) -> Allocation:
-        """Return the allocation for work of so many slices; None if the number is unknown.
+        """Return the allocation for a number of slices; None if it is unknown.
 
-        An actor that gets none would start, and load the model, for nothing.
+        An actor without a slice would start, and load the model, for nothing.
         """
         if num_slices is None:
             return self
@@ -135,7 +135,7 @@ class Allocation:
 
     @property
     def decoder_threads(self) -> int:
-        """Return how many images one decoder decodes at once."""
+        """Return the number of images that one decoder decodes at once."""
         return self.actor_threads if self.decodes_in_actors else 1
 
 
@@ -143,10 +143,10 @@ def allocate(resources: Resources, hardware: Hardware, *, cost: Cost) -> Allocat
     """Divide the cluster between actors and the tasks of the other stages.
 
     Args:
-        cost: What takes the time of a row.
+        cost: The expensive part of a row.
 
     Raises:
-        JobError: The job asks for more than the cluster has; names both numbers.
+        JobError: The job asks for more than the cluster has; the message names both numbers.
     """
     threads = resources.num_cpus or 1.0
     if resources.actors_per_gpu:
@@ -189,7 +189,7 @@ def allocate(resources: Resources, hardware: Hardware, *, cost: Cost) -> Allocat
     actor_cpus = min(threads, _actor_cpus(max_actors, taken, hardware, resources.num_gpus > 0))
     if not hardware.is_one_machine:
         # Readers and writers keep their shares while they live: an actor whose node is lost must
-        # find room beside those of another node.
+        # fit beside those of another node.
         left = max(1, others)
         beside = reader_cpus * math.ceil(num_readers / left)
         beside += TASK_CPUS * math.ceil(num_writers / left)
@@ -216,7 +216,7 @@ def allocate(resources: Resources, hardware: Hardware, *, cost: Cost) -> Allocat
 
 
 def _actor_cpus(num_actors: int, taken_cpus: float, hardware: Hardware, on_gpus: bool) -> float:
-    """Return the CPUs that an actor may reserve beside all tasks, wherever actors are placed."""
+    """Return the CPUs that an actor may reserve beside all tasks, wherever it is placed."""
     shares = [(hardware.cpus - taken_cpus) / num_actors]
     if on_gpus:  # nodes with few cores may have many cards
         pairs = zip(hardware.node_cpus, hardware.node_gpus, strict=False)
@@ -238,8 +238,9 @@ def gpu_share(num_actors: int) -> float:
 def _num_decoders(resources: Resources, cpus: int, taken_cpus: float) -> int:
     """Return the number of decoders; 0 if the actors decode.
 
-    If the actors have all cores, they decode as well: each keeps its core busy, imports torch once,
-    and only encoded bytes are moved. Cores without an actor, and those beside GPUs, run decoders.
+    If the actors have all cores, they decode as well: each keeps its core busy and imports torch
+    once, and only encoded bytes are moved. Cores without an actor, and those beside GPUs, run
+    decoders.
     """
     free = math.floor(cpus - taken_cpus)
     if resources.num_gpus:
@@ -260,7 +261,7 @@ def _fit_gpus(resources: Resources, hardware: Hardware) -> int:
 
 
 def _fit(share: float, total: float, nodes: tuple[float, ...]) -> int:
-    """Return how many shares fit if each lies on one node."""
+    """Return how many shares fit if no share spans two nodes."""
     to_come = max(0.0, total - sum(nodes))
     return sum(math.floor(part / share + 1e-9) for part in (*nodes, to_come))
 

@@ -1,4 +1,4 @@
-"""The plan of a run: units, slices and the fingerprint. Of one listing there is one plan."""
+"""The plan of a run: units, slices and the fingerprint. One listing has one plan."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
 
 _USUAL_UNITS = 1_000
-# These fields decide which files are listed; the files are digested one by one.
+# Fields that only select files; the files are digested one by one.
 _OF_LISTING = {"storage_options", "follow_links"}
 _SECTION: dict[str, Any] = {"mode": "json", "exclude_defaults": True}
-"""How a section enters a digest: a field that is added leaves the fingerprints of other jobs as
-they are. Who changes a default raises the number of its area in core/semantics.py."""
+"""How a section enters a digest: a new field leaves the fingerprints of other jobs unchanged. A
+changed default needs a new number of its area in core/semantics.py."""
 _OF_DECODING = {"max_image_bytes", "max_image_px"}
-"""Limits that are applied to a row after it was looked up by its content."""
+"""Limits that apply to a row after it was looked up by its content."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The work of a run, and of all that list the same; stored under `_control`."""
+    """The work of a run, and of all runs that list the same; stored under `_control`."""
 
     fingerprint: str
     source_root: str
@@ -60,37 +60,37 @@ class Plan:
     task_fields: pa.Schema
     """The columns that the task adds."""
     row_ids: RowIds
-    """Where ids come from; ids of kind `column` and `key` are in the shards, not in the plan."""
+    """The origin of ids; those of a column or a key are in the shards, not in the plan."""
     fields: pa.Schema
-    """The columns of a row's input, with the types of the shards."""
+    """The columns of a row's input, with the types in the shards."""
     model: dict[str, Any]
     num_shards: int
     input_bytes: int
     batch_size: int = field(default=0, compare=False)
-    """The most rows per model call. As the next field, it is of a run, and not stored."""
+    """The most rows per model call. This field and the next belong to a run and are not stored."""
     batch_tokens: int = field(default=0, compare=False)
-    """The most tokens per model call; 0 for inputs that have none."""
+    """The most tokens per model call; 0 for inputs without tokens."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
-    """The parts of the fingerprint, so that a later plan can say what changed: digests `inputs`,
-    `model` and `settings`, `semantics`, area -> version, and `extensions`, what an installed
-    distribution brings -> digest of its code, if there is any."""
+    """The parts of the fingerprint, from which a later plan tells changes: digests `inputs`,
+    `model` and `settings`; `semantics`, area -> version; and, if there are any, `extensions`,
+    extension of an installed distribution -> digest of its code."""
     predictor_key: str = field(default="", compare=False)
-    """Digest of what decides the prediction of a row; '' if that is unknown. As all that follows,
-    it is of the job as it is, and not stored with the plan."""
+    """Digest of everything that decides the prediction of a row; '' if unknown. This field and the
+    following ones belong to the current job and are not stored with the plan."""
     row_settings: str = field(default="", compare=False)
-    """What decides the other columns of a row, as `predictor.row_settings`."""
+    """Digest of everything that decides the other columns of a row."""
     has_hashes: bool = field(default=False, compare=False)
-    """Predictions have the hash of what the model sees."""
+    """Predictions have a hash of the model's input."""
     stored_as: str = field(default="", compare=False)
-    """Digest of all that is stored of it, which is its name; '' while it is not stored."""
+    """Digest of the stored plan, which is its name; '' before it is stored."""
     twin: str = field(default="", compare=False)
-    """Fingerprint of a job that differs only in whether it pins eager fp32; '' if this one does
-    neither. What it published in eager fp32 is what this plan would give."""
+    """Fingerprint of the job that differs only in whether it pins eager fp32; '' if there is none.
+    Its publications in eager fp32 equal those of this plan."""
     ctimes_sha256: str = field(default="", compare=False)
-    """Digest of when local shards were changed in any way, as listed; '' if no store says that. Not
-    part of the fingerprint, as copies of a file differ in it."""
+    """Digest of the ctimes of local shards when listed; '' if the store has none. Not part of the
+    fingerprint, because copies of a file differ in it."""
     skipped: Skipped = field(default_factory=Skipped)
-    """Files below the source that were not inputs when it was listed."""
+    """Files below the source that were not input when it was listed."""
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -100,19 +100,19 @@ class Plan:
 
     @cached_property
     def unopened(self) -> tuple[Extent, ...]:
-        """Return the shards that could not be opened when they were listed."""
+        """Return the shards that could not be opened when listed."""
         extents = (extent for unit in self.units for extent in unit.extents)
         return tuple(extent for extent in extents if extent.is_whole_shard)
 
     @property
     def task(self) -> str:
-        """Return the name of the task, whether the job or the model directory has said it."""
+        """Return the name of the task, from the job or the model directory."""
         name: str = self.model["task"]["kind"]
         return name
 
     @property
     def num_slices(self) -> int | None:
-        """Return the slices of all units; None if only reading counts their rows."""
+        """Return the number of slices of all units; None if only reading counts their rows."""
         return None if self.counts_by_reading else sum(len(u.bounds) - 1 for u in self.units)
 
     @property
@@ -127,7 +127,7 @@ class Plan:
 
     @property
     def source_columns(self) -> tuple[str, ...]:
-        """Return the columns of a prediction that are the source's."""
+        """Return the columns of a prediction that come from the source."""
         return ROW_ID, URI, *self.pass_through.names
 
     def prediction_schema(self) -> pa.Schema:
@@ -149,7 +149,7 @@ class Plan:
             yield from unit.slices()
 
     def usual_slice_rows(self) -> list[int]:
-        """Return the rows per slice of the first units; for uncounted units the most per slice."""
+        """Return the rows of the slices of the first units; the most per slice if not counted."""
         slice_rows: list[int] = []
         for unit in self.units[:_USUAL_UNITS]:
             if unit.cut is not None:
@@ -163,7 +163,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     """Cut the inputs into units and slices and compute the fingerprint.
 
     Args:
-        job: The job; only what decides the predictions enters the fingerprint.
+        job: The job; only fields that decide predictions enter the fingerprint.
         inputs: The result of `list_inputs`.
         batch_size: Rows per model call; most slices are a multiple of it.
     """
@@ -224,7 +224,7 @@ def _task_fields(source: Source, inputs: Inputs, model: ModelSpec) -> pa.Schema:
 
 
 def _require_free(names: Sequence[str], partition: str | None) -> None:
-    """Refuse a column with the name of the partition's key: engines read the folder's value."""
+    """Refuse a column with the name of the partition's key: engines take the folder's value."""
     key = (partition or "").partition("=")[0].lower()
     for name in names:
         if name.lower() == key:
@@ -236,7 +236,7 @@ def _require_free(names: Sequence[str], partition: str | None) -> None:
 
 
 def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, Any]:
-    """Return digests and versions that decide the predictions; see `Plan.fingerprint_parts`."""
+    """Return digests and versions that decide the predictions, as `Plan.fingerprint_parts`."""
     shards = [[shard.path, shard.size_bytes, shard.version] for shard in inputs.shards]
     pass_through = schema_to_text(inputs.pass_through)
     settings = {
@@ -254,18 +254,18 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
 
 
 def model_digest(model: ModelSpec) -> str:
-    """Digest what decides the predictions.
+    """Return a digest of everything of a model that decides predictions.
 
-    A job that leaves the runtime open is another than one that pins eager fp32: what is staged for
-    it may be of any runtime at fp32, as its choice says.
+    A job that leaves the runtime open differs from one that pins eager fp32: its staged slices may
+    be of any runtime at fp32, as chosen.
     """
     pinned = {"pinned": True} if model.is_reference and model.is_pinned else {}
     return digest_of({**model.to_dict(), **pinned})
 
 
 def _twin(parts: Mapping[str, Any], model: ModelSpec) -> str:
-    """Return the fingerprint of the job that pins eager fp32 if this one leaves it open, and vice
-    versa; '' if it does neither."""
+    """Return the fingerprint of the job that pins eager fp32 if this one leaves it open, and the
+    reverse; '' if it does neither."""
     if not model.is_reference:
         return ""
     other = replace(model, is_pinned=not model.is_pinned)
@@ -279,7 +279,7 @@ def job_semantics(job: Job, model: ModelSpec) -> dict[str, int]:
 
 
 def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
-    """Return what installed distributions bring for a job -> the digest of its code."""
+    """Return extension of an installed distribution that the job uses -> digest of its code."""
     named = [
         (SOURCES, job.source.format),
         *((INPUTS, name) for name in (model.input.name, *job.source.input_parts.values())),

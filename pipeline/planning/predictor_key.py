@@ -1,8 +1,8 @@
-"""What decides the prediction of a row, wherever the row comes from and whatever computes it.
+"""The predictor key: a digest of everything that decides the prediction of a row.
 
-Two runs of one predictor key give a row the same prediction: bit for bit, or, if they differ in
-runtime or batch size, within what the agreement gate allows. Versions of installed libraries are
-not part of it: they are the environment, a change of which has more rows checked.
+Two runs with one predictor key give a row the same prediction: bit for bit, or, if they differ in
+runtime or batch size, within the limits of the agreement gate. Versions of installed libraries are
+not part of it: they are the environment, and if that changes more rows are checked.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pipeline.models.spec import ModelSpec
 
 _OF_RUNTIME = {"runtime", "choice"}
 _OF_LIBRARIES = {"directory", "torchvision"}
-"""Kinds of models whose code is an installed library's."""
+"""Origins of models whose code belongs to an installed library."""
 _SECTIONS = {"task": "model", "transform": "transform"}
-"""What has settings of its own -> the section of the job that has them."""
+"""Part of a model with settings of its own -> the section of the job with these settings."""
 _SETTINGS = {
     "name": "model.task",
     "num_labels": "the labels",
     "labels_sha256": "the labels",
 }
-"""Settings of a task that are no field of that name."""
+"""Setting of a task without a field of its name -> the words for it."""
 _WORDS = {
     "weights_sha256": "the weights",
     "weights_key": "the weights",
@@ -57,14 +57,14 @@ def predictor_key(
     extensions: Mapping[str, str],
     limits: Mapping[str, int],
 ) -> str:
-    """Return a digest of what decides the prediction of a row; '' if that is unknown.
+    """Return a digest of everything that decides the prediction of a row; '' if unknown.
 
     Args:
-        model: As the job has it, before a runtime is chosen.
+        model: As in the job, before a runtime is chosen.
         fields: The columns of a row's input.
         semantics: Area -> version of the code that a row goes through.
-        extensions: What installed distributions bring -> digest of their code.
-        limits: Fields of the job -> the most that an input may have when it is decoded.
+        extensions: Extension of an installed distribution -> digest of its code.
+        limits: Field of the job -> its limit for decoding.
     """
     if not model.has_weights:
         return ""
@@ -85,11 +85,11 @@ def why_other(
     now: Mapping[str, Any],
     *parts: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> str:
-    """Say which parts of a predictor differ: "the weights, the transform".
+    """Name the parts of a predictor that differ: "the weights, the transform".
 
     Args:
-        then: The model of a published version, as its manifest has it.
-        now: The model of a plan, likewise.
+        then: The model of a published version, from its manifest.
+        now: The model of a plan, in the same form.
         parts: `fingerprint_parts` of both.
     """
     ignored = {*_OF_RUNTIME, "precision"}
@@ -103,7 +103,7 @@ def why_other(
 
 
 def _in_words(name: str, before: Any, after: Any) -> Iterator[str]:
-    """Yield what differs in a part of a predictor: `model.top_k 3 -> 5`."""
+    """Yield the differences in a part of a predictor: `model.top_k 3 -> 5`."""
     section = _SECTIONS.get(name)
     if section is None or not (isinstance(before, Mapping) and isinstance(after, Mapping)):
         yield _WORDS.get(name, f"the {name}")
@@ -120,14 +120,14 @@ def _in_words(name: str, before: Any, after: Any) -> Iterator[str]:
 def row_settings(
     source: Mapping[str, Any], root: str, pass_through: pa.Schema, task_fields: pa.Schema
 ) -> str:
-    """Return a digest of what decides the other columns of a row, and which column the model sees.
+    """Return a digest of everything that decides the columns of a row beside its prediction.
 
-    Rows of an unchanged shard are taken over whole only if it is the same.
+    Rows of an unchanged shard are carried over whole only if it is the same.
 
     Args:
-        source: The job's source section, without what only decides which files are listed.
-        root: URL below which the paths of the shards are.
-        pass_through: Their columns.
+        source: The job's source section, without the fields that only select files.
+        root: URL that the paths of the shards are relative to.
+        pass_through: The columns that are passed through.
         task_fields: The columns that the task adds.
     """
     columns = [[f.name, str(f.type), f.nullable] for f in (*pass_through, *task_fields)]
@@ -135,5 +135,5 @@ def row_settings(
 
 
 def digest_of(facts: Any) -> str:
-    """Return the digest of what JSON can hold."""
+    """Return the SHA-256 of facts, as JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -18,17 +18,14 @@ _MAX_UNITS = 16
 
 
 def sample_units(plan: Plan, num_rows: int) -> tuple[list[Unit], int]:
-    """Choose units to sample `num_rows` rows from, and a seed; the same per plan and number."""
+    """Choose units to sample `num_rows` rows from, and a seed; the same for a plan and a number."""
     seed = int(plan.fingerprint[:12], 16) + num_rows
     chosen = random.Random(seed).sample(plan.units, min(_MAX_UNITS, len(plan.units)))  # noqa: S311  # hides nothing
     return chosen, seed
 
 
 def sample_rows(reader: Reader, units: Sequence[Unit], num_rows: int, seed: int) -> pa.Table:
-    """Read random rows of the first slice of each unit, in `source_schema`.
-
-    Unreadable rows are left out.
-    """
+    """Read random readable rows of the first slice of each unit, in `source_schema`."""
     random = np.random.default_rng(seed)
     share = -(-num_rows // len(units))
     pieces = []

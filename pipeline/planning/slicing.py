@@ -1,7 +1,7 @@
 """Cut the rows of the inputs into units and slices.
 
-A unit is the grain of reading (a call of a reader), a slice that of resuming (a staged part). Both
-are cut by rows, so that many small shards share a unit and a huge one becomes several.
+A unit is the grain of reading (one call of a reader), a slice that of resuming (one staged part).
+Both are cut by rows, so that many small shards share a unit and a huge shard becomes several.
 """
 
 from __future__ import annotations
@@ -26,35 +26,34 @@ _IF_KNOWN = 4
 _SLICES_PER_UNIT_SLICE = 64
 _USUAL = SliceRows()
 _NEW_TOKENS, _BATCHES = {False: 16_384, True: 131_072}, 4
-"""Of a slice of texts that a model writes: the most new tokens on CPU and on GPU, which are two
-batches of `model.batch_tokens`, and the most batches of `model.batch_size`."""
+"""Slices of texts that a model writes: the most new tokens on CPU and on GPU, which are two batches
+of `model.batch_tokens`, and the most batches of `model.batch_size`."""
 _FEWEST_WRITTEN, _FEWEST_ON_CPU = 16, 32
-"""Its fewest rows, and those where slices are smaller only so that all actors get as many."""
+"""Their fewest rows, and the fewest if smaller slices only serve to give all actors as many."""
 _CHOICES_NEAR, _CHOICES_SMALL, _CHOICES_BYTES, _CHOICES_UNCOUNTED = 32, 512, 128 * 1024, 256
-"""Of task `choices` on CPU, as in `SliceRows`: 128 KiB of texts are about 32,000 tokens of prompts.
-A core reads 430 tokens/s of them with SmolLM2, and answers 10 rows/s of short texts."""
+"""Slices of task `choices` on CPU, as in `SliceRows`: 128 KiB of texts are about 32,000 tokens of
+prompts. With SmolLM2 a core reads 430 of them per second, and answers 10 rows/s of short texts."""
 
 
 @dataclass(frozen=True)
 class SliceSizes:
-    """How many rows the slices of a job have.
+    """The number of rows of the slices of a job.
 
     Each slice costs tens of milliseconds of CPU time on the driver, the reader and the writer,
     whatever its size; but while the last slices are computed, some actors are idle. So slices are
     large and become smaller towards the end, as in guided self-scheduling (Polychronopoulos and
-    Kuck, 1987). Large images, which take longer, have small slices from the beginning. Texts are
-    put into batches with others of like length, of which a larger slice has more: of docstrings (47
-    tokens in the mean, 4,096 a batch) 30% of what the model computes is padding in slices of 256
-    rows, 22% in 512, 16% in 1,024, 12% in 2,000. Rows of a table take microseconds: their slices
-    have as many as take a third of a second with a small network, as slices of a quarter of that
-    made 7% fewer rows/s. A row group is read by one task, from its beginning, for reading it is
-    cheap and what is skipped is not.
+    Kuck, 1987). Large images, which take longer, have small slices from the beginning. Texts share
+    batches with texts of similar length, of which a larger slice has more: with docstrings (47
+    tokens on average, 4,096 per batch) padding is 30% of the computed tokens in slices of 256 rows,
+    22% in 512, 16% in 1,024, 12% in 2,000. Rows of a table take microseconds: their slices take a
+    third of a second with a small network; slices of a quarter of that made 7% fewer rows/s. A row
+    group is read by one task, from its beginning, because reading it is cheap and skipping is not.
 
-    Where most rows are known from earlier versions, few of a slice reach the model, and its batches
-    are filled from one slice: slices have four times the rows then, within the same bytes.
+    If most rows are known from earlier versions, few rows of a slice reach the model, and its
+    batches are filled from one slice: slices then have four times the rows, within the same bytes.
 
-    What a model writes is most of the work of its rows: slices have a constant number of new tokens
-    then, and towards the end as many. See `written_rows`.
+    If a model writes, that is most of the work of its rows: slices then have a constant number of
+    new tokens, also towards the end. See `written_rows`.
     """
 
     most: int
@@ -63,13 +62,13 @@ class SliceSizes:
     smallest: int = 1
     """Fewest rows per slice of large images."""
     most_small: int = 0
-    """As `most`, for rows of few bytes."""
+    """`most` for rows of few bytes."""
     bytes_near: int = 0
-    """Texts: bytes of a slice between `most` and `most_small` rows; 0 for others."""
+    """For texts, the bytes of a slice between `most` and `most_small` rows; 0 for other inputs."""
     uncounted: int = 0
     """Rows per slice if only reading counts them; 0: `most`."""
     weight: float = 1.0
-    """How many times the bytes of a row count."""
+    """Factor for the bytes of a row."""
     is_fixed: bool = True
     """The job sets `run.slice_rows`: every slice has `most` rows."""
     few: int = _USUAL.few
@@ -91,8 +90,8 @@ class SliceSizes:
 
         Args:
             batch_size: Rows per model call, as known before tuning.
-            task: As the job or the model directory says it.
-            num_rows: To be cut; None: not known.
+            task: As in the job or the model directory.
+            num_rows: Rows to cut; None if unknown.
             are_mostly_known: Rows are looked up in an earlier version.
         """
         if job.run.slice_rows:
@@ -142,18 +141,18 @@ def written_rows(
 ) -> int:
     """Return the rows of each slice of texts that a model writes.
 
-    A run that is killed loses what its actors have not finished of their slices: of SmolLM2 on two
-    cores, which write 75 tokens/s each, 64 rows of up to 128 tokens are less than two minutes. A
-    slice fills batches of its own, and the last of them runs empty while its longest text is
-    written: slices of 13 rows made 54 tokens/s where 64 rows made 103. On a CPU, where slices are
-    few, their number is a multiple of four, so that one, two or four actors get as many. On a GPU a
-    step takes as long for few rows as for many.
+    A run that is killed loses the unfinished slices of its actors: with SmolLM2 on two cores, which
+    write 75 tokens/s each, 64 rows of up to 128 tokens are less than two minutes. A slice fills
+    batches of its own, and the last batch runs empty while its longest text is written: slices of
+    13 rows made 54 tokens/s where slices of 64 rows made 103. On a CPU, where slices are few, their
+    number is a multiple of four, so that one, two or four actors get as many. On a GPU a step takes
+    as long for few rows as for many.
 
     Args:
-        new_tokens: The most of a row, at least 1.
+        new_tokens: The most per row, at least 1.
         batch_size: The most rows that are written at once.
-        num_rows: Of all slices; None: not known.
-        is_on_gpu: Whether an actor has one.
+        num_rows: Of all slices; None if unknown.
+        is_on_gpu: Whether an actor has a GPU.
     """
     most = min(_NEW_TOKENS[is_on_gpu] // new_tokens, _BATCHES * batch_size)
     most = max(_FEWEST_WRITTEN, most)
@@ -164,7 +163,7 @@ def written_rows(
 
 
 def _rows_of(job: Job, batch_size: int, task: str, num_rows: int | None) -> SliceRows:
-    """Return how many rows the slices of a job have; where a language model takes long, few."""
+    """Return the rows of the slices of a job; few if a language model takes long per row."""
     rows, is_on_gpu = slice_rows_of(job), bool(job.resources.num_gpus)
     if new_tokens := load(TASKS, task).new_tokens(job.model):
         near = written_rows(new_tokens, batch_size, num_rows, is_on_gpu=is_on_gpu)
@@ -186,7 +185,7 @@ def _multiple(rows: float, of: int) -> int:
 
 
 def units_of(job: Job, extents: Sequence[Extent], batch_size: int, task: str) -> Iterator[Unit]:
-    """Cut the extents of a job, as they were listed; other arguments are those of `SliceSizes`."""
+    """Cut the listed extents of a job; the other arguments are those of `SliceSizes.of`."""
     if format_of(job.source).counts_rows == "reading":
         sizes = SliceSizes.of(job, batch_size, task)
         rows = sizes.uncounted or sizes.most
@@ -199,7 +198,7 @@ def units_of(job: Job, extents: Sequence[Extent], batch_size: int, task: str) ->
 def _uncounted_units(
     extents: Sequence[Extent], slice_rows: int, limit_rows: int | None
 ) -> Iterator[Unit]:
-    """Make a unit per shard; with a limit one unit of all, as its reader must count the rows."""
+    """Make a unit per shard; with a limit one unit of all, because its reader counts the rows."""
     groups = [(extent,) for extent in extents] if limit_rows is None else [tuple(extents)]
     cut = UncountedPlan(slice_rows, MAX_SLICE_BYTES, limit_rows)
     for index, group in enumerate(groups if extents else []):

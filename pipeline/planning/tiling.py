@@ -1,9 +1,9 @@
-"""Which slices of a plan are staged, which are missing, and whether they tile every unit.
+"""Find the slices of a plan that are staged or missing, and check that they tile every unit.
 
-A slice that was too large for memory is staged in pieces; it is done when they are all there.
-The plan does not know the slices of uncounted units: there the names of the staged parts give the
-slices, and the name that marks a last slice gives the end of the unit. Of a slice that one attempt
-has staged whole, and another in pieces, the whole one counts.
+A slice that was too large for memory is staged in pieces; it is done when all of them are there.
+The plan does not know the slices of uncounted units: the names of the staged parts give the slices,
+and the name that marks a last slice gives the end of the unit. If one attempt staged a slice whole
+and another in pieces, the whole slice counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Slices = Sequence[tuple[SliceKey, StoredFile]]
 
 
 class ContradictingSlices(InfraError):
-    """Two attempts have read an uncounted unit differently."""
+    """Two attempts read an uncounted unit differently."""
 
     def __init__(
         self, unit: Unit, one: SliceKey, other: SliceKey, keys: Sequence[SliceKey]
@@ -50,7 +50,7 @@ def done_slices(plan: Plan, staged: Staged) -> list[SliceKey]:
 def missing_units(plan: Plan, staged: Staged) -> dict[Unit, list[int]]:
     """Return incomplete unit -> first rows of its missing slices.
 
-    For an uncounted unit the list is empty: `cut.done` has its staged slices.
+    For an uncounted unit the list is empty, and `cut.done` has its staged slices.
 
     Raises:
         InfraError: Two staged slices hold the same row.
@@ -66,7 +66,7 @@ def missing_units(plan: Plan, staged: Staged) -> dict[Unit, list[int]]:
 
 
 def num_left(missing: Mapping[Unit, Sequence[int]]) -> int | None:
-    """Return how many slices are missing; None if only reading counts the rows of a unit."""
+    """Return the number of missing slices; None if only reading counts the rows of a unit."""
     if any(unit.cut is not None for unit in missing):
         return None
     return sum(map(len, missing.values()))
@@ -106,7 +106,7 @@ def require_complete(plan: Plan, staged: Staged) -> Slices:
 
 
 def _by_unit(plan: Plan, staged: Staged) -> Iterator[tuple[Unit, list[SliceKey]]]:
-    """Yield every unit with its staged slices in order, of slices in pieces all or none."""
+    """Yield every unit with its staged slices in order; a slice in pieces has all or none."""
     by_unit: defaultdict[int, list[SliceKey]] = defaultdict(list)
     for key in staged:
         by_unit[key.unit].append(key)
@@ -118,7 +118,7 @@ def _by_unit(plan: Plan, staged: Staged) -> Iterator[tuple[Unit, list[SliceKey]]
 
 
 def _outermost(unit: Unit, keys: Sequence[SliceKey]) -> list[SliceKey]:
-    """Return the slices of an uncounted unit in order, without pieces of others."""
+    """Return the slices of an uncounted unit in order, without pieces of other slices."""
     outermost: list[SliceKey] = []
     for key in sorted(keys, key=lambda key: (key.start, -key.end)):
         if outermost:
@@ -134,7 +134,7 @@ def _outermost(unit: Unit, keys: Sequence[SliceKey]) -> list[SliceKey]:
 def _pieces(
     key: SliceKey, staged: Staged, by_unit: Mapping[int, Sequence[SliceKey]]
 ) -> list[SliceKey]:
-    """Return the staged pieces that make up a slice, mostly itself; [] if one is missing."""
+    """Return the staged pieces of a slice, usually itself; [] if one is missing."""
     if key in staged:
         return [key]
     inside = {k for k in by_unit[key.unit] if key.start <= k.start and k.end <= key.end}

@@ -394,7 +394,7 @@ def test_another_distribution_than_before_is_drift(gate: str, cats: int, status:
     facts: dict[str, object] = {"distribution": split(cats, 10_000 - cats)}
     result = results_of(0, 10_000, past=past, facts=facts, **{gate: rule})[gate]
     assert result.status == status, result.message
-    assert "10000 predictions beside 10000 of date=2026-11-23" in result.message
+    assert "10000 predictions against 10000 of date=2026-11-23" in result.message
     value = result.value
     assert value == round(value or 0.0, 6)
     assert result.limit == rule["fail_psi"]

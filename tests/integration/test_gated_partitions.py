@@ -122,7 +122,7 @@ def _another_world_is_refused_and_accepted(partitions: Partitions) -> None:
     status = statuses(first.json["gates"])
     assert (status["volume"], status["label_drift"], status["golden"]) == ("warn", "warn", "pass")
     shown = " ".join(first.stderr.split())
-    assert "gate volume warns: 60 rows, -37.5% beside the median 96 of 1 earlier partition" in shown
+    assert "gate volume warns: 60 rows, -37.5% from the median 96 of 1 earlier partition" in shown
     assert "gate label_drift warns: PSI" in shown
     before = partitions.bytes_of(date)
     again = ["--set", "model.top_k=2"]  # to replace that version, with the gate as the job has it
