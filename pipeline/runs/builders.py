@@ -1,6 +1,6 @@
-"""Make the parts of the way of the data from a job, its plan and its share of the cluster.
+"""Build the parts of a stream from a job, its plan and its share of the cluster.
 
-An executor connects them; this module decides what each of them is given.
+An executor connects the parts; this module decides their arguments.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
 _COPIES = 4
-"""How many times the bytes of its files a model may take while it is loaded: they are read, and
-make tensors, of twice the width if they are float16, and perhaps once more for the module."""
+"""The most memory of a model while it is loaded, as a multiple of its files: their bytes, tensors
+of twice the width if they are float16, and perhaps the module's own."""
 _COMPARED_PER_ACTOR = 2
-"""Slices per actor that carry reference pixels if tasks decode; Ray decides which actor gets
-which slice."""
+"""Slices per actor that have reference pixels if tasks decode; Ray assigns slices to actors."""
 
 
 def make_reader(job: Job, plan: Plan) -> Reader:
-    """Return what reads the units of a plan."""
+    """Return the reader of a plan's units."""
     store = Store(plan.source_root, job.source.storage_options)
     folders, limit_s = job.sink.partition_columns, job.run.row_timeout_s
     return Reader(store, job.source, plan.pass_through, plan.fields, folders, limit_s)
@@ -123,12 +122,12 @@ def plain_predictor_config(
 
 
 def trial_bytes(job: Job, model: ModelSpec) -> int:
-    """Return how much memory a process may take that tries the model over a row."""
+    """Return the memory limit of a process that tries the model on a row."""
     return job.run.trial_mib * MIB + _COPIES * model.file_bytes()
 
 
 def _reference_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | None:
-    """Return how near eager fp32 must come to the model; None if nothing is compared with it."""
+    """Return the limits of the comparison with eager fp32; None if there is none."""
     has_way = task_class(model.task.kind).checks_reference
     is_same = model.is_reference and not model.input.is_approximate and not has_way
     is_needed = not is_same and "reference_check" in needs_of(run.job.gates)
@@ -136,7 +135,7 @@ def _reference_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | No
 
 
 def make_writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
-    """Return what stages slices."""
+    """Return the writer of staged slices."""
     return StagingWriter(
         store=run.store,
         folder=run.layout.staging(plan.work),
@@ -152,7 +151,7 @@ def make_writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
 
 
 def first_rows(run: RunContext, plan: Plan) -> SystematicFailureDetector | None:
-    """Return what ends a run whose first rows all fail; None for a retry, whose rows failed."""
+    """Return the detector that ends a run whose first rows all fail; None for a retry."""
     if run.record.is_retry:
         return None
     return SystematicFailureDetector(plan.num_rows, has_predictions=run.record.num_predicted > 0)

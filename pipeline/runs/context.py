@@ -1,4 +1,4 @@
-"""What every step of one run shares."""
+"""The context of one run, which all of its steps share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line adds to a job."""
+    """The options of the command line, beside the job."""
 
     address: str | None = None
     """The Ray cluster; None starts an embedded local one."""
@@ -37,18 +37,18 @@ class RunOptions:
     accepted: Mapping[str, str] = field(default_factory=dict)
     """Gate -> why its failure is accepted."""
     owns_process: bool = False
-    """The process is there for this run only: signals stop it, and it may be ended."""
+    """The process exists for this run only: signals stop it, and it may be ended."""
     reuse: bool = True
     """Rows are carried over as `run.reuse` says."""
     job_name: str | None = None
-    """Of the job file, without its ending."""
+    """The name of the job file, without its ending."""
     retried: frozenset[str] | None = None
-    """Reasons of the failed rows of what is published that are computed again, of a retry."""
+    """For a retry: the reasons of the published quarantine whose rows are computed again."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every step of one run shares."""
+    """The job of a run, its options, its output and its record."""
 
     job: Job
     options: RunOptions
@@ -71,7 +71,7 @@ class RunContext:
         return cls(job, options, store, layout, record)
 
     def with_settled_source(self) -> RunContext:
-        """Return the same run with what files and the model say of its columns in its job.
+        """Return the run with the columns of its source settled by files and the model.
 
         Raises:
             JobError: As `settled_source`.
@@ -86,7 +86,7 @@ class RunContext:
         return started_at.timestamp() + seconds_until(deadline, started_at) if deadline else None
 
     def held(self) -> AbstractContextManager[Lease]:
-        """Hold the partition's lease for the body; it says all the while how far the run is.
+        """Hold the partition's lease for the body, with the progress of the run in its heartbeat.
 
         Raises:
             PartitionBusy: A live run holds it.
@@ -97,19 +97,19 @@ class RunContext:
 
     @cached_property
     def table(self) -> Delta | None:
-        """Return the table that names the published parts, too; None if the job has none."""
+        """Return the table that also names the published parts; None if the job has none."""
         return table_of(self.job.sink, self.store)
 
 
 @dataclass(frozen=True)
 class Settled:
-    """How the plan of a run is carried out, once its cluster is known."""
+    """A plan with everything that is decided once the cluster is known."""
 
     plan: Plan
-    """With what was chosen; the fingerprint stays."""
+    """With the choice in its model; the fingerprint stays."""
     model: ModelSpec
-    """With the runtime and precision that were chosen."""
+    """With the chosen runtime and precision."""
     allocation: Allocation
     golden: GoldenRows | None = None
     known: Known | None = None
-    """Which rows earlier versions know, and how rows are hashed; None: neither."""
+    """The rows that earlier versions know, and how rows are hashed; None if neither is used."""

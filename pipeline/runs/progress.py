@@ -1,7 +1,7 @@
-"""Show how far a run is: one line that is overwritten on a terminal, log lines elsewhere.
+"""Show the progress of a run: one line that is overwritten on a terminal, log lines elsewhere.
 
-Rows are those of committed slices. The rate is that of the last minute, and the time that is left
-follows from it: nothing is guessed.
+Rows are those of committed slices. The rate is that of the last minute, and the remaining time
+follows from it.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _ENDS_S = 4.0
 
 @dataclass
 class Counts:
-    """Rows done: those of committed slices."""
+    """Counts of rows in committed slices."""
 
     total: int | None
-    """Of the plan; None: unknown."""
+    """Rows of the plan; None if unknown."""
     rows: int
     quarantined: int = 0
 
 
 class Progress(Protocol):
-    """Where a run says what it does and how far it is."""
+    """A receiver of the phases and the progress of a run."""
 
     def phase(self, what: str, *, is_logged: bool = True) -> None:
-        """Say what the run does now; `is_logged`: also where there is no terminal."""
+        """Show the current phase; `is_logged`: also if there is no terminal."""
 
     def rows(self, total: int | None, *, done: int) -> AbstractContextManager[None]:
         """Show the body's progress.
 
         Args:
-            total: Of the plan; None: unknown before all is read.
-            done: Were finished by an earlier run.
+            total: Rows of the plan; None if unknown before all are read.
+            done: Rows that an earlier run finished.
         """
 
     def advance(self, num_rows: int, num_quarantined: int) -> None:
@@ -70,7 +70,7 @@ class Silent:
 
 
 class TerminalProgress:
-    """Shows what a run does now and how far it is, on stderr: stdout stays for results."""
+    """Shows phase and progress on stderr; stdout is for results."""
 
     def __init__(self) -> None:
         self._stream = status_stream()
@@ -79,13 +79,13 @@ class TerminalProgress:
         self._counts: Counts | None = None
         self._rate = Rate()
         self._left = self._trouble = ""
-        """Rows that are left; what keeps actors from their work, empty if nothing is known to."""
+        """Remaining rows; the reason why actors do not work, '' if none is known."""
         self._started = self._logged = monotonic()
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
 
     def __enter__(self) -> TerminalProgress:
-        """Show from now on that there is a run."""
+        """Start to show progress."""
         if self._thread is None:
             self._is_over.clear()
             self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
@@ -98,7 +98,7 @@ class TerminalProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Show nothing any more."""
+        """Stop showing."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._is_over.set()
@@ -106,7 +106,7 @@ class TerminalProgress:
         clear_status()
 
     def phase(self, what: str, *, is_logged: bool = True) -> None:
-        """Say what the run does now; on a terminal at least, where the next words replace these."""
+        """Show the current phase, which replaces the last one on a terminal."""
         with self._lock:
             self._phase = what
         if self._stream is None:
@@ -155,7 +155,7 @@ class TerminalProgress:
             return "; ".join(filter(None, (line, begun)))
 
     def _show(self) -> None:
-        """Look and show until it is over."""
+        """Update and show until the end."""
         looked = 0.0
         while not self._is_over.wait(_DRAW_S):
             if monotonic() - looked >= _LOOK_S:
@@ -186,11 +186,11 @@ class TerminalProgress:
 
 @contextmanager
 def shown_on(progress: Progress | None) -> Iterator[Progress]:
-    """Give the body where to show how far it is.
+    """Give the body a receiver of its progress.
 
     Args:
-        progress: What the caller of an operation gave; None: the cell of a notebook or the
-            terminal, elsewhere nowhere.
+        progress: From the caller of an operation; None for the cell of a notebook or the terminal,
+            if there is one.
     """
     if progress is not None:
         yield progress
@@ -202,7 +202,7 @@ def shown_on(progress: Progress | None) -> Iterator[Progress]:
 
 
 def describe(counts: Counts, rows_per_s: float, so_far: str, *, with_bar: bool) -> str:
-    """Say in one line how far a run is."""
+    """Describe the progress of a run in one line."""
     rows, total = counts.rows, counts.total
     left, bar, of_total = "unknown", "", ""
     if total:
@@ -220,7 +220,7 @@ def describe(counts: Counts, rows_per_s: float, so_far: str, *, with_bar: bool) 
 
 
 def describe_unfinished(num_rows: int, num_tokens: int) -> str:
-    """Say what is done of slices under way; empty if nothing is known."""
+    """Describe the finished rows of unfinished slices; '' if unknown."""
     if not num_tokens:
         return f"{num_rows:,} rows of slices under way" if num_rows else ""
     return f"{num_rows:,} rows and {num_tokens:,} tokens of slices under way"

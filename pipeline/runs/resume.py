@@ -1,4 +1,4 @@
-"""What an earlier run has done already: a published version, or staged slices."""
+"""Resume the work of earlier runs: staged slices, slices of known rows, a published version."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from pipeline.storage.store import StoredFile
 log = logging.getLogger(__name__)
 _PARTS_PER_TASK = 32
 _MENDED = Reason.MODEL_ERROR, Reason.UNREADABLE_SHARD
-"""What may be mended since, although no listing shows it."""
+"""Reasons that may be fixed since, although no listing shows it."""
 _SLICES_PER_TASK = 4
-"""Of known rows: of the same parts, which are then read once."""
+"""Slices of known rows per task: they share parts, which are then read once."""
 
 
 def take_over(
@@ -42,12 +42,11 @@ def take_over(
 ) -> Mapping[SliceKey, StoredFile]:
     """Count the slices that are staged already; return the staged part of each.
 
-    Deleted are those that are damaged, those that contradict each other, those with rows of earlier
-    versions that are not among the `sources` of this run, and those of an interrupted retry with
-    rows that failed again.
-
-    Slices in which the model failed over every row are deleted: the cause may be mended since, in
-    code of the user's that no fingerprint knows. So are those of which nothing could be read.
+    These slices are deleted, to be computed again: damaged ones, contradicting ones, those with
+    rows of versions that are not among the `sources` of this run, and those of an interrupted retry
+    with rows that failed again. So are slices in which the model failed on every row, because the
+    cause may be fixed since in a user's code that no fingerprint knows, and slices of which no row
+    could be read.
     """
     counted: set[SliceKey] = set()
     run.record.start_over()
@@ -75,13 +74,13 @@ def take_over(
                 counted.add(key)
         if not failed:
             return staged
-        run.store.delete(failed)  # another attempt at the same slice may come forth now
+        run.store.delete(failed)  # another attempt at the same slice may now be listed
 
 
 def drop_damaged(
     run: RunContext, staged: Mapping[SliceKey, StoredFile], run_tasks: RunTasks
 ) -> None:
-    """Read all staged parts and delete those that are damaged, so that they are computed again."""
+    """Read all staged parts and delete the damaged ones, so that they are computed again."""
     paths = iter([file.path for file in staged.values()])
     calls = [(run.store, chunk) for chunk in iter(lambda: [*islice(paths, _PARTS_PER_TASK)], [])]
     for damaged in run_tasks(find_damaged, calls):
@@ -91,10 +90,10 @@ def drop_damaged(
 
 
 def require_checked(run: RunContext, work: Work, slices: Slices) -> None:
-    """Make sure that of the rows that were found by their content enough were predicted again.
+    """Check that enough of the rows that were known by their content were predicted again.
 
     Raises:
-        TooFewChecked: The slices of their units are deleted.
+        TooFewChecked: They were not; the slices of their units are deleted.
     """
     record, known = run.record, work.known
     if known is None or not record.num_carried or not record.units_with_looked_up_rows:
@@ -114,10 +113,10 @@ def stage_known_slices(
     staged: Mapping[SliceKey, StoredFile],
     run_tasks: RunTasks,
 ) -> Mapping[SliceKey, StoredFile]:
-    """Stage the slices all of whose rows are known; return the staged part of every slice.
+    """Stage the slices of which all rows are known; return the staged part of every slice.
 
     Args:
-        model: As it is run.
+        model: With its chosen runtime.
     """
     plan, known = work.plan, work.known
     if known is None or not len(known.runs):
@@ -150,7 +149,7 @@ def stage_known_slices(
 
 
 def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Sequence[str]) -> bool:
-    """Tell whether a version holds just what the plan would give."""
+    """Tell whether a version equals the result of the plan."""
     if manifest is None or is_written_anew(manifest, plan) or has_more_rows(plan, manifest):
         return False
     if manifest.is_of(plan.fingerprint, partition_columns):
@@ -160,25 +159,25 @@ def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Seque
 
 
 def next_step(current: Manifest | None, *, has_staged: bool) -> str:
-    """Say what a run would do that has something to do."""
+    """Say what a run with something to do would do."""
     step = "publish the first version" if current is None else f"replace version {current.number}"
     return f"resume, then {step}" if has_staged else step
 
 
 def is_written_anew(manifest: Manifest, plan: Plan) -> bool:
-    """Tell whether a local shard was changed since, although its size and time may be the same."""
+    """Tell whether a local shard was changed since, even if its size and mtime are the same."""
     then, now = manifest.ctimes_sha256, plan.ctimes_sha256
     return bool(then and now) and then != now
 
 
 def has_more_rows(plan: Plan, manifest: Manifest) -> bool:
-    """Tell whether a shard can be opened that could not when a version was published."""
+    """Tell whether a shard can be opened now that could not when a version was published."""
     num_rows = plan.num_rows or 0
     return bool(manifest.num_unreadable_shards) and num_rows > manifest.num_rows
 
 
 def note_if_published(run: RunContext, manifest: Manifest | None, plan: Plan) -> bool:
-    """Tell whether a version holds just what the plan would give; note it if so."""
+    """Tell whether a version equals the result of the plan; note it if so."""
     if manifest is None or not is_published(manifest, plan, run.job.sink.partition_columns):
         return False
     run.record.already_published(manifest, run.store.url(run.layout.predictions))
@@ -186,7 +185,7 @@ def note_if_published(run: RunContext, manifest: Manifest | None, plan: Plan) ->
 
 
 def note_unchanged(run: RunContext) -> None:
-    """Note that what is published stays, and finish what a run left undone that crashed."""
+    """Note that the published version stays, and complete the publication of a crashed run."""
     keep = run.job.sink.keep_versions
     current = repair(run.store, run.layout, keep, table=run.table, is_last=True)
     if current is not None:
@@ -194,7 +193,7 @@ def note_unchanged(run: RunContext) -> None:
 
 
 def tidy_if_free(run: RunContext) -> None:
-    """Finish what a run left undone that crashed after its commit; not while another run works."""
+    """Complete the publication of a run that crashed after its commit, unless another run works."""
     try:
         with hold_lease(run.store, run.layout, run.record.run_id, run.job.run.lease_ttl_s):
             keep = run.job.sink.keep_versions

@@ -1,4 +1,4 @@
-"""Say why a published version is not what a run would publish."""
+"""Explain how a published version differs from the result of a plan."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def why_stale(store: Store, layout: Layout, published: Manifest, plan: Plan) -> 
         try:
             inputs = shards_changed(read_plan(store, layout, published.plan_name), plan)
         except PipelineError:
-            inputs = ""  # which shards changed is a detail; that some did is known
+            inputs = ""  # the names of the shards are a detail
     changed = what_changed(before, now, models=(published.model, plan.model), inputs=inputs)
     if not changed and is_written_anew(published, plan):
         return _WRITTEN_ANEW
@@ -55,10 +55,10 @@ def what_changed(
     """Return in words which `Plan.fingerprint_parts` differ.
 
     Args:
-        before: Of what was published; {} if that is unknown.
+        before: Of the published version; {} if unknown.
         now: Of the plan.
         models: The model then and now, so that its parts can be named.
-        inputs: What changed of the inputs, if they did, as `shards_changed` says.
+        inputs: The changes of the inputs, as of `shards_changed`.
 
     Returns:
         '' if none differ or `before` is unknown.
@@ -86,8 +86,8 @@ def shards_changed(before: Plan, now: Plan) -> str:
     """Return in words which shards differ: "the input: 5 shards new (a.jpg, b.jpg, ...), 1 gone".
 
     Returns:
-        "the source has grown" if nothing is gone and no shard shrank. What else may differ of the
-        inputs if no shard does: their folder, or their columns.
+        "the source has grown" if nothing is gone and no shard shrank. If no shard differs, the
+        folder or the columns do.
     """
     old, new = _shards(before), _shards(now)
     if before.source_root != now.source_root:

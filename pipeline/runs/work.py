@@ -1,4 +1,4 @@
-"""What a run has to do, what earlier versions know of its rows, and how a cluster is divided."""
+"""The work of a run: rows to compute and rows known from earlier versions; how it is divided."""
 
 from __future__ import annotations
 
@@ -35,33 +35,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Work:
-    """A plan that is carried out, and what it is put in the place of."""
+    """A plan to carry out, and the version that it replaces."""
 
     plan: Plan
-    """As it is stored."""
+    """The stored plan."""
     model: ModelSpec
     base: Manifest | None
-    """What is published of the partition now."""
+    """The published version of the partition."""
     reuse: Reuse
     known: Known | None = None
-    """What readers need; None: all rows are computed, and none gets a hash."""
+    """The known rows, for readers; None if all rows are computed, and none gets a hash."""
     quarantined: Quarantined | None = None
-    """Of a retry: the rows of the base that failed."""
+    """For a retry: the failed rows of the base."""
 
     @property
     def published_model(self) -> Mapping[str, Any] | None:
-        """The model as it was run for rows that are retried; None: it may be run in any way."""
+        """The model as it ran for the rows that a retry keeps; None if it may run in any way."""
         return self.base.model if self.quarantined and self.base and self.reuse.division else None
 
     @property
     def is_vain(self) -> bool:
-        """Tell whether no row is retried."""
+        """Whether this is a retry without rows."""
         return self.quarantined is not None and not self.quarantined.num_asked
 
     def fingerprint_of(self, plan: Plan) -> tuple[str, dict[str, Any]]:
-        """Return the fingerprint that is published, and its parts.
+        """Return the fingerprint to publish, and its parts.
 
-        Of rows of two codes it is that of the old one, so that the next run computes all by one.
+        If the rows are of two versions of the code, it is that of the older one, so that the next
+        run computes all rows with one code.
         """
         if self.base is None or not self.reuse.has_mixed_code:
             return plan.fingerprint, plan.fingerprint_parts
@@ -69,11 +70,11 @@ class Work:
         return self.base.fingerprint, {**self.base.fingerprint_parts, "inputs": inputs}
 
     def changes_nothing(self, record: RunRecorder, hash_failed: Callable[[], str]) -> bool:
-        """Tell whether just the rows of a retry failed again that failed before.
+        """Tell whether exactly the failed rows of the base failed again in a retry.
 
         Args:
-            record: What became of all rows.
-            hash_failed: Returns the sum of the hashes of the ids of those that fail now.
+            record: The record of the run.
+            hash_failed: Returns the sum of the hashes of the ids of the rows that fail now.
         """
         base, plan = self.base, self.plan
         if self.quarantined is None or base is None:
@@ -93,13 +94,13 @@ def divide(
     base: Manifest | None,
     say: Callable[[str], None],
 ) -> Work:
-    """Say what is computed of a plan and what is taken over, and store it.
+    """Divide a plan into rows to compute and rows to carry over, and store it.
 
     Args:
         run: The run, which holds the lease of its partition.
-        plan: All rows.
-        base: What is published of the partition now.
-        say: Shows what is taken over.
+        plan: The plan of all rows.
+        base: The published version of the partition.
+        say: Shows how many rows are carried over.
     """
     retry = quarantined = None
     if run.options.retried is not None and base is not None:
@@ -130,7 +131,7 @@ def divide(
 
 
 def again(work: Work, settled: Settled, error: InfraError) -> tuple[Work, Settled]:
-    """Return what is done once more after slices were deleted; raises any other error again."""
+    """Return the work to do once more after slices were deleted; raise any other error again."""
     if isinstance(error, TooFewChecked) and work.known is not None:
         known = replace(work.known, checked_probability=error.probability)
         return replace(work, known=known), replace(settled, known=known)

@@ -1,5 +1,6 @@
-"""How a run ends: published, refused, stopped, or with its process gone.
+"""The end of a run: published, refused, stopped, or with its process gone.
 
-In: staged slices, or what ended the run. Out: the manifest and the report. Begin with `finish.py`;
-`supervisor.py` interrupts a run, `save_report.py` and `lost_run.py` tell of one that is over.
+In: staged slices, or the error that ended the run. Out: the manifest and the report. Begin with
+`finish.py`; `supervisor.py` interrupts a run, `save_report.py` and `lost_run.py` report on one that
+is over.
 """

@@ -1,4 +1,4 @@
-"""From staged slices to a published partition: verify, judge, compact, commit."""
+"""Publish staged slices: verify, judge, compact, commit."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def finish(
     """Publish the staged slices of a plan.
 
     Args:
-        work: What was to be done.
-        plan: Its plan, with how it was carried out; the slices must tile it.
+        work: The work of the run.
+        plan: Its plan, with the choice that was made; the slices must tile it.
         staged: The winning staged part of every slice.
-        lease: Ours; checked before anything is made visible.
+        lease: Our lease, checked before anything becomes visible.
         tasks: Runs a function for every tuple of arguments.
 
     Returns:
-        What is current then: what was before if a retry changed nothing.
+        The current manifest: the earlier one if a retry changed nothing.
 
     Raises:
         GateRefused: A gate refused; the published partition is unchanged.
@@ -116,9 +116,9 @@ def finish(
 def _guarded(
     run: RunContext, staged: Mapping[SliceKey, StoredFile], lease: Lease, tasks: RunTasks
 ) -> Iterator[None]:
-    """Explain what fails by a run that has taken over, if one has: it deletes what it published.
+    """Delete damaged staged parts if the body fails; raise PartitionBusy if a run has taken over.
 
-    Staged parts that are damaged are deleted. Raises PartitionBusy if another run has taken over.
+    Another run that has taken over explains missing parts: it deletes those that it published.
     """
     try:
         with listed_files():
@@ -132,7 +132,7 @@ def _guarded(
 
 
 def _account(run: RunContext, slices: Slices, tasks: RunTasks) -> LabelledDuplicates:
-    """Count what is staged by any run; return the rows whose id another row has."""
+    """Count the staged slices of all runs; return the rows with the id of an earlier row."""
     run.record.tiled([key for key, _ in slices])
     run.record.recount([(key, file.path) for key, file in slices], partial(read_footer, run.store))
     failpoint("tiled")
@@ -167,13 +167,13 @@ def _write_keys(
     compacted: Compacted,
     slices: Sequence[SliceKey],
 ) -> dict[str, str]:
-    """Write what a version knows of its shards; return what the manifest says of it."""
+    """Write the shard table of a version; return its entry in the manifest."""
     plan, reuse, today = work.plan, work.reuse, day_of(dt.datetime.now(dt.UTC))
     if run.job.run.limit_rows is not None:
         return {}  # not all rows of its shards are there
     days, uncertain_units = reuse.days, run.record.units_with_looked_up_rows
     if uncertain_units:
-        # Which of them a row was found in is not known, so that the oldest decides.
+        # The version in which a row was found is unknown, so the oldest one decides.
         url = Store(plan.source_root).url
         extents = (extent for index in uncertain_units for extent in plan.units[index].extents)
         days |= dict.fromkeys((url(extent.path) for extent in extents), reuse.oldest_day)
@@ -190,7 +190,7 @@ def _write_keys(
 
 
 def _require_counted(manifest: Manifest) -> None:
-    """Make sure that the parts hold the rows that were counted.
+    """Check that the parts have the rows that were counted.
 
     Raises:
         InfraError: They do not.
@@ -209,11 +209,11 @@ def _require_counted(manifest: Manifest) -> None:
 
 
 def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
-    """Stop once no remaining row can make the gates pass.
+    """Stop a run once no remaining row can make the gates pass.
 
     Raises:
-        GateRefused: They are; finished slices stay.
-        SystematicFailure: They are, for all rows so far failed in the model for one cause.
+        GateRefused: A gate is certain to refuse; finished slices stay.
+        SystematicFailure: The same, and all rows so far failed in the model for one cause.
     """
     record = run.record
     if plan.num_rows is None or record.num_done >= plan.num_rows:
@@ -234,9 +234,9 @@ def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
 
 
 def require_some_row(run: RunContext) -> None:
-    """Make sure that the model did not fail for one cause whatever the row was.
+    """Check that the model did not fail on every row for one cause.
 
-    Rows of a retry have failed before, so they prove nothing.
+    The rows of a retry have failed before, so they prove nothing.
 
     Raises:
         SystematicFailure: No row has a prediction, for one cause; a later run computes these
@@ -249,7 +249,7 @@ def require_some_row(run: RunContext) -> None:
 
 
 def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[GateResult]:
-    """Let the gates judge what the recorder counted, and note their results."""
+    """Judge the counted rows by the gates, and note the results."""
     record, gates = run.record, run.job.gates
     figures = Figures(
         num_planned=num_rows,
@@ -299,7 +299,7 @@ def _compactor(run: RunContext, plan: Plan, number: int) -> Compactor:
 
 
 def _card(run: RunContext, plan: Plan) -> dict[str, Any]:
-    """Return what the dataset card says of the job; {} if there is to be none."""
+    """Return the fields of the job for the dataset card; {} if none is written."""
     card = run.job.sink.card
     fields = card.model_dump(mode="json", exclude={"write"})
     return {**fields, "input": Store(plan.source_root).url("")} if card.write else {}
@@ -325,7 +325,7 @@ def _manifest(
         run_id=run.record.run_id,
         token=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        num_rows=run.record.num_done,  # what a gate compared with the slices
+        num_rows=run.record.num_done,  # as a gate compared it with the slices
         num_predicted=run.record.num_predicted,
         num_quarantined=run.record.num_quarantined,
         num_unreadable_shards=run.record.num_unreadable_shards,

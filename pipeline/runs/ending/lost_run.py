@@ -1,6 +1,6 @@
-"""The end of a run whose process is gone: its parent stores the report and gives back the lease.
+"""End a run whose process is gone: its parent stores the report and gives back the lease.
 
-What is done is counted in the store: a slice that was committed has a staged part.
+The finished slices are counted in the store: each has a staged part.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STEP_S = 20.0
 
 
 def describe(run: RunContext) -> dict[str, Any]:
-    """Return what `end` needs of a run, as JSON."""
+    """Return the facts of a run that `end` needs, as JSON values."""
     return {
         "job": run.job.model_dump_json(exclude_unset=True),
         "job_name": run.options.job_name,
@@ -43,8 +43,8 @@ def end(description: Mapping[str, Any], how: str) -> InfraError:
     """End a run as its own process would have done; return its error.
 
     Args:
-        description: As `describe` has returned it.
-        how: How its process ended.
+        description: The result of `describe`.
+        how: The end of its process, in words.
     """
     job = Job.model_validate_json(description["job"])
     layout = Layout(job.sink.partition)

@@ -24,7 +24,7 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
     price = run.job.run.price_of(run.record.node_labels)
     report = run.record.report(status, code, str(error) if error else None, price)
     is_stored = status != "nothing_to_do"
-    # A run that failed may have failed by its store, which is then asked for no more than it must.
+    # The store may be the cause of a failed run, so it is not asked for earlier reports then.
     past = past_reports(run.store, report) if status in ("published", "refused") else []
     report = _with_places(run, compare_with_before(past, report), is_stored=is_stored)
     try:
@@ -39,11 +39,11 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
 
 
 def _sheets(run: RunContext, status: RunStatus) -> str:
-    """Return rows of what was published beside their input, read as the run has read it."""
+    """Return the sheet of published rows with their inputs, read as the run read them."""
     manifest, number = run.record.current, run.job.report.samples
     if status != "published" or manifest is None:
         return ""
-    from pipeline.published.originals import OriginalFinder  # takes what reads sources along
+    from pipeline.published.originals import OriginalFinder  # imports the readers of sources
     from pipeline.published.sheets import try_sheet
 
     options = run.job.source.storage_options
@@ -51,7 +51,7 @@ def _sheets(run: RunContext, status: RunStatus) -> str:
 
 
 def _with_places(run: RunContext, report: Report, *, is_stored: bool) -> Report:
-    """Return the report with the paths of the quarantine and of itself, if there are any."""
+    """Return the report with the paths of the quarantine and of itself, if they exist."""
     has_quarantine = report.output.uri and report.rows.quarantined
     path = run.layout.report(run.record.run_id, REPORT_PAGE)
     output = report.output.but(
@@ -62,7 +62,7 @@ def _with_places(run: RunContext, report: Report, *, is_stored: bool) -> Report:
 
 
 def save_trouble(run: RunContext, error: BaseException) -> None:
-    """Store the report of a run that failed; if this fails, too, the first error is still shown."""
+    """Store the report of a failed run; if that fails, too, log it: the first error counts."""
     if isinstance(error, PartitionBusy):
         return
     if isinstance(error, GoldenRefused):
@@ -72,7 +72,7 @@ def save_trouble(run: RunContext, error: BaseException) -> None:
     ours = as_ours(error)
     try:
         report = save_report(run, _status_of(ours), ours)
-    except Exception as further:  # noqa: BLE001  # what made the run fail may make this fail, too
+    except Exception as further:  # noqa: BLE001  # the cause of the failure may also prevent the report
         log.warning("no report: %s", clean_message(f"{type(further).__name__}: {further}"))
     else:
         error.report = report.output.report  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""Supervise a run from its own thread: deadline, standstill, a lost Ray, a stop that hangs.
+"""Supervise a run from a thread of its own: deadline, standstill, a lost Ray, a stop that hangs.
 
-Whatever ends a run does so as a signal does: the driver is interrupted, wherever it waits, and
-leaves by its usual way, which shuts Ray down, gives the lease back and stores the report. Where
-that way is blocked, too, a process of ours is ended from here, after its report was stored.
+Each of these ends a run as a signal does: the driver is interrupted, wherever it waits, and leaves
+by its usual way, which shuts Ray down, gives the lease back and stores the report. If that way is
+blocked, too, a process that exists for the run is ended from here, after its report was stored.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from pipeline.storage.errors import options_named
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.5
-# After the interrupt: Ray's processes are killed, which frees the threads that wait for them;
-# then the process ends.
+# Seconds after the interrupt: Ray's processes are killed, which frees the threads that wait for
+# them; then the process ends.
 _KILL_RAY_S, _END_S = 12.0, 22.0
 _HASTE = 0.1
 _REPORT_S = 5.0
@@ -52,7 +52,7 @@ ReportSaver = Callable[[PipelineError], object]
 
 @contextlib.contextmanager
 def supervise(run: RunContext, save_report: ReportSaver) -> Iterator[None]:
-    """Watch over the run in the body, whose work is `stoppable`; the rest of it is only timed."""
+    """Watch the run in the body, whose work is `stoppable`; the rest of the body is only timed."""
     watchdog = _Watchdog(run, save_report)
     note(run=lost_run.describe(run))
     watchdog.start()
@@ -65,11 +65,11 @@ def supervise(run: RunContext, save_report: ReportSaver) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stoppable(run: RunContext) -> Iterator[None]:
-    """Let the run in the body be stopped, and say what it leaves to do.
+    """Let the run in the body be stopped; the error says how much is left to do.
 
     Raises:
-        Stopped: By a signal or its deadline.
-        InfraError: It got no further, or lost its Ray.
+        Stopped: A signal or the deadline stopped it.
+        InfraError: It made no progress, or lost its Ray.
     """
     try:
         with stoppable_body():
@@ -86,7 +86,7 @@ def _in_full(run: RunContext, error: PipelineError) -> PipelineError:
 
 
 class _Watchdog(threading.Thread):
-    """The thread. Seconds are those of the monotonic clock: no jump of the time ends a run."""
+    """The thread. It uses the monotonic clock, so that no jump of the time ends a run."""
 
     def __init__(self, run: RunContext, save_report: ReportSaver) -> None:
         super().__init__(name="watchdog", daemon=True)
@@ -119,11 +119,11 @@ class _Watchdog(threading.Thread):
         interrupt(InfraError(message))
 
     def _force_stop(self, now: float) -> None:
-        """Carry a stop through: free the driver if it hangs, then end the process."""
+        """Complete a stop: free the driver if it hangs, then end the process."""
         if self._stopping_since is None:
             self._stopping_since = now
         since_s = now - self._stopping_since
-        # Without its head Ray can do nothing more, but it waits for a minute whether it comes back.
+        # Without its head Ray can do nothing, but it waits a minute for the head to come back.
         haste = _HASTE if health.trouble() is not None else 1.0
         if since_s >= haste * _KILL_RAY_S and not self._has_killed_ray:
             self._has_killed_ray = True
@@ -132,7 +132,7 @@ class _Watchdog(threading.Thread):
             self._end()
 
     def _end(self) -> NoReturn:
-        """End the process, with all that its usual way would have left behind."""
+        """End the process, after all that its usual way would have done."""
         why = reason() or Stopped(f"{signal.Signals(_asked_to_stop()).name} received")
         error = _in_full(self._run, why)
         health.kill(health.family())
@@ -146,13 +146,13 @@ class _Watchdog(threading.Thread):
 
 
 def _asked_to_stop() -> int:
-    """Return the signal that our parent got, also if this process cannot handle it; 0: none."""
+    """Return the signal that our parent got, even if this process cannot handle it; 0 if none."""
     notes = current_notes()
     return notes.signal if notes is not None else 0
 
 
 class Stall:
-    """Tells how long nothing has changed, in time that this process really had."""
+    """Measures how long nothing has changed, in time in which this process could run."""
 
     def __init__(self, limit_s: float, tick_s: float = _TICK_S) -> None:
         self._limit_s, self._longest_s = limit_s, 4 * tick_s
@@ -161,9 +161,9 @@ class Stall:
         self._idle_s = 0.0
 
     def is_over(self, now: float, mark: object) -> bool:
-        """Note the time and what shows progress; tell whether it is the same for too long.
+        """Note the time and a mark of progress; tell whether the mark was the same for too long.
 
-        A process that was stopped (SIGSTOP, a machine asleep) has not been idle meanwhile.
+        A process that was stopped (SIGSTOP, a machine asleep) was not idle meanwhile.
         """
         passed_s = min(now - self._at, self._longest_s) if self._at is not None else 0.0
         self._at = now
@@ -173,7 +173,7 @@ class Stall:
 
 
 def _dump(run: RunContext, message: str) -> None:
-    """Tell what a run has in flight: in short to the log, all that is known beside the report."""
+    """Log in short what a run has in flight, and store all of it beside the report."""
     lines = in_flight.operators()
     lines += within(_DUMP_S / 3, in_flight.actors) or []
     run.record.stalled(lines)
@@ -187,7 +187,7 @@ def _dump(run: RunContext, message: str) -> None:
 
 
 def _missing(run: RunContext) -> list[str]:
-    """Describe the first slices that have no staged part: those in flight are among them."""
+    """Describe the first slices without a staged part; those in flight are among them."""
     plan = run.record.plan
     if plan is None:
         return []
@@ -201,10 +201,10 @@ def _missing(run: RunContext) -> list[str]:
 
 
 def run_reported(run: RunContext, execute: Callable[[RunContext], RunStatus]) -> Report:
-    """Look at the output, do what `execute` does under supervision, and store the report.
+    """Probe the output, call `execute` under supervision, and store the report.
 
     Raises:
-        PipelineError: As `execute`, or the output cannot be used; then there is no report.
+        PipelineError: Of `execute`; or the output cannot be used, and there is no report.
     """
     with options_named("sink.storage_options"):
         run.store.probe(single_writer=run.job.run.single_writer)

@@ -1,6 +1,7 @@
-"""Try one row of a job before a run: read it, decode it, and run its model and task over it.
+"""Try one row of a job before a run: read it, decode it, and apply the model and the task.
 
-In a child process, on the CPU and with eager fp32: a crash or a hang there is a finding, too.
+It happens in a child process, on the CPU and in eager fp32; a crash or a hang there is a result,
+too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pipeline.sources.units import Unit, only_rows
 _READ, _BUILD, _TRANSFORM = "read", "build", "transform an image"
 _MAX_UNITS, _ROWS_PER_UNIT = 3, 3
 _MAX_DEATHS = 2
-"""So many processes may end over rows: a hang takes its whole time limit."""
+"""The most processes that may end on rows: a hang takes its whole time limit."""
 _MAX_START_S, _START_LIMITS = 600.0, 10
 _RANDOM = (
     "its parameters are random, though the same in every run: give model.weights, unless that is "
@@ -50,14 +51,14 @@ Status = Literal["ok", "warn", "unknown"]
 
 @dataclass(frozen=True)
 class Preview:
-    """What trying a row gave, if it was no error."""
+    """The result of trying a row, unless that raised an error."""
 
     status: Status
     message: str
     transform: str | None = None
-    """What the user's own transform makes of a generated image; None: there is none."""
+    """The result of the user's own transform for a generated image; None without one."""
     scores: str | None = None
-    """What the model's outputs are, if they are not plainly logits."""
+    """A sentence on the model's outputs, if they are not plain logits."""
     predicted: pa.Table | None = None
     """The row with its prediction; None if no row could be read."""
 
@@ -67,7 +68,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class _RowWork:
-    """What the child does."""
+    """The work of the child process."""
 
     reader: Reader
     units: tuple[Unit, ...]
@@ -76,7 +77,7 @@ class _RowWork:
 
     def open(self) -> Mapping[str, Step]:
         """Load the model."""
-        os.dup2(2, 1)  # what a user's code prints is no result of the command
+        os.dup2(2, 1)  # the prints of a user's code are no result of the command
         steps = SliceWork(self.preprocessing, None).open()
         places = _Places()
         predictor = open_engine(self.config, places)
@@ -99,13 +100,13 @@ class _RowWork:
             return next(slices)[2]
 
     def _transform(self, wanted: pa.Table, counters: Counters) -> pa.Table:
-        """Let the user's own transform work on a generated image."""
+        """Apply the user's own transform to a generated image."""
         transform = transform_with_factory(self.config.spec.input)
         assert transform is not None, "the caller has asked"
         return pa.table({"result": [try_step(transform)]})
 
     def _build(self, wanted: pa.Table, counters: Counters) -> pa.Table:
-        """Tell whether the model's tensors are random, and whether they are always the same."""
+        """Find out whether the model's tensors are random, and whether they are reproducible."""
         spec = self.config.spec
         first, other = (tensors_digest(load_module(spec, salt)) for salt in ("", "another seed"))
         is_random = first != other
@@ -114,7 +115,7 @@ class _RowWork:
 
 
 class _Places(SystematicFailureDetector):
-    """Notes where in the user's code the last row failed; watches nothing."""
+    """Notes where in the user's code the last row failed; it ends no run."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -127,10 +128,10 @@ class _Places(SystematicFailureDetector):
         self._where = failure.where if isinstance(failure, RaisedFailure) else ""
 
     def check(self) -> None:
-        """Let every failure be its row's."""
+        """Do nothing: every failure belongs to its row."""
 
     def with_place(self, rows: pa.Table) -> pa.Table:
-        """Return one row with that place behind its message."""
+        """Return one row with that place appended to its message."""
         message = rows.column(MESSAGE)[0].as_py()
         if not self._where or message is None:
             return rows
@@ -139,7 +140,7 @@ class _Places(SystematicFailureDetector):
 
 
 def preview_row(job: Job, plan: Plan, model: ModelSpec) -> Preview:
-    """Try one row from source to prediction; if the first ones are bad, a few others.
+    """Try one row from source to prediction; if the first ones fail, a few others.
 
     Raises:
         JobError: The model cannot be built, or its outputs do not fit the task.
@@ -181,10 +182,10 @@ def _work(job: Job, plan: Plan, model: ModelSpec, units: tuple[Unit, ...]) -> _R
 
 
 def _try_transform(child: Child, model: ModelSpec) -> str | None:
-    """Say what the user's own transform makes of a generated image; None: there is none.
+    """Return the result of the user's own transform for a generated image; None without one.
 
     Raises:
-        JobError: It cannot be made.
+        JobError: The transform cannot be made.
     """
     if transform_with_factory(model.input) is None:
         return None
@@ -198,25 +199,25 @@ def _is_random(child: Child, model: ModelSpec) -> bool:
     """Tell whether the model's parameters are random.
 
     Raises:
-        JobError: They are other ones each time, whatever the seed.
+        JobError: They differ each time, whatever the seed.
     """
     answer = child.call(_BUILD, pa.table({"unit": [0]}), is_load=True)
     if isinstance(answer, ChildExit):
         raise JobError(f"model {model.name}: cannot be loaded again: {_why(answer)}")
     if not answer.rows.column("is_same")[0].as_py():
         raise JobError(
-            f"model {model.name}: its tensors are other ones each time that it is built, so "
-            "predictions of two actors would not be those of one model; give model.weights"
+            f"model {model.name}: its tensors differ each time that it is built, so two actors "
+            "would predict with different models; give model.weights"
         )
     return bool(answer.rows.column("is_random")[0].as_py())
 
 
 def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
-    """Return what became of the first row that can be predicted.
+    """Return the preview of the first row that can be predicted.
 
     Raises:
-        JobError: Rows can be read and decoded, and none of those tried can be predicted, or gets
-            past the user's own transform.
+        JobError: Rows can be read, but none of those tried gets past the user's own transform or
+            can be predicted.
     """
     unread = failed = ""
     num_exits = 0
@@ -258,7 +259,7 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
 
 
 def _rows(child: Child, num_units: int) -> Iterator[pa.Table | str]:
-    """Yield rows one by one; of a unit that ends its reader, or breaks it, why it has none."""
+    """Yield rows one by one; for a unit that cannot be read, the reason."""
     for index in range(num_units):
         rows = _step(child, _READ, pa.table({"unit": [index]}))
         if isinstance(rows, str):
@@ -270,13 +271,13 @@ def _rows(child: Child, num_units: int) -> Iterator[pa.Table | str]:
 def _step(
     child: Child, stage: str, rows: pa.Table, counters: Counters | None = None
 ) -> pa.Table | str:
-    """Return what a stage makes of rows, or why it makes nothing; `counters` get what it counts."""
+    """Return the result of a stage, or why it has none; its counts are added to `counters`."""
     try:
         done = child.call(stage, rows)
     except PipelineError as error:
         if type(error) is not PipelineError:
             raise
-        return str(error)  # what a library or the user's own code raised
+        return str(error)  # raised by a library or the user's own code
     if not isinstance(done, ChildResult):
         return _why(done)
     if counters is not None:
@@ -285,7 +286,7 @@ def _step(
 
 
 def _why(ended: ChildExit) -> str:
-    """Say how a child ended; of one that took too much memory also what allows it more."""
+    """Say how a child ended; if it took too much memory, with the field that allows more."""
     return f"{ended.message}{' (run.trial_mib)' if ended.max_bytes else ''}"
 
 

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 _OF_TOKENS = ("max_truncated_pct", "truncated_mode")
 _OF_WRITTEN = ("max_repeating_pct", "repeating_mode")
 _WRITTEN_ROWS = {False: 16, True: 32}
-"""Whether it is on a GPU -> rows of a batch that is written to clips or images: a step takes about
+"""On a GPU or not -> rows of a batch for a model that writes to clips or images: a step takes about
 as long for many rows as for one, and each row holds the keys and values of its encoder."""
 
 
@@ -78,9 +78,9 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
 
 
 def _batch_limits(job: Job, model: ModelSpec) -> BatchLimits:
-    """Return how large a batch is, as the job says or as is usual on the device.
+    """Return the batch that the job sets, or the usual one of the device.
 
-    Of a fitted input it may be smaller than before.
+    It may be smaller once the input is fitted.
     """
     is_on_gpu = bool(job.resources.num_gpus)
     if not model.input.counts_tokens:
@@ -105,10 +105,10 @@ def _batch_limits(job: Job, model: ModelSpec) -> BatchLimits:
 
 
 def _check_int8(model: ModelSpec) -> None:
-    """Refuse int8 for what cannot be calibrated.
+    """Refuse int8 for a model that cannot be calibrated.
 
     Raises:
-        JobError: Says why, and what would be right.
+        JobError: With the reason and a remedy.
     """
     if model.precision != INT8:
         return
@@ -120,7 +120,7 @@ def _check_int8(model: ModelSpec) -> None:
 
 
 def _warn_of_skipped(inputs: Inputs) -> None:
-    """Log that files are left out, unless no source would read them."""
+    """Log that files are skipped, unless no source would read them."""
     skipped = inputs.skipped
     if not skipped.judged:
         return
@@ -138,9 +138,9 @@ _FILE = "length.json"
 
 
 def with_lengths(job: Job, inputs: Inputs, model: ModelSpec) -> ModelSpec:
-    """Return the model with the lengths of its vectors, as it gives them for a row of the input.
+    """Return the model with the length of its vectors, measured on a row of the input.
 
-    What was measured is kept per node, so that the model is built for it once.
+    The length is cached per node, so that the model is built for it once.
 
     Raises:
         JobError: No row can be predicted.
@@ -170,12 +170,12 @@ def _measure(job: Job, inputs: Inputs, model: ModelSpec) -> int:
 
 
 def check_before_ray(run: RunContext, plan: Plan, model: ModelSpec) -> GoldenRows | None:
-    """Check what needs no Ray, and return the golden rows of the job; None where it wants none.
+    """Check what needs no Ray, and return the golden rows of the job; None if it has none.
 
     Raises:
-        JobError: No runtime here can run the model as the job wants it, the model's own library
-            predicts something else for the probes, the golden rows cannot be used, or the
-            environment lets input files run code.
+        JobError: No runtime here can run the model as in the job, the model's own library predicts
+            something else for the probes, the golden rows cannot be used, or the environment lets
+            input files run code.
     """
     refuse_autoload()
     check_runtime(run.job, model, run.options.address)
@@ -189,10 +189,10 @@ def check_before_ray(run: RunContext, plan: Plan, model: ModelSpec) -> GoldenRow
 
 
 def check_runtime(job: Job, model: ModelSpec, address: str | None) -> None:
-    """Check runtime and precision against the device that the job asks for.
+    """Check runtime and precision against the device of the job.
 
     Raises:
-        JobError: No runtime can run the model so; on a cluster only what holds of any machine.
+        JobError: No runtime can run the model so; for a cluster, only if that holds on any machine.
     """
     is_on_gpu = bool(job.resources.num_gpus)
     require_usable(model, is_on_gpu=is_on_gpu, is_here=address is None)
@@ -201,14 +201,14 @@ def check_runtime(job: Job, model: ModelSpec, address: str | None) -> None:
 def check_hardware(
     job: Job, address: str | None, here: Callable[[], Hardware] = embedded_hardware
 ) -> str:
-    """Check that the job's actors fit this machine, or that a cluster lets us in; say so in words.
+    """Check that the job's actors fit this machine, or that a cluster lets us in; describe it.
 
     Args:
         address: Of the cluster, or of its job API; None for an embedded Ray.
-        here: Returns what an embedded Ray has.
+        here: Returns the resources of an embedded Ray.
 
     Raises:
-        JobError: They do not fit, or the cluster wants another token.
+        JobError: The actors do not fit, or the cluster requires another token.
         InfraError: The cluster does not answer.
     """
     if address is not None:

@@ -1,4 +1,4 @@
-"""The section `source` of a job, with what other files say of its columns."""
+"""Settle the columns of a source by the files of categories and the inputs of the model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.sources.features.encodings import with_categories
 
 
 def settled_source(job: Job) -> Source:
-    """Return a job's source with the categories that files list, and its columns as they are taken.
+    """Return a job's source with the categories of its files, and columns as the model takes them.
 
-    A model that takes each column by its name says which are texts, which numbers need float64, and
-    the order, whatever that of the job is.
+    A model that takes each column by its name decides which are texts, which numbers need float64,
+    and the order, whatever the order in the job.
 
     Raises:
-        JobError: A file of categories is not there, or holds no list of values; the model is
-            refused; or it takes columns of other names.
+        JobError: A file of categories is missing, or has no list of values; the model is refused;
+            or its columns have other names.
     """
     source, path = with_categories(job.source), job.model.path
     if not source.is_table or path is None or not path.endswith(ONNX_SUFFIX):
@@ -42,13 +42,13 @@ def match_columns(
     """Return the features in the order of the model's inputs, each as the model takes it.
 
     Args:
-        features: The job's, in any order.
+        features: The features of the job, in any order.
         columns: The inputs of the model.
-        model_name: Of the model, for messages.
+        model_name: For messages.
 
     Raises:
-        JobError: They are not the same names, or a text is wanted where the job makes numbers; has
-            both lists.
+        JobError: The names differ, or the model takes a text where the job makes numbers; the
+            message has both lists.
     """
     names = [column_of(entry) for entry in features]
     wanted = [column.name for column in columns]

@@ -1,4 +1,4 @@
-"""Refuse a sink that is a file, or whose files the source would list, as the next run would."""
+"""Refuse a sink that is a file, or whose files the source would list in the next run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.storage.uris import options_of, root_path
 
 
 def require_disjoint(source: Source, sink: Store) -> None:
-    """Make sure that no file of the sink is, or could become, input.
+    """Check that no file of the sink is, or could become, input.
 
-    A sink beside the source or above it is fine, as long as its own folders are.
+    A sink beside the source or above it is fine, as long as its own folders are not input.
 
     Raises:
-        JobError: It is not so, or the sink is a file.
+        JobError: A file of the sink would be input, or the sink is a file.
     """
     if not sink.is_object_store and os.path.isfile(root_path(sink.uri)):
         raise JobError(f"sink.uri = {sink.uri} is a file; give a folder")
@@ -48,7 +48,7 @@ def require_disjoint(source: Source, sink: Store) -> None:
 
 
 def _are_alike(one: Store, other: Store) -> bool:
-    """Tell whether two stores are on local disk both, or on one and the same service."""
+    """Tell whether two stores are both on local disk, or on the same service."""
     if not one.is_object_store or not other.is_object_store:
         return one.is_object_store == other.is_object_store
     providers = [_provider(store.uri) for store in (one, other)]

@@ -1,9 +1,9 @@
-"""What runs the model of a plan: as the job says, as is known of the model here, or as measured.
+"""Choose the runtime and precision of a plan's model: by the job, by a profile, or by measuring.
 
-With `auto` a run measures what is unknown on the job's own rows, before it starts, for a tenth of
-its time. A job that says neither runtime nor precision gets the fastest runtime at fp32 that is
-known; while none is, a run of a minute or more measures likewise. What was chosen is kept beside
-the plan and adopted by every rerun, so that what is known later never changes work that has begun.
+With `auto` a run measures unknown runtimes on the job's own rows, before it starts, for a tenth of
+its time. A job that sets neither runtime nor precision gets the fastest known runtime at fp32; if
+none is known, a run of a minute or more measures likewise. The choice is stored beside the plan and
+adopted by every rerun, so that later knowledge never changes work that has begun.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ def resolve_runtime(
     has_known_rows: bool = False,
     say: Callable[[str], None] = log.info,
 ) -> Settled:
-    """Say what runs the model of this plan.
+    """Return how the model of this plan is run.
 
     Args:
-        model: As the job has it.
-        hardware: What the Ray in use has.
-        allocation: How the cluster is divided.
-        on_cluster: That Ray is not one on this machine that this process has started.
-        measures: There are processes in which runtimes that nobody asked for can be measured.
+        model: As in the job.
+        hardware: The resources of the Ray in use.
+        allocation: The division of the cluster.
+        on_cluster: This process did not start that Ray.
+        measures: There are processes in which runtimes can be measured without being asked for.
         published: `model` of the version that a retry merges its rows into.
-        has_known_rows: How many rows are left to predict is little, or unknown.
+        has_known_rows: Few rows are left to predict, or an unknown number.
         say: Shows what is being tried.
 
     Raises:
-        JobError: No way to run the model is left.
+        JobError: The model cannot be run in any way.
     """
     if not (needs_tuning(model) or model.takes_fastest or model.input.is_approximate):
         return Settled(_with(plan, choices.by_job(model)), model, allocation)
@@ -92,7 +92,7 @@ def resolve_runtime(
         if run.store.create_once(path, data, token) is CreateOutcome.OTHER:
             try:
                 chosen = _read_choice(run.store, path)
-            except FileNotFoundError:  # it is damaged
+            except FileNotFoundError:  # the stored choice is damaged
                 run.store.put(path, data)
         if chosen.reason in ("measured", "known") or profile != known:
             log.info("%s", chosen.text)
@@ -112,12 +112,12 @@ def needs_tuning(model: ModelSpec) -> bool:
 
 
 def opened(model: ModelSpec) -> ModelSpec:
-    """Return a model with `auto` for what its job leaves open by saying nothing."""
+    """Return a model with the runtime `auto` if its job sets none."""
     return replace(model, runtime=AUTO) if model.takes_fastest else model
 
 
 def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
-    """Say what a run on this machine would choose, as far as that is known; needs no Ray."""
+    """Return the choice that a run on this machine would make, as far as known; needs no Ray."""
     try:
         path = _choice_path(run, plan, is_here=run.options.address is None)
         return _read_choice(run.store, path)
@@ -142,9 +142,9 @@ def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
 def _choice_path(
     run: RunContext, plan: Plan, *, is_here: bool, say: Callable[[str], None] = log.info
 ) -> str:
-    """Return where the choice of a plan is kept.
+    """Return the path of a plan's choice.
 
-    It has a place of its own for each kind of device where the first one cannot run.
+    A device on which the first choice cannot run has a path of its own.
     """
     path = run.layout.choice(plan.fingerprint)
     try:
@@ -161,7 +161,7 @@ def _choice_path(
 
 
 def _with(plan: Plan, chosen: Choice) -> Plan:
-    """Return a plan whose model says how it is run."""
+    """Return the plan with the choice in its model."""
     way = chosen.way
     figures: dict[str, Any] = {
         "runtime": way.runtime,
@@ -183,7 +183,7 @@ def _choose(
     *,
     measures: bool,
 ) -> tuple[Choice, Profile]:
-    """Choose for a plan that nothing was chosen for; return what is known then, too."""
+    """Choose for a plan without a choice; return the profile after that, too."""
     if published is not None:
         named = ("runtime", "precision", "artefact_sha256")
         return choices.begun(*(published.get(name) or "" for name in named)), profile
@@ -201,12 +201,12 @@ def _choose(
 
 
 def _measure_unasked(tuning: TuningContext, known: Profile) -> Profile:
-    """Measure other runtimes at fp32 for a job that says nothing, where its run has time for that.
+    """Measure other runtimes at fp32 for a job that sets none, if its run has time for that.
 
-    Only on CPUs, and on machines of one kind, so that the figures hold for all actors. What fails
-    here is no fault of the run, which goes on in eager fp32.
+    Only on CPUs, and on machines of one type, so that the figures hold for all actors. A failure
+    here does not end the run, which goes on in eager fp32.
     """
-    # What these convert is kept, so that a trial which had too little time is not lost.
+    # Their converted models are kept, so that a trial that had too little time is not lost.
     others = [name for name in _rivals(tuning) if runtime_of(name).exports]
     if not others or tuning.is_on_gpu or len(tuning.machines) != 1:
         return known
@@ -221,13 +221,13 @@ def _measure_unasked(tuning: TuningContext, known: Profile) -> Profile:
 
 
 def _settle(tuning: TuningContext, profile: Profile) -> Choice:
-    """Choose for a job that says neither runtime nor precision, by what is known."""
+    """Choose for a job that sets neither runtime nor precision, by the profile."""
     least_pct, others = tuning.job.gates.min_agreement_pct, _rivals(tuning)
     return choices.settled(profile, least_pct, tuning.plan.num_rows, tuning.allocation, others)
 
 
 def _rivals(tuning: TuningContext) -> list[str]:
-    """List the runtimes beside eager that can run the model of a job that says nothing."""
+    """List the runtimes, other than eager, that can run the model of a job that sets none."""
     is_on_gpu = tuning.is_on_gpu
     usable = {*usable_ways(tuning.model, is_on_gpu=is_on_gpu, is_here=not tuning.on_cluster)}
     return [
@@ -238,11 +238,11 @@ def _rivals(tuning: TuningContext) -> list[str]:
 
 
 def _measure(tuning: TuningContext, profile: Profile) -> tuple[Choice, Profile]:
-    """Choose for a job with `auto`; what is unknown is measured."""
+    """Measure unknown runtimes for a job with `auto`, and choose."""
     budget, wanted = Budget(), candidates(tuning.model, is_on_gpu=tuning.is_on_gpu)
     tried = try_ways(tuning, budget, wanted, profile)
     if tried != profile:
-        keep_profile(tuning, tried)  # also if nothing of it can be used
+        keep_profile(tuning, tried)  # also if no way can be used
     profile, way = choose_confirmed(tuning, tried, wanted, budget)
     if profile != tried:
         keep_profile(tuning, profile)
@@ -259,9 +259,9 @@ def tune(
     on_cluster: bool,
     say: Callable[[str], None],
 ) -> tuple[Profile, Trial]:
-    """Measure everything again, store it, and return it with what a run of this plan chooses.
+    """Measure everything again, store it, and return it with the choice of a run of this plan.
 
-    A job that says neither runtime nor precision chooses among what computes in fp32; the rest is
+    A job that sets neither runtime nor precision chooses among runtimes at fp32; the others are
     measured for jobs with `auto`.
     """
     all_open = model if needs_tuning(model) else replace(model, runtime=AUTO, precision=AUTO)
@@ -290,10 +290,10 @@ def tune(
 
 
 def _read_choice(store: Store, path: str) -> Choice:
-    """Read a choice; raises FileNotFoundError if it is not there, or damaged."""
+    """Read a choice; raises FileNotFoundError if it is missing or damaged."""
     data = store.read_bytes(path)
     try:
         return Choice.from_dict(unsealed(data))
     except (KeyError, TypeError, ValueError) as error:
-        log.warning("%s: is damaged, so it counts as not there: %s", store.url(path), error)
+        log.warning("%s: damaged, so it counts as missing: %s", store.url(path), error)
         raise FileNotFoundError(path) from error

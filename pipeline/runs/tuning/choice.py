@@ -1,4 +1,4 @@
-"""What runs the model of a plan, and why. Pure: figures in, a choice and its sentence out."""
+"""The choice of a runtime and precision, with its reason in a sentence. Pure."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ class Choice:
 
     way: Trial
     reason: Reason
-    """`job`: the job says it; `measured`: this run did, before it started; `known`: it was measured
-    earlier; `unknown`: nothing was; `begun`: the work was begun so."""
+    """As in the section `Choice` of the report."""
     text: str
     """The choice and its reason in one line."""
     gain: float | None = None
-    """Rows/s beside those of eager fp32, of one actor and the model alone."""
+    """Rows/s as a multiple of those of eager fp32, for one actor and the model alone."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form that is stored."""
@@ -43,7 +42,7 @@ class Choice:
         return cls(way, document["reason"], document["text"], document["gain"])
 
     def facts(self) -> dict[str, Any]:
-        """Return what reports and manifests say of it: the fields of `sections.Choice`."""
+        """Return the fields of the section `Choice`, for reports and manifests."""
         way = {name: value for name, value in asdict(self.way).items() if value}
         return {
             "reason": self.reason,
@@ -56,13 +55,13 @@ class Choice:
 
 
 def by_job(model: ModelSpec) -> Choice:
-    """Return the choice of a job that says what runs its model."""
+    """Return the choice that the job makes."""
     name = f"{model.runtime} {model.precision}"
     return Choice(Trial(model.runtime, model.precision), "job", f"{name}, as the job says")
 
 
 def begun(runtime: str, precision: str, artefact_sha256: str = "") -> Choice:
-    """Return the choice of rows that are published."""
+    """Return the choice by which published rows were made."""
     way = Trial(runtime, precision, artefact_sha256=artefact_sha256)
     return Choice(way, "begun", f"{runtime} {precision}, as the work was begun")
 
@@ -80,13 +79,13 @@ def settled(
     allocation: Allocation,
     others: Sequence[str],
 ) -> Choice:
-    """Return the choice of a job that says neither runtime nor precision.
+    """Return the choice for a job that sets neither runtime nor precision.
 
     Args:
         min_agreement_pct: `gates.min_agreement_pct`.
         num_rows: Rows of the run; None if unknown.
         allocation: How many actors share the rows.
-        others: Names of the runtimes, beside eager, that are installed and could run the model.
+        others: Names of the installed runtimes, other than eager, that could run the model.
     """
     ways = [way for way in profile.ways if way.runtime in (EAGER, *others)]
     way = fastest_known(ways, min_agreement_pct, num_rows, allocation)
@@ -117,7 +116,7 @@ def settled(
 
 
 def verdict(profile: Profile, way: Trial | None, min_agreement_pct: float) -> str:
-    """Say what trying a way gave."""
+    """Return the result of a trial in words."""
     if way is None:
         return "is not measured"
     if way.problem:

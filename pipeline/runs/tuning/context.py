@@ -1,4 +1,4 @@
-"""What measuring takes: the facts of the run, a sample of its rows, and Ray tasks.
+"""The context of measuring: the facts of the run, a sample of its rows, and Ray tasks.
 
 The tasks have the resources of an actor.
 """
@@ -27,7 +27,7 @@ def _silent(_: str) -> None:
 
 @dataclass(frozen=True)
 class TuningContext:
-    """The facts of the run that is measured for."""
+    """The facts of the run whose model is measured."""
 
     run: RunContext
     plan: Plan
@@ -35,11 +35,11 @@ class TuningContext:
     hardware: Hardware
     allocation: Allocation
     machines: tuple[str, ...] = ()
-    """Their kinds (`machines_of`); empty if they are unknown."""
+    """The types of machines, as `machines_of`; empty if unknown."""
     on_cluster: bool = False
-    """The Ray in use is not one on this machine that this process has started."""
+    """This process did not start the Ray in use."""
     is_command: bool = False
-    """`pipeline tune` measures, and no run waits for the answer."""
+    """`pipeline tune` measures; no run waits for the result."""
     say: Callable[[str], None] = _silent
     """Shows what is being tried."""
 
@@ -55,7 +55,7 @@ class TuningContext:
 
     @property
     def measured_by(self) -> str:
-        """Return the run that measures, or `tune`."""
+        """Return the id of the run that measures, or `tune`."""
         return "tune" if self.is_command else self.run.record.run_id
 
     @property
@@ -75,20 +75,20 @@ class TuningContext:
 
     @property
     def node_actors(self) -> int:
-        """Return how many actors share a node."""
+        """Return the number of actors that share a node."""
         return -(-self.allocation.max_actors // self.hardware.num_nodes)
 
     def rows_by_size(self, row_bytes: float) -> int:
-        """Return how many rows the run has if those of its input take so many bytes each."""
+        """Return the rows of the run, if rows of the input have this many bytes."""
         num_rows, limit = round(self.plan.input_bytes / row_bytes), self.job.run.limit_rows
         return num_rows if limit is None else min(num_rows, limit)
 
     def start(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Start a task with what an actor gets; return Ray's reference to its result.
+        """Start a task with the resources of an actor; return Ray's reference to its result.
 
         Args:
-            function: What to do.
-            arguments: What it is given; the results of references among them.
+            function: The function of the task.
+            arguments: Its arguments; references are replaced by their results.
             options: Further options of `ray.remote`.
         """
         note_progress("something to try")
@@ -99,15 +99,15 @@ class TuningContext:
         return start(function, *arguments, max_retries=0, **resources, **options)
 
     def start_alone(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Start likewise in a process of its own, which ends with it: nothing earlier counts."""
+        """Start a task likewise in a fresh process, which ends with it."""
         return self.start(function, *arguments, max_calls=1, **options)
 
 
 class Sample:
-    """Some of the job's rows, in Ray's store."""
+    """A sample of the job's rows, in Ray's object store."""
 
     def __init__(self, tuning: TuningContext, num_rows: int) -> None:
-        """Read rows at random; the same ones for the same work and number of rows."""
+        """Read rows at random; the same ones for a plan and a number."""
         from pipeline.planning.sampling import sample_rows, sample_units
 
         units, seed = sample_units(tuning.plan, num_rows)
@@ -115,7 +115,7 @@ class Sample:
         self.rows = tuning.start(sample_rows, self._reader, units, num_rows, seed)
 
     def inputs(self, model: ModelSpec) -> Any:
-        """Return the sample as a model's decoder and transform leave it."""
+        """Return the sample as prepared by a model's decoder and transform."""
         from pipeline.runs.tuning.measure import preprocess_rows
 
         return self._tuning.start(preprocess_rows, self._reader, self.rows, model.input)

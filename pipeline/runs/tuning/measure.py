@@ -1,7 +1,7 @@
-"""Try one way to run a model: how fast it is, and whether it agrees with eager fp32.
+"""Try one way to run a model, in a worker: measure its speed and its agreement with eager fp32.
 
-Ways are tried in worker processes of their own, so that a runtime that crashes costs only its
-trial. The driver names these functions, too, so torch is imported only inside them.
+Every way is tried in a process of its own, so that a runtime that crashes costs only its trial. The
+driver names these functions, too, so torch is imported only inside them.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ from pipeline.runs.tuning.workload import (
 from pipeline.sources.rows import Reader
 
 MEASURE_S = 1.0
-"""For how long a rate is measured, at least; of calls that take longer one is enough."""
+"""The least time to measure a rate; of calls that take longer, one is enough."""
 MIN_CALLS = 3
 MEMORY_SHARE = 0.6
-"""Of a node's memory, for all actors; the rest is the object store's and the other stages'."""
+"""Share of a node's memory for all actors; the object store and other stages have the rest."""
 _OVERLAPPED, _OVERLAPPED_ROWS = 4, 1024
-"""On a GPU one timed call has so many batches at least, and so many rows."""
+"""On a GPU one timed call has at least this many batches, and this many rows."""
 _PROBLEM_MAX_CHARS = 200
 
 
 def preprocess_rows(reader: Reader, rows: pa.Table, seen: Input) -> Inputs:
-    """Prepare sampled rows, each array (N, ...); what cannot be is left out."""
+    """Prepare sampled rows, each array (N, ...), without rows that fail."""
     limits = Limits(reader.source.max_image_bytes, reader.source.max_image_px)
     rows = seen.prepare(rows, {}, limits)
     inputs = seen.arrays(rows)
@@ -80,14 +80,14 @@ def try_out(
     num_compared: int = SAMPLE_ROWS,
     batches: Batches = NO_OTHERS,
 ) -> tuple[Trial, Arrays]:
-    """Run the sample one way; what it keeps of each row becomes the next ones' reference.
+    """Run the sample one way; return the trial and the kept outputs.
 
     Args:
         sample: Prepared rows, each array (N, ...).
-        reference: What eager fp32 keeps of the sample; None if this is eager fp32.
+        reference: The outputs that eager fp32 kept; None if this is eager fp32.
         limits: How far a row may be from the reference.
-        num_compared: How many rows are compared at most.
-        batches: Which others to measure.
+        num_compared: The most rows to compare.
+        batches: Other batches to measure.
     """
     began = perf_counter()
     trial = Trial(config.spec.runtime, config.spec.precision)
@@ -95,9 +95,9 @@ def try_out(
     if emulated:
         return replace(trial, problem=emulated), {}
     try:
-        engine_class(config.spec)  # imports what runs the model, which is no part of loading it
+        engine_class(config.spec)  # imports the runtime, which is not part of loading the model
         if runtime_of(config.spec.runtime).exports:
-            open_engine(config).close()  # exported models are kept: no actor pays for it again
+            open_engine(config).close()  # exported models are cached: no actor exports again
         started = perf_counter()
         predictor = open_engine(config)
         loaded_bytes, work = _peak_bytes(), Workload(config, sample)
@@ -133,7 +133,7 @@ def _with_best_batch(
     loaded_bytes: int,
     call_bytes: int,
 ) -> Trial:
-    """Return what was tried with the best of several batches, and the rates of all of them."""
+    """Return the trial with the best of several batches, and the rates of all of them."""
     most_bytes = MEMORY_SHARE * node_bytes()
     size, counts_tokens = _size(config.limits_of_batch), bool(config.batch_tokens)
     rates = {size: trial.rows_per_s}
@@ -165,7 +165,7 @@ def _size(limits: BatchLimits) -> int:
 
 
 def _peak_bytes() -> int:
-    """Return the most memory that this process had at once."""
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -176,10 +176,10 @@ def compare(
     inputs: Inputs,
     limits: AgreementLimits,
 ) -> tuple[float, float]:
-    """Compare what eager fp32 keeps of rows with what a way keeps of them.
+    """Compare the kept outputs of eager fp32 with those of another way.
 
     Returns:
-        The share that agrees, in percent, and the worst figure.
+        The share of rows that agree, in percent, and the worst figure.
     """
     reference = _kept(plain, exact)
     agreement = make_task(config.spec.task).compare(reference, _kept(config, inputs), limits)
@@ -187,7 +187,7 @@ def compare(
 
 
 def _kept(config: PredictorConfig, inputs: Inputs) -> Arrays:
-    """Return what a way keeps of rows, and give up its memory."""
+    """Return the kept outputs of rows, and free the model."""
     predictor = open_engine(config)
     outputs = predictor.reduce(inputs)
     predictor.close()
@@ -200,7 +200,7 @@ def _failure_texts(error: Exception) -> str:
 
 
 class Workload:
-    """The batches of a sample that a way is timed on; one is enough if all cost the same."""
+    """The batches of a sample on which a way is timed; one, if all cost the same."""
 
     def __init__(self, config: PredictorConfig, sample: Inputs) -> None:
         seen = config.spec.input
@@ -210,7 +210,7 @@ class Workload:
         self._sample = sample
 
     def warm_up(self, predictor: Engine) -> None:
-        """Run a batch, which is not timed."""
+        """Run a batch without timing it."""
         predictor.reduce(take_rows(self._sample, self._batches[0].rows))
 
     def measure_rate(self, predictor: Engine) -> float:
@@ -228,10 +228,10 @@ class Workload:
 
 
 def overlapping(batches: Sequence[RunBatch]) -> list[RunBatch]:
-    """Return all batches as one call, some of them several times, as a GPU has them in a run.
+    """Return all batches as one call, some of them several times, as on a GPU in a run.
 
-    While one is computed, another is copied and a third gathered. One call a batch would add these
-    times up, and favour large batches.
+    While one batch is computed, another is copied and a third gathered. One call per batch would
+    add up these times, and favour large batches.
     """
     num_rows_once = sum(len(batch.rows) for batch in batches)
     times = max(-(-_OVERLAPPED // len(batches)), -(-_OVERLAPPED_ROWS // num_rows_once))
@@ -240,20 +240,20 @@ def overlapping(batches: Sequence[RunBatch]) -> list[RunBatch]:
 
 
 def rate_of(batches: Sequence[RunBatch], calls: Sequence[Sequence[float]]) -> float:
-    """Return rows/s of the batches that were run: what they stand for over their median calls."""
+    """Return rows/s: the rows that the timed batches stand for, over their median calls."""
     timed = [(batch.worth, median(s)) for batch, s in zip(batches, calls, strict=True) if s]
     return sum(worth for worth, _ in timed) / sum(seconds for _, seconds in timed)
 
 
 def calibrate(config: PredictorConfig, sample: Inputs) -> tuple[str, str]:
-    """Make and store the int8 model, by every other row of the sample: the rest stays unseen.
+    """Make and store the int8 model from every other row of the sample; the rest stays unseen.
 
     Args:
         config: The model, its batches, and the store for the result.
         sample: Prepared rows, each array (N, ...).
 
     Returns:
-        Its digest and '', or '' and why there is none.
+        Its digest and '', or '' and the reason why there is none.
     """
     from pipeline.inference.devices.load_runner import export
     from pipeline.inference.runtimes.int8 import missing_reason, quantise, store_model
@@ -266,12 +266,12 @@ def calibrate(config: PredictorConfig, sample: Inputs) -> tuple[str, str]:
         has_tokens = config.spec.input.counts_tokens
         made = quantise(export(config), _tensors(config, seen), only_products=has_tokens)
         return store_model(config.models, made), ""
-    except Exception as error:  # noqa: BLE001  # whatever fails, other ways to run are left
+    except Exception as error:  # noqa: BLE001  # other ways to run the model are left
         return "", clean_message(f"{type(error).__name__}: {error}", _PROBLEM_MAX_CHARS)
 
 
 def _tensors(config: PredictorConfig, sample: Inputs) -> Iterator[list[npt.NDArray[Any]]]:
-    """Yield the tensors of each batch, (B, ...), in the order in which the model takes them.
+    """Yield the tensors of each batch, (B, ...), in the order of the model's arguments.
 
     The next batch overwrites them.
     """

@@ -1,6 +1,6 @@
-"""What was measured of a model: kept on this machine and with the output, for later runs.
+"""The profile of a model: all its trials, kept on this machine and with the output for later runs.
 
-It is found again by all that the figures depend on: the model and what it sees of a row, batches,
+Its key is a digest of everything that the figures depend on: the model and its input, batches,
 limits of agreement, machine and versions. So the next run of the model finds it whatever its sink.
 """
 
@@ -34,16 +34,16 @@ _VERSION = 6
 
 
 def describe_machine() -> str:
-    """Return the processor of this machine, and the versions of what runs models on it, as JSON."""
+    """Return the processor of this machine and the versions of its runtimes, as JSON."""
     versions = {**package_versions(), **runtime_versions()}
     return json.dumps({"cpu": describe_processor(), "versions": versions}, sort_keys=True)
 
 
 def machines_of(*, on_cluster: bool) -> tuple[str, ...]:
-    """Return the kinds of machines of the Ray in use; none if one of them does not say its kind.
+    """Return the types of machines of the Ray in use; none if one of them does not answer.
 
     Args:
-        on_cluster: It is not a Ray on this machine that this process has started.
+        on_cluster: This process did not start that Ray.
     """
     if not on_cluster:
         return (describe_machine(),)
@@ -56,40 +56,40 @@ def machines_of(*, on_cluster: bool) -> tuple[str, ...]:
 
 
 def sizes_of(hardware: Hardware) -> Sequence[float]:
-    """Return how many CPUs the nodes have, each number once."""
+    """Return the different numbers of CPUs of the nodes."""
     return sorted({cpus for cpus in hardware.node_cpus if cpus})
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All that was measured, in the order in which it was tried."""
+    """All trials of a model, in their order."""
 
     ways: tuple[Trial, ...] = ()
-    """Each runtime and precision: one actor alone, the model only."""
+    """One trial per runtime and precision: one actor alone, the model only."""
 
     def of(self, runtime: str, precision: str) -> Trial | None:
-        """Return what a runtime and precision gave; None if they were never tried."""
+        """Return the trial of a runtime and precision; None if there is none."""
         trials = (w for w in self.ways if (w.runtime, w.precision) == (runtime, precision))
         return next(trials, None)
 
     def those(self, wanted: Sequence[tuple[str, str]]) -> list[Trial]:
-        """Return what is known of some runtimes and precisions, in their order."""
+        """Return the trials of some runtimes and precisions, in their order."""
         return [trial for way in wanted if (trial := self.of(*way))]
 
     @property
     def eager(self) -> Trial | None:
-        """Return what eager fp32 gave."""
+        """Return the trial of eager fp32."""
         return self.of(EAGER, FP32)
 
     def gain(self, way: Trial) -> float | None:
-        """Return how many times the rows/s of eager fp32 a way makes; None if that is unknown."""
+        """Return rows/s as a multiple of those of eager fp32; None if unknown."""
         eager = self.eager
         if eager is None or not eager.rows_per_s or not way.rows_per_s:
             return None
         return round(way.rows_per_s / eager.rows_per_s, 2)
 
     def with_way(self, trial: Trial) -> Profile:
-        """Return the profile with what was found now in place of what was known of this way."""
+        """Return the profile with a trial in place of the earlier one of this way."""
         way = (trial.runtime, trial.precision)
         kept = [old for old in self.ways if (old.runtime, old.precision) != way]
         return Profile((*kept, trial))
@@ -111,7 +111,7 @@ class Profile:
 
 
 def load_profile(tuning: TuningContext) -> Profile:
-    """Return what is known of this model on these machines; empty if nothing is."""
+    """Return the profile of this model on these machines; an empty one if there is none."""
     key = key_of(tuning)
     for read in (_read_here, _read_stored) if key else ():
         try:
@@ -123,7 +123,7 @@ def load_profile(tuning: TuningContext) -> Profile:
 
 
 def keep_profile(tuning: TuningContext, profile: Profile) -> None:
-    """Keep what was measured, for other runs."""
+    """Keep a profile for other runs."""
     key = key_of(tuning)
     if not key:
         return
@@ -150,12 +150,12 @@ def _read_stored(tuning: TuningContext, key: str) -> bytes:
 
 
 def _is_there(tuning: TuningContext, way: Trial) -> bool:
-    """Tell whether this output has the calibrated model of a way, if it has one."""
+    """Tell whether this output has the calibrated model of a way, if the way has one."""
     return not way.artefact_sha256 or tuning.store.exists(calibrated_model(way.artefact_sha256))
 
 
 def key_of(tuning: TuningContext) -> str:
-    """Name a profile by all that its figures depend on; '' if the machines are unknown."""
+    """Return the key of a profile; '' if the machines are unknown."""
     if not tuning.machines:
         return ""
     allocation, model = tuning.allocation, tuning.model.to_dict()

@@ -21,20 +21,20 @@ from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
 from pipeline.preprocessing.model_input import BatchLimits, is_varying
 
 SAME_PCT = 3.0
-"""Rates that differ by less are the same: the smaller batch is taken."""
+"""Rates that differ by less count as equal: the smaller batch is taken."""
 STEP = 4
-"""A batch is compared with one of so many times its size, and with one of that part of it."""
+"""A batch is compared with one that is larger by this factor, and one that is smaller by it."""
 SHARE = 0.1
-"""Of the expected run, for measuring."""
+"""The share of the expected run that may be spent on measuring."""
 LEAST_BUDGET_S = 5.0
-"""What a run measures for at least whose job asks for it."""
+"""The least time for measuring if the job asks for it."""
 LEAST_RUN_S = 60.0
-"""Shorter runs measure nothing unasked."""
+"""Shorter runs measure only if the job asks for it."""
 UNASKED_ROWS = 32
-"""Rows that an unasked trial compares with eager fp32."""
+"""Rows that a trial compares with eager fp32 if the job does not ask for it."""
 MAX_ATTEMPTS = 3
-"""What was given up is kept as far as it went (a converted model lies in the node cache), so a run
-of the same length may do it at the next attempt; after so many, only `pipeline tune` tries it."""
+"""A trial that was given up may succeed at the next attempt, because its converted model stays in
+the node cache; after this many attempts only `pipeline tune` tries again."""
 LEAST_GAIN_PCT = 10.0
 
 Way = tuple[str, str]
@@ -44,19 +44,19 @@ GIVEN_UP = "given up"
 
 @dataclass(frozen=True)
 class Trial:
-    """What one way to run the model gave."""
+    """The result of trying one way to run a model."""
 
     runtime: str
     precision: str
     rows_per_s: float = 0.0
     """Of one actor, the model only."""
     load_s: float = 0.0
-    """Until an actor is ready: the first one of a node, unless its runtime exports the model, which
-    the node cache keeps."""
+    """Seconds until the first actor of a node is ready; without exporting the model, which the node
+    cache keeps."""
     agreement_pct: float = 0.0
     """Share of the sampled rows that agree with eager fp32."""
     is_confirmed: bool = False
-    """Whether that share is of the larger sample, on which what is chosen is compared."""
+    """Whether that share is of the larger sample, on which the chosen way is compared."""
     worst: float = 0.0
     """Largest difference of scores, smallest cosine, or largest relative error."""
     artefact_sha256: str = ""
@@ -66,23 +66,23 @@ class Trial:
     problem: str = ""
     """Why it cannot be used; '' if it can."""
     took_s: float = 0.0
-    """What trying it took; what it had if it was given up."""
+    """Seconds of the trial; if it was given up, its time limit."""
     attempts: int = 0
-    """How often it was given up."""
+    """Number of trials that were given up."""
     measured_by: str = ""
     """The run that measured it, or `tune`."""
     measured_at: str = ""
     """The date, UTC."""
     batch_size: int = 0
-    """The most rows of one model call; 0 if the plan's was used."""
+    """The most rows of one model call; 0 for the plan's."""
     batch_tokens: int = 0
-    """The most tokens of one model call; 0 if the plan's was used, or rows have none."""
+    """The most tokens of one model call; 0 for the plan's, or if rows have none."""
     batches: list[tuple[int, float]] = field(default_factory=list)
-    """Rows, or tokens, of a batch and its rows/s, if several were measured; 0: it failed."""
+    """Rows, or tokens, of a batch and its rows/s (0 if it failed), if several were measured."""
 
     @property
     def was_given_up(self) -> bool:
-        """Tell whether it might have been used by a longer run."""
+        """Tell whether a longer run might have used it."""
         return self.problem.startswith(GIVEN_UP)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,14 +101,14 @@ class Trial:
 
 
 def candidates(model: ModelSpec, *, is_on_gpu: bool, is_command: bool = False) -> list[Way]:
-    """List the runtimes and precisions that the job leaves open, those first that promise most for
-    the time that they take: int8 is last, as it is calibrated, and not for .onnx files, which run
-    as they are.
+    """List the runtimes and precisions that the job leaves open, the most promising first.
+
+    int8 is last, because it is calibrated; .onnx files, which run as they are, have none.
 
     Args:
-        model: As the job has it, with `auto` for what it leaves open.
+        model: As in the job, with `auto` for open choices.
         is_on_gpu: Actors have GPUs.
-        is_command: `pipeline tune` asks, which has the minutes that timing kernels takes.
+        is_command: `pipeline tune` asks, which has the minutes for timing kernels.
     """
     is_file = model.directory is not None and model.directory.is_file
     runtimes = all_runtimes() if model.runtime == AUTO else [runtime_of(model.runtime)]
@@ -136,7 +136,7 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool, is_command: bool = False) -
 
 
 def as_tried(model: ModelSpec, trial: Trial) -> ModelSpec:
-    """Return a model as it was tried."""
+    """Return the model with the runtime and precision of a trial."""
     sha256 = trial.artefact_sha256 or None
     return replace(model, runtime=trial.runtime, precision=trial.precision, artefact_sha256=sha256)
 
@@ -144,11 +144,11 @@ def as_tried(model: ModelSpec, trial: Trial) -> ModelSpec:
 def batches_beside(
     usual: BatchLimits, slice_rows: Sequence[int], *, counts_tokens: bool
 ) -> list[BatchLimits]:
-    """Return the batches that are compared with the usual one: a smaller and a larger one.
+    """Return the batches to compare with the usual one: a smaller and a larger one.
 
     Args:
-        usual: What a run takes that knows nothing.
-        slice_rows: Rows of the slices of a run, or of some: no batch is larger than they are.
+        usual: The batch of a run without measurements.
+        slice_rows: Rows of some slices of the run; no batch is larger.
         counts_tokens: Batches are filled by tokens.
     """
     if counts_tokens:
@@ -159,7 +159,7 @@ def batches_beside(
 
 
 def best_batch(rates: Mapping[int, float]) -> int:
-    """Return the smallest of the batches, size -> rows/s, that is as fast as any."""
+    """Return the smallest of the batches, given as size -> rows/s, that is as fast as any."""
     enough = max(rates.values()) * (1 - SAME_PCT / 100)
     return min(size for size, rate in rates.items() if rate >= enough)
 
@@ -175,16 +175,16 @@ def choose(
     allocation: Allocation,
     slack_pct: Callable[[Trial], float] = _strict,
 ) -> Trial:
-    """Take what ends first, starting up included, among what agrees.
+    """Return the way that ends first, including start-up, among those that agree.
 
     Args:
-        min_agreement_pct: What agrees less is left out.
-        num_rows: Rows of the run; None if unknown: only the rate counts.
-        allocation: How many actors share the rows.
-        slack_pct: By how much less a trial may agree: what is compared again on more rows.
+        min_agreement_pct: The least share of agreeing rows.
+        num_rows: Rows of the run; None if unknown, so that only the rate counts.
+        allocation: Its actors share the rows.
+        slack_pct: How much less a trial may agree if it will be compared on more rows.
 
     Raises:
-        JobError: Nothing that was tried can be used.
+        JobError: No way that was tried can be used.
     """
     usable = [trial for trial in trials if is_usable(trial, min_agreement_pct - slack_pct(trial))]
     if not trials:
@@ -202,33 +202,33 @@ def choose(
 
 
 def seconds(trial: Trial, num_rows: int | None, allocation: Allocation) -> float:
-    """Return how long a run would take; if its rows are unknown, only the rate counts."""
+    """Return the seconds of a run; if its rows are unknown, the negative rate, for comparisons."""
     if num_rows is None:
         return -trial.rows_per_s
     return trial.load_s + num_rows / allocation.max_actors / trial.rows_per_s
 
 
 def expected_s(eager: Trial, num_rows: int | None, allocation: Allocation) -> float:
-    """Return how long a run is expected to take in eager fp32; 0 if its rows are unknown."""
+    """Return the expected seconds of a run in eager fp32; 0 if its rows are unknown."""
     if num_rows is None or not eager.rows_per_s:
         return 0.0
     return seconds(eager, num_rows, allocation)
 
 
 def has_rows_to_measure(num_rows: int | None, num_actors: int, batch_rows: int) -> bool:
-    """Tell whether what eager fp32 must predict to be measured is less than a tenth of a run.
+    """Tell whether measuring eager fp32 predicts less than a tenth of the run's rows.
 
     Args:
         num_rows: Rows of the run; None if unknown.
-        num_actors: How many actors share them; one measures.
-        batch_rows: Of one model call, of which one warms up and one is timed at least.
+        num_actors: The actors that share them; one measures.
+        batch_rows: Rows of a model call; one call warms up, and at least one is timed.
     """
     measured_rows = UNASKED_ROWS + 2 * batch_rows
     return num_rows is not None and SHARE * num_rows / num_actors >= measured_rows
 
 
 def is_worth_trying(known: Trial | None, left_s: float) -> bool:
-    """Tell whether to try a way in the time that is left; `known` is what trying it gave before."""
+    """Tell whether to try a way in the remaining time; `known` is its earlier trial."""
     if left_s <= 0:
         return False
     return known is None or (known.was_given_up and known.attempts < MAX_ATTEMPTS)
@@ -237,14 +237,11 @@ def is_worth_trying(known: Trial | None, left_s: float) -> bool:
 def fastest_known(
     ways: Sequence[Trial], min_agreement_pct: float, num_rows: int | None, allocation: Allocation
 ) -> Trial | None:
-    """Return the way at fp32 that a job gets which leaves it open.
+    """Return the way at fp32 for a job that leaves it open; None if eager fp32 was never measured.
 
-    Eager, unless another one, with the rows that it predicts once more in eager fp32, ends earlier
-    by `LEAST_GAIN_PCT`: numbers that differ in their last digits from those of last night are worth
-    nothing less.
-
-    Returns:
-        None if eager fp32 was never measured here.
+    That is eager, unless another way ends earlier by `LEAST_GAIN_PCT`, including the rows that are
+    predicted again in eager fp32: for less it is not worth that the last digits differ from those
+    of the night before.
     """
     exact = [way for way in ways if way.precision == FP32]
     eager = next((way for way in exact if way.runtime == EAGER), None)
@@ -266,8 +263,11 @@ def is_usable(way: Trial, min_agreement_pct: float) -> bool:
 
 
 class Budget:
-    """A tenth of what the run is expected to take, and some seconds at least if its job asks for
-    measuring; unasked, a run below a minute has nothing."""
+    """The time for measuring: a tenth of the expected run.
+
+    It is at least some seconds if the job asks for measuring; otherwise a run of less than a minute
+    has none.
+    """
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ class Budget:
         """Begin to count.
 
         Args:
-            is_bounded: Whether a run waits for the answer; `pipeline tune` measures all.
+            is_bounded: A run waits for the result; False for `pipeline tune`, which measures all.
             is_asked: The job has `auto`, or the command is `tune`.
         """
         self._clock, self._began = clock, clock()
@@ -287,7 +287,7 @@ class Budget:
         self.total_s = (LEAST_BUDGET_S if is_asked else 0.0) if is_bounded else math.inf
 
     def expect(self, run_s: float) -> None:
-        """Note how long the run is expected to take, now that it is known."""
+        """Set the expected seconds of the run."""
         if not self.is_bounded:
             return
         if self.is_asked:
@@ -297,13 +297,13 @@ class Budget:
 
     @property
     def left_s(self) -> float:
-        """Return what is left of it; less than 0 if more was taken."""
+        """Return the remaining seconds; negative if overdrawn."""
         return self.total_s - (self._clock() - self._began)
 
     def left_with(self, ways: Sequence[Trial], min_agreement_pct: float) -> float:
-        """Return how long a run may still look for a better way than these.
+        """Return the seconds in which a run may still look for a better way than these.
 
-        No limit while none of them can be used: without any way the run would fail. A job may allow
-        one way only, such as int8, whose calibration can take longer than the search has.
+        Infinite if none of them can be used: without any way the run would fail. A job may allow
+        one way only, such as int8, whose calibration can take longer than the budget.
         """
         return self.left_s if any(is_usable(w, min_agreement_pct) for w in ways) else math.inf

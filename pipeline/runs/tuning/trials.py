@@ -1,7 +1,7 @@
-"""Try out, on a sample of the job's own rows, what `auto` leaves open; workers do the work.
+"""Try ways to run a model on a sample of the job's own rows: the driver's side.
 
-Each runtime and precision is tried once, in turn, as far as there is time; what is chosen by that
-is compared with eager fp32 once more, on more rows and on others.
+Each runtime and precision is tried once, in turn, while time is left. The chosen one is compared
+with eager fp32 once more, on more and other rows.
 """
 
 from __future__ import annotations
@@ -38,35 +38,34 @@ from pipeline.runs.tuning.selection import (
 from pipeline.runs.tuning.workload import SAMPLE_ROWS, Batches, rows_to_sample
 
 TRIAL_S = 120.0
-"""How long a way may be tried where nothing else limits that."""
+"""The longest trial, if the budget does not limit it."""
 _AUTOTUNING_S = 900.0
-"""And one that tries kernels."""
+"""The same for a runtime that tries kernels."""
 _LEAST_ROW_BYTES = 16.0
-"""Of an input whose rows are not counted yet: small ones are not even sampled."""
+"""Least bytes of a row, for an input whose rows are not counted yet: small ones are not sampled."""
 CONFIRM_ROWS = 512
 SLACK_PCT = 2.0
-"""128 rows mislead both ways: of a way with which 97% of all rows agree, they show 99% once in ten
-times, and of one with which 99.4% agree they show less once in five times. So what is to be
-compared on more rows may have agreed on a few less of the first ones."""
+"""128 rows mislead both ways: if 97% of all rows agree, they show 99% one time in ten, and if 99.4%
+agree, they show less one time in five. So a way that will be compared on more rows may agree on a
+few less of the first ones."""
 
 
 def try_ways(
     tuning: TuningContext, budget: Budget, wanted: Sequence[Way], known: Profile
 ) -> Profile:
-    """Try runtimes and precisions, as far as the time allows.
+    """Try runtimes and precisions while time is left.
 
     Args:
-        tuning: Where.
-        budget: What the run that waits for the answer may spend.
-        wanted: Which, in their order.
-        known: What was tried before, which is tried again only if it was given up.
+        budget: The time that the waiting run may spend.
+        wanted: Runtimes and precisions, in their order.
+        known: Earlier trials; only those that were given up are repeated.
 
     Returns:
-        What is known now.
+        The profile after the trials.
 
     Raises:
-        JobError: Eager fp32 cannot predict the sample, or not soon enough for a run whose job does
-            not ask for it.
+        JobError: Eager fp32 cannot predict the sample, or is too slow for a run whose job does not
+            ask for measuring.
     """
     num_rows, least_pct = tuning.plan.num_rows, tuning.job.gates.min_agreement_pct
     most_rows = tuning.rows_by_size(_LEAST_ROW_BYTES) if num_rows is None else num_rows
@@ -99,7 +98,7 @@ def _may_begin(
     known: Profile,
     num_rows: int | None,
 ) -> bool:
-    """Tell whether a run of so many rows may begin to measure, as far as that is foreseen."""
+    """Tell whether a run of this many rows may begin to measure, as far as can be foreseen."""
     eager, allocation = known.eager, tuning.allocation
     if eager is not None:
         budget.expect(expected_s(eager, num_rows, allocation))
@@ -112,12 +111,12 @@ def _may_begin(
 
 
 class _Tries:
-    """Tries ways to run the model on one sample, each beside what eager fp32 made of it."""
+    """Tries ways to run the model on one sample, and compares each with eager fp32."""
 
     def __init__(
         self, tuning: TuningContext, sample: Sample, num_compared: int, reference_s: float | None
     ) -> None:
-        """Try eager fp32 itself, for so long at most.
+        """Try eager fp32 itself, for at most `reference_s`.
 
         Raises:
             JobError: It cannot predict the sample, or not in that time.
@@ -141,15 +140,14 @@ class _Tries:
         self.eager: Trial = self._signed(eager)
         if tuning.model.input.is_approximate:
             self._inputs = sample.inputs(tuning.model)
-            value_of(self._inputs)  # a decoder that is not there is no fault of any way
+            value_of(self._inputs)  # a missing decoder is not the fault of a way
 
     def one(self, way: Way, before: Trial | None, left_s: float) -> Trial:
         """Try a runtime and precision.
 
         Args:
-            way: Which.
-            before: What trying it gave before.
-            left_s: For how long; infinite: without limit.
+            before: Its earlier trial.
+            left_s: The longest time; infinite for no limit.
         """
         began, trial, tuning = perf_counter(), Trial(*way), self._tuning
         if problem := self._cannot_run(way):
@@ -166,7 +164,7 @@ class _Tries:
         return self._signed(replace(trial, took_s=took_s, attempts=attempts))
 
     def _batches(self, *, is_fixed: bool = False) -> Batches:
-        """Return the batches to try beside the usual one: for `pipeline tune` alone.
+        """Return the other batches to try; only `pipeline tune` tries any.
 
         Args:
             is_fixed: The model is made for one size.
@@ -186,7 +184,7 @@ class _Tries:
         return _AUTOTUNING_S if tries_kernels else TRIAL_S
 
     def _cannot_run(self, way: Way) -> str:
-        """Return why a way cannot run on this machine, which spares it a process; '' elsewhere."""
+        """Return why a way cannot run on this machine, without a process; '' if it may."""
         if len(self._tuning.machines) != 1 or self._tuning.on_cluster:
             return ""
         is_on_gpu = self._tuning.is_on_gpu
@@ -194,12 +192,12 @@ class _Tries:
         return reason or missing_reason(runtime_of(way[0]), way[1], is_on_gpu=is_on_gpu)
 
     def _signed(self, trial: Trial) -> Trial:
-        """Note who measured, and when."""
+        """Return the trial with who measured it, and when."""
         today = dt.datetime.now(dt.UTC).date().isoformat()
         return replace(trial, measured_by=self._tuning.measured_by, measured_at=today)
 
     def _calibrated(self) -> tuple[str, str]:
-        """Return the digest of the calibrated model, made once, or why there is none."""
+        """Return the digest of the calibrated model, made once, and why there is none."""
         from pipeline.runs.tuning.measure import calibrate
 
         if self._int8 is None:
@@ -236,26 +234,25 @@ class _Tries:
 def choose_confirmed(
     tuning: TuningContext, profile: Profile, wanted: Sequence[Way], budget: Budget
 ) -> tuple[Profile, Trial]:
-    """Choose from what was tried; a way that proves to agree less is not chosen again.
+    """Choose a way; one that proves to agree less on more rows is not chosen again.
 
-    One that there is no time to compare is not chosen by this run, unless nothing else is left.
+    A way that there is no time to compare on more rows is chosen only if nothing else is left.
 
     Args:
-        tuning: Where.
-        profile: What was tried.
+        profile: The trials.
         wanted: Runtimes and precisions that the job leaves open.
-        budget: What the run that waits for the answer may spend.
+        budget: The time that the waiting run may spend.
 
     Returns:
-        The profile, with what was found out now, and the one to take.
+        The profile with the comparisons made now, and the chosen way.
 
     Raises:
-        JobError: Nothing that was tried can be used.
+        JobError: No way that was tried can be used.
     """
     least_pct, allocation, too_late = tuning.job.gates.min_agreement_pct, tuning.allocation, set()
 
     def in_doubt(way: Trial) -> bool:
-        # Other pixels, or fewer bits: there rows differ that no sample of a few shows.
+        # With other pixels or fewer bits, more rows differ than a small sample shows.
         may_differ = way.precision != FP32 or tuning.model.input.is_approximate
         return may_differ and not way.is_confirmed
 
@@ -276,13 +273,13 @@ def choose_confirmed(
 
 
 def _confirm_s(profile: Profile, way: Trial) -> float:
-    """Return how long the comparison takes, by what was measured."""
+    """Return the seconds of the comparison, by the trials."""
     both = (profile.eager or way, way)
     return sum(trial.load_s + CONFIRM_ROWS / (trial.rows_per_s or 1.0) for trial in both)
 
 
 def _confirmed(tuning: TuningContext, way: Trial) -> Trial:
-    """Return what was tried, with the share of the rows of a larger sample that agree."""
+    """Return the trial with the share of agreeing rows of a larger sample."""
     from pipeline.runs.tuning.measure import compare
 
     sample, plain = Sample(tuning, CONFIRM_ROWS), tuning.model.as_reference()

@@ -1,8 +1,8 @@
-"""Batches of a sample that stand for those of a run: what a way to run a model is timed on.
+"""The batches of a sample that stand for those of a run, on which ways to run a model are timed.
 
-Rows of one shape cost the same, so any batch will do. Of texts the cost lies in their tokens and in
-the padding, and both depend on what a slice holds: a sample of so many rows is divided as a slice
-is, and each of its batches stands for as many rows as it has tokens.
+Rows of one shape cost the same, so any batch will do. Texts cost by their tokens and by padding,
+which both depend on the rows of a slice: a sample of as many rows is divided like a slice, and each
+of its batches counts by its tokens.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pipeline.core.errors import JobError
 from pipeline.preprocessing.model_input import Arrays, BatchLimits, Input, Rows, num_rows
 
 SAMPLE_ROWS = 128
-"""Rows of a sample, and of those that are compared with eager fp32."""
+"""Rows of a sample, and the most rows that are compared with eager fp32."""
 CALIBRATED_ROWS = 256
-"""Most rows that an int8 model is calibrated by, of those that are sampled."""
+"""The most sampled rows by which an int8 model is calibrated."""
 MAX_SAMPLE_ROWS = 2048
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches that a way is tried with beside the usual one."""
+    """The batches with which a way is tried in addition to the usual one."""
 
     others: Sequence[BatchLimits] = ()
     node_actors: int = 1
-    """How many actors share the memory of a node."""
+    """The number of actors that share the memory of a node."""
 
 
 NO_OTHERS = Batches()
@@ -41,16 +41,16 @@ class RunBatch(NamedTuple):
     rows: Rows
     """(B,): row numbers in the sample."""
     worth: float
-    """Rows of a run that it stands for; by its tokens, if rows have any."""
+    """The number of rows that it stands for; by its tokens, if rows have tokens."""
 
 
 def rows_to_sample(seen: Input, slice_rows: Sequence[int], least: int = SAMPLE_ROWS) -> int:
-    """Return how many rows are sampled: of texts as many as the largest slice has.
+    """Return the number of rows to sample: for texts the rows of the largest slice.
 
     Args:
         seen: The job's input.
         slice_rows: Rows of the slices of a run, or of some of them.
-        least: How many are to be compared.
+        least: The number of rows to compare.
     """
     if not seen.counts_tokens:
         return least
@@ -58,19 +58,19 @@ def rows_to_sample(seen: Input, slice_rows: Sequence[int], least: int = SAMPLE_R
 
 
 def compared_rows(size: int, most: int = SAMPLE_ROWS) -> slice:
-    """Return which of so many sampled rows are compared with eager fp32: some, evenly spread.
+    """Return the sampled rows to compare with eager fp32, evenly spread.
 
     Args:
-        size: How many there are.
-        most: How many are compared at most.
+        size: Number of sampled rows.
+        most: The most rows to compare.
     """
     return slice(None, None, max(1, -(-size // most)))
 
 
 def calibrated_rows(size: int) -> slice:
-    """Return which of so many sampled rows an int8 model is calibrated by: every other one.
+    """Return the sampled rows by which an int8 model is calibrated: every other one.
 
-    Of many rows they are fewer, and hardly any of those that are compared.
+    Of many rows they are fewer, and few of the compared ones are among them.
     """
     first = 1 if size > SAMPLE_ROWS else 0
     return slice(first, None, max(2, -(-size // CALIBRATED_ROWS)))
@@ -82,7 +82,7 @@ def run_batches(seen: Input, inputs: Arrays, limits: BatchLimits) -> list[RunBat
     Args:
         seen: The input.
         inputs: The arrays of the sample, each (N, ...).
-        limits: How large a batch may be.
+        limits: The largest batch.
 
     Raises:
         JobError: No text of the sample can be prepared.
