@@ -106,7 +106,7 @@ def test_what_no_row_survives_is_an_error_of_the_job_that_names_the_cause(
 
 def test_a_model_may_take_longer_to_build_again_than_a_row(tmp_path: Path) -> None:
     job = make_job(tmp_path, [RED], model=model("unseeded"), run={"row_timeout_s": 1e-6})
-    with pytest.raises(JobError, match="tensors are other ones each time that it is built"):
+    with pytest.raises(JobError, match="tensors differ each time that it is built"):
         attempt(job)
 
 
