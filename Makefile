@@ -73,7 +73,7 @@ bench-gpu: venv build/peers/.installed build/minilm/modules.json ## Measure how 
 
 gpu-hour: venv ## Run the tests that need a GPU, then measure one model (an hour)
 	$(BIN)/pipeline doctor
-	$(BIN)/python -m pytest -n0 -m gpu tests/inference tests/preprocessing tests/models
+	$(BIN)/python -m pytest -n0 -m gpu tests/inference tests/preprocessing tests/models tests/integration
 	$(BIN)/python tests/bench/gpu.py vit_b_16 --rows 8000
 
 bench-text: venv build/peers/.installed build/minilm/modules.json ## Measure rows/s of MiniLM on passages beside peers

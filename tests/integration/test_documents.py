@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
+import tempfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
+import torch
 import yaml
 from nbclient import NotebookClient
 from support.runs.checkout import PYTHONPATH, ROOT
@@ -41,6 +45,7 @@ IN_A_TABLE = {
 COMMANDS = {name: text for name, text in IN_A_TABLE.items() if text}
 COMMANDS |= {mark.rpartition(" ")[2]: text for mark, _, text in marked() if "slow test" in mark}
 """The commands of examples, as their table has them, and of recipes."""
+ON_A_CLUSTER, ON_A_GPU = COMMANDS.pop("cluster"), COMMANDS.pop("gpu")
 SHOWN = {
     "a_partition": [
         f"{NUM_ROWS} rows = {NUM_ROWS - NUM_BAD} predicted + {NUM_BAD} quarantined",
@@ -127,6 +132,40 @@ def test_the_commands_of_an_example_or_a_recipe_run(name: str, folder: Path):
         sink = yaml.safe_load((folder / job).read_text())["sink"]["uri"]
         rows = open_output(folder / sink).latest.predictions().to_table().to_pylist()
         assert LOOKS.get(name, bool)(rows)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_commands_of_a_cluster_run_as_copied(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    for port in (6379, 8265):
+        with socket.socket() as taken:
+            if taken.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip(f"port {port} is taken")
+    home = tempfile.mkdtemp(prefix="home", dir="/tmp")  # paths of sockets have to be short
+    monkeypatch.setenv("HOME", home)
+    try:
+        # Commands of the reader get no variable RAY_*, but for this one.
+        run(folder, f"export RAY_TMPDIR={home}\n{ON_A_CLUSTER}")
+    finally:
+        nodes = [p for p in psutil.process_iter(["environ"]) if belongs_to(p, home)]
+        for process in nodes:
+            process.kill()
+        psutil.wait_procs(nodes, timeout=30)
+        shutil.rmtree(home, ignore_errors=True)
+    night = open_output(folder / "nightly-output").latest
+    assert len(night.predictions()) + len(night.quarantine()) == NUM_ROWS
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_the_commands_of_a_gpu_run_as_copied(folder: Path):
+    run(folder, ON_A_GPU)
+
+
+def belongs_to(process: psutil.Process, home: str) -> bool:
+    return (process.info["environ"] or {}).get("HOME") == home
 
 
 DIRECTORIES = {
