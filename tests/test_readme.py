@@ -113,6 +113,14 @@ def test_every_make_target_is_named() -> None:
     assert {name for name in targets if f"`make {name}" not in TESTING} == set()
 
 
+@pytest.mark.parametrize("name", ["Makefile", "pyproject.toml", ".ci/run"])
+def test_every_path_in_a_file_of_settings_exists(name: str) -> None:
+    paths = re.findall(
+        r"(?<![\w/.-])(?:tests|pipeline|examples|jobs)/[\w/.*-]+", (ROOT / name).read_text()
+    )
+    assert [path for path in paths if not [*ROOT.glob(path.rstrip("."))]] == []
+
+
 def test_every_folder_is_in_the_table() -> None:
     folders = [path.name for path in (ROOT / "pipeline").iterdir() if path.is_dir()]
     wanted = {f"{name}/" for name in folders if name != "__pycache__"}
