@@ -1,4 +1,4 @@
-"""Images, feature vectors and row numbers between numpy and Arrow, without copies."""
+"""Convert images, feature vectors and row numbers between numpy and Arrow without copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 def empty_column(column_type: pa.DataType, num_rows: int) -> pa.Array:
-    """Return the values of rows without an input: zeros of fixed-size lists, otherwise nulls."""
+    """Return a column for rows without an input: zeros for fixed-size lists, otherwise nulls."""
     if not pa.types.is_fixed_size_list(column_type):
         return pa.nulls(num_rows, column_type)
     zeros = pa.array(
@@ -40,7 +40,7 @@ def as_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def with_nulls(column: pa.Array, is_null: npt.NDArray[np.bool_]) -> pa.Array:
-    """Return a column with more nulls; `if_else` would keep room for the values that go.
+    """Return a column with more nulls; `if_else` would keep the memory of the removed values.
 
     Args:
         column: (N,).
@@ -71,7 +71,7 @@ def images_from_arrow(
 
     Args:
         column: The images.
-        shape: (H, W, C) of each.
+        shape: (H, W, C) of each image.
     """
     array = as_array(column)
     row_bytes = math.prod(shape)
@@ -85,7 +85,7 @@ def images_from_arrow(
 def sized_to_arrow(
     images: Sequence[npt.NDArray[np.uint8] | None],
 ) -> tuple[pa.Array, pa.Array, pa.Array]:
-    """Copy images of different sizes, (H, W, C) each, into large binary; with heights and widths.
+    """Copy images of different sizes, (H, W, C) each, into large binary; return heights and widths.
 
     Rows without an image are null in all three.
     """
@@ -110,7 +110,7 @@ def sized_to_arrow(
 def sized_from_arrow(
     column: pa.ChunkedArray, heights: pa.ChunkedArray, widths: pa.ChunkedArray, num_channels: int
 ) -> npt.NDArray[np.object_]:
-    """View large binary as (N,) of arrays, uint8 (H, W, C), read-only; (0, 0, C) for nulls."""
+    """View large binary as (N,) read-only arrays, uint8 (H, W, C); (0, 0, C) for nulls."""
     array = as_array(column)
     offsets = np.frombuffer(array.buffers()[1] or b"", np.int64)[array.offset :]
     flat = np.frombuffer(array.buffers()[2] or b"", np.uint8)
@@ -135,13 +135,14 @@ def features_from_arrow(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[Any]:
 def alike_in_shape(
     values: npt.NDArray[Any], rows: npt.NDArray[np.intp], max_rows: int, max_size: int
 ) -> list[npt.NDArray[np.intp]]:
-    """Divide rows with shapes of their own into batches of one shape, the largest first.
+    """Divide rows of different shapes into batches of one shape each, the largest shape first.
 
     Args:
         values: (N,) of arrays.
         rows: (K,) row numbers.
-        max_rows: Of a batch.
-        max_size: Of a batch of several rows: the product of the first two axes, summed; 0: any.
+        max_rows: Most rows of a batch.
+        max_size: Limit of a batch of several rows: the sum over rows of the product of the first
+            two axes; 0: no limit.
     """
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for row in rows.tolist():

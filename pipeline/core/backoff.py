@@ -27,18 +27,18 @@ _process = {"retries": 0, "deadline_at_s": math.inf}
 
 
 class TransientError(InfraError):
-    """An error that may pass: throttling, a broken connection, an overloaded store."""
+    """A transient error: throttling, a broken connection, an overloaded store."""
 
 
 class BadBlockError(TransientError):
-    """A local disk cannot read a file; if retries do not help, that file is lost."""
+    """A local disk cannot read a file; if retries do not help, the file is lost."""
 
 
 BAD_BLOCK = "the disk cannot read it (input/output error)"
 
 
 def is_bad_block(error: BaseException) -> bool:
-    """Tell that a disk could not read a part of a file that is open."""
+    """Tell whether the disk could not read a part of an open file."""
     return isinstance(error, OSError) and error.errno == errno.EIO
 
 
@@ -54,10 +54,10 @@ def is_damage(error: BaseException) -> bool:
 
 
 def retries_taken() -> int:
-    """Return how many retries this process has taken; the difference of two calls is what counts.
+    """Return how many retries this process has taken; take the difference of two calls.
 
-    The retries of a slice are those of its process while it was read or written, which is the same
-    thing only if a process works on one slice at a time, as Ray's tasks do.
+    The retries of a slice are those of its process meanwhile. That is exact only if a process works
+    on one slice at a time, as Ray's tasks do.
     """
     return int(_process["retries"])
 
@@ -71,7 +71,7 @@ def stop_retrying_at(deadline_at_s: float | None) -> None:
 
 
 class Retries:
-    """How often and how long one thing is tried; make it just before the first try."""
+    """The limits of tries for one call, and how many have failed; make it before the first try."""
 
     def __init__(
         self, tries: float = TRIES, limit_s: float | None = None, longest_wait_after: float = TRIES

@@ -1,7 +1,8 @@
-"""Read our own stored documents: unknown fields are ignored, so that documents can grow.
+"""Read and write the JSON documents that we store: sealed, and open to new fields.
 
-A document's version is raised only if a field changes its meaning or goes. What decides what is
-published is sealed: it holds a digest of itself, so that a damaged one is never believed.
+Unknown fields are ignored, so documents can grow. The version of a document is raised only if a
+field changes its meaning or disappears. A document that decides what is published is sealed: it
+holds a digest of itself, so a damaged one is never believed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ def sealed(document: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """Undo `sealed`; a document without a digest, as older versions wrote them, is taken as it is.
+    """Undo `sealed`; a document without a digest, from an older version, is taken as it is.
 
     Raises:
-        ValueError, TypeError: It is damaged, or no document.
+        ValueError, TypeError: It is damaged, or not a document.
         RecursionError: It is nested too deeply.
     """
     document = json.loads(data)
@@ -41,10 +42,10 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def known_fields(document_type: type, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a JSON document that a dataclass has fields for.
+    """Return the entries of a JSON document for which a dataclass has fields.
 
     Raises:
-        TypeError: It is no document.
+        TypeError: It is not a document.
     """
     if not isinstance(document, Mapping):
         raise TypeError(f"expected an object, not {type(document).__name__}")

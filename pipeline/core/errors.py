@@ -1,4 +1,4 @@
-"""The errors a user can see, each with its exit code.
+"""Errors that a user can see, each with its exit code.
 
     PipelineError (1, unexpected)
     |-- JobError (2)            the command or the job file is wrong
@@ -6,11 +6,11 @@
     |-- GateRefused (3)         a check refused; nothing was published
     |-- PartitionBusy (4)       another run holds the partition
     |-- PublishConflict (5)     another run published something different meanwhile
-    |-- Stopped (6)             asked to stop; what is done is kept
-    |-- InfraError (7)          storage or cluster trouble that a retry may cure
-    `-- InputMissing (8)        the input is not there yet
+    |-- Stopped (6)             the run was asked to stop; finished slices are kept
+    |-- InfraError (7)          storage or cluster trouble that running again may cure
+    `-- InputMissing (8)        the input does not exist yet
 
-Every class takes one string, so that it survives pickling between Ray's processes.
+Each class takes one string, so that it survives pickling between Ray's processes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ class PipelineError(Exception):
 
     exit_code: ClassVar[int] = 1
     report: str | None = None
-    """Where the report of the run lies that ended with this, if it has one."""
+    """The path of the report of the run that ended with this error, if there is one."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self._message = message
 
     def __str__(self) -> str:
-        # Not of `args`: Ray Data appends advice about itself to those of whatever its tasks raise.
+        # Not from `args`: Ray Data appends its own advice to those of any error that a task raises.
         return self._message
 
 
 class JobError(PipelineError):
-    """The command line or the job file asks for something that cannot be."""
+    """The command line or the job file asks for something impossible."""
 
     exit_code = 2
 
 
 class AccessDenied(JobError):
-    """One file may not be read, or is archived; others beside it may be readable."""
+    """A file must not be read, or is archived; other files beside it may be readable."""
 
     @property
     def why(self) -> str:
@@ -50,11 +50,11 @@ class AccessDenied(JobError):
 
 
 class JobErrors(JobError):
-    """Several things are wrong with a job: a line that counts them, then one line for each."""
+    """Several errors of a job: a line with their number, then a line for each."""
 
     @property
     def lines(self) -> list[str]:
-        """Return the lines: the one that counts, then the errors."""
+        """Return the lines: the number of errors, then each error."""
         return str(self).split("\n")
 
 
@@ -77,15 +77,15 @@ class PublishConflict(PipelineError):
 
 
 class Stopped(PipelineError):
-    """The run was asked to stop; finished slices are kept and a rerun goes on from there."""
+    """The run was asked to stop; finished slices are kept, and a rerun continues from there."""
 
     exit_code = 6
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a caller's Python: the run has ended as one that is `Stopped`; run again to go on.
+    """Ctrl-C in a caller's Python: the run has ended like one that is `Stopped`.
 
-    A KeyboardInterrupt, so that a loop over runs which goes on after errors ends.
+    Run again to continue. A KeyboardInterrupt also ends a loop that continues after errors.
     """
 
     exit_code = Stopped.exit_code
@@ -100,7 +100,7 @@ class InfraError(PipelineError):
 
 
 class InputMissing(PipelineError):
-    """The input that the job names is not there (yet): running again later may find it."""
+    """The input that the job names does not exist yet; running again later may find it."""
 
     exit_code = 8
 

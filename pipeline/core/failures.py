@@ -24,7 +24,7 @@ from pipeline.core.schema import ERROR, ERROR_STAGE, MESSAGE, NUM_BYTES, ROW_ID,
 
 
 class Reason(StrEnum):
-    """Why a row could not be predicted: a closed set."""
+    """The reason why a row could not be predicted: a closed set."""
 
     UNREADABLE_SHARD = "unreadable_shard"
     MISSING = "missing"
@@ -52,11 +52,11 @@ class Reason(StrEnum):
 
 
 TRANSFORM_FACTORY = "transform.factory"
-"""The field that names a user's own transform; messages of rows that fail in it contain it."""
+"""The field that names a user's own transform; rows that fail in it have it in their message."""
 
 
 class RowError(Exception):
-    """One row cannot go on: the reason code and one line of explanation."""
+    """The failure of one row: a reason code and one line of explanation."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(reason, message)
@@ -69,7 +69,7 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one row failed: what the error columns of that row will say."""
+    """Why one row failed: the content of its error columns."""
 
     reason: Reason
     stage: str
@@ -79,21 +79,22 @@ class Failure:
 
     @property
     def is_of_job(self) -> bool:
-        """Tell whether the job is at fault if all first rows fail so, before the model sees one.
+        """Tell whether the job is at fault if all first rows fail like this before the model.
 
-        The user's own transform raised, or returned what is not declared; or a file is denied.
+        The user's own transform raised an error or returned undeclared values, or access to a file
+        is denied.
         """
         return is_of_job(self.reason, self.message)
 
 
 def is_of_job(reason: str, message: str | None) -> bool:
-    """Tell the same of a failure's reason and message."""
+    """Return `Failure.is_of_job` for a reason and a message."""
     is_of_transform = reason == Reason.DECODE_ERROR and TRANSFORM_FACTORY in (message or "")
     return is_of_transform or reason == Reason.ACCESS_DENIED
 
 
 def of_part(part: str, failure: Failure) -> Failure:
-    """Return a failure of one of several inputs, whose message names the input."""
+    """Return a failure whose message names the input, one of several."""
     return replace(failure, message=f"input {part!r}: {failure.message}")
 
 
@@ -128,7 +129,7 @@ def failures_of(table: pa.Table) -> list[Failure | None]:
 
 
 def without_failure(failures: Sequence[Failure | None]) -> npt.NDArray[np.bool_]:
-    """Return bool (N,): rows that have not failed."""
+    """Return bool (N,), true for rows that have not failed."""
     if not any(failures):
         return np.ones(len(failures), np.bool_)
     return np.array([failure is None for failure in failures], np.bool_)
@@ -138,23 +139,23 @@ MAX_PER_SLICE = 16
 MAX_PER_RUN = 512
 _KEY_CHARS, _SHOWN_CHARS, _SHOWN_ID_CHARS = 160, 120, 80
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*|'[^']*'|\"[^\"]*\"")
-"""What differs from row to row in messages of one cause: numbers, addresses, quoted names."""
+"""The parts of a message that differ between rows of one cause: numbers, addresses, names."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Rows that failed alike."""
+    """Rows that failed for the same cause."""
 
     reason: str
     stage: str = ""
     message: str | None = None
-    """Of the row that is the example; None stands for all messages that are not told apart."""
+    """The message of an example row; None for rows whose messages were dropped."""
     num_rows: int = 0
     row_id: str | None = None
     key: str = ""
-    """What their messages have in common."""
+    """The common part of their messages."""
     at_least: bool = False
-    """More rows may have failed for it: some of this reason are counted without their message."""
+    """More rows may have failed for this cause: the messages of some of its reason were dropped."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for the report."""
@@ -164,7 +165,7 @@ class Cause:
 
 
 class SystematicFailure(JobError):
-    """All rows of the first batches failed for one cause, so no row is at fault."""
+    """All rows of the first batches failed for one cause, so the rows are not at fault."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -172,7 +173,7 @@ class SystematicFailure(JobError):
 
     @classmethod
     def of(cls, failed: Cause, where: str = "") -> SystematicFailure:
-        """Say how many rows failed, of what; `where` is the place in the user's code."""
+        """Make the error from a cause; `where` is the place in the user's code."""
         description = f'{failed.reason} "{failed.message}"' + (f" ({where})" if where else "")
         rows = "the only row" if failed.num_rows == 1 else f"all {failed.num_rows} rows"
         error = cls(
@@ -183,11 +184,11 @@ class SystematicFailure(JobError):
 
 
 def key_of(message: str, *names: str) -> str:
-    """Return what messages of one cause have in common.
+    """Return the common part of messages of one cause.
 
     Args:
-        message: Of one row.
-        names: Names of that row, which others do not have.
+        message: The message of one row.
+        names: Names of that row, which other rows do not have.
     """
     for name in names:
         message = message.replace(name, "*") if name else message
@@ -202,7 +203,7 @@ def causes_of(rows: pa.Table) -> list[Cause]:
     causes = Causes(MAX_PER_SLICE)
     names = zip(failed.column(ROW_ID).to_pylist(), failed.column(URI).to_pylist(), strict=True)
     for (row_id, uri), failure in zip(names, failures_of(failed), strict=True):
-        assert failure is not None, "only those were taken"
+        assert failure is not None, "only failed rows are left"
         causes.add([cause_of(failure, row_id, uri)])
     return causes.top(MAX_PER_SLICE + len(Reason))
 
@@ -215,7 +216,7 @@ def cause_of(failure: Failure, row_id: str, uri: str = "") -> Cause:
 
 
 class Causes:
-    """Rows by cause; beyond a limit a message is dropped, and its rows count for all others."""
+    """Rows by cause; beyond a limit, messages are dropped and their rows counted together."""
 
     def __init__(self, most: int = MAX_PER_RUN) -> None:
         self._most = most
@@ -229,13 +230,13 @@ class Causes:
                 key = (cause.reason, cause.stage, None)
                 cause = Cause(cause.reason, cause.stage, num_rows=cause.num_rows)
             before = self._causes.get(key, cause)
-            # Of two examples the first by name, whichever was counted first.
+            # Keep the example whose name sorts first: the order of counting must not matter.
             first = min(before, cause, key=lambda example: (example.row_id is None, example.row_id))
             num_rows = cause.num_rows + (before.num_rows if key in self._causes else 0)
             self._causes[key] = replace(first, num_rows=num_rows)
 
     def complete(self, reasons: Mapping[str, int]) -> Causes:
-        """Return causes that make up these counts: rows of unknown causes have no message."""
+        """Return causes that add up to these counts; rows of unknown causes have no message."""
         known = Counter[str]()
         for cause in self._causes.values():
             known[cause.reason] += cause.num_rows
@@ -247,7 +248,7 @@ class Causes:
         return completed
 
     def top(self, number: int) -> list[Cause]:
-        """Return the causes of the most rows, in an order that does not depend on the additions."""
+        """Return the causes with the most rows; the order does not depend on the order of `add`."""
         vague = {cause.reason for cause in self._causes.values() if cause.message is None}
         causes = [
             replace(cause, at_least=cause.message is not None and cause.reason in vague)
@@ -258,12 +259,12 @@ class Causes:
 
 
 def format_causes(causes: Sequence[Cause], num_rows: int, shown: int = 3) -> str:
-    """Say why rows failed: `20 empty, e.g. 0000.jpg: the image has 0 bytes`; '' if none did.
+    """Say why rows failed: `20 empty, e.g. 0000.jpg: the image has 0 bytes`; '' if none failed.
 
     Args:
-        causes: The most frequent ones, in order.
-        num_rows: Rows that failed, of all causes.
-        shown: How many causes at most.
+        causes: The most frequent causes, in order.
+        num_rows: All rows that failed.
+        shown: Most causes to name.
     """
     clauses = [_words(cause) for cause in causes[:shown]]
     left = num_rows - sum(cause.num_rows for cause in causes[:shown])
@@ -287,12 +288,12 @@ def _short(text: str, most: int) -> str:
 
 
 def common_cause(causes: Sequence[Cause], num_predicted: int) -> Cause | None:
-    """Return the one cause for which all rows failed that reached the model, at least two.
+    """Return the one cause for which all rows that reached the model failed, at least two rows.
 
-    The user's own transform stands before the model: if no row got past it, it is judged likewise.
+    The user's own transform runs before the model: if no row got past it, its failures count.
 
     Args:
-        causes: All that are known.
+        causes: All known causes.
         num_predicted: Rows with a prediction.
     """
     of_job = [cause for cause in causes if is_of_job(cause.reason, cause.message)]

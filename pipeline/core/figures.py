@@ -42,7 +42,7 @@ Counters = dict[str, dict[str, float]]
 
 
 class Figure:
-    """Numbers that add up: the fields of a data class, which are whole but for seconds."""
+    """Numbers that add up: the fields of a dataclass, integers except for seconds."""
 
     def __add__(self, other: Self) -> Self:
         return type(self)(**{name: value + vars(other)[name] for name, value in vars(self).items()})
@@ -53,7 +53,7 @@ class Figure:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, float]) -> Self:
-        """Read the JSON form; a field that is left out is zero, an unknown one is ignored.
+        """Read the JSON form; a missing field is zero, an unknown one is ignored.
 
         Raises:
             PipelineError: As `checked`.
@@ -63,7 +63,7 @@ class Figure:
 
 @dataclass
 class StageCounters(Figure):
-    """What one stage did: the sum over any number of slices."""
+    """The counts of one stage over any number of slices."""
 
     rows_in: int = 0
     rows_out: int = 0
@@ -72,14 +72,14 @@ class StageCounters(Figure):
     bytes_out: int = 0
     busy_s: float = 0.0
     retries: int = 0
-    """Requests to a store that were repeated after a passing error."""
+    """Requests to a store that were repeated after a transient error."""
 
 
 def checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return numbers by their names: seconds as they are, others as whole numbers.
+    """Return numbers by their names: seconds as floats, others as integers.
 
     Raises:
-        PipelineError: A value is not a finite number >= 0 (counts: whole).
+        PipelineError: A value is not a finite number >= 0, or a count is not an integer.
     """
     for name, value in values.items():
         if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
@@ -93,7 +93,7 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
 def measure(counters: Counters, stage: str) -> Iterator[StageCounters]:
     """Time the body as busy seconds of a stage and add its counts, also when the body raises.
 
-    Its retries are those of the process meanwhile.
+    Retries of the process during the body count as retries of the stage.
     """
     counts = StageCounters()
     start_s, start_retries = time.perf_counter(), retries_taken()
@@ -106,7 +106,7 @@ def measure(counters: Counters, stage: str) -> Iterator[StageCounters]:
 
 
 def add(counters: Counters, entry: str, more: Figure | Mapping[str, float]) -> None:
-    """Add numbers into an entry of counters, in place."""
+    """Add numbers to an entry of counters, in place."""
     values = more.to_dict() if isinstance(more, Figure) else more
     before = counters.setdefault(entry, {})
     for name, value in values.items():
@@ -124,7 +124,7 @@ def merge(a: Counters, b: Counters) -> Counters:
 
 @dataclass(frozen=True)
 class Comparison(Figure):
-    """Rows that were predicted once more, to compare the predictions."""
+    """Rows that were predicted a second time, to compare the predictions."""
 
     num_rows: int = 0
     num_agreed: int = 0
@@ -133,11 +133,11 @@ class Comparison(Figure):
 
 @dataclass(frozen=True)
 class Tokenised(Figure):
-    """Rows that were turned into tokens."""
+    """Rows that were tokenised."""
 
     num_rows: int = 0
     num_truncated: int = 0
-    """Cut to the most tokens."""
+    """Rows cut to the limit of tokens."""
 
 
 @dataclass(frozen=True)
@@ -146,30 +146,30 @@ class Tokens(Figure):
 
     num_tokens: int = 0
     num_padded: int = 0
-    """What the model got, with padding."""
+    """Tokens that the model got, padding included."""
 
 
 @dataclass(frozen=True)
 class Generated(Figure):
-    """Texts that a model has written."""
+    """Texts that a model has generated."""
 
     num_rows: int = 0
     num_long: int = 0
-    """They have the most tokens, and no end."""
+    """Texts that reached the limit of tokens without an end."""
     num_repeating: int = 0
-    """Of these, they end in the same few tokens again and again."""
+    """Those of them that end in a few tokens repeated over and over."""
     num_tokens: int = 0
     busy_s: float = 0.0
-    """Without what the prompts took."""
+    """Without the time for the prompts."""
 
 
 @dataclass(frozen=True)
 class Steps(Figure):
-    """Steps of a model that writes, each of which adds a token to every row of its batch."""
+    """Steps of a generating model; each step adds a token to every row of its batch."""
 
     num_steps: int = 0
     num_places: int = 0
-    """Sum of the rows of each step, with those that had ended and were still in the batch."""
+    """The rows of all steps, including rows that had ended but were still in the batch."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from pipeline.core.schema import EMBEDDING, LABEL, LABELS, SCORE
 
 NORM = "norm"
 DIRECTIONS = tuple(f"direction_{i}" for i in range(4))
-"""Of an embedding: its length, and its cosines to four fixed vectors of ones and minus ones. A
-changed space is unlikely to have the old distribution in all four."""
+"""Figures of an embedding: its length, and its cosines to four fixed vectors of ones and minus
+ones. A changed space is unlikely to have the old distribution in all four."""
 SCORE_BINS = 20
 MAX_LABELS = 1000
 MAX_BINS = 500
@@ -41,17 +41,17 @@ Floats = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Numbers:
-    """How one number of the predictions is distributed."""
+    """The distribution of one number of the predictions."""
 
     lowest: float
     highest: float
     counts: Mapping[int, int] = field(default_factory=dict)
     """Bin -> rows; empty if only the range is kept."""
     shift: int | None = None
-    """How many more bits bins leave out; None: bins are those of scores."""
+    """How many more bits the bins leave out; None for the bins of scores."""
 
     def __add__(self, other: Numbers) -> Numbers:
-        """Sum two; the bins are the coarser ones of both."""
+        """Add two distributions, with the coarser bins of the two."""
         shift = self.shift
         if shift is not None and other.shift is not None:
             shift = max(shift, other.shift)
@@ -61,12 +61,12 @@ class Numbers:
         return Numbers(low, high, dict(counts), shift)
 
     def is_constant(self, tolerance: float, scale: float | None = None) -> bool:
-        """Tell whether the range is at most a share of the largest value, or of `scale`."""
+        """Tell whether the range is at most `tolerance` times `scale`, or the largest value."""
         scale = max(abs(self.lowest), abs(self.highest)) if scale is None else scale
         return self.highest - self.lowest <= tolerance * scale
 
     def shifted(self, shift: int | None) -> dict[int, int]:
-        """Return the counts with coarser bins; those of scores stay as they are."""
+        """Return the counts with coarser bins; bins of scores are kept."""
         if shift is None or shift == self.shift:
             return dict(self.counts)
         counts: Counter[int] = Counter()
@@ -75,7 +75,7 @@ class Numbers:
         return dict(counts)
 
     def bounded(self) -> Numbers:
-        """Return this with no more than `MAX_BINS` bins."""
+        """Return the same distribution with at most `MAX_BINS` bins."""
         numbers = self
         while numbers.shift is not None and len(numbers.counts) > MAX_BINS:
             shift = numbers.shift + 1
@@ -95,7 +95,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Distribution:
-    """How the predictions of a partition are distributed; failed rows are not among them."""
+    """The distribution of the predictions of a partition; failed rows do not count."""
 
     labels: Mapping[str, int] = field(default_factory=dict)
     num_other: int = 0
@@ -107,14 +107,14 @@ class Distribution:
         return sum(self.labels.values()) + self.num_other
 
     def __add__(self, other: Distribution) -> Distribution:
-        """Sum two partitions, or parts of one."""
+        """Add the distributions of two partitions, or of two parts."""
         labels = Counter(self.labels)
         labels.update(other.labels)
         numbers = sum_numbers(self.numbers, other.numbers)
         return Distribution(dict(labels), self.num_other + other.num_other, numbers)
 
     def is_constant(self, tolerance: float) -> bool:
-        """Tell whether all predictions are alike; no numbers at all say nothing."""
+        """Tell whether all predictions are alike; False if nothing was measured."""
         labels = [label for label, rows in self.labels.items() if rows]
         return bool(self.numbers) and len(labels) <= 1 and not self.num_other and all(
             numbers.is_constant(tolerance, 1.0 if name in DIRECTIONS else None)
@@ -122,7 +122,7 @@ class Distribution:
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: the most frequent labels, no number with too many bins."""
+        """Return the JSON form: the most frequent labels, and bounded numbers."""
         frequent = Counter(self.labels).most_common(MAX_LABELS)
         rest = self.num_labelled - sum(rows for _, rows in frequent)
         numbers = {name: value.bounded().to_dict() for name, value in self.numbers.items()}
@@ -136,11 +136,11 @@ class Distribution:
 
 
 def measure_numbers(rows: pa.Table, columns: Sequence[str]) -> dict[str, Numbers]:
-    """Count the numbers of the rows that have a prediction; texts are no numbers.
+    """Count the numbers of the rows that have a prediction; texts are left out.
 
     Args:
         rows: A staged slice; rows without a prediction are null in these columns.
-        columns: What `measured_columns` names.
+        columns: The columns that `measured_columns` names.
     """
     numbers: dict[str, Numbers] = {}
     for place, name in enumerate(columns):
@@ -165,7 +165,7 @@ def measure_numbers(rows: pa.Table, columns: Sequence[str]) -> dict[str, Numbers
 
 
 def _of_entries(name: str, column: pa.Array) -> dict[str, Numbers]:
-    """Count how many entries rows have, and the entries' scores; list<struct<score, ...>> (N,)."""
+    """Count the entries of each row, and their scores; list<struct<score, ...>> (N,)."""
     lengths = np.asarray(column.value_lengths().to_numpy(zero_copy_only=False), np.float32)
     scores = pc.struct_field(column.flatten(), SCORE).to_numpy(zero_copy_only=False)
     numbers = {f"num_{name}": _counted(lengths)}
@@ -179,7 +179,7 @@ def _probabilities(values: Floats) -> Numbers:
 
 
 def _vectors(column: pa.Array) -> Iterable[tuple[str, Floats]]:
-    """Yield what is measured of embeddings, each (N,)."""
+    """Yield the name and values of each figure of embeddings, (N,)."""
     size = column.type.list_size
     flat = column.values.slice(column.offset * size, len(column) * size)
     vectors = np.asarray(flat.to_numpy(zero_copy_only=False), np.float64).reshape(-1, size)
@@ -198,8 +198,8 @@ def _counted(values: Floats, *, with_bins: bool = True) -> Numbers:
     Keys are in the order of the numbers: 1.0 is 0x3F80 = 16256, 2.0 is 16384, 0.0 is 0, -1.0 is
     -16256 - 1 and -2.0 is -16384 - 1.
     """
-    # Minus zero becomes zero. Rounded, so that numbers that should be one (lengths that are scaled
-    # to 1) lie in the middle of a bin. Of a negative number a larger magnitude is a smaller key.
+    # Minus zero becomes zero. Rounding puts numbers that should be 1 (scaled lengths) in the middle
+    # of a bin. For negative numbers a larger magnitude gives a smaller key.
     bits = (np.asarray(values, np.float32) + np.float32(0)).view(np.uint32)
     upper = (bits + np.uint32(0x8000)) >> 16
     magnitude = (upper & 0x7FFF).astype(np.int64)
@@ -209,7 +209,7 @@ def _counted(values: Floats, *, with_bins: bool = True) -> Numbers:
 
 
 def _counts(keys: npt.NDArray[np.int64]) -> dict[int, int]:
-    """Return key -> rows of keys, (N,)."""
+    """Return key -> number of rows, for keys (N,)."""
     low, high = int(keys.min()), int(keys.max())
     if high - low < _FEW_KEYS:  # counted without sorting
         counts = np.bincount(keys - low)

@@ -1,7 +1,7 @@
-"""Folders that say what a column holds, `<column>=<value>/`, as Hive, Spark and DuckDB read them.
+"""Folders that hold the value of a column, `<column>=<value>/`, as Hive, Spark and DuckDB have.
 
-The column is then not inside the files: engines take it from the path, and one that finds it in
-both places with two types (text and dictionary, say) refuses to read.
+The column is then not inside the files: engines take it from the path, and an engine that finds it
+in both places with two types (text and dictionary, say) refuses to read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import LABEL, ROW_ID, URI
 
 MAX_VALUES = 1000
-"""Most different folders of one run; more would give many tiny files."""
+"""Most folders of one run; more would give many tiny files."""
 UNTYPED = "null"
 NULL_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _SEGMENT_MAX_BYTES = 240  # a name on a local disk has at most 255
@@ -29,11 +29,11 @@ def partition_types(
     """Return the types of the partition columns, by name.
 
     Args:
-        passed: Columns of the shards; the type of one that the schema lacks, for no shard has told
-            it, is `null`: there is no row, so no folder.
+        passed: Columns of the shards. If the schema lacks one because no shard declares its type,
+            its type is `null`: there is no row, so there is no folder.
 
     Raises:
-        JobError: There is no such column, or its values make no folder names.
+        JobError: There is no such column, or its values cannot be folder names.
     """
     types = {}
     for name in columns:
@@ -60,7 +60,7 @@ def require_folders(columns: Iterable[str], labels: Sequence[str]) -> None:
     """Refuse labels that cannot be folder names, if the output has folders by label.
 
     Raises:
-        JobError: Names the label.
+        JobError: A label cannot be a folder name.
     """
     for label in labels if LABEL in columns else ():
         if trouble := folder_trouble(LABEL, label):
@@ -76,22 +76,22 @@ def _is_allowed(column_type: pa.DataType) -> bool:
 
 
 def hive_values(path: str) -> dict[str, str | None]:
-    """Read `key=value` folders out of the path of a shard; Hive's name for null is None."""
+    """Read the `key=value` folders in the path of a shard; Hive's name for null becomes None."""
     return {key: _decode(value) for key, value in _folders(path)}
 
 
 def above_root(uri: str, column: str) -> str:
-    """Return what to add if a column is missing below a source, or '': its folder is above it."""
+    """Return a hint for a missing column whose folder is above the source, or ''."""
     if column not in hive_values(f"{uri}/"):
         return ""
     return f"; the folder {column}=... is above source.uri, which must name a folder above it"
 
 
 def folder_trouble(column: str, value: str | None) -> str:
-    """Say why a value cannot be a folder name, or ''.
+    """Say why a value cannot be a folder name; return '' if it can.
 
-    `<column>=/` is empty text for DuckDB, pyarrow and Polars, null for Delta, and Spark reads
-    nothing below it: there is no name that all of them understand.
+    For DuckDB, pyarrow and Polars `<column>=/` is the empty string, for Delta it is null, and
+    Spark reads nothing below it: no name means the empty string to all of them.
     """
     if value == "":
         return "is empty text, for which readers of folders have no common name"
@@ -101,7 +101,7 @@ def folder_trouble(column: str, value: str | None) -> str:
 
 
 def without_folder(name: str, column: pa.Array) -> dict[int, str]:
-    """Return the rows, by number, whose value cannot be a folder name, and why."""
+    """Return row number -> why the value of the row cannot be a folder name."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return {}
     troubles = {value: folder_trouble(name, value) for value in pc.unique(column).to_pylist()}
@@ -115,15 +115,15 @@ def without_folder(name: str, column: pa.Array) -> dict[int, str]:
 
 
 def to_text(column: pa.ChunkedArray) -> pa.Array:
-    """Return the values as folder names spell them, before encoding."""
+    """Return the values as text, as folder names have them before encoding."""
     return pc.cast(column, pa.string()).combine_chunks()
 
 
 def to_segment(column: str, value: str | None) -> str:
     """Return the name of a folder: `camera=front`, `kind=a%2Fb`, `kind=__HIVE_DEFAULT...`.
 
-    ASCII characters that are no letter, digit or one of `-_.` are percent-encoded, and so is all
-    that cannot be printed. Other letters stay as they are: Spark decodes byte by byte.
+    ASCII characters other than letters, digits and `-_.` are percent-encoded, and so are all
+    characters that cannot be printed. Others are kept: Spark decodes byte by byte.
 
     Raises:
         JobError: The value cannot be a folder name.
@@ -149,7 +149,7 @@ def _encode(character: str) -> str:
 
 
 def values_of(path: str, columns: Mapping[str, str]) -> dict[str, str | None]:
-    """Read the texts of the partition columns back from a part's path."""
+    """Read the values of the partition columns, as text, from the path of a part."""
     return {
         name: _decode(value, "surrogatepass") for name, value in _folders(path) if name in columns
     }
@@ -169,7 +169,7 @@ def _decode(value: str, errors: str = "replace") -> str | None:
 
 
 def restore(rows: pa.Table, path: str, columns: Mapping[str, str]) -> pa.Table:
-    """Append the partition columns that a part's path holds, in the types that they had."""
+    """Append the partition columns in the path of a part, with their original types."""
     for name, text in values_of(path, columns).items():
         column_type = pa.type_for_alias(columns[name])
         value = pc.cast(pa.scalar(text, pa.string()), column_type)
@@ -178,5 +178,5 @@ def restore(rows: pa.Table, path: str, columns: Mapping[str, str]) -> pa.Table:
 
 
 def without(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
-    """Return the schema of files whose path holds these columns."""
+    """Return the schema of files whose path has these columns."""
     return pa.schema([field for field in schema if field.name not in columns])

@@ -52,23 +52,23 @@ _CLAIM_S = 86_400.0
 _CHECKSUMS = "checksums.json"
 _CHUNK_BYTES = 16 << 20
 _PACKAGES = ("torch", "torchvision")
-"""All that is kept depends on these."""
+"""Packages on which every artefact depends."""
 _LARGE_BYTES = 1 << 20
-"""What is smaller makes no room: to look for it would take longer than to make the artefact."""
+"""Smaller artefacts evict nothing: looking for room would take longer than making them."""
 _claims: dict[Path, int] = {}
-"""What this process has claimed -> a descriptor with the lock on it, open until it ends."""
+"""Claims of this process -> a descriptor with the lock, open until the process ends."""
 _claiming = threading.Lock()
 _checked: set[Path] = set()
-"""Artefacts that this process has compared with their checksums."""
+"""Artefacts that this process has already compared with their checksums."""
 
 
 def key_of(facts: Any, packages: Sequence[str] = (), module: torch.nn.Module | None = None) -> str:
     """Digest JSON-ready facts and the versions in use, with a module's tensors if it is given.
 
     Args:
-        facts: What is kept, and of what.
+        facts: What the artefact is, and what it is made from.
         packages: Modules that make it, besides torch and torchvision.
-        module: Its tensors decide, too.
+        module: A module whose tensors the artefact depends on.
     """
     versions = [SEMANTICS["predict"], versions_of(packages)]
     digest = hashlib.sha256(json.dumps([facts, *versions], sort_keys=True).encode())
@@ -97,9 +97,9 @@ def tensors_digest(module: torch.nn.Module) -> str:
 
 
 def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
-    """Return the folder of an artefact, which `write` fills if there is none yet, or a damaged one.
+    """Return the folder of an artefact, which `write` fills if it is missing or damaged.
 
-    It stays until this process lets it go or ends, and for `UNUSED_S` afterwards.
+    It is kept until this process lets it go or ends, and for `UNUSED_S` afterwards.
 
     Raises:
         InfraError: The cache folder is not this user's own.
@@ -132,7 +132,7 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
 
 
 def _is_there(folder: Path) -> bool:
-    """Tell whether there is an artefact that can be used; if so, it was used now."""
+    """Tell whether a usable artefact exists; if so, note that it is used now."""
     if not folder.exists() or not (folder in _checked or _is_whole(folder)):
         return False
     _checked.add(folder)
@@ -141,7 +141,7 @@ def _is_there(folder: Path) -> bool:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Tell whether the files of an artefact are those that were written."""
+    """Tell whether the files of an artefact are as they were written."""
     try:
         return bool(json.loads((folder / _CHECKSUMS).read_bytes()) == _checksums(folder))
     except (OSError, ValueError):  # of an older version, or damaged itself
@@ -169,10 +169,11 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 
 def claim_once_per_node(name: str) -> bool:
-    """Claim work that one process of this node is to do; False if a running one has it.
+    """Claim work for one process of this node; return False if another running process has it.
 
     Args:
-        name: Unique to the run. Claims of ended processes are free again, and go after a day.
+        name: Unique to the run. Claims of ended processes are free again; after a day they are
+            removed.
     """
     path = first_of([cache_folder() / CLAIMS]) / name
     with _claiming:
@@ -190,11 +191,11 @@ def claim_once_per_node(name: str) -> bool:
 
 
 def versions_of(packages: Sequence[str]) -> dict[str, str]:
-    """Return distribution -> version of torch, torchvision and those of the modules that are here.
+    """Return distribution -> version for torch, torchvision and the installed ones of the modules.
 
     Args:
-        packages: Names of modules. A distribution mostly has the module's name; if none has, those
-            are looked for that bring the module, as `onnxruntime-gpu` does.
+        packages: Names of modules. Usually a distribution has the name of its module; otherwise
+            the distributions that provide the module are found, such as `onnxruntime-gpu`.
     """
     versions = {}
     for name in (*_PACKAGES, *packages):
@@ -208,15 +209,15 @@ def versions_of(packages: Sequence[str]) -> dict[str, str]:
 
 @functools.cache
 def _distributions_of(module: str) -> tuple[str, ...]:
-    """Return the distributions that bring a module; reads the lists of files of all of them."""
+    """Return the distributions that provide a module; reads the file lists of all distributions."""
     return tuple(sorted(set(packages_distributions().get(module, ()))))
 
 
 UNUSED_S = 5 * 86_400.0
-"""What was used within this time stays, however much room it takes."""
+"""Artefacts used within this time are kept, whatever their size."""
 MAX_BYTES = 32 << 30
 _used: dict[Path, int] = {}
-"""File of a key -> its descriptor, which this process keeps open for the lock."""
+"""Lock file of a key -> its descriptor, which this process keeps open to hold the lock."""
 
 
 @dataclass(frozen=True)
@@ -234,13 +235,13 @@ def use(key: str) -> None:
     """
     path = _file_of(key)
     if path not in _used:
-        # One that removes it may be suspended: then it is gone, and is made again.
+        # A process that removes the artefact may be suspended: then the artefact is made again.
         with contextlib.suppress(BlockingIOError):
             _used[path] = locked(path, fcntl.LOCK_SH, WAIT_S)
 
 
 def let_go(key: str) -> None:
-    """Note that this process needs no file of the artefact of a key any more."""
+    """Note that this process no longer needs the artefact of a key."""
     descriptor = _used.pop(_file_of(key), None)
     if descriptor is not None:
         os.close(descriptor)
@@ -253,13 +254,13 @@ def _file_of(key: str) -> Path:
 def evict_for(num_bytes: int = 0) -> list[str]:
     """Remove artefacts that no process uses and none has used for `UNUSED_S`, oldest first.
 
-    Only as many as it takes for all, with what is to come, to be within `MAX_BYTES`.
+    Only as many are removed as needed to stay within `MAX_BYTES`.
 
     Args:
-        num_bytes: What is to come.
+        num_bytes: The size of an artefact to come.
 
     Returns:
-        The keys of the artefacts that are gone.
+        The keys of the removed artefacts.
     """
     oldest, removed = time.time() - UNUSED_S, list[str]()
     _remove_unfinished(oldest)
@@ -277,7 +278,7 @@ def evict_for(num_bytes: int = 0) -> list[str]:
 
 
 def num_bytes_of(folder: Path) -> int:
-    """Return what the files in a folder take; 0 if another process removes it."""
+    """Return the size of the files in a folder; 0 if another process removes it."""
     try:
         return sum(path.lstat().st_size for path in folder.rglob("*"))
     except FileNotFoundError:
@@ -309,7 +310,7 @@ def _remove(folder: Path) -> bool:
 
 
 def _unused(key: str) -> contextlib.AbstractContextManager[None]:
-    """Keep other processes from using a key during the body; its file goes then.
+    """Keep other processes from using a key during the body; remove its lock file then.
 
     Raises:
         BlockingIOError: A process uses it.
@@ -318,7 +319,7 @@ def _unused(key: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _remove_unfinished(oldest: float) -> None:
-    """Remove what processes were making, or removing, that were killed long ago."""
+    """Remove folders that processes were making or removing when they were killed, long ago."""
     for file in first_of([cache_folder() / USERS]).iterdir():
         if not (cache_folder() / file.stem).exists():
             with contextlib.suppress(BlockingIOError), _unused(file.stem):

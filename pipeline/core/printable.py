@@ -1,7 +1,7 @@
-"""Make one printable line of any text: names, values and messages may hold whatever bytes allow.
+"""Make text printable: names, values and messages may hold any bytes, and become one line.
 
-The one place that decides what may reach a terminal, a log or a page as it is, and how values that
-JSON does not have are written.
+This is the one place that decides which text may reach a terminal, a log or a page unchanged, and
+how JSON represents values that it does not have.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ MESSAGE_MAX_CHARS = 500
 
 
 def printable(text: str) -> str:
-    r"""Return text with every character escaped that is not printable: one line, nothing hidden.
+    r"""Return text with each unprintable character escaped: one line, nothing hidden.
 
     Line breaks become `\n`, escape sequences `\x1b...`, marks that reverse the direction `\u202e`,
-    bytes of a name that is not UTF-8 `\udcff`. What is printable stays as it is.
+    bytes of a name that is not UTF-8 `\udcff`. Printable characters are kept.
     """
     if text.isprintable():
         return text
@@ -38,12 +38,12 @@ def clean_message(text: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names of columns for a message; one that is blank, or ends in spaces, is quoted."""
+    """List names of columns for a message; quote a name that is blank or has outer spaces."""
     return ", ".join(json.dumps(n) if n != n.strip() or not n else printable(n) for n in names)
 
 
 def first_names(names: Iterable[str], most: int = 3) -> str:
-    """Return the first names, and how many more there are, for messages."""
+    """List the first names, and the number of further names, for a message."""
     cleaned = [clean_message(name, 200) for name in names]
     num_more = len(cleaned) - most
     return ", ".join(cleaned[:most]) + (f" and {num_more} more" if num_more > 0 else "")
@@ -55,15 +55,15 @@ def num_of(count: int, noun: str) -> str:
 
 
 def json_value(value: Any, max_entries: int | None = None) -> Any:
-    """Return a value as JSON has it.
+    """Return a value that JSON can represent.
 
-    Times, decimals, NaN and infinity become text, bytes their number.
+    Times, decimals, NaN and infinity become strings; bytes become their number.
 
     Args:
         value: Of any type, nested or not.
-        max_entries: How many entries of a list are kept; None: all.
+        max_entries: Most entries of a list to keep; None: all.
     """
-    # Of numpy, which is not imported here: its times stay, and become text.
+    # numpy's numbers, without importing numpy; its times become strings below.
     if getattr(getattr(value, "dtype", None), "kind", None) in {*"biuf"} and not value.shape:
         value = value.item()
     if isinstance(value, Mapping):
@@ -78,5 +78,5 @@ def json_value(value: Any, max_entries: int | None = None) -> Any:
 
 
 def json_text(document: Any) -> str:
-    """Return a document of `--json` as one line, whatever values it holds."""
+    """Return a document as one line of JSON, whatever values it holds."""
     return json.dumps(json_value(document), allow_nan=False)

@@ -16,17 +16,17 @@ from pipeline.core.errors import InfraError
 log = logging.getLogger(__name__)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 WAIT_S = 120.0
-"""How long a process waits at most for another one that makes the same artefact."""
+"""Longest wait for another process that makes the same artefact."""
 _LOOK_S = 0.01
-"""How long it waits before it tries a lock again."""
+"""Wait between two tries of a lock."""
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """Open a folder, which is made if it is not there; what is opened in it is what was checked.
+    """Open a folder, or make it; the descriptor is that of the folder that was checked.
 
     Raises:
-        InfraError: It is a link, or another user's, or others may write to it.
+        InfraError: It is a link, it belongs to another user, or others may write to it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -44,10 +44,10 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def first_of(folders: Iterable[Path]) -> Path:
-    """Return the first of some folders that can be this user's alone; it is there then.
+    """Return the first folder that can be this user's alone, and make it.
 
     Raises:
-        InfraError: None can be.
+        InfraError: No folder can.
     """
     troubles: list[str] = []
     for folder in folders:
@@ -60,11 +60,11 @@ def first_of(folders: Iterable[Path]) -> Path:
 
 
 def open_file(folder: int, name: str, flags: int) -> int:
-    """Open a file of an opened folder, and nothing that a link leads to.
+    """Open a file in an opened folder without following a link.
 
     Raises:
-        OSError: Among others, if there is a link.
-        InfraError: It is no file, or another user's, or has a second name elsewhere.
+        OSError: The file cannot be opened, for example because it is a link.
+        InfraError: It is not a file, belongs to another user, or has a second hard link.
     """
     descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
     status = os.fstat(descriptor)
@@ -75,7 +75,7 @@ def open_file(folder: int, name: str, flags: int) -> int:
 
 
 CLAIMS, PROFILES, USERS = "claims", "profiles", "users"
-"""Folders in it that hold no artefacts."""
+"""Folders of the cache that hold no artefacts."""
 
 
 def cache_folder() -> Path:
@@ -98,7 +98,7 @@ def home_folder() -> Path:
     """Return the home folder of this user.
 
     Raises:
-        InfraError: None is known, as of a container that runs as any user ID.
+        InfraError: The user has none, for example in a container that runs as any user ID.
     """
     try:
         return Path.home()
@@ -109,16 +109,16 @@ def home_folder() -> Path:
 
 @contextlib.contextmanager
 def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
-    """Let one process a node at a time make something: the others then find it.
+    """Let one process of a node at a time make something that the others then find.
 
-    A process that has waited for `WAIT_S` goes on all the same: the other may be suspended.
+    A process continues after `WAIT_S` in any case: the other may be suspended.
 
     Args:
-        name: Of what is made.
-        waits: Whether to wait for a process that is at it.
+        name: The name of the thing to make.
+        waits: Whether to wait for another process that makes it.
 
     Raises:
-        BlockingIOError: A process is at it, and this one does not wait.
+        BlockingIOError: Another process makes it, and this one does not wait.
     """
     path = cache_folder() / f"{name}.lock"
     descriptor = None
@@ -127,25 +127,25 @@ def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
     except BlockingIOError:
         if not waits:
             raise
-        log.warning("%s: a process has held it for %.0f s; this one goes on", path, WAIT_S)
+        log.warning("%s: another process has held it for %.0f s; continuing", path, WAIT_S)
     try:
         yield
     finally:
         if descriptor is not None:
-            path.unlink(missing_ok=True)  # who waits for it checks that it is still there
+            path.unlink(missing_ok=True)  # waiting processes check that it still exists
             os.close(descriptor)
 
 
 def locked(path: Path, operation: int, wait_s: float = 0.0) -> int:
-    """Return a descriptor of a file, which is made if it is not there, with a lock on it.
+    """Open a file, or make it, and lock it; return its descriptor.
 
     Args:
         path: The file.
-        operation: Operation of `flock`.
-        wait_s: How long to wait for a process with a lock that excludes this one.
+        operation: The operation of `flock`.
+        wait_s: How long to wait for a conflicting lock of another process.
 
     Raises:
-        BlockingIOError: A process still has one.
+        BlockingIOError: Another process still holds a conflicting lock.
     """
     until = time.monotonic() + wait_s
     while True:

@@ -1,10 +1,9 @@
-"""Extension points: what is built in, and what installed distributions add, found by name.
+"""Extension points: built-in objects, and those of installed distributions, found by name.
 
 The built-in entries of a group are the dict `REGISTRY` in the `__init__` of its package, name ->
-`module:object`; to the groups of `_OPEN` other distributions add entries by an entry point group of
-that name. Only entry points of installed distributions count, which the person who runs the job has
-installed; a job file can name an entry, and cannot bring code. Nothing is imported before it is
-asked for by its name.
+`module:object`. Other distributions add entries to the groups of `_OPEN` by entry points of that
+group. Only installed distributions count: a job file can name an entry, but cannot bring code.
+Nothing is imported before it is asked for by its name.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ _PACKAGES = {
     RUNTIMES: "pipeline.inference.runtimes",
     ENGINES: "pipeline.inference.engines",
 }
-"""Group -> the package with its `REGISTRY`; the others have the name of their package."""
+"""Group -> the package with its `REGISTRY`; other groups are named like their package."""
 _MAX_CHARS = 300
 _log = logging.getLogger(__name__)
 
 
 def built_in(group: str) -> Mapping[str, str]:
-    """Return name -> `module:object` of what the package itself has."""
+    """Return name -> `module:object` of the built-in entries of a group."""
     entries: Mapping[str, str] = importlib.import_module(_PACKAGES.get(group, group)).REGISTRY
     return entries
 
@@ -46,13 +45,13 @@ def names(group: str) -> tuple[str, ...]:
 
 
 def _installed(group: str) -> EntryPoints:
-    """Return what other distributions add to a group."""
+    """Return the entries that other distributions add to a group."""
     return entry_points(group=group) if group in _OPEN else EntryPoints()
 
 
 @functools.cache
 def load(group: str, name: str) -> Any:
-    """Return the object behind a name; a built-in name cannot be taken by a distribution.
+    """Return the object of a name; a distribution cannot replace a built-in name.
 
     Raises:
         KeyError: There is no such name.
@@ -87,10 +86,10 @@ def target_of(group: str, name: str) -> str:
 
 
 def get(group: str, name: str) -> Any:
-    """Do the same on any node, on which a name that the job was checked for may be missing.
+    """Return the object of a name on any node, where a name that was checked before may be missing.
 
     Raises:
-        JobError: There is no such name here, or as above.
+        JobError: There is no such name here; or as `load`.
     """
     try:
         return load(group, name)
@@ -100,12 +99,12 @@ def get(group: str, name: str) -> Any:
 
 
 def usable(group: str) -> Iterator[tuple[str, Any]]:
-    """Yield each name with its object; what is broken costs one warning and is left out."""
+    """Yield each name with its object; skip a broken one with a warning."""
     for name in names(group):
         try:
             yield name, load(group, name)
         except JobError as error:
-            _log.warning("%s; it is left out", error)
+            _log.warning("%s; it is skipped", error)
 
 
 def _owner(entry: EntryPoint) -> str:

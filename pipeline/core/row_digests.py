@@ -15,15 +15,15 @@ from pipeline.core.schema import ERROR
 HASH_BYTES = 16
 _LENGTH_BYTES = 8
 _Buffer = Any
-"""What hashlib takes: bytes, a pa.Buffer, a contiguous array."""
+"""A value that hashlib takes: bytes, a pa.Buffer, a contiguous array."""
 
 
 def row_digests(rows: pa.Table, names: list[str]) -> Iterator[bytes | None]:
     """Yield the digest of each row, 32 bytes; None for a row whose columns are all null.
 
-    One column counts with its bytes alone, as `sha256sum` counts a file. Of several each counts
-    with its name, whether it is null, its length and its bytes, so that a value in one column is
-    never taken for the same in another.
+    The digest of a single column is that of its bytes, as `sha256sum` computes it for a file. Of
+    several columns, each contributes its name, whether it is null, its length and its bytes, so
+    that equal values in different columns give different digests.
 
     Args:
         rows: N rows with these columns.
@@ -43,11 +43,11 @@ def row_digests(rows: pa.Table, names: list[str]) -> Iterator[bytes | None]:
 def input_hashes(rows: pa.Table, names: list[str]) -> pa.Array:
     """Return the first HASH_BYTES of each row's digest, (N,) of fixed-size binary.
 
-    Null for a row that has failed, or without an input.
+    Null for a row that has failed or has no input.
 
     Args:
         rows: N rows with these columns and `error`.
-        names: As `row_digests`.
+        names: As for `row_digests`.
     """
     failed = rows.column(ERROR).is_valid().to_pylist()
     digests = zip(row_digests(rows, names), failed, strict=True)
@@ -56,7 +56,7 @@ def input_hashes(rows: pa.Table, names: list[str]) -> pa.Array:
 
 
 def num_bytes(rows: pa.Table, names: list[str]) -> int:
-    """Return the bytes that `row_digests` counts, without names and lengths."""
+    """Return the number of bytes that `row_digests` reads, without names and lengths."""
     return sum(
         memoryview(value).nbytes
         for name in names
@@ -78,7 +78,7 @@ def _joined(heads: list[bytes], values: tuple[_Buffer | None, ...]) -> bytes:
 
 
 def _buffers(column: pa.ChunkedArray) -> Iterator[_Buffer | None]:
-    """Yield the bytes of each value, None for a null; those of texts and images without a copy."""
+    """Yield the bytes of each value, None for a null; texts and images are not copied."""
     if any(is_type(column.type) for is_type in _BINARY):
         for value in column:
             yield value.as_buffer() if value.is_valid else None

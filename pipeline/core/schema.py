@@ -1,4 +1,4 @@
-"""Column names and Arrow schemas: the one place where they are spelled."""
+"""Column names and Arrow schemas, spelled in this one place."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ TEXT_FEATURE = "_feature_"
 """How columns in transit of features that are texts begin; then comes the name of the column."""
 GEOMETRY = "_geometry"
 IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX = "_image_height_px", "_image_width_px"
-"""Of the model input, if images keep sizes of their own."""
+"""Size of the model input, if images keep their own sizes."""
 
 
 INPUT_HASH = "input_hash"
-"""The 128-bit hash of what the model sees of a row, in parts of jobs with `reuse: content`."""
+"""The 128-bit hash of the model input of a row, in parts of jobs with `reuse: content`."""
 SHARD, ROW = "shard", "row"
 """In the quarantine: the URI of a row's shard, and its number there."""
 
@@ -128,9 +128,9 @@ _ENTRY = (
     pa.field(SCORE, pa.float32()),
 )
 CLASSIFY_FIELDS = (*_ENTRY, pa.field(TOP_K, pa.list_(pa.struct(_ENTRY))))
-"""What task `classify` adds."""
+"""Columns of task `classify`."""
 LABELS_FIELD = pa.field(LABELS, pa.list_(pa.struct(_ENTRY)))
-"""What task `multilabel` adds."""
+"""Column of task `multilabel`."""
 ENTITIES_FIELD = pa.field(
     ENTITIES,
     pa.list_(
@@ -145,7 +145,7 @@ ENTITIES_FIELD = pa.field(
         )
     ),
 )
-"""What task `tokens` adds; places are in characters of the text."""
+"""Column of task `tokens`; start and end are in characters of the text."""
 
 GENERATE_FIELDS = (
     pa.field(OUTPUT_TEXT, pa.string()),
@@ -154,7 +154,7 @@ GENERATE_FIELDS = (
     pa.field(FINISH_REASON, pa.string()),
     pa.field(MEAN_LOGPROB, pa.float32()),
 )
-"""What task `generate` adds; the tokens that end a text count."""
+"""Columns of task `generate`; tokens that end a text are counted."""
 
 _FLOAT32 = pa.float32()
 IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])

@@ -1,7 +1,7 @@
-"""Slices: their keys and pieces, and how a slice travels through Ray as ONE row of a block.
+"""Slices: their keys and pieces, and a slice as ONE row of a block of Ray.
 
-Ray cuts and merges blocks between rows: a slice that is a row cannot be cut or merged. Wrapping
-copies nothing: the rows of the slice are the single value of a list<struct> column; so are those
+Ray cuts and merges blocks between rows, so a slice that is a row stays whole. Wrapping copies
+nothing: the rows of the slice are the single value of a list<struct> column; so are those
 that are set aside (core/rows_set_aside.py), where jobs set rows aside.
 """
 
@@ -18,7 +18,7 @@ from pipeline.core.arrays import as_array
 
 @dataclass(frozen=True)
 class SliceKey:
-    """Which rows these are: [start, end) of a unit."""
+    """The rows [start, end) of a unit."""
 
     unit: int
     start: int
@@ -27,21 +27,21 @@ class SliceKey:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the slice."""
+        """Number of rows of the slice."""
         return self.end - self.start
 
     def halves(self) -> tuple[SliceKey, SliceKey]:
-        """Return the two pieces of which a slice is made that is too large for memory.
+        """Return the two pieces of a slice that is too large for memory.
 
-        Pieces are halves, halves of halves, and so on. So those of two attempts, which may have cut
-        it otherwise, never overlap but one is inside the other.
+        Pieces are halves, halves of halves, and so on. Two attempts may cut a slice differently,
+        but of two pieces that overlap one contains the other.
         """
         middle = (self.start + self.end + 1) // 2
         first = SliceKey(self.unit, self.start, middle, is_last=False)
         return first, SliceKey(self.unit, middle, self.end, self.is_last)
 
     def pieces_from(self, row: int) -> list[SliceKey]:
-        """Return all pieces of the slice that begin with a row, itself included, largest first."""
+        """Return all pieces of the slice that begin with a row, the largest first."""
         piece, pieces = self, list[SliceKey]()
         while True:
             if piece.start == row:
