@@ -112,7 +112,7 @@ def test_errors_are_a_module_with_every_error():
 
 
 def test_wrong_arguments_raise_one_line():
-    with pytest.raises(JobError, match="the job is loaded: give date and overrides to load_job"):
+    with pytest.raises(JobError, match="the job is already loaded: pass date and overrides"):
         pipeline.load_job(pipeline.load_job(SECTIONS), date="2026-11-24")
     with pytest.raises(JobError, match=r"top_k: write section.field=value"):
         pipeline.load_job(SECTIONS, overrides={"top_k": 3})

@@ -1,4 +1,4 @@
-"""The arguments that operations share: a job in any form, and what the caller adds to it."""
+"""The arguments that operations share: jobs, dates and the options of a run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipeline.runs.context import RunOptions
 from pipeline.storage.store import read_file
 
 JobLike = Job | str | os.PathLike[str] | Mapping[str, Any]
-"""A job that is loaded, the path of a job file, or a mapping with the sections of one."""
+"""A loaded job, the path of a job file, or a mapping of its sections."""
 Date = dt.date | str | None
-"""The value of `${date}`, as text `YYYY-MM-DD`, or with that of `${hour}` `YYYY-MM-DDTHH`; None:
-today in UTC."""
+"""The value of `${date}`, as text `YYYY-MM-DD`; `YYYY-MM-DDTHH` also sets `${hour}`. None: today in
+UTC."""
 Accepted = Mapping[str, str] | Sequence[str]
-"""Gates whose failure is accepted: name -> reason, or texts `gate=reason`."""
+"""Gates whose failure is accepted: name -> reason, or strings `gate=reason`."""
 
 
 def load_job(
@@ -36,18 +36,18 @@ def load_job(
     needs_model: bool = True,
     **sections: Mapping[str, Any],
 ) -> Job:
-    """Read, substitute and validate a job; one that is loaded is returned as it is.
+    """Read, substitute and validate a job; return a loaded job unchanged.
 
     Args:
-        job: The job. `${env:NAME}` are taken from the environment.
+        job: The job. `${env:NAME}` is read from the environment.
         date: The value of `${date}`.
-        overrides: Fields that are set over those of the job.
-        needs_model: Its model will run, so code that it names has to be found.
-        sections: The sections of a job, instead of `job`: `source={...}, model={...}, sink={...}`.
+        overrides: Fields that override those of the job.
+        needs_model: Its model will run, so the code that it names must be importable.
+        sections: Instead of `job`, its sections: `source={...}, model={...}, sink={...}`.
 
     Raises:
-        JobError: The file, a field or an override is wrong; says where and what is right. A loaded
-            job is given a date or overrides.
+        JobError: The file, a field or an override is wrong, or a date or overrides are given with
+            a loaded job. The message has the line and the remedy.
     """
     if (job is None) != bool(sections):
         raise JobError("give a job, or its sections: source=..., model=..., sink=...")
@@ -55,13 +55,13 @@ def load_job(
         job = sections
     if isinstance(job, Job):
         if date is not None or overrides:
-            raise JobError("the job is loaded: give date and overrides to load_job")
+            raise JobError("the job is already loaded: pass date and overrides to load_job")
         return job
     day = read_date(date)
     if isinstance(job, Mapping):
         return parse_job(job, date=day, overrides=overrides, origin="the job")
     if not isinstance(job, str | os.PathLike):
-        raise JobError(f"a job is a path or a mapping of sections, not of {type(job).__name__}")
+        raise JobError(f"a job is a path or a mapping of sections, not {type(job).__name__}")
     path = str(os.fspath(job))
     if "://" in path:
         return parse_job(_stored(path), date=day, overrides=overrides, origin=path)
@@ -75,22 +75,22 @@ def _stored(uri: str) -> Mapping[str, Any]:
     """Read a job file from an object store.
 
     Raises:
-        JobError: It cannot be read, or is no mapping in plain YAML.
+        JobError: It cannot be read, or is not a mapping in plain YAML.
     """
     try:
         sections = parse(read_file(uri, {}, "the job file").decode("utf-8-sig")).value
     except ValueError as error:
         raise JobError(f"{uri}: not valid YAML: {error}") from None
     if not isinstance(sections, dict):
-        raise JobError(f"{uri}: a job file is a mapping with source, model and sink")
+        raise JobError(f"{uri}: a job file must be a mapping with source, model and sink")
     return sections
 
 
 def read_date(date: Date) -> dt.date:
-    """Return the date, or the hour, that a run is for; None is today in UTC.
+    """Return the date, or the hour, of a run; None: today in UTC.
 
     Raises:
-        JobError: It is not written as one.
+        JobError: It is invalid.
     """
     if date is None:
         return now()
@@ -98,7 +98,7 @@ def read_date(date: Date) -> dt.date:
 
 
 def read_dates(first: Date, last: Date, every: str = "day") -> Sequence[dt.date]:
-    """Return the dates, or the hours, from one to another; None is today, or this hour, in UTC.
+    """Return the dates, or the hours, of a range; None: today, or this hour, in UTC.
 
     Raises:
         JobError: As `dates_between`.
@@ -117,15 +117,15 @@ def run_options(
     owns_process: bool = False,
     reuse: bool = True,
 ) -> RunOptions:
-    """Return what the caller adds to a job.
+    """Return the options of a run that are not in its job.
 
     Raises:
         JobError: A gate is unknown, or has no reason; or the address is a URL.
     """
     if address is not None and "://" in address:
         raise JobError(
-            f"--address (or RAY_ADDRESS) {address}: write HOST:PORT of the cluster's head (its "
-            "port is 6379 by default); http:// is for `pipeline submit`"
+            f"--address (or RAY_ADDRESS) {address}: write HOST:PORT of the cluster's head "
+            "(default port 6379); an http:// address is for `pipeline submit`"
         )
     if isinstance(accept, Mapping):
         accept = [f"{gate}={reason}" for gate, reason in accept.items()]
@@ -135,30 +135,33 @@ def run_options(
 
 
 def name_of(job: JobLike) -> str:
-    """Name a job in a line of progress."""
+    """Return a name for the job in a line of progress."""
     return os.fspath(job) if isinstance(job, str | os.PathLike) else "the job"
 
 
 def _require_findable(job: Job, job_path: str) -> None:
-    """Check that what a job names can be imported, if it lies where a user would expect that.
+    """Refuse code beside the job file, or in the current folder, that cannot be imported.
 
-    A folder that is searched could replace any module that some library only looks for; so who
-    starts the run names the folder, in PYTHONPATH, and the module, with --allow-import.
+    These folders are not searched, since a file there could replace a module of any library: the
+    user names the folder in PYTHONPATH, and the module with --allow-import.
 
     Raises:
-        JobError: It lies beside the job file or in the current folder, and neither is searched.
+        JobError: The job names a module in one of them.
     """
-    for folder, where in ((Path(job_path).parent, "beside the job file"), (Path(), "here")):
+    for folder, where in (
+        (Path(job_path).parent, "beside the job file"),
+        (Path(), "in this folder"),
+    ):
         for field, name, file in files_in(folder, job):
             if not _is_importable(name):
                 raise JobError(
-                    f"{field}: {file} lies {where}, which is not searched: "
+                    f"{field}: {file} is {where}, which is not on the import path: "
                     f"PYTHONPATH={quote(str(folder))} pipeline ... --allow-import {name}"
                 )
 
 
 def files_in(folder: Path, job: Job) -> Iterator[tuple[str, str, str]]:
-    """Yield the fields that name code of a folder, with the outermost module and its file."""
+    """Yield the fields that name code in a folder, with the top-level module and its file."""
     for field in ("factory", "postprocess"):
         target = getattr(job.model, field) or ""
         name = target.partition(":")[0].split(".")[0]
@@ -171,18 +174,18 @@ def _is_importable(name: str) -> bool:
     """Tell whether a module can be imported, without importing it."""
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):  # it is imported already, from nowhere
+    except (ImportError, ValueError):  # a module without a file was imported
         return True
 
 
 def same_partition(every: str) -> JobError:
-    """Say that several dates would replace each other."""
+    """Return the error for dates that would replace each other."""
     needed = "${date}" if every == "day" else "${date}T${hour}"
-    return JobError(f"sink.partition is the same for several dates: write {needed} in it")
+    return JobError(f"sink.partition is the same for several dates: it must contain {needed}")
 
 
 def depends_on_date(job: JobLike, overrides: Overrides) -> bool:
-    """Tell whether the partition of a job is another one each day."""
+    """Tell whether a job has a different partition each day."""
     if isinstance(job, Job):
         return False
     days = read_date("2000-01-01T00"), read_date("2000-01-02T01")

@@ -1,7 +1,7 @@
 """`pipeline backfill`: run a job for many dates, on one Ray.
 
-It keeps nothing of its own: what is missing is read from the output before each date. So it may be
-killed and started anywhere, and two at once do each date once.
+It keeps no state: it reads from the output what is missing before each date. So it can be killed
+and resumed anywhere, and two at once do each date once.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from pipeline.storage.store import Store
 log = logging.getLogger(__name__)
 
 WORST_FIRST = (2, 1, 5, 3, 7, 6, 4, 8, 0)
-"""Exit codes, the one that asks for a person first."""
+"""Exit codes, the most urgent first."""
 _OUTCOMES = {3: "refused", 4: "busy", 5: "conflict", 6: "stopped", 8: "no_input"}
 _LOOK_S = 2.0
 
 
 @dataclass(frozen=True)
 class DateRun:
-    """What became of a date."""
+    """The outcome of one date."""
 
     date: str
     outcome: str
-    """As the report's `status`; `busy`, `no_input`; `left_out` by what was to be done only;
-    `not_begun` because of a stop; in a dry run what a run would do."""
+    """The report's `status`, `busy` or `no_input`; `left_out` by `only`; `not_begun` after a stop;
+    in a dry run what a run would do."""
     exit_code: int | None = None
     rows: int | None = None
     quarantined: int | None = None
@@ -65,7 +65,7 @@ class DateRun:
 
     @classmethod
     def failed(cls, day: dt.date, error: PipelineError) -> DateRun:
-        """Return what an error makes of a date."""
+        """Return the outcome of a date that ended with an error."""
         log.warning("date %s: exit %d: %s", date_text(day), error.exit_code, error)
         outcome = _OUTCOMES.get(error.exit_code, "failed")
         return cls(date_text(day), outcome, error.exit_code, error=str(error))
@@ -73,13 +73,13 @@ class DateRun:
 
 @dataclass(frozen=True)
 class Backfill(Printed):
-    """What became of all dates, in their order."""
+    """The outcome of all dates, in order."""
 
     dates: tuple[DateRun, ...]
 
     @property
     def exit_code(self) -> int:
-        """Return the worst of the exit codes."""
+        """Return the worst exit code."""
         codes = {date_run.exit_code for date_run in self.dates}
         return next(code for code in WORST_FIRST if code in codes or code == 0)
 
@@ -120,39 +120,37 @@ def backfill(
     progress: Progress | None = None,
     owns_process: bool = False,
 ) -> Backfill:
-    """Run a job for each date of a range; a date that fails does not keep the others from theirs.
+    """Run a job for each date of a range; a date that fails does not stop the others.
 
-    A date that another run works on is looked at again once that has ended.
-
-    A stop (a signal, `pipeline stop`, `run.deadline`) ends all of it; the same call goes on.
+    A date that another run holds is tried again when that run has ended. A stop (a signal,
+    `pipeline stop`, `run.deadline`) ends the backfill; the same call resumes it.
 
     Args:
-        job: As of `run`, but not one that is loaded: its `${date}` would be gone.
-        from_: The first date, or hour.
-        to: The last one; None: now in UTC.
-        every: It has a partition for each `day`, or for each `hour`.
-        only: Only dates that are `missing`, `stale`, `failed` or `refused`, or several of these as
-            in `refused,stale`; None: all, of which those that are published already cost next to
-            nothing.
+        job: As for `run`, but not a loaded one, whose `${date}` is already substituted.
+        from_: First date, or hour.
+        to: Last date, or hour; None: now in UTC.
+        every: The job has a partition for each `day`, or for each `hour`.
+        only: Only dates in these states: `missing`, `stale`, `failed`, `refused`, or several
+            separated by commas; None: all. Published dates cost next to nothing.
         newest_first: Begin with the last date.
-        dry_run: Only say what would be done.
-        overrides: As of `run`, and so are the others.
+        dry_run: Only report what would be done.
+        overrides: Fields that override those of the job.
         address: The Ray cluster; None starts one local Ray for all dates.
         allow_import: Prefixes of the modules that the job may name.
         accept: Gates whose failure is accepted, with the reason.
-        progress: As of `run`.
-        owns_process: The process is there for this only.
+        progress: As for `run`.
+        owns_process: As for `run`.
 
     Raises:
-        JobError: The range or what is to be done only is wrong, or dates share a partition.
+        JobError: The range or `only` is wrong, or dates share a partition.
     """
     if isinstance(job, Job):
-        raise JobError("the job is loaded: give its file or mapping, for ${date} is in it")
+        raise JobError("the job is already loaded: give its file or mapping, which has ${date}")
     states = states_of(only)
     days = read_dates(from_, to, every)
     options = run_options(address, allow_import, accept, job=job, owns_process=owns_process)
     dates = Dates(job, overrides, options, states, dry_run)
-    # Dates must not replace each other: the next one, and the same hour of a day.
+    # Neither the next date, nor the same hour of the next day, may have the same partition.
     some = [*days[:2], *days[24:25]]
     if len({dates.of(day).sink.partition for day in some}) < len(some):
         raise same_partition(every)
@@ -163,13 +161,13 @@ def backfill(
 
 @dataclass(frozen=True)
 class Dates:
-    """A job with `${date}`, and what is to be done for each date."""
+    """A job with `${date}`, and which dates to run."""
 
     job: JobLike
     overrides: Overrides
     options: RunOptions
     only: frozenset[str] | None = None
-    """States of `status`; None: whatever they are."""
+    """States of `status`; None: all."""
     is_dry: bool = False
 
     def of(self, day: dt.date) -> Job:
@@ -177,16 +175,15 @@ class Dates:
         return load_job(self.job, date=day, overrides=self.overrides)
 
     def do(self, day: dt.date, progress: Progress) -> tuple[DateRun, bool]:
-        """Do what there is to do for a date.
+        """Run one date.
 
         Returns:
-            What became of it, and whether no other date is to begin, which a signal may have said
-            when this one was done.
+            Its outcome, and whether to stop here, since a signal may have come at its end.
         """
-        with new_scope():  # what stops or fails in one date is none of the next one's
+        with new_scope():  # a stop or failure of one date must not affect the next
             try:
                 done = self._do(day, progress)
-            except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001  # the others are to run
+            except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001  # the other dates still run
                 done = DateRun.failed(day, as_ours(caught))
             is_stopped = done.exit_code == Stopped.exit_code or isinstance(reason(), Stopped)
         return done, is_stopped
@@ -197,7 +194,7 @@ class Dates:
             seen = survey_job(job, self.options)
             if self.only is not None and seen.state == "running" and not self.is_dry:
                 raise PartitionBusy(
-                    f"partition {seen.partition}: {seen.why or 'a run works on it'}"
+                    f"partition {seen.partition}: {seen.why or 'a run is working on it'}"
                 )
             if self.only is not None and seen.state not in self.only:
                 return DateRun(name, "left_out")
@@ -210,10 +207,10 @@ class Dates:
 
 
 def do_all(dates: Dates, order: Sequence[dt.date], progress: Progress) -> list[DateRun]:
-    """Do what there is to do for all dates, and return what became of them, by date.
+    """Run all dates, and return their outcomes by date.
 
-    Those that other runs work on are looked at again when these have ended; after trouble with Ray
-    the others get a new one.
+    Dates that other runs hold are tried again when those runs have ended. After a failure of Ray,
+    the remaining dates get a new one.
     """
     left, done, is_stopped = deque(order), dict[dt.date, DateRun](), False
     while left and not is_stopped:
@@ -233,9 +230,9 @@ def do_all(dates: Dates, order: Sequence[dt.date], progress: Progress) -> list[D
 
 
 def _await_one(dates: Dates, busy: Sequence[dt.date], progress: Progress) -> list[dt.date]:
-    """Return those of the dates whose other run has ended, when one has.
+    """Wait until the other run of a date has ended; return the dates that are free then.
 
-    None after a stop, or when that took as long as a run of one of them may take.
+    The list is empty after a stop, or when the wait exceeds the deadline of one of them.
     """
     deadlines = (dates.of(day).run.deadline for day in busy)
     now = dt.datetime.now(dt.UTC)
@@ -244,8 +241,8 @@ def _await_one(dates: Dates, busy: Sequence[dt.date], progress: Progress) -> lis
     sinks = [dates.of(day).sink for day in busy]
     store = Store(sinks[0].uri, sinks[0].storage_options)
     names = {Layout(sink.partition).name: day for sink, day in zip(sinks, busy, strict=True)}
-    more = f", and of {len(busy) - 1} dates more" if len(busy) > 1 else ""
-    progress.phase(f"waiting for the other run of {date_text(busy[0])}{more}")
+    more = f" (and {len(busy) - 1} more)" if len(busy) > 1 else ""
+    progress.phase(f"waiting for another run of {date_text(busy[0])}{more}")
     with new_scope():
         try:
             while time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""`pipeline diff`: how what was published differs from what was published before."""
+"""`pipeline diff`: compare two published versions row by row."""
 
 from __future__ import annotations
 
@@ -38,48 +38,48 @@ Place = str | os.PathLike[str] | Partition
 
 @dataclass(frozen=True, repr=False)
 class Diff(Printed):
-    """What differs between two versions; it prints as a summary."""
+    """The differences of two versions; it prints as a summary."""
 
     difference: Difference
 
     @property
     def summary(self) -> str:
-        """The whole in a line."""
+        """The result in one line."""
         return self.difference.verdict
 
     @property
     def changed_pct(self) -> float:
-        """Rows of which a column differs, of the rows that both versions have."""
+        """Percentage of common rows in which a column differs."""
         return self.difference.changed_pct
 
     @property
     def differing_pct(self) -> float:
-        """Rows that changed, came or went, of the rows of either version."""
+        """Percentage of all rows that changed, came or went."""
         return self.difference.differing_pct
 
     @property
     def flips(self) -> list[tuple[str, str, int]]:
-        """Labels before and now, and how many rows went from one to the other."""
+        """Label before, label now, and the number of rows that changed from one to the other."""
         return self.difference.flips(LABEL) if LABEL in self.difference.columns else []
 
     @property
     def confusion(self) -> pd.DataFrame:
-        """The same as a table: labels before down, labels now across, of rows that changed."""
+        """The flips as a table: labels before as rows, labels now as columns."""
         import pandas as pd
 
         rows = pd.DataFrame(self.flips, columns=["before", "now", "rows"])
         return rows.pivot_table("rows", "before", "now", "sum", fill_value=0)
 
     def movers(self, n: int = 24) -> list[Mover]:
-        """Return the rows that differ most, at most 100: id, what it was, what it is."""
+        """Return the rows that differ most, at most 100: id, values before, values now."""
         return list(self.difference.largest[:n])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; of long lists the first entries."""
+        """Return the form of `--json`; long lists are cut."""
         return self.difference.to_dict()
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one page that loads nothing, all values escaped.
+        """Write one page that loads nothing, with all values escaped.
 
         Args:
             path: A local file.
@@ -90,7 +90,7 @@ class Diff(Printed):
         write_page(page_html(self.summary, self._pieces()), Path(path))
 
     def shown(self) -> dict[str, Any]:
-        """Return what a terminal has room for."""
+        """Return the part that fits a terminal."""
         document = self.to_dict()
         columns = document.pop("columns")
         document["columns"] = [
@@ -137,27 +137,26 @@ def diff(
     tolerance: float = 0.001,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Diff:
-    """Compare two published versions row by row, by row id; files that both have are not read.
+    """Compare two published versions row by row, by row id; files that both share are not read.
 
-    Where a row lies (`uri`) is not compared: nights have folders of their own.
+    The location of a row (`uri`) is not compared, since each date may have its own folder.
 
     Args:
-        before: The sink's root (its latest partition), a partition's folder, either with `@3` for
-            version 3, or a partition of `open_output`.
-        now: What it is compared with; None: `before` is compared with what was published before
-            it: the partition before by date or number, otherwise its own version before.
-        rows_to: A local Parquet file that gets each row that differs: `row_id`, `change` and
-            `size`.
-        tolerance: Numbers differ if they are further apart: absolutely up to 1, relatively above.
-            Vectors differ if their cosine is further below 1.
+        before: Root of the output (its latest partition), or folder of a partition, either with
+            `@3` for version 3; or a partition of `open_output`.
+        now: The version to compare with; None: compare `before` with what was published before
+            it, which is the previous partition by date or number, or else its previous version.
+        rows_to: A local Parquet file for the rows that differ: `row_id`, `change` and `size`.
+        tolerance: Numbers differ if they are further apart: absolute up to 1, relative above.
+            Vectors differ if their cosine similarity is lower than 1 by more than this.
         storage_options: fsspec options of both outputs.
 
     Raises:
         JobError: There is no such version, or row ids are not unique.
-        InfraError: A part is gone, also from the history, or a store failed.
+        InfraError: A part is missing, also from the history, or a store failed.
     """
     if not 0 <= tolerance < 1:
-        raise JobError(f"tolerance: {tolerance}: it must be at least 0 and below 1")
+        raise JobError(f"tolerance {tolerance}: it must be at least 0 and below 1")
     options = dict(storage_options or {})
     first = _partition_at(before, options)
     sides = (_before(first), first) if now is None else (first, _partition_at(now, options))
@@ -180,26 +179,26 @@ def _partition_at(place: Place, options: Mapping[str, Any]) -> Partition:
 
 
 def _before(now: Partition) -> Partition:
-    """Return what was published before: the partition before, or else the version before."""
+    """Return the previous partition, or else the previous version."""
     for name in earlier_names(now.name, now.store.list_folders(CONTROL)):
         if (manifest := current_manifest(now.store, Layout(name))) is not None:
             return replace(now, layout=Layout(name), manifest=manifest)
     numbers = [number for number in now.versions if number < now.number]
     if not numbers:
         where = f"{now.store.url('')}: partition {now.name}, version {now.number}"
-        raise JobError(f"{where}: nothing was published before it; name what to compare it with")
+        raise JobError(f"{where}: nothing was published before it; give a second version")
     return now.version(numbers[-1])
 
 
 @contextmanager
 def _writer(path: str | os.PathLike[str] | None) -> Iterator[WriteRows | None]:
-    """Write a Parquet file, which is there once it is whole."""
+    """Yield a function that appends rows to a Parquet file, which appears when it is complete."""
     if path is None:
         yield None
         return
     target = Path(path)
     if target.is_dir():
-        raise JobError(f"{target}: is a folder; give a file")
+        raise JobError(f"{target} is a folder; give a file")
     draft = target.with_name(f".{target.name}.part")
     schema = pa.schema([("row_id", pa.string()), ("change", pa.string()), ("size", pa.float64())])
     try:

@@ -1,7 +1,7 @@
-"""`pipeline doctor`: look at all that a run will need, and say what is wrong and what is right.
+"""`pipeline doctor`: check everything that a run needs.
 
-Nothing is published. A cluster that is named is logged in to, and each of its nodes is asked what
-it has. A check that fails ends with the exit code that a run would end with.
+Nothing is published. With an address, it logs in to the cluster and asks each node for its
+versions. A failed check has the exit code of the run that would fail.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ def doctor(
     allow_import: Sequence[str] = (),
     tries: bool = True,
 ) -> tuple[dict[str, Any], int]:
-    """Look at this machine, at the cluster's address, and at all that a job names.
+    """Check this machine, the cluster at an address, and everything that a job names.
 
     Args:
-        job: A job, the path of a job file, or its sections; None looks at the machine only.
+        job: A job, the path of a job file, or its sections; None: check the machine only.
         date: The value of `${date}`; None: today in UTC.
-        overrides: Fields that are set over those of the job.
+        overrides: Fields that override those of the job.
         address: The Ray cluster; None: this machine.
         allow_import: Prefixes of the modules that the job may name.
-        tries: Build the model and predict one row, if source and model are fine so far.
+        tries: Build the model and predict one row, if the other checks of source and model pass.
 
     Returns:
-        The findings, and the exit code of the first that fails; 0 if none does.
+        The findings, and the exit code of the first one that fails; 0 if none does.
     """
     loaded = None if job is None else load_job(job, date=date, overrides=overrides)
-    # Of a job API, too, which no run takes.
+    # Unlike a run, doctor accepts the address of a job API.
     options = replace(run_options(None, allow_import), address=address)
     return _examine(loaded, options, tries=tries)
 
@@ -80,12 +80,12 @@ def _examine(job: Job | None, options: RunOptions, *, tries: bool) -> tuple[dict
     checks = [*look_at_machine(address, wants_gpu=wants_gpu)]
     if address is not None:
         checks.append(guarded("cluster", lambda: log_in(address)))
-    # After the login: Ray reads what the environment says of tokens when it is imported.
+    # After the login, since Ray reads its token settings when it is imported.
     checks.append(guarded("ray patches", describe))
     if job is not None:
         checks += _job(job, options, tries=tries)
     is_in = any(check.check == "cluster" and check.status == "ok" for check in checks)
-    # Not its job API, nor one that Ray finds.
+    # The nodes can be asked at the head's address, not at a job API or one that Ray finds.
     if is_in and address is not None and "://" not in address and address not in LOCAL:
         checks += _nodes(address, job)
     statuses = [check.status for check in checks]
@@ -122,17 +122,17 @@ def _sink(job: Job) -> str:
     store = Store(job.sink.uri, job.sink.storage_options)
     with options_named("sink.storage_options"):
         store.probe(single_writer=job.run.single_writer)
-    return f"{store.url('')}: can be written, and creates an object once"
+    return f"{store.url('')}: writable, with atomic creation of objects"
 
 
 def _clock(job: Job) -> Finding:
-    """Compare the clocks: object stores refuse requests of a quarter of an hour ago."""
+    """Compare the clocks: object stores refuse requests that are 15 minutes off."""
     store = Store(job.sink.uri, job.sink.storage_options)
     off_s = (dt.datetime.now(dt.UTC) - store.now()).total_seconds()
     if abs(off_s) > _MAX_OFF_S:
-        hint = "from 15 minutes on object stores refuse: set this machine's clock"
-        return Finding("clock", "warn", f"{off_s:+.0f} s off the sink's; {hint}")
-    return Finding("clock", "ok", "goes with that of the sink")
+        hint = "object stores refuse requests that are 15 minutes off: set this machine's clock"
+        return Finding("clock", "warn", f"{off_s:+.0f} s off the sink's clock; {hint}")
+    return Finding("clock", "ok", "in sync with the sink")
 
 
 def _source(job: Job) -> str:
@@ -147,11 +147,11 @@ def _source(job: Job) -> str:
 
 
 def _model(spec: ModelSpec) -> str:
-    return f"{spec.name}: weights {(spec.weights_sha256 or 'are its own')[:12]}"
+    return f"{spec.name}: weights {(spec.weights_sha256 or 'of its own')[:12]}"
 
 
 def _of_plan(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
-    """Look at what a run checks of its plan before it starts Ray, and try one row."""
+    """Make the checks of a plan that a run makes before it starts Ray, and try one row."""
     run = RunContext.of(job, options).with_settled_source()
     planned = functools.cache(lambda: prepare(run))
     if job.gates.golden is not None:
@@ -161,7 +161,7 @@ def _of_plan(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]
 
 
 def _nodes(address: str, job: Job | None) -> Iterator[Finding]:
-    """Ask the nodes of a cluster for their Ray, and look for GPUs that the job leaves idle."""
+    """Ask the nodes of a cluster for their versions of Ray, and look for idle GPUs."""
     seen: list[Hardware] = []
 
     def look() -> str:
@@ -169,7 +169,7 @@ def _nodes(address: str, job: Job | None) -> Iterator[Finding]:
             seen.append(connection.hardware)
             versions = ray_versions()
         if not versions:
-            raise InfraError(f"Ray at {address}: no node that computes has answered")
+            raise InfraError(f"Ray at {address}: no worker node has answered")
         require_one_version(versions)
         without = connection.hardware.num_without_cpus
         idle = f" and {without} without CPUs" if without else ""
@@ -181,9 +181,9 @@ def _nodes(address: str, job: Job | None) -> Iterator[Finding]:
 
 
 def idle_gpus(hardware: Hardware, job: Job) -> Iterator[Finding]:
-    """Warn of GPUs of a cluster if the job uses none."""
+    """Warn if a cluster has GPUs and the job uses none."""
     if hardware.gpus and not job.resources.num_gpus:
-        names = hardware.gpu_name or "of an unknown kind"
+        names = hardware.gpu_name or "unknown type"
         yield Finding("cluster's gpus", "warn", f"{hardware.gpus:g} ({names}): {IDLE_GPU}")
 
 
@@ -209,5 +209,5 @@ def _runtime(job: Job, model: ModelSpec, address: str | None) -> str:
     is_on_gpu = bool(job.resources.num_gpus)
     usable = ", ".join(usable_ways(opened(model), is_on_gpu=is_on_gpu, is_here=address is None))
     if model.takes_fastest:
-        return f"{EAGER} {FP32}, or what is known to be the fastest of {usable}"
+        return f"{EAGER} {FP32}, or the fastest known of {usable}"
     return f"to be measured: {usable}" if needs_tuning(model) else usable

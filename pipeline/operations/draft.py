@@ -1,4 +1,4 @@
-"""A job that is made of an input and a model: its sections, its file, and what to say of it."""
+"""Make a job of an input and a model: its sections, and its file with a reason per line."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from pipeline.operations.draft_input import (
 )
 
 _INPUTS = ("image_column", "audio_column", "uri_column", "text_column", "features", "inputs")
-"""Fields of `source` that name the input: if the caller sets one, none is chosen."""
+"""Fields of `source` that name the input; if the caller sets one, none is chosen."""
 _PAIRS, _OTHERS = "score", "fits as well"
 MARK = "# Made of the input and the model by `pipeline predict` or `pipeline init`. All fields:"
-"""The first line of a job file that was made."""
+"""The first line of a job file that was made here."""
 StrPath = str | os.PathLike[str]
 Lines = dict[str, Fields]
-"""Section -> its fields, each with its value and why."""
+"""Section -> its fields, each with its value and the reason."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A job that was made, and checked as far as a job can be without reading all of its input."""
+    """A job that was made and checked, as far as possible without reading all of its input."""
 
     job: Job
     text: str
     """The job file, with a reason behind each line."""
     notes: tuple[str, ...]
-    """What was found, a line each: the input, the model."""
+    """What was detected: one line each for the input and the model."""
 
 
 def draft_job(
@@ -71,11 +71,11 @@ def draft_job(
         uri: A folder, a file or a glob of the input.
         model: A model directory or an .onnx file, the name of an installed model, or a factory
             `module:function`.
-        to: The root of the output.
-        overrides: Fields that are set over those that are found.
+        to: Root of the output.
+        overrides: Fields that override those that were detected.
         allow_import: Prefixes of the modules that the job may name.
-        features: `source.features`, the columns that the model sees, in its order.
-        command: What a question repeats, with the answer that is missing.
+        features: `source.features`, the model's columns, in order.
+        command: The command that an error repeats, with the missing answer.
 
     Raises:
         InputMissing: There is no input.
@@ -84,7 +84,7 @@ def draft_job(
     uri, model, to = os.fspath(uri), os.fspath(model), os.fspath(to)
     for text in (uri, model, to):
         if "${" in text:
-            raise JobError(f"{text}: write ${{...}} into a job file; pipeline init makes one")
+            raise JobError(f"{text}: ${{...}} is for job files; pipeline init writes one")
     asking = _command(command, uri, model, to, overrides)
     overrides = _with_features(overrides, features)
     known: dict[str, Any] = {}
@@ -123,18 +123,18 @@ def require_path(input: object) -> None:
     """Refuse rows in memory.
 
     Raises:
-        JobError: Says how to write them.
+        JobError: It shows how to write them to a file.
     """
     if not isinstance(input, str | os.PathLike):
         frame = "df" if hasattr(input, "to_parquet") else 'pandas.DataFrame({"text": texts})'
         raise JobError(
-            f"input is a {type(input).__name__}, rows are read from files: "
-            f'{frame}.to_parquet("rows.parquet"), then give the path'
+            f"input is a {type(input).__name__}, but rows are read from files: "
+            f'{frame}.to_parquet("rows.parquet"), then pass that path'
         )
 
 
 def _command(command: str, uri: str, model: str, to: str, overrides: Overrides) -> str:
-    """Return the command line of the caller, to be copied."""
+    """Return the command line of the caller, for copying."""
     words = ["pipeline", command, uri, "--model", model, "--to", to]
     for name, value in parse_overrides(overrides).items():
         words += ["--set", f"{name}={json.dumps(value)}"]
@@ -142,7 +142,7 @@ def _command(command: str, uri: str, model: str, to: str, overrides: Overrides) 
 
 
 def _with_features(overrides: Overrides, features: Sequence[str]) -> Overrides:
-    """Return overrides with the columns that the model sees among them."""
+    """Return overrides with the model's columns added."""
     given = parse_overrides(overrides)
     if features and "source.features" in given:
         raise JobError("source.features is given twice: by --features and by --set")

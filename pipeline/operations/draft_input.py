@@ -1,4 +1,4 @@
-"""Look at an input of which nothing is known: its format, its first rows, and its columns."""
+"""Detect the format of an input, and choose its columns and row id by its first rows."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ _ROWS, _SHARDS = 200, 16
 
 
 class Ambiguous(JobError):
-    """Several answers fit; `field` of the job gives one of `choices`."""
+    """Several choices fit; `field` of the job must be set to one of them."""
 
     field: str = ""
     choices: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, question: str, field: str, choices: Sequence[str], shown: str) -> Ambiguous:
-        """Return the error: one line with the choices, as they are shown."""
-        error = cls(f"{question}? --set {field}=... of {shown}")
+        """Return the error: one line with the choices as `shown`."""
+        error = cls(f"{question}? --set {field}=... to one of {shown}")
         error.field, error.choices = field, tuple(choices)
         return error
 
 
 @dataclass(frozen=True)
 class InputFiles:
-    """What lies at an input."""
+    """The files of an input."""
 
     source: Source
-    """Without the columns."""
+    """The section without columns."""
     store: Store
     shards: tuple[StoredFile, ...]
 
@@ -61,12 +61,12 @@ class InputFiles:
 
     @cached_property
     def first(self) -> FirstRows | None:
-        """Return the first rows with all their columns; None of formats whose rows have no columns.
+        """The first rows, with all columns, of the first shard that has rows.
 
-        They are those of the first shard that has some.
+        None for formats whose rows have no columns.
 
         Raises:
-            JobError: A shard cannot be read as what it is, or none of the first has rows.
+            JobError: A shard cannot be read, or none of the first ones has rows.
         """
         troubles = []
         for shard in self.shards[:_SHARDS]:
@@ -88,15 +88,15 @@ class InputFiles:
 
 
 def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> InputFiles:
-    """Find the format of an input by the names of its files, of a single file by its first bytes.
+    """Detect the format of an input by its file names, or of a single file by its first bytes.
 
     Args:
         uri: A folder, a file or a glob.
-        given: Fields of `source` that are known: the format, its options, those of the storage.
+        given: Known fields of `source`: the format, its options, storage options.
 
     Raises:
-        InputMissing: There is nothing.
-        JobError: No format reads it, or several do; or the options are not of the format.
+        InputMissing: There are no files.
+        JobError: No format reads them, or several do, or an option does not fit the format.
     """
     wanted = given.get("format")
     storage_options = given.get("storage_options", {})
@@ -121,7 +121,7 @@ def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> InputFile
     if not by_format:
         kinds = Counter(f".{file.path.rpartition('.')[2]}"[:12] for file in files)
         there = ", ".join(f"{number} {suffix}" for suffix, number in kinds.most_common(3))
-        raise JobError(f"{uri}: no file that a format reads; there are {there or 'none'}")
+        raise JobError(f"{uri}: no supported input files; it has {there or 'none'}")
     if len(by_format) > 1:
         there = ", ".join(f"{name} ({num_of(len(f), 'file')})" for name, f in by_format.items())
         raise Ambiguous.of(f"{uri}: which format", "source.format", [*by_format], there)
@@ -149,23 +149,23 @@ def _files(store: Store, pattern: str) -> tuple[Store, list[StoredFile]]:
     if files:
         return store, files
     if pattern:
-        raise InputMissing(f"source.uri = {store.url(pattern)}: matches no file")
+        raise InputMissing(f"source.uri = {store.url(pattern)}: matches no files")
     parent, _, name = store.uri.rpartition("/")
     folder = Store(parent or "/", store.storage_options)
     single = folder.stat(name) if name and not parent.endswith("/") else None
     if single is not None:
         return folder, [single]
     require_there(store)
-    raise InputMissing(f"source.uri = {store.url('')}: holds no files; run again when it does")
+    raise InputMissing(f"source.uri = {store.url('')}: has no files; run again when it does")
 
 
 def names_of(rows: Sequence[str]) -> str:
-    """Return names for a message, as many as a line has room for."""
+    """Return names for a message, as many as fit in a line."""
     return clean_message(listed(rows), 300)
 
 
 Fields = dict[str, tuple[Any, str]]
-"""Field of `source` -> its value, and why."""
+"""Field of `source` -> its value and the reason."""
 
 _IDS = ("row_id", "id", "uuid", "key")
 _LIKE_ID = re.compile(
@@ -175,7 +175,7 @@ _LIKE_ID = re.compile(
 _INDEX = re.compile(
     r"|index|level_\d+|__index_level_\d+__|Unnamed: ?\d+|row_?names?", re.IGNORECASE
 )
-"""What pandas and R call the index of a table that they write."""
+"""Names that pandas and R give to the index of a table."""
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _LIKE_NUMBER = re.compile(r"\s*[-+(]?[$\u20ac\u00a3]?\s*[0-9][0-9.,'\s]*[%$\u20ac\u00a3)]?\s*")
 
@@ -193,15 +193,15 @@ def choose_columns(
 
     Args:
         rows: The first rows.
-        takes: The registered name of what the model takes; None: that is not known.
-        names: The columns that it takes by name, if it does.
-        is_pair: It judges pairs of texts.
-        num_features: How many numbers it takes without names; None: that is not known.
-        command: The command that asks, to be copied with `--features` behind it.
+        takes: Registered name of the model's input; None: unknown.
+        names: The columns that the model takes by name, if any.
+        is_pair: The model judges pairs of texts.
+        num_features: Number of unnamed numeric inputs; None: unknown.
+        command: The command of the user, to be repeated with `--features`.
 
     Raises:
-        JobError: No column fits, or several do, or which are its numbers could only be guessed: one
-            line with the choices.
+        JobError: No column fits, or several do, or the numeric columns are ambiguous; one line has
+            the choices.
     """
     if names:
         return _by_name(rows, names)
@@ -212,7 +212,7 @@ def choose_columns(
         return _pair(columns.names if columns else ())
     if columns is None:
         raise JobError(
-            f"the model {get(INPUTS, takes).how_to_name}; none is seen in the first rows: there "
+            f"the model {get(INPUTS, takes).how_to_name}; the first rows have none: there "
             f"are {names_of(described(rows))}"
         )
     if columns.takes_all:
@@ -231,7 +231,7 @@ def choose_columns(
 
 
 def choose_id(rows: pa.Table) -> Fields:
-    """Choose the column of ids: one that is named like one, and whose first values differ."""
+    """Choose the column of ids: one with a name like an id, and distinct values."""
     by_name = {name.lower(): name for name in rows.column_names}
     ends = [name for name in rows.column_names if name.lower().endswith("_id")]
     id_name = next((by_name[name] for name in _IDS if name in by_name), None)
@@ -243,7 +243,9 @@ def choose_id(rows: pa.Table) -> Fields:
     values = rows.column(id_name)
     if values.null_count or pc.count_distinct(values).as_py() < len(values):
         return {}
-    return {"id_column": (id_name, "names a row; without it, the shard and its number do")}
+    return {
+        "id_column": (id_name, "identifies a row; the default is the shard and the row's number")
+    }
 
 
 def _may_be_id(rows: pa.Table, name: str, *, by_name: bool = True) -> bool:
@@ -253,7 +255,7 @@ def _may_be_id(rows: pa.Table, name: str, *, by_name: bool = True) -> bool:
 
 
 def described(rows: pa.Table, names: Sequence[str] | None = None) -> list[str]:
-    """Return columns with what they hold, as in `spent (text like numbers, "1,100.50")`."""
+    """Return columns with their content, such as `spent (text among numbers, "1,100.50")`."""
     return [
         f"{listed([name])} ({_content(rows.column(name))})"
         for name in (rows.column_names if names is None else names)
@@ -274,12 +276,12 @@ def _content(values: pa.ChunkedArray) -> str:
 def _require_one_vector(
     rows: pa.Table, names: Sequence[str], num_features: int | None, command: str
 ) -> None:
-    """Require that the numbers are one column of lists, as wide as the model.
+    """Require one column of lists with as many numbers as the model takes.
 
-    Of columns with a number each, the model says neither which they are nor in which order.
+    With scalar columns, the model tells neither which ones it takes nor in which order.
 
     Raises:
-        JobError: They are something else; has the command with the numeric columns of the file.
+        JobError: There is no such column; it has the command with the numeric columns of the file.
     """
     proposed = [name for name in names if not _names_rows(rows, name)] or names
     size = sum(_width(rows.column(name)) for name in proposed)
@@ -288,28 +290,28 @@ def _require_one_vector(
         return
     choose = "" if fits else f" ({num_of(size, 'number')}, not {num_features})"
     left = [name for name in rows.column_names if name not in proposed]
-    doubts = f"; left out here: {names_of(described(rows, left))}" if left else ""
+    doubts = f"; not in this list: {names_of(described(rows, left))}" if left else ""
     raise JobError(
-        f"the model takes {num_features or 'some'} numbers without names: which columns, in which "
-        f"order? {command} --features {quote(','.join(map(_quoted, proposed)))}{choose}{doubts}"
+        f"the model takes {num_features or 'several'} unnamed inputs; list the columns in order: "
+        f"{command} --features {quote(','.join(map(_quoted, proposed)))}{choose}{doubts}"
     )
 
 
 def _names_rows(rows: pa.Table, name: str) -> bool:
-    """Tell whether a column of numbers looks like an id, an index, or the number of the row."""
+    """Tell whether a column of numbers looks like an id, an index, or a row number."""
     counted = [[*range(start, start + len(rows))] for start in (0, 1)]
     is_count = len(rows) > 2 and rows.column(name).to_pylist() in counted
     return is_count or _may_be_id(rows, name) or _INDEX.fullmatch(name.strip()) is not None
 
 
 def _quoted(name: str) -> str:
-    """Return a name as a field of CSV, which `--features` takes."""
+    """Return a name as a field of CSV, for `--features`."""
     is_plain = name == name.strip() != "" and not {*name} & {*',"'}
     return name if is_plain else '"' + name.replace('"', '""') + '"'
 
 
 def _width(column: pa.ChunkedArray) -> int:
-    """Return how many numbers a column gives to a row."""
+    """Return the number of numbers per row in a column."""
     if pa.types.is_fixed_size_list(column.type):
         return int(column.type.list_size)
     first = next((value for value in column.to_pylist() if value is not None), None)
@@ -317,9 +319,9 @@ def _width(column: pa.ChunkedArray) -> int:
 
 
 def inputs_in(rows: pa.Table) -> Mapping[str, Columns]:
-    """Return registered name -> the columns that could hold it, the costliest input first.
+    """Return registered name of an input -> columns that may hold it, the costliest input first.
 
-    A column is of one input only: what stands for an image is no text.
+    A column belongs to one input only: a column of image URIs is not one of texts.
     """
     ids = [value for value, _ in choose_id(rows).values()]
     costs, fitting, taken = get_args(Cost), dict[str, Columns](), set[str]()
@@ -333,21 +335,21 @@ def inputs_in(rows: pa.Table) -> Mapping[str, Columns]:
 
 
 def _only_one(rows: pa.Table, known: Mapping[str, Columns]) -> str:
-    """Return which input the columns must be for: of numbers, and all others, only one."""
+    """Return the only input that the columns can hold."""
     others = [name for name, columns in known.items() if not columns.takes_all][:1]
     fitting = [*others, *(name for name, columns in known.items() if columns.takes_all)]
     if len(fitting) == 1:
         return fitting[0]
     raise JobError(
-        "which columns does the model see? --set source.image_column, audio_column, text_column or "
-        f"features; there are {names_of(rows.column_names)}"
+        "which columns are the model's input? --set source.image_column, audio_column, text_column "
+        f"or features; there are {names_of(rows.column_names)}"
     )
 
 
 def _pair(names: Sequence[str]) -> Fields:
     if len(names) != 2:
         raise JobError(
-            "which two columns are the pair of texts? --set source.text_column=... --set "
+            "which two columns are the pairs of texts? --set source.text_column=... --set "
             f"source.text_pair_column=...; there are {names_of(names) or 'none'}"
         )
     return {
@@ -360,7 +362,7 @@ def _by_name(rows: pa.Table, names: Sequence[str]) -> Fields:
     missing = [name for name in names if name not in rows.column_names]
     if missing:
         raise JobError(
-            f"the model takes columns by name, and there is no {names_of(missing)}; there are "
+            f"the model takes columns by name, but there is no {names_of(missing)}; there are "
             f"{names_of(rows.column_names)}"
         )
     return {"features": ([*names], "the model takes them by name")}

@@ -36,10 +36,10 @@ def gc(
 
     Args:
         job: A job, the path of a job file, or its sections as a mapping.
-        grace_s: What is younger than this stays.
+        grace_s: Files younger than this are kept.
         date: The value of `${date}`; None: today in UTC.
-        all_partitions: Of all partitions of its output; those that a run holds are left out.
-        overrides: Fields that are set over those of the job.
+        all_partitions: Clean all partitions of its output, except those that a run holds.
+        overrides: Fields that override those of the job.
 
     Raises:
         PartitionBusy: A run holds the partition.
@@ -50,7 +50,7 @@ def gc(
         folders = filter(is_partition, store.list_folders(CONTROL))
         names = [Layout.named(name).partition for name in folders]
     elif date is None and depends_on_date(job, overrides):
-        log.info("%s: gc looks at this partition only; --date names another, --all all", names[0])
+        log.info("%s: gc cleans this partition only; --date selects another, --all all", names[0])
     num_files = num_bytes = 0
     for name in names:
         sink = loaded.sink.model_copy(update={"partition": name})
@@ -61,7 +61,7 @@ def gc(
         except PartitionBusy as error:
             if not all_partitions:
                 raise
-            log.warning("%s: left out: %s", name, error)
+            log.warning("%s: skipped: %s", name, error)
     models = unneeded_models(store, grace_s)
     store.delete([file.path for file in models])
     return {
@@ -73,7 +73,7 @@ def gc(
 
 @contextlib.contextmanager
 def held_partition(job: Job) -> Iterator[tuple[Store, Layout, str, Lease | None]]:
-    """Hold the lease of the job's partition; of one that no run has worked on there is none."""
+    """Hold the lease of the job's partition; yield no lease if no run has worked on it."""
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
     run_id = new_run_id(dt.datetime.now(dt.UTC))
     if not (log_numbers(store, layout) or latest_epoch(store, layout)):

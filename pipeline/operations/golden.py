@@ -1,6 +1,6 @@
-"""`pipeline golden`: write some of a job's rows with what eager fp32 predicts for them.
+"""`pipeline golden`: write rows of a job with their eager fp32 predictions.
 
-On the CPU and without Ray: the reference that all actors are compared with, whatever they run on.
+It predicts on the CPU and without Ray: the reference for actors on any device.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ def golden(
     overrides: Overrides = (),
     allow_import: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write golden rows, for `gates.golden`: some rows with what eager fp32 predicts for them.
+    """Write golden rows, for `gates.golden`: rows with their eager fp32 predictions.
 
-    Task `classify`: rows whose best label leads by twice `gates.max_score_diff`, so that no
-    precision turns it over; as many different labels as there are.
+    Task `classify`: only rows whose best label leads by twice `gates.max_score_diff`, so that no
+    precision changes the label; with as many different labels as possible.
 
     Args:
         job: A job, the path of a job file, or its sections as a mapping.
         out: The `.parquet` file to write.
-        rows: How many rows at most.
+        rows: Most rows to write.
         date: The value of `${date}`; None: today in UTC.
-        overrides: Fields that are set over those of the job.
+        overrides: Fields that override those of the job.
         allow_import: Prefixes of the modules that the job may name.
 
     Raises:
-        JobError: The job is wrong, or none of the sampled rows will do.
+        JobError: The job is wrong, or none of the sampled rows qualifies.
     """
     loaded = load_job(job, date=date, overrides=overrides)
     return _write_golden(loaded, run_options(None, allow_import), rows, out)
@@ -68,24 +68,26 @@ def golden(
 def _write_golden(job: Job, options: RunOptions, num_rows: int, uri: str) -> dict[str, Any]:
     folder, _, name = uri.rpartition("/")
     if not name.endswith(".parquet") or not 0 < num_rows <= MAX_ROWS:
-        raise JobError(f"--out {uri}: write a .parquet file, of at most {MAX_ROWS} rows")
+        raise JobError(f"--out {uri}: write a .parquet file with at most {MAX_ROWS} rows")
     run = RunContext.of(job, options).with_settled_source()
     job = run.job
     plan, model = prepare(run)
     if not task_class(model.task.kind).has_golden:
-        raise JobError(f"golden: rows of task {model.task.kind!r} cannot be compared")
+        raise JobError(
+            f"golden: rows of task {model.task.kind!r} cannot be compared with a reference"
+        )
     rows = _sample(job, plan, num_rows * _SAMPLED_PER_ROW)
     known = _predict(job, plan, _reference(model), rows)
     chosen = _choose(known, num_rows, 2 * job.gates.max_score_diff)
     if not chosen:
         raise JobError(
-            f"none of {rows.num_rows} sampled rows will do: none has a label that leads by "
+            f"none of {rows.num_rows} sampled rows has a label that leads by "
             f"{2 * job.gates.max_score_diff:g}, twice gates.max_score_diff"
         )
     golden = known.select([name for name in known.column_names if name != TOP_K])
     golden = golden.take(pa.array(chosen))
     data = _encode(golden)
-    # Where the job reads them from, if it says so already.
+    # With the options of the place from which the job reads golden rows, if it is set.
     place = job.gates.golden or job.sink
     Store(folder or ("/" if uri.startswith("/") else "."), place.storage_options).put(name, data)
     has_labels = LABEL in golden.column_names
@@ -96,7 +98,7 @@ def _write_golden(job: Job, options: RunOptions, num_rows: int, uri: str) -> dic
         "labels": len(set(golden.column(LABEL).to_pylist())) if has_labels else None,
         "model": model.name,
         "bytes": len(data),
-        "used_by": f"runs whose job says gates.golden.uri: {uri}",
+        "used_by": f"runs of jobs with gates.golden.uri: {uri}",
     }
 
 
@@ -117,12 +119,12 @@ def _sample(job: Job, plan: Plan, num_rows: int) -> pa.Table:
     units, seed = sample_units(plan, num_rows)
     rows = sample_rows(reader, units, num_rows, seed) if units else None
     if rows is None or not rows.num_rows:
-        raise JobError(f"source.uri = {job.source.uri}: there are no rows that can be read")
+        raise JobError(f"source.uri = {job.source.uri}: it has no readable rows")
     return rows
 
 
 def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table:
-    """Return the rows that have a prediction: id, input, and the columns of the task."""
+    """Return the rows with a prediction: id, input, and the columns of the task."""
     batch_size = job.model.batch_size or plan.batch_size
     config = plain_predictor_config(plan, model, batch_size, _THREADS)
     preprocessing = Preprocessing.of(job.source, model.input, _THREADS, plan.fields)
@@ -143,7 +145,7 @@ def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table
 
 
 def _choose(known: pa.Table, num_rows: int, lead: float) -> list[int]:
-    """Return the rows to keep, in their order."""
+    """Return the rows to keep, in order."""
     if LABEL not in known.column_names:
         return [*range(min(num_rows, known.num_rows))]
     leads = [_lead(top) for top in known.column(TOP_K).to_pylist()]
@@ -157,7 +159,7 @@ def _lead(top: Sequence[dict[str, Any]]) -> float:
 
 
 def _by_turns(labels: Sequence[str], rows: Sequence[int]) -> list[int]:
-    """Order rows so that every label comes once before any comes twice."""
+    """Order rows so that every label occurs once before any occurs twice."""
     seen: Counter[str] = Counter()
     turns = []
     for row in rows:

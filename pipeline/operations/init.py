@@ -28,20 +28,19 @@ def init(
     overrides: Overrides = (),
     allow_import: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a job file for an input and a model, with a reason behind each line; nothing runs.
+    """Write a job file for an input and a model, with a reason behind each line; run nothing.
 
     Args:
         input: A folder, a file or a glob.
-        model: As of `predict`.
-        to: Where the output will go.
+        model: As for `predict`.
+        to: Root of the output.
         job: The file to write.
-        features: The numeric columns that the model sees, in its order; a model that names its
-            columns needs none.
-        overrides: Fields of the job that are set over those that are found.
+        features: The model's numeric columns, in order, unless the model names them.
+        overrides: Fields that override those that were detected.
         allow_import: Prefixes of the modules that the job may name.
 
     Raises:
-        JobError: Something is ambiguous: one line with the choices. Or the file is there.
+        JobError: Something is ambiguous (one line has the choices), or the file exists.
     """
     require_path(input)
     draft = draft_job(input, model, to, overrides, allow_import, features, command="init")
@@ -50,9 +49,7 @@ def init(
         with open(path, "x", encoding="utf-8") as file:
             file.write(draft.text)
     except FileExistsError:
-        raise JobError(
-            f"{path}: is there already; choose another name (--job; in Python job=)"
-        ) from None
+        raise JobError(f"{path} already exists; pass another --job (in Python job=)") from None
     except OSError as error:
         raise JobError(f"{path}: cannot be written: {error.strerror}") from None
     return {"job": path, "found": [*draft.notes], "next": f"pipeline run {path}"}

@@ -20,15 +20,14 @@ def inspect(
     samples: int = 8,
     storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Say what is published: of one partition, or a list of all and the newest one in full.
+    """Describe one published partition, or list all and describe the newest.
 
     Args:
-        uri: The sink's root, or a partition's folder.
-        partition: Which partition; None takes all there are.
-        html: A local file that gets the same as a page, with rows beside what they were predicted
-            from.
-        samples: The most rows on that page; 0: the input is not read.
-        storage_options: fsspec options, for that page those of the input, too.
+        uri: Root of the output, or folder of a partition.
+        partition: The partition; None: all.
+        html: A local file for the result as a page, with rows beside their input.
+        samples: Most rows on that page; 0: the input is not read.
+        storage_options: fsspec options of the output and, for the page, of the input.
 
     Raises:
         JobError: Nothing is published there, or the page cannot be written.

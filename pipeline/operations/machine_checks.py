@@ -1,4 +1,4 @@
-"""What `pipeline doctor` sees of a machine and of the way to Ray; starts nothing."""
+"""The checks of `pipeline doctor` on this machine and on access to Ray; they start nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FindingStatus = Literal["ok", "warn", "fail"]
 _GIB = 2**30
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pillow")
 _OF_MODELS = ("transformers", "tokenizers", "timm")
-"""Shown if they are installed, as are those of runtimes."""
+"""Shown if they are installed, like those of runtimes."""
 _EXTRAS = {
     **{protocol.extra: protocol.package for protocol in OBJECT_PROTOCOLS.values()},
     "delta": "deltalake",
@@ -50,18 +50,18 @@ _EXTRAS = {
     "schema": "llguidance",
 }
 _LEAST_FREE_SHARE = 0.05
-"""Ray takes a disk with less for full, and starts nothing that may spill there."""
+"""Ray considers a disk with less full, and starts nothing that may spill there."""
 _DISTRIBUTION = "batch-inference-pipeline"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one look gave."""
+    """The result of one check."""
 
     check: str
     status: FindingStatus
     found: str
-    """What there is; if it is not right, what would be."""
+    """The state, and the remedy if it is not right."""
     exit_code: int = 0
 
 
@@ -69,11 +69,11 @@ IDLE_GPU = "the job uses no GPU; to use one per actor: --set resources.num_gpus=
 
 
 def look_at_machine(address: str | None, *, wants_gpu: bool | None = None) -> Iterator[Finding]:
-    """Look at packages, hardware, memory, disk, the environment, and who may reach Ray.
+    """Check packages, hardware, memory, disk, environment, and access to Ray.
 
     Args:
         address: The Ray cluster, or its job API; None for an embedded Ray.
-        wants_gpu: The job asks for a GPU of this machine; None: no job runs here.
+        wants_gpu: The job uses a GPU of this machine; None: no job runs here.
     """
     yield _packages()
     yield _extras()
@@ -86,12 +86,12 @@ def look_at_machine(address: str | None, *, wants_gpu: bool | None = None) -> It
 
 
 def guarded(name: str, look: Callable[[], str]) -> Finding:
-    """Turn what a look raises into a check that fails with the same exit code."""
+    """Turn an error of a check into a finding with the same exit code."""
     try:
         return Finding(name, "ok", look())
     except PipelineError as error:
         return Finding(name, "fail", str(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001  # a library's error is a finding, too
+    except Exception as error:  # noqa: BLE001  # an error of a library is a finding as well
         message = clean_message(f"{type(error).__name__}: {error}", 300)
         return Finding(name, "fail", message, PipelineError.exit_code)
 
@@ -106,7 +106,7 @@ def _packages() -> Finding:
     ]
     if wrong:
         listed = ", ".join(
-            f"{requirement} (there is {_version(requirement.name) or 'none'})"
+            f"{requirement} (installed: {_version(requirement.name) or 'none'})"
             for requirement in wrong
         )
         return Finding("packages", "fail", f"install {listed}", JobError.exit_code)
@@ -138,16 +138,16 @@ def _memory() -> Iterator[Finding]:
     available = min(psutil.virtual_memory().available, total)
     description = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB are free"
     tight = available < 2 * _GIB
-    hint = "; Ray and each actor take half a GiB and the model: free some, or run fewer actors"
+    hint = "; Ray and each actor need half a GiB plus the model: free some, or use fewer actors"
     yield Finding("memory", "warn" if tight else "ok", description + (hint if tight else ""))
     shared = Path("/dev/shm")  # noqa: S108  # Ray's, not ours
     if not shared.exists():
         return
     free, wanted = psutil.disk_usage(str(shared)).free, embedded_store_bytes()
     description = (
-        f"{free / _GIB:.1f} GiB of /dev/shm are free, an embedded Ray takes {wanted / _GIB:.1f}"
+        f"{free / _GIB:.1f} GiB of /dev/shm are free, an embedded Ray uses {wanted / _GIB:.1f}"
     )
-    hint = ": its object store would lie on disk; give the container a larger /dev/shm"
+    hint = ": its object store would be on disk; give the container a larger /dev/shm"
     if free >= wanted:
         yield Finding("object store", "ok", description)
     else:
@@ -156,10 +156,10 @@ def _memory() -> Iterator[Finding]:
 
 def _disk_of_ray() -> Finding:
     folder = base_folder()
-    while not folder.exists():  # it is made when it is needed
+    while not folder.exists():  # it is created on demand
         folder = folder.parent
     if not os.access(folder, os.W_OK | os.X_OK):
-        hint = "set RAY_TMPDIR to a folder that can be written to"
+        hint = "not writable; set RAY_TMPDIR to a writable folder"
         return Finding("disk of Ray", "fail", f"{folder}: {hint}", InfraError.exit_code)
     if (weak := weakness(folder)) is not None:
         return Finding("disk of Ray", "warn", weak)
@@ -167,31 +167,31 @@ def _disk_of_ray() -> Finding:
     share = usage.free / usage.total
     description = f"{usage.free / _GIB:.1f} GiB of {folder} are free ({100 * share:.0f}%)"
     if share < _LEAST_FREE_SHARE:
-        hint = "; below 5% Ray takes it for full: free some, or set RAY_TMPDIR"
+        hint = "; below 5% Ray considers it full: free some, or set RAY_TMPDIR"
         return Finding("disk of Ray", "warn", description + hint)
     return Finding("disk of Ray", "ok", description)
 
 
 def _environment() -> str:
     refuse_autoload()
-    return "nothing in it lets input files run code"
+    return "no RAY_DATA_AUTOLOAD_* variable is set"
 
 
 def look_at_access(address: str | None) -> Iterator[Finding]:
-    """Look at who may reach Ray, and whether a token travels in the clear; connects to nothing."""
+    """Check who can reach Ray, and whether a token is sent unencrypted; connects to nothing."""
     file = token_file(os.environ)
     if file.exists() and is_open_to_others(file):
-        hint = f"others on this machine may read it; write: chmod 600 {file}"
+        hint = f"others on this machine can read it; run: chmod 600 {file}"
         yield Finding("ray token", "warn", f"{file}: {hint}")
     if address is None:
         hint = "any user who reaches its ports runs code as you"
         if auth_mode(os.environ) == "disabled":
             yield Finding("ray access", "warn", f"RAY_AUTH_MODE=disabled: {hint}; unset it")
         elif not knows_tokens():
-            older = f"Ray {_version('ray')} knows no tokens"
+            older = f"Ray {_version('ray')} has no tokens"
             yield Finding("ray access", "warn", f"{older}: {hint}; install 2.52 or newer")
         else:
-            description = "an embedded Ray: it asks for a token and has no dashboard"
+            description = "an embedded Ray: it requires a token and has no dashboard"
             yield Finding("ray access", "ok", description)
         return
     url = urlsplit(address if "://" in address else f"ray://{address}")
@@ -203,14 +203,14 @@ def look_at_access(address: str | None) -> Iterator[Finding]:
         hint = "set RAY_AUTH_TOKEN, and start the cluster with RAY_AUTH_MODE=token"
         yield Finding("ray access", "warn", f"{address}: no token in the environment; {hint}")
     elif not is_encrypted and not is_near:
-        hint = "keep to a private network or a tunnel"
-        yield Finding("ray access", "warn", f"{address}: the token travels in the clear; {hint}")
+        hint = "use a private network or a tunnel"
+        yield Finding("ray access", "warn", f"{address}: the token is sent unencrypted; {hint}")
     else:
         yield Finding("ray access", "ok", address)
 
 
 def _gpus(*, is_wanted: bool | None) -> Finding:
-    """Look for the GPUs of this machine, of which a job may want one."""
+    """Check the GPUs of this machine."""
     import torch
 
     if torch.cuda.is_available():

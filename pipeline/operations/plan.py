@@ -1,7 +1,4 @@
-"""Say what a run of a job would do now; writes nothing.
-
-Out: a plain nested dict, for `--json` and for render.render_document.
-"""
+"""`pipeline plan`: show what a run of a job would do now; writes nothing."""
 
 from __future__ import annotations
 
@@ -47,10 +44,10 @@ _NOTHING = "nothing: this is published already"
 
 
 class Planned(PrintedDict):
-    """What a run would do; printed with the first of many features and shards only."""
+    """What a run would do; prints only the first of many features and shards."""
 
     def shown(self) -> dict[str, Any]:
-        """Return what a terminal has room for."""
+        """Return the part that fits a terminal."""
         document = dict(self)
         if "carried" in document:
             document["carried"] = first_shards(document["carried"])
@@ -71,19 +68,19 @@ def plan(
     tries: bool = True,
     reuse: bool = True,
 ) -> Planned:
-    """Say what a run of this job would do now; writes nothing.
+    """Return what a run of this job would do now; writes nothing.
 
     Args:
         job: A job, the path of a job file, or its sections as a mapping.
         date: The value of `${date}`; None: today in UTC.
-        overrides: Fields that are set over those of the job.
+        overrides: Fields that override those of the job.
         address: The Ray cluster; None: this machine.
         allow_import: Prefixes of the modules that the job may name.
         tries: Build the model and predict one row, unless there is nothing to do.
-        reuse: As of `run`.
+        reuse: As for `run`.
 
     Raises:
-        PipelineError: As the run itself would, before its first row.
+        PipelineError: The error with which the run would end before its first row.
     """
     loaded = load_job(job, date=date, overrides=overrides)
     options = run_options(address, allow_import, reuse=reuse)
@@ -131,10 +128,10 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
 
 
 def _check(run: RunContext, plan: Plan, model: ModelSpec) -> str | None:
-    """Make the checks of a run; return what its cluster says, if it has one."""
+    """Make the checks of a run; return the answer of its cluster, if it has one."""
     check_before_ray(run, plan, model)
     job, address = run.job, run.options.address
-    # What a job without `resources` takes fits every machine.
+    # The default resources fit every machine.
     if address is None and not job.resources.model_fields_set:
         return None
     message = check_hardware(job, address)
@@ -151,7 +148,7 @@ def _next_step(
     *,
     is_done: bool,
 ) -> dict[str, Any]:
-    """Say what a run would do now, and how much of it is staged."""
+    """Return what a run would do now, and how much of it is staged."""
     done = done_slices(plan, list_staged(store, layout.staging(plan.work)))
     changed = why_stale(store, layout, current, plan) if current and not is_done else ""
     rows_left = None
@@ -177,7 +174,7 @@ def _estimate(
     job: Job, store: Store, plan: Plan, model: ModelSpec, choice: Choice, step: dict[str, Any]
 ) -> dict[str, Any]:
     model, way = as_tried(model, choice.way), choice.way
-    # `auto` and `pipeline tune` choose what the job leaves out.
+    # `auto` and `pipeline tune` choose what the job does not set.
     asked = job.model if needs_tuning(model) or way.batch_size or way.batch_tokens else plan
     wanted = ModelSection(
         name=model.name,
@@ -192,7 +189,7 @@ def _estimate(
     past = past or find_past_run(store, name, partial(is_basis, wanted, is_finished=False))
     price, is_published = job.run.price_of(()), step["a_run_would"] == _NOTHING
     if price is None and past is not None and job.run.price_per_node_hour:
-        price = past.price_per_node_hour  # of nodes as that run had them
+        price = past.price_per_node_hour  # for the nodes of that run
     would = estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
     if would.basis == NO_BASIS:
         other = quote(f"sink.uri={store.url('trial')}")
@@ -212,7 +209,7 @@ def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
 
 
 def _features(vectors: Mapping[str, Vector]) -> dict[str, Any]:
-    """Say which column makes which number of the vectors; {} if nothing is a feature."""
+    """Return the name of each number of the vectors; {} without features."""
     if not vectors:
         return {}
     names = [f"{of}: {name}" if of else name for of, v in vectors.items() for name in v.names]
@@ -250,12 +247,12 @@ def _model(
 
 
 def _slow(job: Job, model: ModelSpec) -> dict[str, str]:
-    """Say why the precision is not fast on this machine; {} if it is."""
+    """Return why the precision is slow on this machine; {} if it is not."""
     reason = emulated_reason(model.precision, is_on_gpu=bool(job.resources.num_gpus))
     return {"slow": reason} if reason else {}
 
 
 def _read_from(line: str) -> dict[str, str]:
-    """Divide `<file>: <what it says>`."""
+    """Split a note `FILE: TEXT`."""
     file, _, says = line.partition(": ")
     return {"file": file, "says": says}

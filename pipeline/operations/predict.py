@@ -36,26 +36,25 @@ def predict(
     progress: Progress | None = None,
     owns_process: bool = False,
 ) -> Report:
-    """Predict all rows of an input; format, columns, id and task are found out.
+    """Predict all rows of an input; the format, columns, row id and task are detected.
 
-    The job that was made is written beside the output, as `job.yaml`: with `pipeline run` it does
-    the same again, and can be changed.
+    The job is written beside the output, as `job.yaml`, which can be edited and run by
+    `pipeline run`.
 
     Args:
         input: A folder, a file or a glob.
         model: A model directory or an .onnx file, the name of an installed model, or a factory.
-        to: Where the output goes.
-        features: The numeric columns that the model sees, in its order; a model that names its
-            columns needs none.
-        overrides: Fields of the job that are set over those that are found.
+        to: Root of the output.
+        features: The model's numeric columns, in order, unless the model names them.
+        overrides: Fields that override those that were detected.
         address: The Ray cluster; None starts a local Ray.
         allow_import: Prefixes of the modules that the job may name.
-        progress: As of `run`. What was found is logged, unless it is `Silent`.
-        owns_process: As of `run`.
+        progress: As for `run`. What was detected is logged, unless it is `Silent`.
+        owns_process: As for `run`.
 
     Raises:
-        JobError: Something is ambiguous: one line with the choices. Or another job is there.
-        PipelineError: As `run`.
+        JobError: Something is ambiguous (one line has the choices), or another job is there.
+        PipelineError: As for `run`.
     """
     require_path(input)
     with shown_on(progress) as shown:
@@ -79,10 +78,10 @@ def predict(
 
 
 def _write(store: Store, text: str) -> None:
-    """Write the job file, also in place of that of a `predict` that has published nothing.
+    """Write the job file; replace only one of a `predict` that has published nothing.
 
     Raises:
-        JobError: Another job is there.
+        JobError: There is another job.
     """
     where = store.url(JOB_FILE)
     try:
@@ -94,16 +93,16 @@ def _write(store: Store, text: str) -> None:
         return
     if not before.startswith(MARK.encode()) or list_partitions(store):
         raise JobError(
-            f"{where}: another job is there; `pipeline run {quote(where)}` runs it, or choose "
-            "another place (--to; in Python to=)"
+            f"{where} already holds another job; run it by `pipeline run {quote(where)}`, or pass "
+            "a different --to (in Python to=)"
         )
     log.info("%s: replaces the job of a predict that published nothing", where)
     store.put(JOB_FILE, text.encode())
 
 
 def _is_same(before: bytes, text: str) -> bool:
-    """Tell whether two job files say the same; in their comments is how many files there were."""
+    """Tell whether two job files have the same fields; their comments may differ."""
     try:
         return bool(parse(before.decode()).value == parse(text).value)
-    except ValueError:  # it was changed, to something that is no YAML
+    except ValueError:  # it was edited, and is no longer YAML
         return False

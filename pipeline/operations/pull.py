@@ -1,12 +1,12 @@
 """`pipeline pull`: copy a model directory from a hub to a store, at one commit, data only.
 
-The hub's library downloads; all files are there and checked before the first one reaches the
-folder. `config.json`, without which no directory is read, and `pull.json`, which names all files,
-come last: a folder without them is unfinished. A folder holds one commit for ever; another one
-needs another folder, so that no job's model changes under it.
+The hub's library downloads all files, and their digests are checked before the first one reaches
+the folder. `config.json`, without which no directory is read, and `pull.json`, which lists all
+files, come last: a folder without them is unfinished. A folder never changes its commit, so that no
+job's model changes unnoticed.
 
-What a hub says is a stranger's data. The token comes from HF_TOKEN alone and is never shown;
-proxies and certificates are as the library has them.
+Answers of a hub are untrusted input. The token comes from HF_TOKEN alone and is never shown; the
+library handles proxies and certificates.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pipeline.storage.store import Store
 RECORD = "pull.json"
 _MAX_RECORD_BYTES = 16 << 20
 _UNFINISHED = ".pull"
-"""Where files lie in a folder on disk until all of them are there; a killed pull is resumed."""
+"""Subfolder on disk for unfinished downloads, from which a killed pull resumes."""
 _ONNX = ("*.onnx", "*.onnx_data", "*.onnx.data")
 ALLOWED = (
     *("*.safetensors", "*.safetensors.index.json", *_ONNX),
@@ -57,7 +57,7 @@ _URI = re.compile(r"hf://((?:[\w][\w.-]*/)?[\w][\w.-]*)(?:@([\w][\w./-]*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 30.0
 _SPARE_BYTES = 256 << 20
-"""What a download leaves of the disk."""
+"""Space on the disk that a download leaves free."""
 
 
 class HubRepo(NamedTuple):
@@ -69,7 +69,7 @@ class HubRepo(NamedTuple):
     sizes_bytes: dict[str, int]
     """Of each file, by name."""
     digests: dict[str, str]
-    """SHA-256 of a large file, which the hub keeps apart; git's SHA-1 of a small one."""
+    """SHA-256 of a large (LFS) file, git's SHA-1 of a small one."""
 
 
 def pull(
@@ -79,18 +79,18 @@ def pull(
     include: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Copy the allowed files of a repository, and return what is there then.
+    """Copy the allowed files of a repository, and describe the folder.
 
     Args:
         uri: `hf://org/name[@revision]`.
         destination: A folder on disk or in an object store.
-        include: Patterns of files to take; empty: all that are allowed, without ONNX files if there
+        include: Patterns of files to copy; empty: all allowed files, without ONNX files if there
             are safetensors, and without vocabularies if there is a tokenizer.json.
         storage_options: fsspec options of the destination.
 
     Raises:
-        JobError: There is no such repository, revision or file; a file is not allowed, or has
-            another digest than the hub says; the folder holds another commit.
+        JobError: There is no such repository, revision or file; a file is not allowed, or its
+            digest differs from the hub's; the folder holds another commit.
         InfraError: The hub or the store fails.
     """
     repo, store = read_repo(uri), Store(destination, storage_options or {})
@@ -117,7 +117,7 @@ def pull(
         "bytes": sum(repo.sizes_bytes[name] for name in held),
         "copied": len(missing),
         "left_out": _summary(repo, repo.digests.keys() - held.keys()),
-        "used_by": f"jobs that say model.path: {store.url()}",
+        "used_by": f"jobs with model.path: {store.url()}",
     }
 
 
@@ -165,8 +165,8 @@ def choose_files(repo: HubRepo, include: Sequence[str]) -> list[str]:
     """Return the names of the files to copy.
 
     Raises:
-        JobError: A pattern of `include` names nothing, or only what is not allowed; there are no
-            weights, or those of an adapter.
+        JobError: A pattern of `include` matches no file, or only files that are not allowed; there
+            are no weights, or only those of an adapter.
     """
     allowed = [name for name in repo.digests if _is_like(name, ALLOWED)]
     for pattern in include:
@@ -175,13 +175,13 @@ def choose_files(repo: HubRepo, include: Sequence[str]) -> list[str]:
             raise JobError(f"{repo.uri}: --include {pattern}: the repository has no such file")
         if not set(matching) & set(allowed):
             raise JobError(
-                f"{repo.uri}: --include {pattern}: {first_names(matching)} is not copied: only "
-                f"{', '.join(ALLOWED)} are, for other files may run code when they are loaded"
+                f"{repo.uri}: --include {pattern}: {first_names(matching)} is not allowed: only "
+                f"{', '.join(ALLOWED)} are copied, since other files may run code when loaded"
             )
     if not any(_is_like(name, ("*.safetensors", *_ONNX)) for name in allowed):
         raise JobError(
             f"{repo.uri}: no *.safetensors and no *.onnx (it has {first_names([*repo.digests])}); "
-            "weights in other formats may run code when they are loaded"
+            "weights in other formats may run code when loaded"
         )
     if include:
         return [name for name in allowed if any(fnmatchcase(name, p) for p in include)]
@@ -201,7 +201,7 @@ def _is_like(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _summary(repo: HubRepo, names: Iterable[str]) -> str:
-    """Say in one line how many files there are, of how many bytes and of which kinds."""
+    """Return in one line the number, size and types of files."""
     kinds = Counter(PurePosixPath(name).suffix or PurePosixPath(name).name for name in names)
     size = format_size(sum(repo.sizes_bytes[name] for name in names))
     counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
@@ -209,7 +209,7 @@ def _summary(repo: HubRepo, names: Iterable[str]) -> str:
 
 
 def _held(store: Store, repo: HubRepo) -> dict[str, str]:
-    """Return the digests of the files that the folder holds of the commit, by name.
+    """Return the digests, by name, of the files of the commit that the folder holds.
 
     Raises:
         JobError: It holds another commit or repository.
@@ -269,10 +269,10 @@ def _download(repo: HubRepo, names: Sequence[str], folder: Path) -> None:
     needed = sum(repo.sizes_bytes[name] for name in names if not (folder / name).exists())
     free = max(0, shutil.disk_usage(folder).free - _SPARE_BYTES)
     if needed > free:
-        raise InfraError(f"{repo.uri}: has {needed} bytes, and {folder} has room for {free}")
+        raise InfraError(f"{repo.uri}: needs {needed} bytes, but {folder} has room for {free}")
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # warnings have signed addresses
+    logger.setLevel(logging.ERROR)  # its warnings contain signed URLs
     try:
         snapshot_download(
             repo.name,
@@ -288,11 +288,11 @@ def _download(repo: HubRepo, names: Sequence[str], folder: Path) -> None:
     finally:
         logger.setLevel(level)
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise InfraError(f"{repo.uri}: {first_names(missing)} did not come; run again to resume")
+        raise InfraError(f"{repo.uri}: {first_names(missing)} did not arrive; run again to resume")
 
 
 def _checked(repo: HubRepo, name: str, path: Path) -> str:
-    """Return the SHA-256 digest of a file, which is on the disk then.
+    """Sync a file to the disk, and return its SHA-256 digest.
 
     Raises:
         JobError: It is not the hub's; the file is deleted.
@@ -309,21 +309,21 @@ def _checked(repo: HubRepo, name: str, path: Path) -> str:
     if digest != expected:
         path.unlink()
         says = clean_message(expected, 80)
-        raise JobError(f"{repo.uri}: {name}: its digest is {digest}, the hub says {says}")
+        raise JobError(f"{repo.uri}: {name}: its digest is {digest}, but the hub has {says}")
     return sha256
 
 
 def _hub() -> dict[str, Any]:
-    """Return address and token of the hub; no token: none, not one that the library has stored.
+    """Return the arguments for address and token of the hub; never use a token stored on disk.
 
-    The library itself reads HF_ENDPOINT when it is imported, and never again.
+    The library reads HF_ENDPOINT only when it is imported.
     """
     endpoint, token = (os.environ.get(f"HF_{name}", "").strip() for name in ("ENDPOINT", "TOKEN"))
     return {"endpoint": endpoint.rstrip("/") or None, "token": token or False}
 
 
 def _translated(what: str, error: BaseException) -> PipelineError:
-    """Return our error for one of the library, in one line and without its advice."""
+    """Return our error for an error of the library, in one line."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
@@ -347,8 +347,8 @@ def _translated(what: str, error: BaseException) -> PipelineError:
         return (TransientError if passes else InfraError)(f"{what}: the hub answers with {status}")
     reason = clean_message(f"{type(error).__name__}: {error}", 200)
     if isinstance(error, ValueError | LookupError | TypeError | AttributeError | RecursionError):
-        return InfraError(f"{what}: the hub's answer describes no repository ({reason})")
+        return InfraError(f"{what}: the hub's answer does not describe a repository ({reason})")
     is_of_network = isinstance(error, ConnectionError | TimeoutError)
     if isinstance(error, OSError) and error.errno and not is_of_network:
-        return InfraError(f"{what}: cannot be written to the local disk: {error.strerror}")
+        return InfraError(f"{what}: cannot write to the local disk: {error.strerror}")
     return TransientError(f"{what}: the hub does not answer ({reason}); run again to resume")

@@ -19,13 +19,13 @@ def report(
     """Read the report of a run that is stored beside its output.
 
     Args:
-        uri: The sink's root, a partition's folder, or a report.json itself.
-        run_id: Which run; None takes the latest.
-        partition: Which partition; None takes the latest run of all.
+        uri: Root of the output, folder of a partition, or a report.json.
+        run_id: The run; None: the latest.
+        partition: The partition; None: the latest run of all partitions.
         storage_options: fsspec options.
 
     Raises:
         JobError: There is no such report, or a newer version of the pipeline wrote it.
-        InfraError: What is there is not a report.
+        InfraError: The file is not a report.
     """
     return load_report(uri, partition, run_id, dict(storage_options or {}))

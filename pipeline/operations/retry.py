@@ -25,28 +25,28 @@ def retry(
     progress: Progress | None = None,
     owns_process: bool = False,
 ) -> Report:
-    """Compute the quarantined rows of the job's partition again; the others are taken over.
+    """Compute the quarantined rows of the job's partition again, and reuse all others.
 
-    It is a run of the job that takes rows over from what is published, whatever `run.reuse` says.
-    Where nothing can be taken over, all rows are computed, and the log says why.
+    It is a run of the job that reuses published rows, whatever `run.reuse` is. If none can be
+    reused, all rows are computed, and the log has the reason.
 
     Args:
         job: The job that published it.
-        reasons: Only rows with these reasons; none means all that may be retried.
-        date: As of `run`, and so are the others.
-        overrides: Fields that are set over those of the job.
+        reasons: Only rows with these reasons; empty: all that can be retried.
+        date: The value of `${date}`; None: today in UTC.
+        overrides: Fields that override those of the job.
         address: The Ray cluster; None starts a local Ray.
         allow_import: Prefixes of the modules that the job may name.
         accept: Gates whose failure is accepted, with the reason.
-        progress: As of `run`.
-        owns_process: The process is there for this run only.
+        progress: As for `run`.
+        owns_process: As for `run`.
 
     Returns:
         The report.
 
     Raises:
         JobError: There is no such reason, or nothing is published.
-        PipelineError: As a run of the job.
+        PipelineError: As for `run`.
     """
     options = run_options(address, allow_import, accept, job=job, owns_process=owns_process)
     options = replace(options, retried=check_reasons(reasons))

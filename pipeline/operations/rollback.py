@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 def rollback(
     job: JobLike, *, to: int | None = None, date: Date = None, overrides: Overrides = ()
 ) -> dict[str, Any]:
-    """Publish a replaced version of the job's partition again; return what is published now.
+    """Publish a replaced version of the job's partition again; return the new version.
 
     Args:
         job: A job, the path of a job file, or its sections as a mapping.
-        to: Number of the version; None: the newest of those that were replaced.
+        to: Number of the version; None: the newest replaced one.
         date: The value of `${date}`; None: today in UTC.
-        overrides: Fields that are set over those of the job.
+        overrides: Fields that override those of the job.
 
     Raises:
         JobError: There is no such version.
@@ -44,8 +44,8 @@ def rollback(
         if lease is not None:
             lease.is_of_run = True
     log.warning(
-        "%s: the next run of this job publishes version %d from its inputs, unless they and the "
-        "job are those of version %d: change the job first, or stop its scheduler",
+        "%s: the next run of this job publishes version %d, unless its input and settings equal "
+        "those of version %d: change the job first, or stop its scheduler",
         layout.name,
         manifest.number + 1,
         manifest.restored_from,

@@ -25,27 +25,26 @@ def run(
 ) -> Report:
     """Run a job once: predict what is missing, check, publish, report.
 
-    The process is left as it was found. A Ray that is initialised in it is used and left running.
+    The process is left as it was. A Ray that is already initialised in it is used, and stays up.
 
     Args:
         job: A job, the path of a job file, or its sections as a mapping.
         date: The value of `${date}`; None: today in UTC.
-        overrides: Fields that are set over those of the job.
+        overrides: Fields that override those of the job.
         address: The Ray cluster; None starts a local Ray.
         allow_import: Prefixes of the modules that the job may name.
         accept: Gates whose failure is accepted, with the reason.
-        reuse: Carry rows over from earlier versions as `run.reuse` says; False: compute all.
-        progress: Where to show how far it is; None: in the cell of a notebook or on a terminal,
-            elsewhere nowhere.
-        owns_process: The process is there for this run only: signals stop the run.
+        reuse: Reuse rows of earlier versions according to `run.reuse`; False: compute all.
+        progress: Where to show progress; None: in a notebook cell or on a terminal, if any.
+        owns_process: The process exists for this run only: signals stop the run.
 
     Returns:
-        The report; it is stored beside the output as well.
+        The report, which is also stored beside the output.
 
     Raises:
-        PipelineError: With the exit code of what happened; see README.md.
-        Interrupted: Ctrl-C, or the stop of a notebook; what is finished is kept, run again to go
-            on. It is a KeyboardInterrupt with an exit code.
+        PipelineError: Its exit code tells the cause; see README.md.
+        Interrupted: Ctrl-C, or the stop of a notebook: a KeyboardInterrupt with an exit code.
+            Finished slices are kept; run again to resume.
     """
     loaded = load_job(job, date=date, overrides=overrides)
     options = run_options(

@@ -38,33 +38,34 @@ def status(
     allow_import: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
 ) -> Status:
-    """Say how partitions are: complete, running, refused, interrupted, failed; starts nothing.
+    """Return the state of partitions: complete, running, refused, interrupted, failed and so on.
 
-    Of a job, instead of an output, also which are missing, and which are stale and why.
+    Given a job instead of an output, it also tells which are missing, and which are stale and why.
 
     Args:
-        sink: The sink's root or a partition's folder; or a job, as of `run`.
-        partition: Only this one.
-        from_: Only from this date or number on; of a job that has `${date}` it is needed.
-        to: Only up to this date or number, that one included; of a job None is now in UTC.
-        every: Of a job: it has a partition for each `day`, or for each `hour`.
-        overrides: Fields that are set over those of the job.
+        sink: Root of the output, or folder of a partition; or a job, as for `run`.
+        partition: Only this partition.
+        from_: First date or number; required for a job with `${date}`.
+        to: Last date or number, inclusive; for a job, None is now in UTC.
+        every: The job has a partition for each `day`, or for each `hour`.
+        overrides: Fields that override those of the job.
         allow_import: Prefixes of the modules that the job may name.
-        storage_options: fsspec options of the output; a job has its own.
+        storage_options: fsspec options of the output; those of a job are in its file.
 
     Raises:
-        JobError: The job is wrong, no run has worked there, or what is given does not belong to a
-            job, or to an output.
+        JobError: The job is wrong, no run has worked on the output, or an argument does not apply.
         PipelineError: The output, or the list of its partitions, cannot be read.
     """
     if is_job(sink):
         if partition is not None or storage_options:
-            raise JobError("status of a job: its partition and storage_options are in the job")
+            raise JobError(
+                "status of a job: its partition and storage_options are set in the job file"
+            )
         return status_of_job(
             sink, from_=from_, to=to, every=every, overrides=overrides, allow_import=allow_import
         )
     if overrides or allow_import or every != "day":
-        raise JobError(f"{sink}: overrides and every are for a job, and this is an output")
+        raise JobError(f"{sink} is an output: overrides, allow_import and every are for a job")
     store, uri_layout = locate(sink, dict(storage_options or {}))  # type: ignore[arg-type]
     if partition is None and uri_layout is not None and uri_layout.partition:
         partition = uri_layout.name
@@ -75,14 +76,14 @@ def status(
 
 
 def bound_of(given: Date) -> str:
-    """Return a date or number as partitions have it; '' for None.
+    """Return a date or number as text; '' for None.
 
     Raises:
         JobError: It is neither.
     """
     text = "" if given is None else str(given)
     if text and not partition_order(f"={text}")[0]:
-        raise JobError(f"{text}: write a date or a number, as partitions have it")
+        raise JobError(f"{text}: write a date or a number, like those of the partitions")
     return text
 
 
@@ -95,7 +96,7 @@ def is_job(given: JobLike) -> bool:
 
 
 def is_between(partition: str, first: str, last: str) -> bool:
-    """Tell whether a partition is between two dates or numbers, both included; '': no bound.
+    """Tell whether a partition is between two dates or numbers, inclusive; '': no bound.
 
     2026-11-24T05 is between 2026-11-24 and 2026-11-24.
     """
@@ -115,7 +116,7 @@ def status_of_job(
     overrides: Overrides = (),
     allow_import: Sequence[str] = (),
 ) -> Status:
-    """Say how the partitions of a job are, date by date; see `status`."""
+    """Return the state of the partitions of a job, date by date; see `status`."""
     options = run_options(None, allow_import, job=job)
     if isinstance(job, Job):
         jobs = [load_job(job, overrides=overrides)]
@@ -124,7 +125,7 @@ def status_of_job(
         jobs = [load_job(job, date=day, overrides=overrides) for day in days]
     names = {dated_job.sink.partition for dated_job in jobs}
     if from_ is None and len(jobs) == 1 and depends_on_date(job, overrides):
-        raise JobError("which dates? the job has ${date}: give --from YYYY-MM-DD")
+        raise JobError("the job has ${date}: give --from YYYY-MM-DD")
     if len(names) < len(jobs):
         raise same_partition(every)
     return Status(jobs[0].sink.uri, tuple(survey_job(dated_job, options) for dated_job in jobs))
@@ -133,6 +134,11 @@ def status_of_job(
 def status_of_submitted(
     target: str | None, address: str, date: str | None = None
 ) -> list[dict[str, Any]]:
-    """Say how the submissions of a job are, or of all jobs, newest first."""
+    """Return the state of the submissions of a job, or of all jobs, newest first.
+
+    Raises:
+        JobError: There is none.
+        InfraError: The cluster does not answer.
+    """
     attempts = find_attempts(connect_job_api(address), target, date)
     return [attempt.to_dict() for attempt in reversed(attempts)]

@@ -26,18 +26,18 @@ def stop(
 ) -> dict[str, Any]:
     """Ask the run of a partition to stop; it drains, and ends with 6 and a report.
 
-    It hears it when it renews its lease the next time. A run that begins later is not meant.
+    The run notices when it next renews its lease. Later runs are not affected.
 
     Args:
-        sink: The sink's root, or a partition's folder.
-        partition: Which partition; None takes the only one that something runs on.
+        sink: Root of the output, or folder of a partition.
+        partition: The partition; None: the only one with a run.
         storage_options: fsspec options.
 
     Returns:
-        The partition, and the run that was asked, None if nothing runs.
+        The partition, and the run that was asked; None if there is no run.
 
     Raises:
-        JobError: No run has worked there, or runs work on several partitions and none is named.
+        JobError: No run has worked there, or several partitions have runs and none is named.
         InfraError: The output cannot be read or written.
     """
     store, uri_layout = locate(sink, dict(storage_options or {}))
@@ -47,9 +47,9 @@ def stop(
     running = [row for row in rows if row.state == "running"]
     if len(running) > 1:
         names = ", ".join(row.partition for row in running)
-        raise JobError(f"{store.url('')}: name the partition, runs work on {names}")
+        raise JobError(f"{store.url('')}: name a partition; runs are working on {names}")
     if not running:
-        return {"partition": partition, "asked": None, "said": "nothing runs there"}
+        return {"partition": partition, "asked": None, "said": "no run is working there"}
     one = running[0]
     layout = Layout(None if one.partition == WHOLE_OUTPUT else one.partition)
     epoch = latest_epoch(store, layout)
@@ -57,8 +57,8 @@ def stop(
     if heartbeat.run_id != one.run_id:
         return {"partition": one.partition, "asked": None, "said": f"{one.run_id} has just ended"}
     is_new = ask_to_stop(store, layout, epoch, _user_at_host())
-    asked = "it hears it within" if is_new else "it was asked before; it hears it within"
-    end = f"pipeline status {store.url('')} shows its end"
+    asked = "it stops within" if is_new else "it was asked before; it stops within"
+    end = f"pipeline status {store.url('')} shows when it has ended"
     return {
         "partition": one.partition,
         "asked": heartbeat.run_id,
@@ -77,13 +77,14 @@ def _user_at_host() -> str:
 
 
 def stop_submitted(target: str, address: str, date: str | None = None) -> dict[str, Any]:
-    """Stop a job, and wait until it has ended; what it has done is kept, and its exit code is 6.
+    """Stop a job, and wait until it has ended, with exit code 6; finished slices are kept.
 
     Returns:
-        How it is then; a job that had ended before is left as it is.
+        Its state afterwards; a job that has already ended is not changed.
 
     Raises:
-        InfraError: Also if the job does not end: it may go on.
+        JobError: There is no such job.
+        InfraError: The cluster does not answer, or the job does not end.
     """
     client, job_id = find_job(target, address, date)
     stop_job(client, job_id)

@@ -1,4 +1,4 @@
-"""`pipeline tune`: measure every way to run a job's model, and say what a run would choose."""
+"""`pipeline tune`: measure every way to run a job's model, and show what a run would choose."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def tune(
     allow_import: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure every way to run the job's model on a sample of its rows, and keep the figures.
+    """Measure every way to run the job's model on a sample of its rows, and keep the results.
 
-    Runs of the model then go by them; nothing is published. What the job leaves open to `auto` is
-    tried; if it leaves nothing open, everything.
+    Later runs of the model use them; nothing is published. It tries what the job leaves to `auto`,
+    or everything if that is nothing.
 
     Args:
         job: A job, the path of a job file, or its sections as a mapping.
         date: The value of `${date}`; None: today in UTC.
-        overrides: Fields that are set over those of the job.
+        overrides: Fields that override those of the job.
         address: The Ray cluster; None starts a local Ray.
         allow_import: Prefixes of the modules that the job may name.
-        progress: As of `run`.
+        progress: As for `run`.
 
     Returns:
-        What was tried, and what runs will take.
+        The results, and what later runs will use.
 
     Raises:
-        JobError: The job is wrong, or nothing that was tried can be used.
+        JobError: The job is wrong, or none of the ways works.
     """
     options = run_options(address, allow_import)
     loaded = load_job(job, date=date, overrides=overrides)
@@ -89,9 +89,9 @@ def tune(
 
 
 def _used_by(model: ModelSpec) -> str:
-    """Say whose runs take what was chosen, on machines like this and whatever their output is."""
+    """Return which runs use the choice, on machines like this and for any output."""
     if model.takes_fastest:
-        return "runs of this model whose job says neither model.runtime nor model.precision"
+        return "runs of this model whose job sets neither model.runtime nor model.precision"
     runtime, precision = (model.runtime, model.precision) if needs_tuning(model) else (AUTO, AUTO)
     return f"runs of this model with model.runtime: {runtime} and model.precision: {precision}"
 

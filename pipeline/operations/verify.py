@@ -1,4 +1,4 @@
-"""`pipeline verify`: prove that what is published is whole."""
+"""`pipeline verify`: prove that published data is complete and unchanged."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipeline.report.showing.printed import printed
 def verify(
     uri: str, *, partition: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Prove what is published: checksums, rows in = predictions + quarantine, ids.
+    """Verify published data: checksums, rows in = predictions + quarantine, ids.
 
     Args:
-        uri: The sink's root, or a partition's folder.
-        partition: Which partition; None takes all there are.
+        uri: Root of the output, or folder of a partition.
+        partition: The partition; None: all.
         storage_options: fsspec options.
 
     Raises:
         JobError: It is not published.
-        PipelineError: A check failed: something was lost, doubled or changed.
+        PipelineError: A row was lost, duplicated or changed.
     """
     return verify_output(uri, partition, dict(storage_options or {}))

@@ -188,7 +188,7 @@ def test_code_beside_the_job_file_is_named_and_not_run(
     name = target.partition(":")[0].split(".")[0]
     line = refusal("plan", str(job), "--allow-import", name)
     assert f"model.factory = {target!r}: {name}" in line
-    assert "lies beside the job file, which is not searched" in line
+    assert "is beside the job file, which is not on the import path" in line
     assert f"PYTHONPATH={tmp_path} pipeline ... --allow-import {name}" in line
 
 

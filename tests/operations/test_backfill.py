@@ -107,7 +107,7 @@ def test_a_date_that_is_busy_is_looked_at_again_once_the_other_run_has_ended(
             job, from_=DAYS[0], to=DAYS[2], only=only, allow_import=ALLOWED, progress=progress
         )
     assert [date_run.outcome for date_run in seen.dates] == ["left_out"] * 3
-    assert progress.lines.count(f"waiting for the other run of {DAYS[1]}") == 1
+    assert progress.lines.count(f"waiting for another run of {DAYS[1]}") == 1
     outcome = ("no_input", 8) if only is None else ("left_out", None)
     assert [(date_run.date, date_run.outcome, date_run.exit_code) for date_run in done.dates] == [
         (day, *outcome) for day in DAYS
@@ -161,7 +161,7 @@ def test_hours_are_dates_of_their_own(tmp_path: Path):
 def test_what_would_make_no_sense_is_refused_before_anything_is_done(tmp_path: Path):
     job = job_over(tmp_path)
     loaded = pipeline.load_job(job, date=DAYS[0])
-    with pytest.raises(JobError, match="the job is loaded: give its file or mapping"):
+    with pytest.raises(JobError, match="the job is already loaded: give its file or mapping"):
         pipeline.backfill(loaded, from_=DAYS[0])
     with pytest.raises(
         JobError, match="only stale,late: write one of missing, stale, failed, refused"
@@ -169,6 +169,6 @@ def test_what_would_make_no_sense_is_refused_before_anything_is_done(tmp_path: P
         pipeline.backfill(job, from_=DAYS[0], only="stale,late")
     with pytest.raises(JobError, match="--from is after --to"):
         pipeline.backfill(job, from_=DAYS[1], to=DAYS[0])
-    with pytest.raises(JobError, match=r"the same for several dates: write \$\{date\} in it"):
+    with pytest.raises(JobError, match=r"the same for several dates: it must contain \$\{date\}"):
         pipeline.backfill(job_over(tmp_path, "number=1"), from_=DAYS[0], to=DAYS[1])
     assert not (tmp_path / "out").exists()

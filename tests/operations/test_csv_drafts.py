@@ -123,10 +123,10 @@ def test_numbers_are_taken_in_the_order_that_is_given(
 def test_columns_for_unnamed_numbers_are_asked_for_with_a_command_that_answers(
     columns: tuple[str, ...], header: str, left_out: str, tmp_path: Path, models: Path
 ):
-    with pytest.raises(JobError, match="without names: which columns, in which order") as caught:
+    with pytest.raises(JobError, match="unnamed inputs; list the columns in order") as caught:
         drafted(tmp_path, rows(*columns, header=header), models / "churn.onnx")
     assert features_of(caught.value) == HEADER.split(",")
-    assert str(caught.value).partition("; left out here: ")[2] == left_out
+    assert str(caught.value).partition("; not in this list: ")[2] == left_out
 
 
 def test_only_what_counts_from_the_first_row_on_is_a_row_number(tmp_path: Path, models: Path):
@@ -134,14 +134,14 @@ def test_only_what_counts_from_the_first_row_on_is_a_row_number(tmp_path: Path, 
     for data, names in (
         (counted, "age,visits,spent"),
         (counted.replace(b"8,3", b"9,3"), "n,age,visits,spent (4 numbers, not 3)"),
-        (b"a,index\n1,2\n", "a (1 number, not 3); left out here: index (int64)"),
+        (b"a,index\n1,2\n", "a (1 number, not 3); not in this list: index (int64)"),
     ):
         with pytest.raises(JobError, match=f"--features {re.escape(names)}"):
             drafted(tmp_path, data, models / "churn.onnx")
 
 
 def test_names_with_commas_and_blanks_come_back_from_the_command(tmp_path: Path, models: Path):
-    with pytest.raises(JobError, match="in which order") as caught:
+    with pytest.raises(JobError, match="list the columns in order") as caught:
         drafted(tmp_path, b'"a,b", c,"d ""e"""\n1,2,3\n', models / "churn.onnx")
     assert features_of(caught.value) == ["a,b", " c", 'd "e"']
 
@@ -184,7 +184,7 @@ def test_how_else_a_file_may_be_written_is_told_with_the_options_that_read_it(
         (rows(*NUMBERS, header=HEADER) + b"\nage,visits,spent\n", "header is there again among"),
         (b"age, visits, spent\n1, 2, 3\n", r"blanks behind the delimiter: pandas\.read_csv"),
         (b"age,visits,spent\n1,2,12 %\n", r'spent \(text among numbers, "12 %"\)'),
-        (b"age,visits,spent,notes\n1,2,3,\n", r"age,visits,spent; left out here: notes \(null\)"),
+        (b"age,visits,spent,notes\n1,2,3,\n", r"spent; not in this list: notes \(null\)"),
     ],
 )  # fmt: skip
 def test_what_no_option_reads_is_told_too(data: bytes, words: str, tmp_path: Path, models: Path):

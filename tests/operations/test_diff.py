@@ -62,7 +62,7 @@ def test_a_version_is_compared_with_any_other(output: Store):
 def test_without_a_partition_before_it_is_the_version_before(tmp_path: Path):
     store = Store(str(tmp_path))
     publish_rows(store, None, OF_CATS)
-    with pytest.raises(JobError, match="nothing was published before it; name what to compare"):
+    with pytest.raises(JobError, match="nothing was published before it; give a second version"):
         pipeline.diff(str(tmp_path))
     publish_rows(store, None, OF_DOGS)
     difference = pipeline.diff(tmp_path).difference

@@ -72,7 +72,7 @@ def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> N
         (None, {}, "ok", "embedded"),
         (None, {"RAY_AUTH_MODE": "disabled"}, "warn", "unset it"),
         ("10.1.2.3:6379", {}, "warn", "RAY_AUTH_TOKEN"),
-        ("10.1.2.3:6379", {"RAY_AUTH_TOKEN": "t0ken"}, "warn", "in the clear"),
+        ("10.1.2.3:6379", {"RAY_AUTH_TOKEN": "t0ken"}, "warn", "sent unencrypted"),
         ("10.1.2.3:6379", {"RAY_AUTH_TOKEN": "t0ken", "RAY_USE_TLS": "1"}, "ok", "10.1.2.3"),
         ("http://ray.example:8265", {"RAY_AUTH_TOKEN": "x", "RAY_USE_TLS": "1"}, "warn", "clear"),
         ("https://ray.example:8265", {"RAY_AUTH_TOKEN": "t0ken"}, "ok", "ray.example"),

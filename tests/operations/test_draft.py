@@ -131,12 +131,12 @@ def test_columns_are_chosen_by_what_they_hold(rows: pa.Table, takes: Any, expect
     [
         (table(a=["x"], b=["y"]), "text", "which column has the text.*source.text_column.*a, b"),
         (table(a=[PNG], b=[PNG]), "image", "which column has the image.*a, b"),
-        (table(a=["x"]), "image", r"takes images: .* none is seen in the first rows: .* a \("),
-        (table(a=["x"]), "features", "takes numbers: .*source.features; none is seen"),
-        (table(a=["x"], n=[1]), None, "which columns does the model see"),
-        (table(x=[1.5], y=[2]), "features", r"some numbers .* in which order.* --features x,y$"),
-        (table(x=[1.5]), "features", r"in which order.* --features x$"),
-        (table(v=[[1.5]], n=[2]), "features", r"in which order.* --features v,n$"),
+        (table(a=["x"]), "image", r"takes images: .* the first rows have none: .* a \("),
+        (table(a=["x"]), "features", "takes numbers: .*source.features; the first rows have none"),
+        (table(a=["x"], n=[1]), None, "which columns are the model's input"),
+        (table(x=[1.5], y=[2]), "features", r"several unnamed inputs.* in order.* --features x,y$"),
+        (table(x=[1.5]), "features", r"in order.* --features x$"),
+        (table(v=[[1.5]], n=[2]), "features", r"in order.* --features v,n$"),
     ],
 )
 def test_what_is_ambiguous_is_one_line(rows: pa.Table, takes: Any, words: str):
@@ -184,7 +184,7 @@ def test_what_lies_there_decides_the_format(tmp_path: Path):
             look(str(tmp_path / "*.parquet"), given)
     (tmp_path / "notes.docx").write_bytes(b"x")
     (tmp_path / "more.docx").write_bytes(b"x")
-    with pytest.raises(JobError, match=r"no file that a format reads; there are 2 \.docx"):
+    with pytest.raises(JobError, match=r"no supported input files; it has 2 \.docx"):
         look(str(tmp_path))
     write(tmp_path, "rows.jsonl", TEXTS)
     (tmp_path / "a.png").write_bytes(PNG)
@@ -199,7 +199,7 @@ def test_a_file_that_is_broken_is_one_line(tmp_path: Path, encoder: str):
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no footer")
     with pytest.raises(JobError, match=r"rows\.parquet: cannot be read as parquet"):
         drafted(tmp_path, str(tmp_path / "rows.parquet"), encoder)
-    with pytest.raises(JobError, match="into a job file; pipeline init"):
+    with pytest.raises(JobError, match="is for job files; pipeline init"):
         drafted(tmp_path, "in/${date}", encoder)
 
 
@@ -240,7 +240,7 @@ def test_rows_in_memory_are_refused_with_the_line_that_writes_them(
         (pd.DataFrame(TEXTS), r"a DataFrame, .* df\.to_parquet"),
         (["one cat"], r'a list, .* pandas\.DataFrame\(\{"text": texts\}\)\.to_parquet'),
     ):
-        with pytest.raises(JobError, match=f"^input is {how}.*, then give the path$"):
+        with pytest.raises(JobError, match=f"^input is {how}.*, then pass that path$"):
             call(rows, model=encoder, to=tmp_path / "out")
 
 
@@ -252,7 +252,7 @@ def test_init_writes_a_file_that_runs_as_it_is_and_none_over_another(tmp_path: P
     assert "pipeline run" in str(written)
     comments = [line for line in job.read_text().splitlines() if "  # " in line]
     assert len(comments) >= 6
-    with pytest.raises(JobError, match="is there already; choose another name"):
+    with pytest.raises(JobError, match="already exists; pass another --job"):
         init(uri, model=encoder, to=str(tmp_path / "out"), job=job)
 
 
@@ -265,7 +265,7 @@ def test_a_predict_that_failed_bars_nothing_and_leaves_nothing_in_its_input(
             predict(uri, model=encoder, to=out, overrides={"source.text_column": column})
         assert load_job(out / "job.yaml").source.text_column == column
     (out / "job.yaml").write_text("source: {}")
-    with pytest.raises(JobError, match=r"another job is there; .*choose another place \(--to; in"):
+    with pytest.raises(JobError, match=r"already holds another job; .*pass a different --to \(in"):
         predict(uri, model=encoder, to=out)
     with pytest.raises(JobError, match=r"lies in what source\.uri"):
         predict(tmp_path, model=encoder, to=tmp_path, overrides={"source.format": "jsonl"})

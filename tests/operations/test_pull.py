@@ -188,8 +188,11 @@ def test_without_safetensors_onnx_files_are_taken(hub: HubServer, tmp_path: Path
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("pytorch_model.bin", "--include pytorch_model.bin: pytorch_model.bin is not copied: only"),
-        ("*.py", "--include *.py: modeling_own.py is not copied: only *.safetensors"),
+        (
+            "pytorch_model.bin",
+            "--include pytorch_model.bin: pytorch_model.bin is not allowed: only",
+        ),
+        ("*.py", "--include *.py: modeling_own.py is not allowed: only *.safetensors"),
         ("LICENSE.pkl", "LICENSE.pkl is not copied"),
         ("missing.json", "--include missing.json: the repository has no such file"),
     ],
@@ -380,7 +383,7 @@ def test_a_digest_that_is_none_is_one_that_differs(hub: HubServer, tmp_path: Pat
     hub.repos[REPO] = {LARGE: b"abc"}
     lfs = {"oid": "../../x", "size": 3, "pointerSize": 1}
     for hub.lists in (listing(oid=3), listing(lfs=lfs)):
-        assert "the hub says " in refusal(URI, tmp_path)
+        assert "the hub has " in refusal(URI, tmp_path)
 
 
 def test_what_does_not_fit_the_disk_is_refused(hub: HubServer, tmp_path: Path):

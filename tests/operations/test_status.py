@@ -76,16 +76,16 @@ def test_a_date_whose_source_has_grown_since_is_stale_until_it_is_run_again(tmp_
 
 def test_a_range_of_dates_has_to_make_sense(tmp_path: Path):
     job = job_over(tmp_path)
-    with pytest.raises(JobError, match=r"which dates\? the job has \$\{date\}: give --from"):
+    with pytest.raises(JobError, match=r"the job has \$\{date\}: give --from"):
         pipeline.status(job)
     with pytest.raises(JobError, match="from 2026-11-24 to 2026-11-22: --from is after --to"):
         pipeline.status(job, from_=DAYS[-1], to=DAYS[0])
-    with pytest.raises(JobError, match="every are for a job, and this is an output"):
+    with pytest.raises(JobError, match="is an output: overrides, allow_import and every"):
         pipeline.status(str(tmp_path / "out"), every="hour")
-    with pytest.raises(JobError, match="its partition and storage_options are in the job"):
+    with pytest.raises(JobError, match="its partition and storage_options are set in the job"):
         pipeline.status(job, partition="date=2026-11-24")
     whole = job_over(tmp_path, sink={"partition": "number=1"})
-    with pytest.raises(JobError, match=r"the same for several dates: write \$\{date\} in it"):
+    with pytest.raises(JobError, match=r"the same for several dates: it must contain \$\{date\}"):
         pipeline.status(whole, from_=DAYS[0], to=DAYS[1], allow_import=ALLOWED)
 
 

@@ -181,7 +181,7 @@ def test_the_operation_chooses_shows_and_refuses(tmp_path: Path):
     assert one.partition == DAYS[3]
     with pytest.raises(JobError, match="soon: write a date or a number"):
         pipeline.status(store.uri, from_="soon")
-    with pytest.raises(JobError, match="overrides and every are for a job"):
+    with pytest.raises(JobError, match="allow_import and every are for a job"):
         pipeline.status(store.uri, overrides={"model.top_k": 3})
 
 
