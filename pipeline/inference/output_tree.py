@@ -1,7 +1,7 @@
 """The structure of a model's outputs: nested dicts, lists and tuples with tensors as leaves.
 
-torch has the functions for it under a private name, `torch.utils._pytree`. torch.export and
-transformers use them, too.
+torch's functions for it have a private name, `torch.utils._pytree`; torch.export and transformers
+use them, too.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def first_rows(outputs: Any, size: int) -> Any:
     """Return the outputs of the first rows of a batch.
 
     Args:
-        outputs: Tensors (B, ...) of any structure; or a list of B mappings, as detectors give it.
-        size: How many rows.
+        outputs: Tensors (B, ...) in any structure, or a list of B mappings, as detectors return.
+        size: The number of rows.
     """
     if isinstance(outputs, list) and outputs and isinstance(outputs[0], Mapping):
         return outputs[:size]

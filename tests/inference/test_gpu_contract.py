@@ -214,7 +214,7 @@ def test_batches_of_one_size_wait_for_memory_and_then_name_the_batch_size(gpu: F
     same(predict(model, rows)[0], expected)
     gpu.hold(held)
     gpu.on_pause = lambda: None
-    with pytest.raises(OutOfDeviceMemory, match=r"a batch of 8 rows .* give model.batch_size, 4"):
+    with pytest.raises(OutOfDeviceMemory, match=r"a batch of 8 rows .* set model.batch_size to 4"):
         predict(model, rows)
 
 

@@ -43,7 +43,7 @@ PADDED: dict[str, dict[str, Any]] = {
 }
 
 
-ALONE = "otherwise without the other rows of the batch: the model depends on them"
+ALONE = "differed without the other rows of the batch: the model depends on them"
 
 
 def spec_of(folder: Path, input_name: str, **more: Any) -> ModelSpec:
@@ -122,7 +122,7 @@ def test_texts_of_one_length_are_batched_together(tmp_path: Path):
 @pytest.mark.parametrize(
     ("of", "problem", "runtime"),
     [
-        ("noise", "otherwise each time: the model is not deterministic", "eager"),
+        ("noise", "differed each time: the model is not deterministic", "eager"),
         ("mean", ALONE, "eager"),
         ("single", "r0 differed without the other rows of the batch", "eager"),
         ("several", "r0 failed without the other rows of the batch: ValueError: one row", "eager"),

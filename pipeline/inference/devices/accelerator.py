@@ -1,6 +1,6 @@
-"""All that the code asks of this process's GPU: one small object, whose place a stand-in can take.
+"""The GPU of this process: every call to CUDA, in one object that tests replace by a stand-in.
 
-CUDA graphs and the handles of libraries belong to a thread: one thread of the process loads models,
+CUDA graphs and handles of libraries belong to a thread, so one thread of the process loads models,
 compiles them and launches their batches (`Gpu.call`). Any thread may wait for an event.
 """
 
@@ -25,9 +25,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Compute = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-"""A process that is ending, a child, or the reference check next door may hold memory so long."""
+"""How long to wait for memory that an ending process, a child or a reference check may hold."""
 CONTEXT_BYTES = 600 << 20
-"""What CUDA itself takes of a card for a process, beside its tensors; about."""
+"""About what CUDA takes of a card per process, beside its tensors."""
 
 
 class Gpu:
@@ -38,19 +38,19 @@ class Gpu:
         self._thread_id: int | None = None
         self._thread = ThreadPoolExecutor(1, "gpu")
         self.name: str = self.call(torch.cuda.get_device_name)
-        """Of the card: known also after its context is lost."""
+        """Name of the card, kept for after its context is lost."""
         self.key: str = self.call(_key_of, self.device)
-        """What tells the card from the others of its node."""
+        """Identifies the card among those of its node."""
 
     def take(self, share: float) -> None:
-        """Take at most so much of the card, 0 to 1: others have the rest."""
+        """Use at most this share of the card, 0 to 1."""
         if share < 1:
             total_bytes = self.memory_bytes()[1]
             fraction = memory_fraction(share, total_bytes)
             torch.cuda.set_per_process_memory_fraction(fraction, self.device)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in the thread that uses the GPU; return or raise what it does."""
+        """Call a function in the thread of the GPU."""
         if get_ident() == self._thread_id:
             return function(*args, **kwargs)
         return self._thread.submit(self._run_there, partial(function, *args, **kwargs)).result()
@@ -69,60 +69,60 @@ class Gpu:
 
     def event(self) -> Any:
         """Return a new event; `record` puts it into the current stream."""
-        # Waiting for an event that is not blocking keeps a core busy.
+        # Waiting for a non-blocking event keeps a core busy.
         return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
 
     def wait(self, event: Any) -> None:
-        """Let the current stream wait for an event of another one; the host goes on."""
+        """Let the current stream wait for an event of another stream; the host does not wait."""
         torch.cuda.current_stream().wait_event(event)
 
     def pinned(self, num_values: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return pinned memory of the host, (V,), of zeros."""
+        """Return zeroed pinned memory of the host, (V,)."""
         return torch.zeros(num_values, dtype=dtype, pin_memory=True)
 
     def empty(self, num_values: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return memory of the GPU, (V,), of the current stream."""
+        """Return uninitialised memory of the GPU, (V,), of the current stream."""
         return torch.empty(num_values, dtype=dtype, device=self.device)
 
     def copy(self, pinned: torch.Tensor, on_device: torch.Tensor) -> None:
-        """Copy pinned memory to the GPU, in the current stream; the host goes on."""
+        """Copy pinned memory to the GPU in the current stream; the host does not wait."""
         on_device.copy_(pinned, non_blocking=True)
 
     def run(self, compute: Compute, on_device: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
-        """Compute a batch and copy the results back, in the current stream; the host goes on.
+        """Compute a batch and copy its results back in the current stream; the host does not wait.
 
         Args:
             compute: The model.
             on_device: Its tensors, each (B, ...).
 
         Returns:
-            Name -> tensor of the host, (B, ...), to be read after an event recorded now.
+            Name -> tensor of the host, (B, ...), valid after an event recorded now.
         """
         with torch.inference_mode():
             # In the model's stream: its next batch may reuse the memory of this one.
             return {name: _to_pinned(values) for name, values in compute(on_device).items()}
 
     def synchronize(self) -> None:
-        """Wait for all work; raises what went wrong, whichever work it was."""
+        """Wait for all work; raises the error of any of it."""
         torch.cuda.synchronize(self.device)
 
     def empty_cache(self) -> None:
-        """Give memory that no tensor holds back to the card."""
+        """Return memory that no tensor holds to the card."""
         torch.cuda.empty_cache()
 
     def release(self) -> None:
-        """Give back what a model held that is not referred to any more."""
+        """Free the memory of a model that is not referenced any more."""
         gc.collect()
         self.empty_cache()
 
     def forget(self) -> None:
-        """Give back all that a model held, where this process has no other one on the card."""
-        if "torch._dynamo" in sys.modules:  # it keeps what it has compiled, of any model
+        """Free all memory of a model, if this process has no other one on the card."""
+        if "torch._dynamo" in sys.modules:  # it keeps the compiled code of all models
             torch.compiler.reset()
         self.release()
 
     def lacks_memory(self, error: BaseException) -> bool:
-        """Tell whether an error is lack of memory; ends the process if the context is lost.
+        """Tell whether an error is lack of memory; end the process if the context is lost.
 
         Raises:
             InfraError: The card has failed.
@@ -131,10 +131,10 @@ class Gpu:
         return is_out_of_memory(error)
 
     def patiently(self, function: Callable[[], T]) -> T:
-        """Load the only model of this process; while there is no memory, wait and try some times.
+        """Load the only model of this process; retry a few times if memory is lacking.
 
         Raises:
-            Exception: What loading it raised last.
+            Exception: The last error of loading.
         """
         for pause_s in PAUSES_S:
             try:
@@ -152,13 +152,13 @@ class Gpu:
         return torch.cuda.mem_get_info(self.device)
 
     def describe_kernels(self) -> str:
-        """Say for which cards this torch has kernels, and what this card is."""
+        """Describe the cards that this torch has kernels for, and this card."""
         major, minor = torch.cuda.get_device_capability(self.device)
         made = ", ".join(torch.cuda.get_arch_list())
         return f"the card is sm_{major}{minor}, torch {torch.__version__} has kernels for {made}"
 
     def pause(self, seconds: float) -> None:
-        """Wait until others may have given memory back."""
+        """Wait until other processes may have freed memory."""
         sleep(seconds)
 
 
@@ -170,7 +170,7 @@ def _to_pinned(values: torch.Tensor) -> torch.Tensor:
 def _key_of(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     key = str(getattr(properties, "uuid", os.environ.get("CUDA_VISIBLE_DEVICES", "")))
-    return key.replace("/", "-")  # it is in names of files
+    return key.replace("/", "-")  # used in file names
 
 
 @cache
@@ -180,10 +180,10 @@ def the_gpu() -> Gpu:
 
 
 def memory_fraction(share: float, total_bytes: int) -> float:
-    """Return how much of a card's memory a process's tensors may take, 0 to 1.
+    """Return the fraction of a card's memory that a process's tensors may take, 0 to 1.
 
     Args:
-        share: Of the card that the process has; the shares of all of them make 1 at most.
-        total_bytes: Of the card.
+        share: The process's share of the card; the shares of all processes add up to 1 at most.
+        total_bytes: Memory of the card.
     """
     return max(share / 2, share - CONTEXT_BYTES / total_bytes)

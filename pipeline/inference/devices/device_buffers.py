@@ -1,4 +1,4 @@
-"""Take a batch into a host buffer, onto the device, through the model, and back.
+"""Buffers of batches: gather rows on the host, copy them to the device, compute, copy back.
 
 On a GPU all steps are asynchronous: while one buffer's batch is computed, another is copied to the
 device, and the host gathers a third. On the CPU the same code runs the steps one after the other.
@@ -26,7 +26,7 @@ from pipeline.preprocessing.model_input import Arrays as InputArrays
 from pipeline.process.liveness import unguarded
 
 _ON_GPU = 3
-"""One is computed, one is copied, and one is filled, by the slice in flight that is next."""
+"""Buffers on a GPU: one is computed, one is copied, and one is filled for the next slice."""
 Arrays = dict[str, npt.NDArray[Any]]
 Compute = Callable[[Tensors], dict[str, torch.Tensor]]
 """Tensors of a batch on the device, by the names of the input -> reduced results, each (B, ...)."""
@@ -43,10 +43,10 @@ class DeviceBuffer:
         """Take the host memory of a batch.
 
         Args:
-            buffer: Each (V,) on the host, the values of the largest batch, pinned for a GPU.
+            buffer: Each (V,) on the host, for the largest batch, pinned for a GPU.
             gather: Copies rows of the inputs into it.
-            gpu: Where the model is; None: on the CPU.
-            copies: The GPU's stream of copies to it, which all buffers share; the model runs on the
+            gpu: The model's GPU; None: the CPU.
+            copies: The stream of copies to the GPU, shared by all buffers; the model runs on the
                 current stream, one batch after the other, as CUDA graphs must.
         """
         self._buffer, self._gather = dict(buffer), gather
@@ -61,7 +61,7 @@ class DeviceBuffer:
         self._times: Any = None
         self._transfer_s = self._predict_s = 0.0
         self.launch_s = 0.0
-        """What the host took to gather and launch the last batch; 0 on the CPU."""
+        """Seconds of the host to gather and launch the last batch; 0 on the CPU."""
         self.shapes: Mapping[str, tuple[int, ...]] = {}
         """Shape of each tensor in the last batch."""
 
@@ -74,7 +74,7 @@ class DeviceBuffer:
             compute: Runs the model and reduces its outputs; its errors are raised.
         """
         started = perf_counter()
-        if self._times is not None:  # an error left that batch in flight: it reads the memory
+        if self._times is not None:  # after an error that batch still reads the memory
             self._times[-1].synchronize()
         staging = self.fill(inputs, rows)
         if self._gpu is not None:
@@ -97,8 +97,8 @@ class DeviceBuffer:
             Views of that memory, each (B, ...), in the order in which the model takes them.
         """
         for name, values in inputs.items():
-            if values.dtype == object:  # the sizes of its rows are known only now
-                # Rows of a batch have one shape, or are padded to that of the largest.
+            if values.dtype == object:  # the sizes of the rows become known now
+                # Rows of a batch have one shape, or are padded to the largest.
                 largest = max((value.size for value in values[rows]), default=0)
                 self._reserve(name, len(rows) * max(1, largest))
         # The only copy of the input: from Ray's read-only memory into the reused buffer.
@@ -106,7 +106,7 @@ class DeviceBuffer:
         return _shaped(self._buffer, self.shapes)
 
     def _reserve(self, name: str, num_values: int) -> None:
-        """Make the buffer of a tensor larger if a batch has more values than it."""
+        """Enlarge the buffer of a tensor if a batch has more values."""
         held = self._buffer[name]
         if num_values <= held.numel():
             return
@@ -114,8 +114,8 @@ class DeviceBuffer:
         make = torch.empty if gpu is None else gpu.pinned
         larger = make(num_values, dtype=held.dtype)
         if gpu is not None:
-            # A kernel of a batch that failed may still read the old memory, and memory of the
-            # stream of copies is never that of the batch which is computed meanwhile.
+            # A kernel of a failed batch may still read the old memory; memory allocated in the
+            # stream of copies is never that of the batch in computation.
             gpu.synchronize()
             with gpu.on(self._copies):
                 self._on_device[name] = gpu.empty(num_values, held.dtype)
@@ -160,10 +160,7 @@ def _shaped(buffer: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
 
 
 class FreeBuffers:
-    """The buffers of a model, which the slices in flight share: those of earlier slices come first.
-
-    So while the end of a slice is told and the one after the next fetched, all of the next is left.
-    """
+    """The buffers of a model, shared by the slices in flight; earlier slices come first."""
 
     def __init__(self, buffers: Iterable[DeviceBuffer]) -> None:
         self._free = deque(buffers)
@@ -172,25 +169,25 @@ class FreeBuffers:
         self._waiting: list[int] = []
 
     def ticket(self) -> int:
-        """Return the place of a slice among those in flight."""
+        """Return a number that orders a slice among those in flight."""
         return next(self._tickets)
 
     def take(self, ticket: int) -> DeviceBuffer:
-        """Return a free buffer; waits for one, and for slices before."""
+        """Return a free buffer; wait for one, and for earlier slices."""
         with self._changed:
             if (buffer := self._spare(ticket)) is not None:
                 return buffer
             bisect.insort(self._waiting, ticket)
             try:
-                with unguarded():  # what it waits for is watched
+                with unguarded():  # the slices that it waits for are watched
                     self._changed.wait_for(lambda: self._free and self._waiting[0] == ticket)
-            finally:  # an interrupted slice keeps no other waiting
+            finally:  # an interrupted slice must not keep others waiting
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
             return self._free.popleft()
 
     def take_spare(self, ticket: int) -> DeviceBuffer | None:
-        """Return a free buffer that no slice before waits for; None if there is none."""
+        """Return a free buffer that no earlier slice waits for; None if there is none."""
         with self._changed:
             return self._spare(ticket)
 
@@ -206,7 +203,7 @@ class FreeBuffers:
 
     @contextlib.contextmanager
     def one(self, ticket: int) -> Iterator[DeviceBuffer]:
-        """Have a buffer during the body."""
+        """Hold a buffer during the body."""
         buffer = self.take(ticket)
         try:
             yield buffer

@@ -1,7 +1,7 @@
-"""What the errors of a device mean: lack of memory, broken hardware, or a lost CUDA context.
+"""Errors of a device: lack of memory, broken hardware, or a lost CUDA context.
 
-None of them is a row's fault by itself: memory may be there later, and after a lost context every
-later call fails as well, whatever the row.
+None of them proves that a row is at fault: memory may be free later, and after the context is lost
+all calls fail.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_MEMORY = (
     "status_alloc_failed",
     "host_allocation_failed",
     "device_allocation_failed",
-    "cublas_status_not_initialized",  # what cuBLAS says if there is no memory for its workspace
+    "cublas_status_not_initialized",  # cuBLAS found no memory for its workspace
 )
 _OF_HARDWARE = (
     "ecc error",
@@ -40,17 +40,17 @@ _MAX_CHARS = 300
 
 
 class OutOfDeviceMemory(JobError):
-    """A model or a batch does not fit into the memory that its device has left."""
+    """A model or a batch does not fit into the free memory of its device."""
 
 
 class TooLarge(OutOfDeviceMemory):
-    """It would not fit into an empty device either: there is nothing to wait for."""
+    """It would not fit into an empty device either, so there is nothing to wait for."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means lack of memory, whichever library raised it.
+    """Tell whether an error of any library means lack of memory.
 
-    Of a GPU with a lost context it may say yes too: ask `require_context` first.
+    It may be true after a lost context, too: call `require_context` first.
     """
     if isinstance(error, MemoryError | OutOfDeviceMemory):
         return True
@@ -62,19 +62,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 def require_context(error: BaseException, probe: Callable[[], object], card: str = "a GPU") -> None:
     """End this process, exit code 1, if an error has lost the CUDA context.
 
-    The crash mark of what it works on stays, so the next attempt finds the row at fault in a child.
+    The crash mark of its slice stays, so the next attempt finds the row at fault in a child.
 
     Args:
-        error: What was raised.
+        error: The error that was raised.
         probe: Waits for the GPU's work; raises if the context is lost.
         card: The name of the GPU.
 
     Raises:
-        InfraError: The hardware failed: no process on this card will do.
+        InfraError: The hardware has failed, so no other process on this card would do better.
     """
     try:
         probe()
-    except Exception as lost:  # noqa: BLE001  # any error of any call: that is how it shows
+    except Exception as lost:  # noqa: BLE001  # every call fails, with any error
         problem = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
         place = f"{card} of {socket.gethostname()}"
         if any(word in f"{error} {lost}".lower() for word in _OF_HARDWARE):
@@ -86,7 +86,7 @@ def require_context(error: BaseException, probe: Callable[[], object], card: str
 
 
 def end_process(why: str) -> None:
-    """Say why, and end this process at once, exit code 1: its device can do no more."""
+    """Print why, and end this process at once, exit code 1: its device is unusable."""
     stderr = sys.__stderr__ or sys.stderr
     stderr.write(f"{printable(why)}: this process ends, and its slice is tried again\n")
     stderr.flush()

@@ -1,7 +1,7 @@
 """A model on its device with the buffers of its batches: starts batches, and keeps their results.
 
-On a GPU all of it is launched in the one thread of the GPU. A full batch runs when the model is
-loaded: what card, driver or libraries cannot do is then an error of the job, and no row's.
+On a GPU everything is launched in the thread of the GPU. A full batch runs when the model is
+loaded, so that what the card, driver or libraries cannot do is an error of the job, not of a row.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DeviceModel:
         self.config = config
         self.gpu = gpu_of(config.num_gpus)
         self.limits = config.limits_of_batch
-        """Of later batches: smaller after lack of memory."""
+        """Limits of later batches, smaller after lack of memory."""
         torch.set_num_threads(config.num_threads)
         self.task = make_task(config.spec.task)
         self.check_outputs = OutputsCheck(config).check
@@ -66,11 +66,11 @@ class DeviceModel:
 
     @property
     def runner(self) -> Runner:
-        assert self._runner is not None, "loaded again before anything runs"
+        assert self._runner is not None, "it is loaded again before anything runs"
         return self._runner
 
     def load(self) -> None:
-        """Load the model onto its device, and run a full batch there if that is a GPU."""
+        """Load the model onto its device, and run a full batch if that is a GPU."""
         try:
             self._call_to_load(self._load)
         except BaseException:
@@ -79,7 +79,7 @@ class DeviceModel:
 
     @property
     def module(self) -> torch.nn.Module:
-        """Return the model itself; torch runs it as it is."""
+        """Return the model itself, which torch runs directly."""
         return self._eager.module
 
     @property
@@ -88,7 +88,7 @@ class DeviceModel:
         return self.runner.module
 
     def _call_to_load(self, function: Callable[[], T]) -> T:
-        """Call a function as `call` does; what a device raises is told as an error of the job."""
+        """Call a function as `call`; an error of the device becomes an error of the job."""
         try:
             return self.call(function)
         except Exception as error:
@@ -109,17 +109,17 @@ class DeviceModel:
             self.call(self.gpu.forget)
 
     def take_input(self, seen: Input) -> None:
-        """Divide rows into batches as another form of the same input does."""
+        """Divide rows into batches by another form of the same input."""
         self.config = replace(self.config, spec=replace(self.config.spec, input=seen))
 
     def make_room(self) -> None:
-        """Give back memory that no batch needs."""
+        """Free memory that no batch needs."""
         if self.gpu is not None:
             self.call(self.gpu.release)
 
     def restored(self, function: Callable[[], T]) -> T:
-        """Call a function that may unload the model; it is on its device again after it."""
-        assert self.gpu is not None, "on a CPU there is room"
+        """Call a function that may unload the model; load it again afterwards."""
+        assert self.gpu is not None, "a CPU has room for both"
         try:
             return function()
         finally:
@@ -128,14 +128,14 @@ class DeviceModel:
                 self.gpu.patiently(self.load)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in the thread of the GPU, or here if the model is on the CPU."""
+        """Call a function in the thread of the GPU, or in this one for the CPU."""
         if self.gpu is None:
             return function(*args, **kwargs)
         return self.gpu.call(function, *args, **kwargs)
 
     @contextmanager
     def on_device(self, inputs: Inputs, rows: Sequence[int]) -> Iterator[dict[str, torch.Tensor]]:
-        """Have rows as the model itself takes them during the body: name -> (B, ...).
+        """Yield rows as the module takes them, on its device: name -> (B, ...).
 
         Args:
             inputs: The arrays of a slice, each (N, ...).
@@ -151,7 +151,7 @@ class DeviceModel:
         """Start a batch, without waiting for a GPU.
 
         Args:
-            buffer: Is free.
+            buffer: A free buffer.
             inputs: The arrays of a slice, each (N, ...).
             batch: (B,) row numbers in the slice.
 
@@ -160,13 +160,13 @@ class DeviceModel:
         """
         size, whole = self.config.batch_size, batch
         if self.runner.is_static and len(batch) < size:
-            # Padding repeats rows of this batch, so that no batch fails because of other rows.
+            # Padding repeats rows of the batch, so that it does not fail over other rows.
             whole = np.resize(batch, size)
         compute = functools.partial(self._compute, len(batch))
         self.call(buffer.start, inputs, whole, compute)
 
     def keep(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, results: Arrays) -> None:
-        """Wait for a batch, and write what it gave to its rows' places in (N, ...)."""
+        """Wait for a batch, and write its results to the places of its rows, each (N, ...)."""
         lengths = self.config.spec.input.lengths(inputs, batch)
         outputs = buffer.finish()
         self.task.check(outputs)
@@ -175,7 +175,7 @@ class DeviceModel:
             scatter_batch(results, name, num_rows(inputs), batch, values, kept)
 
     def predict_batches(self, inputs: Inputs, results: Arrays) -> Iterator[Rows]:
-        """Predict all rows, a batch in flight per free buffer; yield the batches that are kept."""
+        """Predict all rows, one batch in flight per free buffer; yield the finished batches."""
         ticket, busy = self.buffers.ticket(), deque[tuple[DeviceBuffer, Rows]]()
         rows = np.arange(num_rows(inputs))
         left = deque(self.config.spec.input.batches(inputs, rows, self.limits))
@@ -221,16 +221,16 @@ class DeviceModel:
             except Exception as error:  # noqa: BLE001  # any error of a user's model
                 if not gpu.lacks_memory(error):
                     self._blame_device(gpu, error)
-                    return  # the values are the model's trouble: rows will tell
+                    return  # the values of the trial are at fault: the rows will tell
             # Outside `except`: the frames of the exception hold the tensors of the batch.
             batch = {}
             gpu.empty_cache()
             if rows == 1 or self.runner.is_static:
                 raise self.no_room(rows)
-            limits = limits.halved(rows // 2)  # as the batches of slices will be
+            limits = limits.halved(rows // 2)  # as batches of slices will be halved
 
     def _blame_device(self, gpu: Gpu, error: Exception) -> None:
-        """Raise an error that is the device's."""
+        """Raise an error if the device caused it."""
         cause = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
         if any(word in cause.lower() for word in _OF_THE_DEVICE):
             kernels = f" ({gpu.describe_kernels()})" if "no kernel image" in cause else ""
@@ -238,15 +238,15 @@ class DeviceModel:
             raise JobError(f"model {name}: {gpu.name} cannot run a batch: {cause}{kernels}")
 
     def no_room(self, num_rows: int) -> OutOfDeviceMemory:
-        """Return the error of a batch that cannot be smaller: one row, or of the one size."""
+        """Return the error of a batch that cannot be smaller: one row, or a fixed size."""
         spec, gpu = self.config.spec, self.gpu
-        assert gpu is not None, "on the CPU nothing is loaded to try it"
+        assert gpu is not None, "the CPU runs no full batch when the model is loaded"
         free_bytes, total_bytes = self.call(gpu.memory_bytes)
         where = f"{gpu.name} ({free_bytes / _GIB:.1f} of {total_bytes / _GIB:.1f} GiB are free)"
         advice = "run fewer actors per GPU, or choose a lower model.precision or a larger card"
         if num_rows > 1:
             advice = (
-                f"batches of runtime {spec.runtime!r} have one size: give model.batch_size, "
+                f"batches of runtime {spec.runtime!r} have a fixed size: set model.batch_size to "
                 f"{num_rows // 2} or less"
             )
         rows = "one row does" if num_rows == 1 else f"a batch of {num_rows} rows does"

@@ -1,4 +1,4 @@
-"""Load a model onto its device: weights, runtime, and the buffer of a batch."""
+"""Load a model onto its device, open it with its runtime, and make the buffers of its batches."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _IMAGE_DIMS = 4
 _CPU = torch.device("cpu")
 _GIB = 1 << 30
 _TRACED_ROWS, _TRACED_TOKENS = 2, 16
-"""Sizes of axes that vary while a model is exported: not 0 or 1, which exporters take as fixed."""
+"""Sizes of varying axes while a model is exported; exporters take 0 and 1 as fixed."""
 _FREQUENCIES = "inv_freq"
 _COMPUTES_IN_FP32 = "transformers."
-"""Modules of this library take them as fp32 whatever they are; others may want one dtype."""
+"""This library computes with them in fp32 in any case; other modules may need one dtype."""
 
 
 def gpu_of(num_gpus: float) -> Gpu | None:
@@ -56,7 +56,7 @@ def gpu_of(num_gpus: float) -> Gpu | None:
 
 
 def patiently(config: PredictorConfig, load: Callable[[], T]) -> T:
-    """Load a model; while its GPU has no memory for it, wait and try some times."""
+    """Load a model; retry a few times if its GPU lacks memory."""
     gpu = gpu_of(config.num_gpus)
     return load() if gpu is None else gpu.patiently(load)
 
@@ -65,11 +65,11 @@ def require_cuda(num_gpus: float, whose: str) -> None:
     """Check that torch can use a GPU here.
 
     Args:
-        num_gpus: What the job asks for.
+        num_gpus: The GPUs of the job.
         whose: Whose torch this is, for the message.
 
     Raises:
-        JobError: It sees none.
+        JobError: Torch sees no GPU.
     """
     if not torch.cuda.is_available():
         raise JobError(
@@ -79,7 +79,7 @@ def require_cuda(num_gpus: float, whose: str) -> None:
 
 
 def make_buffer(config: PredictorConfig, gpu: Gpu | None = None) -> Tensors:
-    """Make the reused buffers of a batch, each (V,) on the host, pinned for a GPU."""
+    """Return the reused buffers of a batch, each (V,) on the host, pinned for a GPU."""
     make = torch.zeros if gpu is None else gpu.pinned
     return {
         name: make(math.prod(slot.shape), dtype=getattr(torch, slot.dtype))
@@ -88,9 +88,9 @@ def make_buffer(config: PredictorConfig, gpu: Gpu | None = None) -> Tensors:
 
 
 def example_batch(config: PredictorConfig, device: torch.device) -> tuple[Tensors, Varying]:
-    """Return a batch as runtimes are opened with, each (B, ...), and which axes of it vary.
+    """Return the batch that runtimes are opened with, each (B, ...), and its varying axes.
 
-    The values are ones: a mask of zeros would hide all of a row.
+    The values are ones, as a mask of zeros would hide the whole row.
     """
     slots = config.spec.input.slots(config.limits_of_batch)
     example = {
@@ -105,16 +105,16 @@ def example_batch(config: PredictorConfig, device: torch.device) -> tuple[Tensor
 
 
 def _small(slot: Slot) -> tuple[int, ...]:
-    """Return a small shape for tensors whose shapes vary: exporters only trace it."""
+    """Return a small shape for tensors of varying shapes, which exporters only trace."""
     rows, *others = slot.shape
-    # The tokens of a text; a model may hear nothing in so few samples.
+    # Tokens of a text only: a clip of so few samples may be too short for the model.
     if 1 in slot.varying and len(others) == 1 and slot.dtype != "float32":
         others = [min(others[0], _TRACED_TOKENS)]
     return (min(rows, _TRACED_ROWS) if 0 in slot.varying else rows, *others)
 
 
 def full_batch(slots: Mapping[str, Slot], rows: int, device: torch.device) -> Tensors:
-    """Return a batch of so many rows of the slots' shapes, of ones, each (B, ...)."""
+    """Return a batch of ones in the slots' shapes, each (rows, ...)."""
     return {
         name: torch.ones((rows, *slot.shape[1:]), dtype=getattr(torch, slot.dtype), device=device)
         for name, slot in slots.items()
@@ -144,7 +144,7 @@ def load_runner(config: PredictorConfig, gpu: Gpu | None = None) -> Runner:
 
 
 def export(config: PredictorConfig) -> Path:
-    """Return the path of the model as float32 ONNX, for batches of the config's size on the CPU."""
+    """Export the model as float32 ONNX for the CPU, with the config's batch size; return its path."""
     torch.set_num_threads(config.num_threads)
     spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
     module = _load(replace(config, spec=spec), None)
@@ -161,8 +161,8 @@ def _load(config: PredictorConfig, gpu: Gpu | None) -> InferenceModule:
         module = module.to(dtype)
     else:
         _move(module, spec, dtype, gpu)
-        give_back()  # the same weights on the host
-    # Not by Module.to, which refuses the weights of three-dimensional convolutions.
+        give_back()  # frees the weights on the host
+    # Module.to refuses the weights of three-dimensional convolutions.
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dim() == _IMAGE_DIMS:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
@@ -203,9 +203,9 @@ def _move(module: torch.nn.Module, spec: ModelSpec, dtype: torch.dtype, gpu: Gpu
 
 
 def choose_attention(module: torch.nn.Module, spec: ModelSpec, device: torch.device) -> None:
-    """Let encoders of a model directory take SDPA where torch itself runs them on a GPU.
+    """Use SDPA in encoders of a model directory if torch itself runs them on a GPU.
 
-    Exporters keep the attention that all their runtimes can run, and the CPU what it always had.
+    Exporters keep the attention that all their runtimes can run; on the CPU nothing changes.
     """
     if spec.directory is None or device.type != "cuda" or runtime_of(spec.runtime).exports:
         return
@@ -216,10 +216,10 @@ def choose_attention(module: torch.nn.Module, spec: ModelSpec, device: torch.dev
 
 @contextlib.contextmanager
 def exact_frequencies(module: torch.nn.Module) -> Iterator[None]:
-    """Give a module its frequencies back as they were, after the body has cast and moved it.
+    """Keep the rotary frequencies of a module in fp32 while the body casts and moves it.
 
-    Rounded to bf16 they turn far tokens by wrong angles: of 2,048 tokens through a small encoder
-    the worst vector was about twice as far from that in fp32.
+    Rounded to bf16 they rotate distant tokens by wrong angles: of 2,048 tokens through a small
+    encoder, the worst vector was about twice as far from its fp32 value.
     """
     kept = [
         (part, name, values)

@@ -1,7 +1,7 @@
 """Engines: prepared rows of a slice in, the table of their predictions and failures out.
 
-Begin with `base.py`, the protocol, and `torch_engine.py`. The task of a job says which engine runs
-its models (`Task.engine`). A new engine is a file with a class like `torch_engine.TorchEngine`, a
+Begin with `engine.py`, the protocol, and `torch_engine.py`. The job's task names the engine of its
+models (`Task.engine`). A new engine is a file with a class like `torch_engine.TorchEngine`, a
 line here, and a row in tests/inference/engines/test_engine_conformance.py; or a class in another
 distribution with an entry point of group `pipeline.engines`. Other code opens engines by
 `open_engine`, never by name. Importing this package imports no torch.
@@ -27,10 +27,10 @@ REGISTRY = {
 
 
 def engine_class(spec: ModelSpec) -> type[Engine]:
-    """Return the engine of a model's task; it imports the libraries that it runs models with.
+    """Return the engine class of a model's task; this imports the engine's libraries.
 
     Raises:
-        JobError: It is unknown here, or its distribution is broken.
+        JobError: The engine is unknown, or its distribution is broken.
     """
     engine: type[Engine] = get(ENGINES, task_class(spec.task.kind).engine)
     return engine

@@ -14,11 +14,11 @@ from pipeline.preprocessing.model_input import Arrays as Inputs
 
 
 class Engine(Protocol):
-    """What turns prepared rows into predictions.
+    """Turns prepared rows into predictions.
 
-    A run calls it in its actors, in children that find the rows at fault (`predict` of
-    fewer rows), for golden rows and for trials of `auto` (`reduce`). The reference check is the
-    engine's own: it alone knows how to predict rows a second time, in eager fp32.
+    A run calls `predict` in its actors and in children that find the rows at fault, and `reduce`
+    for golden rows and for trials of `auto`. The reference check belongs to the engine, which knows
+    how to predict rows a second time in eager fp32.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class Engine(Protocol):
 
         Args:
             config: The model, its batches and its device.
-            first: Watches the first rows; None: a failure always counts as its row's fault.
-            ends_process: Whether a row that alone finds no memory on a GPU ends the process, so
-                that a child decides; otherwise the row has failed.
+            first: Watches the first rows; None: a failure is always the row's own fault.
+            ends_process: Whether a single row that does not fit into a GPU's memory ends the
+                process, so that a child decides; otherwise the row fails.
 
         Raises:
             JobError: The weights, the layer, the device or the precision cannot be used.
@@ -47,17 +47,17 @@ class Engine(Protocol):
         """Predict the rows of one slice that have no error yet.
 
         Args:
-            rows: The slice, with the columns that the input's `prepare` leaves.
+            rows: The slice, with the columns of the input's `prepare`.
             counters: Gets the entries `transfer` and `predict`.
 
         Returns:
-            The rows with the columns of `staged_schema`, in the same order; the input is gone. Each
-            has a prediction or a failure (`result_table.to_table`).
+            The rows with the columns of `staged_schema`, in the same order and without the input.
+            Each has a prediction or a failure (`result_table.to_table`).
 
         Raises:
             SystematicFailure: All rows of the first batches failed for one cause.
-            JobError: Rows contradict what the outputs were settled to be, or a batch of a size
-                that is fixed does not fit into memory.
+            JobError: Outputs contradict what was decided about them, or a batch of fixed size does
+                not fit into memory.
             InfraError: The GPU has failed.
         """
         ...
@@ -72,7 +72,7 @@ class Engine(Protocol):
             Name -> (N, ...), as `Task.reduce` names them.
 
         Raises:
-            JobError: Rows contradict what the outputs were settled to be.
+            JobError: Outputs contradict what was decided about them.
             InfraError: The GPU has failed.
             Exception: Any error of the model or the device.
         """
@@ -80,7 +80,7 @@ class Engine(Protocol):
 
     @property
     def awaits_reference_check(self) -> bool:
-        """Tell whether the reference check takes its rows from the next slice."""
+        """Tell whether the reference check will use rows of the next slice."""
         ...
 
     def close(self) -> None:

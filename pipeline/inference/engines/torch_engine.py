@@ -49,29 +49,29 @@ from pipeline.preprocessing.model_input import Rows, bytes_of
 
 
 class Slice(NamedTuple):
-    """N rows that are predicted."""
+    """N rows to predict."""
 
     rows: pa.Table
     inputs: Inputs
     todo: Rows
-    """The rows that have no error yet."""
+    """The rows without an error."""
     faults: FaultFinder
-    """Fails those of them that cannot be predicted."""
+    """Fails the rows that cannot be predicted."""
 
 
 class Predicted(NamedTuple):
-    """What an engine has made of a slice."""
+    """The predictions of a slice."""
 
     results: Arrays
-    """As the task keeps them, name -> (N, ...)."""
+    """Name -> (N, ...), as `Task.reduce` names them."""
     is_done: Mask
-    """(N,): the rows that are in `results`."""
+    """(N,): which rows are in `results`."""
     transfer_s: float
     predict_s: float
 
 
 class ModelEngine(Engine):
-    """One module of torch on one device; a subclass says how it predicts the rows of a slice."""
+    """Base of engines with one module of torch on one device."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class ModelEngine(Engine):
 
     @abstractmethod
     def _predicted(self, part: Slice, counters: Counters) -> Predicted:
-        """Predict the rows to do, make the reference check if it is due, and count what else is."""
+        """Predict the rows `todo`, make the reference check if it is due, and count figures."""
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         with self._model.lock.shared():
@@ -124,20 +124,20 @@ class ModelEngine(Engine):
     def _check_once(
         self, num_rows: int, count_agreeing: Callable[[], int], counters: Counters
     ) -> None:
-        """Make the reference check, if it is awaited and there are rows for it.
+        """Make the reference check if it is due and there are rows for it.
 
         Args:
-            num_rows: The rows that are compared.
+            num_rows: Rows to compare.
             count_agreeing: Compares them; if it raises, a later slice is compared.
             counters: Gets the figure `reference_check`.
         """
-        with self._choosing:  # another slice in flight may be the first
+        with self._choosing:  # of several slices in flight one makes the check
             if not num_rows or not self._is_check_awaited:
                 return
             self._is_check_awaited = False
         name = f"reference-check-{self._config.run_id}"
         try:
-            # Each actor with a GPU does it, as cards may be sick, and one per CPU node.
+            # Each actor with a GPU makes it, as a card may be faulty, and one actor per CPU node.
             if self._model.gpu is not None or claim_once_per_node(name):
                 started = perf_counter()
                 checked = Comparison(num_rows, count_agreeing(), perf_counter() - started)
@@ -148,7 +148,7 @@ class ModelEngine(Engine):
 
 
 class TorchEngine(ModelEngine):
-    """One module on one device."""
+    """One module of torch on one device."""
 
     def __init__(
         self,
@@ -188,15 +188,15 @@ class TorchEngine(ModelEngine):
         """Predict rows again with eager fp32, and count those that agree.
 
         Args:
-            rows: (K,) their places in the slice, thus in `results`.
-            inputs: What the reference sees of them, each (K, ...).
-            results: What the task kept of the slice, each (N, ...).
-            limits: How far a row may be from the reference.
+            rows: (K,), row numbers in the slice.
+            inputs: Their inputs for the reference, each (K, ...).
+            results: The results of the slice, each (N, ...).
+            limits: How far a row may differ from the reference.
         """
         spec = replace(self._config.spec.as_reference(), task=self._model.task.spec)
         config = replace(self._config, spec=spec, batch_size=len(rows), limits=None)
         if spec == self._config.spec and self._model.gpu is None:
-            reference = self.reduce(inputs)  # it is loaded already, and computes the same
+            reference = self.reduce(inputs)  # the model is the reference
         else:
             reference = alone(self._model, config, lambda exact: reduced(exact, inputs))
         predicted = {name: values[rows] for name, values in results.items()}

@@ -1,8 +1,9 @@
-"""Runtimes of models: one per file, and the registry of all of them.
+"""Runtimes, the libraries that run models: one per file, and the registry of all of them.
 
-Begin with `base.py`, the protocol. A new runtime is a file with a class like `eager.Eager`, a line
-here, and a row in tests/inference/runtimes/test_runtime_conformance.py. Other code reads properties
-of the runtime, never its name. Importing a runtime imports neither torch nor the runtime's library.
+Begin with `runtime.py`, the protocol, and `make_runner.py`, which opens a model. A new runtime is a
+file with a class like `eager.Eager`, a line here, and a row in
+tests/inference/runtimes/test_runtime_conformance.py. Other code reads the runtime's properties,
+never its name. Importing a runtime imports neither torch nor the runtime's library.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def runtime_of(name: str) -> Runtime:
     """Return a runtime.
 
     Raises:
-        JobError: The name is unknown here.
+        JobError: The name is unknown.
     """
     runtime: Runtime = get(RUNTIMES, name)
     return runtime
@@ -37,6 +38,6 @@ def all_runtimes() -> list[Runtime]:
 
 
 def runtime_versions() -> dict[str, str]:
-    """Return package -> version for the installed packages of all runtimes."""
+    """Return package -> version of the installed packages of all runtimes."""
     packages = [package for runtime in all_runtimes() for package in runtime.packages]
     return versions_of(packages)

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class Compile(Runtime):
-    """The module, compiled for batches of one shape; torch has a cache of its own."""
+    """The module compiled for batches of one shape, in torch's own cache."""
 
     name = "compile"
     precisions = {"fp32": BOTH, "tf32": GPU, "bf16": BOTH, "fp16": GPU}  # noqa: RUF012
     trial_order = 40
     exports = False
-    # On a CPU MiniLM took three minutes to compile, and was then slower than eager.
+    # On a CPU MiniLM took three minutes to compile, and then was slower than eager.
     tries_varying = GPU
     autotunes = GPU
     mode = "max-autotune"
-    """torch's, for batches of one shape on a GPU: CUDA graphs, of kernels that it times first."""
+    """Mode of torch for batches of one shape on a GPU: CUDA graphs with autotuned kernels."""
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
@@ -34,8 +34,8 @@ class Compile(Runtime):
         def write(folder: Path, flat: FlatOutputs) -> None:
             made.append(_compiled(exporter, self.mode, num_threads))
 
-        # The folder stays empty: torch keeps on the disk what the first process of a node compiled,
-        # and the others, which wait for it, find it there all at the same time.
+        # The folder stays empty: it makes the other processes of the node wait for the first one,
+        # whose compiled code is then in torch's own cache.
         device = "gpu" if exporter.is_on_gpu else "cpu"
         how = "" if self.autotunes else " quickly"
         exporter.folder(f"compiled{how} for {num_threads} on {device} in {precision}", write)
@@ -43,19 +43,19 @@ class Compile(Runtime):
 
 
 class CompileQuick(Compile):
-    """The same for batches of one shape on a GPU, with the kernels that torch takes by default."""
+    """The same without autotuning, for batches of one shape on a GPU."""
 
     name = "compile-quick"
     precisions = {"fp32": GPU, "tf32": GPU, "bf16": GPU, "fp16": GPU}  # noqa: RUF012
     trial_order = 35
-    takes_varying = False  # for these `compile` does the same
+    takes_varying = False  # `compile` does the same for them
     autotunes = ()
     mode = "reduce-overhead"
 
 
 def _compiled(exporter: Exporter, mode: str, num_threads: int) -> Runner:
     if exporter.is_on_gpu:
-        # Read when the compiler is imported; by default it starts a process per core of the node.
+        # The compiler reads it on import; by default it starts a process per core of the node.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(num_threads))
     import torch
 

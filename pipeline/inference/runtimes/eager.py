@@ -1,4 +1,4 @@
-"""Runtime `eager`: plain torch. In fp32 it is the reference for all others."""
+"""Runtime `eager`: plain torch. In fp32 it is the reference for all other runtimes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Eager(Runtime):
     is_static = False
     exports = False
     file_precisions = ("fp32",)
-    file_devices = CPU  # as the reference for others
+    file_devices = CPU  # as for the reference
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None

@@ -1,4 +1,4 @@
-"""Export a module once per node, and remember the structure of its outputs."""
+"""Export a module once per node, and keep the structure of its outputs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _ONNX_INT64, _ONNX_BOOL = 7, 9
 """Types of ONNX (onnx.TensorProto)."""
 """What the names of tensors of texts end with; before it is the name of one of several texts."""
 Varying = Mapping[str, tuple[int, ...]]
-"""Input name -> the axes of its tensor whose sizes differ from batch to batch."""
+"""Input name -> axes of its tensor whose sizes vary between batches."""
 
 
 def _size_name(name: str, axis: int) -> str:
-    """Return what the size of an axis is called: those of one name are equal in every batch."""
+    """Return the name of an axis's size; sizes of one name are equal in every batch."""
     if not axis:
         return "size_0"
     of = [name.removesuffix(tensor) for tensor in TENSORS if name.endswith(tensor)]
@@ -48,28 +48,28 @@ class FlatOutputs(torch.nn.Module):
 
 
 def _all_true(values: Any) -> Any:
-    """Translate what some detectors check their shapes by, and torch's exporter does not know."""
+    """Translate an operator by which some detectors check shapes; torch's exporter lacks it."""
     from onnxscript import opset18
 
-    op: Any = opset18  # its own types are stricter than what it takes
+    op: Any = opset18  # its type hints are too strict
     ones = op.Cast(values, to=_ONNX_INT64)
     return op.Cast(op.ReduceMin(ones, keepdims=0), to=_ONNX_BOOL)
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """Gives a runtime the module, or an exported model from the node cache."""
+    """Provides a runtime with the module, or with an exported model from the node cache."""
 
     load: Callable[[], InferenceModule]
     example: Tensors
-    """A full batch on the device: input name -> (B, ...), in the shapes and dtypes of
-    `Input.slots`; the values do not matter."""
+    """A full batch on the device, in the shapes and dtypes of `Input.slots`; the values do not
+    matter."""
     identity: str | None
-    """Text that identifies the module's outputs; None: the tensors must be digested."""
+    """Text that identifies the module's outputs; None: its tensors are digested."""
     packages: tuple[str, ...] = ()
     """Distributions whose versions are part of the cache key."""
     varying: Varying = field(default_factory=dict)
-    """Axes whose sizes differ from batch to batch; without them all batches are like `example`."""
+    """Axes whose sizes vary between batches; otherwise all batches are like `example`."""
 
     def folder(
         self,
@@ -77,15 +77,15 @@ class Exporter:
         write: Callable[[Path, FlatOutputs], None],
         packages: tuple[str, ...] | None = None,
     ) -> Path:
-        """Return the cached folder of an exported model; `write` makes it if there is none.
+        """Return the cached folder of an exported model, written by `write` if it is missing.
 
         Args:
-            form: Names the form of the model.
-            write: Writes it into an empty folder.
-            packages: Modules it depends on; None: those of the runtime.
+            form: Name of the exported form.
+            write: Writes the form into an empty folder.
+            packages: Modules that it depends on; None: the runtime's.
         """
         packages = self.packages if packages is None else packages
-        # Order, shape and dtype of each tensor; names do not matter to the exported model.
+        # The exported model depends on order, shape and dtype of the tensors, not on their names.
         batch: list[Any] = [
             form,
             *(x for t in self.tensors() for x in (list(t.shape), str(t.dtype))),
@@ -104,11 +104,11 @@ class Exporter:
 
     @property
     def is_varying(self) -> bool:
-        """Tell whether the shapes of batches differ: a runtime must take any of them."""
+        """Tell whether the shapes of batches vary."""
         return any(self.varying.values())
 
     def shapes(self) -> list[list[int]]:
-        """Return the shape of each tensor in order, -1 for axes that vary."""
+        """Return the shape of each tensor in order, -1 for varying axes."""
         return [
             [
                 -1 if axis in self.varying.get(name, ()) else size
@@ -118,9 +118,9 @@ class Exporter:
         ]
 
     def _symbolic_shapes(self) -> tuple[Any, ...] | None:
-        """Return what torch.export calls dynamic shapes.
+        """Return the dynamic shapes for torch.export.
 
-        All tensors have the same rows, and the tensors of one text the same tokens.
+        All tensors have the same number of rows, and all tensors of a text the same length.
         """
         if not self.is_varying:
             return None
@@ -132,7 +132,7 @@ class Exporter:
             {axis: sizes[names[name, axis]] for axis in self.varying.get(name, ())}
             for name in self.example
         )
-        # As the arguments of `FlatOutputs.forward` are.
+        # In the form of the arguments of `FlatOutputs.forward`.
         return (first, tuple(others)) if others else (first,)
 
     @property
@@ -141,7 +141,7 @@ class Exporter:
         return any(tensor.is_cuda for tensor in self.example.values())
 
     def tensors(self, size: int | None = None) -> tuple[torch.Tensor, ...]:
-        """Return the example's tensors in order, each (size, ...); None: (B, ...)."""
+        """Return the first rows of the example's tensors in order, each (size, ...); None: all."""
         return tuple(tensor[:size] for tensor in self.example.values())
 
     def structure(self) -> pytree.TreeSpec:
@@ -162,9 +162,9 @@ class Exporter:
             return pytree.tree_flatten(self.load()(*self.tensors(1)))[1]
 
     def has_file(self) -> bool:
-        """Tell whether the module is an .onnx file already, so that there is nothing to export.
+        """Tell whether the module is an .onnx file already, so that nothing is exported.
 
-        The node cache keeps the answer: no other actor loads the module for it.
+        The node cache keeps the answer, so that only one actor loads the module for it.
         """
 
         def write(folder: Path, flat: FlatOutputs) -> None:
@@ -180,7 +180,7 @@ class Exporter:
             JobError: The module is an .onnx file, which lacks the normalisation before it.
         """
         if self.has_file():
-            raise JobError("the model is an .onnx file, which is run as it is, not exported anew")
+            raise JobError("the model is an .onnx file, which is run directly, not exported again")
 
         def export(folder: Path, flat: FlatOutputs) -> None:
             with contextlib.redirect_stdout(io.StringIO()):

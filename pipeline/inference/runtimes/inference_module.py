@@ -1,7 +1,7 @@
 """The module that a runtime runs: normalisation, the model, and the chosen layer.
 
 It takes the tensors of a batch on the device, each (B, ...), and returns the model's outputs.
-Normalisation is a part of it, so that a compiler can fold it into the first convolution.
+Normalisation is included so that a compiler can fold it into the first convolution.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class InferenceModule(torch.nn.Module):
             seen: The input of the model.
             dtype: The dtype of the model.
             layer: The submodule whose output is returned; None: the model's output.
-            identity: Text that identifies the outputs beside the tensors, such as the code.
+            identity: Text that identifies the outputs together with the tensors, as the code's
+                digest.
 
         Raises:
             JobError: The module's `forward` does not fit the tensors of the input.
@@ -58,7 +59,7 @@ class InferenceModule(torch.nn.Module):
     def forward(self, batch: torch.Tensor, *others: torch.Tensor) -> Any:
         """Return the outputs of a batch, its tensors (B, ...) in the order of the input's names.
 
-        A model of several tensors gets those that its `forward` takes, by name.
+        A model of several tensors gets the ones that its `forward` takes, by name.
         """
         prepared = self.normaliser(batch, *others)
         if others:
@@ -86,16 +87,16 @@ class InferenceModule(torch.nn.Module):
 def taken_names(module: torch.nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the tensors of an input that a module's `forward` takes, in their order.
 
-    A module that knows its inputs only at run time names all of them in `input_names`, and those
-    that may be missing in `optional_names`; otherwise the signature of `forward` decides. A module
-    of one tensor gets it by position, whatever the parameter is called.
+    A module whose inputs are known only at run time lists them in `input_names`, and the optional
+    ones in `optional_names`; otherwise the signature of `forward` decides. A module of one tensor
+    gets it by position, whatever the name of the parameter.
 
     Args:
         module: The model.
         names: The tensors of the input.
 
     Raises:
-        JobError: `forward` requires something else, or takes none of several tensors.
+        JobError: `forward` requires another argument, or takes none of several tensors.
     """
     required, takes = _parameters(module)
     missing, taken = required[1:], names
@@ -112,7 +113,7 @@ def taken_names(module: torch.nn.Module, names: tuple[str, ...]) -> tuple[str, .
 
 
 def _parameters(module: torch.nn.Module) -> tuple[list[str], list[str] | None]:
-    """Return what `forward` requires, and what it takes by name; None: anything."""
+    """Return the arguments that `forward` requires and takes by name; None: it takes any name."""
     names = getattr(module, "input_names", None)
     if isinstance(names, tuple) and all(isinstance(name, str) for name in names):
         optional = getattr(module, "optional_names", ())

@@ -1,11 +1,11 @@
 """int8 models: calibrated once on rows of the job, stored with the output, checked before use.
 
-Weights are int8 by output channel, activations uint8 by tensor; inputs, outputs and normalisation
-stay as they are. Of models over texts only the matrix products with weights are int8, not those of
-attention, which multiply two activations; with int8 results of the products, too, the mean cosine
-of MiniLM's embeddings to those of fp32 was 0.93 instead of 0.99. The result of calibration depends
-on rows and machine, so it happens once: the model is stored in the output under its digest, and all
-nodes and reruns load these bytes.
+Weights are int8 per output channel, activations uint8 per tensor; inputs, outputs and normalisation
+stay float32. In models of texts only matrix products with weights are int8, not those of attention,
+which multiply two activations. Their results stay float32: with int8 results the mean cosine of
+MiniLM's embeddings to fp32 was 0.93 instead of 0.99. Calibration depends on rows and machine, so it
+happens once: the model is stored in the output under its digest, and all nodes and reruns load
+these bytes.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ def quantise(source: Path, batches: Iterable[Batch], *, only_products: bool = Fa
 
     Args:
         source: Path of a float32 model.
-        batches: Read one after the other. Their shapes differ if the shapes of the inputs may:
-            the range of a tensor is that of its smallest and largest value in any batch.
-        only_products: Quantise the matrix products with constant weights and nothing else.
+        batches: Read one by one; their shapes may vary if the model's may. The range of a tensor
+            spans its smallest and largest value in any batch.
+        only_products: Quantise only matrix products with constant weights.
 
     Returns:
         Bytes of an ONNX model of the same inputs and outputs, with QuantizeLinear and
         DequantizeLinear.
 
     Raises:
-        ValueError: `only_products`, and there is none.
+        ValueError: With `only_products`, if there is none.
     """
     import onnx
     from onnxruntime import quantization
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        # Symbolic shape inference is for shapes of activations, and needs another package.
+        # Symbolic shape inference needs another package, and is not needed for weights.
         quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
         quantization.quantize_static(
@@ -82,7 +82,7 @@ def quantise(source: Path, batches: Iterable[Batch], *, only_products: bool = Fa
             target,
             _reader([value.name for value in graph.input], batches),
             per_channel=True,
-            # For weights that `_weight_scales` leaves out: 7 bits never saturate.
+            # For weights without `_weight_scales`: 7 bits never saturate.
             reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -93,7 +93,7 @@ def quantise(source: Path, batches: Iterable[Batch], *, only_products: bool = Fa
 
 
 def _options(graph: onnx.GraphProto, *, only_products: bool) -> dict[str, Any]:
-    """Return what is quantised, as arguments of the quantiser."""
+    """Return arguments of the quantiser that select what is quantised."""
     extra: dict[str, Any] = {"TensorQuantOverrides": _weight_scales(graph)}
     if not only_products:
         return {"extra_options": extra}
@@ -117,7 +117,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reader(names: Sequence[str], batches: Iterable[Batch]) -> Any:
-    """Return what the quantiser reads: the batches, with the names of the model's inputs."""
+    """Return the quantiser's reader of batches, by the names of the model's inputs."""
     from onnxruntime.quantization import CalibrationDataReader
 
     feeds = (dict(zip(names, batch, strict=True)) for batch in batches)

@@ -1,4 +1,4 @@
-"""Open a module with one of the runtimes: same weights, outputs that agree, other speeds."""
+"""Open a module with one of the runtimes, and set how float32 is multiplied."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DTYPES = {
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
-    INT8: torch.float32,  # calibration takes the float32 model
+    INT8: torch.float32,  # calibration uses the float32 model
 }
 _MAX_CHARS = 300
 _math = EXACT
@@ -63,15 +63,15 @@ def make_runner(
         runtime: Name of the runtime.
         precision: One of the runtime's precisions.
         load: Returns the module on its device, of dtype `dtype_of`, in eval mode. Not called if
-            the node cache has the runtime's form of it.
+            the node cache has the exported form.
         example: A full batch on the device: input name -> (B, ...), in the shapes and dtypes of
-            `Input.slots`, or a small batch where shapes vary; the values do not matter.
-        varying: Axes whose sizes differ from batch to batch; None: all batches are like `example`.
+            `Input.slots`, or a small batch if shapes vary; the values do not matter.
+        varying: Axes whose sizes vary between batches; None: all batches are like `example`.
         identity: Text that identifies the module's outputs; None: its tensors are digested.
-        calibrated: Precision int8: bytes of the checked ONNX model that runs instead.
+        calibrated: For int8, bytes of the checked ONNX model that runs instead.
 
     Raises:
-        JobError: The runtime is not installed here or cannot run the module.
+        JobError: The runtime is not installed, or cannot run the module.
     """
     set_math(math_of(precision))
     chosen = runtime_of(runtime)
@@ -86,7 +86,7 @@ def make_runner(
     refuse(chosen, precision, shapes_reason(chosen, is_varying=exporter.is_varying))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of exporters about each other
+            warnings.simplefilter("ignore")  # exporters warn about each other
             if _has_file(chosen, exporter):
                 return _open_file(chosen, exporter, precision, num_threads)
             return chosen.open(exporter, precision, num_threads, calibrated)
@@ -94,14 +94,14 @@ def make_runner(
         raise
     except Exception as error:
         first: BaseException = error
-        while first.__cause__ is not None:  # exporters wrap it in advice
+        while first.__cause__ is not None:  # exporters wrap the error in advice
             first = first.__cause__
         reason = clean_message(f"{type(first).__name__}: {first}", _MAX_CHARS)
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
 
 
 def _then_set_math(load: Callable[[], InferenceModule], precision: str) -> InferenceModule:
-    """Load a module, whose code may set torch's flags as it likes."""
+    """Load a module, whose code may set torch's flags."""
     module = load()
     set_math(math_of(precision))
     return module
@@ -114,10 +114,10 @@ def _has_file(runtime: Runtime, exporter: Exporter) -> bool:
 
 
 def _open_file(runtime: Runtime, exporter: Exporter, precision: str, num_threads: int) -> Runner:
-    """Open the .onnx file that the module is, with normalisation by torch before it.
+    """Open a module that is an .onnx file; torch normalises its inputs.
 
     Raises:
-        JobError: The runtime does not run such files, or not in this precision.
+        JobError: The runtime cannot run such files, or not in this precision.
     """
     refuse(runtime, precision, file_reason(runtime, precision))
     module = exporter.load()
@@ -136,7 +136,7 @@ def set_math(math: str) -> None:
     _math, allowed = math, math == TF32
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.fp32_precision = math  # type: ignore[attr-defined]
-    # The older names, which raise when they are read after the newer ones alone were set.
+    # The older names raise if they are read after only the newer ones were set.
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
     torch.backends.cudnn.fp32_precision = math
@@ -146,7 +146,7 @@ def set_math(math: str) -> None:
 
 @contextlib.contextmanager
 def exact_math() -> Iterator[None]:
-    """Multiply float32 exactly in the body, and as before after it, also if it raises."""
+    """Multiply float32 exactly in the body."""
     before = _math
     set_math(EXACT)
     try:

@@ -1,7 +1,7 @@
-"""MNN: float32 on the CPU with Winograd convolutions, which need 2 to 4 times fewer products.
+"""Runtime `mnn`: float32 on the CPU; Winograd convolutions need 2 to 4 times fewer products.
 
-Only the engine and the converter of MNN's Python package are imported: `MNN.tools` imports a module
-that uses the network.
+Only the engine and the converter of MNN are imported: `MNN.tools` imports a module that uses the
+network.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter, FlatOutputs
     from pipeline.inference.runtimes.inference_module import Tensors
 
-# A process of its own: the converter prints to stdout, and ends its process if it fails. It must
-# find no module in the working directory.
+# It runs in a process of its own, as the converter prints to stdout, and ends its process if it
+# fails. It must not import modules from the working directory.
 PUBLIC_CONVERTER = "import sys; from MNN.tools.mnnconvert import convert; convert(sys.argv[1:])"
 """The public converter, for versions of MNN without the private `_tools`."""
 _CONVERT = f"""
@@ -35,7 +35,7 @@ else:
     mnnconvert(sys.argv[1:])
 """
 _TIED = "import ctypes, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9)\n"
-"""As `tied` does it: it ends with its actor. Nothing of ours may be importable there."""
+"""Ends the process with its actor, as `tied` does, which cannot be imported there."""
 _CONVERT_S = 600.0
 _FILE = "model.mnn"
 
@@ -94,7 +94,7 @@ def convert(source: Path, target: Path, converter: str = _CONVERT) -> None:
 
 
 def open_model(path: Path, num_threads: int) -> Callable[..., Outputs]:
-    """Return a function: arrays of a batch, in the exported shapes -> copies of the outputs."""
+    """Return a function: arrays of a batch in the exported shapes -> copies of the outputs."""
     from MNN import expr, nn
 
     types = {np.dtype(np.uint8): expr.uint8, np.dtype(np.float32): expr.float}

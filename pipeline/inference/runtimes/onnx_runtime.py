@@ -51,7 +51,7 @@ class OnnxRuntime(Runtime):
         import onnxruntime
 
         if _CUDA in onnxruntime.get_available_providers():
-            return ""  # where its libraries are missing, opening a session says so
+            return ""  # if CUDA's libraries are missing, opening a session says so
         return "this onnxruntime has no CUDA provider: install onnxruntime-gpu"
 
     def open(
@@ -98,9 +98,9 @@ class _Card:
         import torch
 
         self.device = torch.device("cuda", torch.cuda.current_device())
-        # The default stream is 0, which a session takes for none, and makes one of its own.
+        # The default stream is 0, for which a session makes a stream of its own.
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        # torch >= 2.10 tells which share of the card this process may take.
+        # torch >= 2.10 knows this process's share of the card.
         get_share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
         total_bytes = torch.cuda.get_device_properties(self.device).total_memory
         self.options = cuda_options(
@@ -113,13 +113,13 @@ def cuda_options(device: int, stream: int, share: float, total_bytes: int) -> di
     options = {"device_id": str(device), "user_compute_stream": str(stream), "use_tf32": "0"}
     if share < 1:
         options["gpu_mem_limit"] = str(int(share * total_bytes))
-        # Otherwise what it reserves doubles each time.
+        # By default the reserved memory doubles each time.
         options["arena_extend_strategy"] = "kSameAsRequested"
     return options
 
 
 def require_on_gpu(session: Any) -> None:
-    """Refuse a session that does not run on the GPU: if a provider fails, the next one is taken.
+    """Refuse a session that fell back to the CPU because its CUDA provider failed.
 
     Raises:
         JobError: It runs on the CPU.
@@ -143,7 +143,7 @@ def _session(model: Path | str | bytes, num_threads: int, gpu: _Card | None) -> 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     options.log_severity_level = ONNX_LOG_LEVEL
-    # Threads that spin while they wait would take the cores of the decoders.
+    # Threads that spin while waiting would take the cores of the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[str | tuple[str, Mapping[str, str]]] = ["CPUExecutionProvider"]
     if gpu is not None:
@@ -164,12 +164,12 @@ def _load_libraries(onnxruntime: Any) -> None:
 
     load = getattr(onnxruntime, "preload_dlls", None)  # >= 1.21
     if load is not None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the libraries it does not find
             load()
 
 
 class _Held:
-    """Memory of an OrtValue, as the protocols for arrays describe it."""
+    """Memory of an OrtValue, described by the array protocols."""
 
     def __init__(self, value: Any, device: torch.device) -> None:
         described = {
@@ -185,14 +185,16 @@ class _Held:
 def bound(
     session: Any, outputs: Sequence[str], device: torch.device, stream: Any = None
 ) -> Callable[[Tensors], list[torch.Tensor]]:
-    """Return a function: tensors by the names of the inputs -> the outputs, on the same device.
+    """Return a function: tensors by input name -> the outputs, on the same device.
+
+    No batch goes through the host.
 
     Args:
         session: An `onnxruntime.InferenceSession`.
         outputs: The names of the outputs to return, in that order.
         device: Where the tensors of a batch are, and where the session runs.
-        stream: The CUDA stream of the session (`user_compute_stream`). The work on it begins after
-            what the current stream has been given, and the current stream waits for it.
+        stream: The CUDA stream of the session (`user_compute_stream`). It waits for the work of the
+            current stream, which then waits for it.
     """
     import onnxruntime
     import torch
@@ -212,7 +214,7 @@ def bound(
             binding.bind_output(name, *place)
         with _joined(stream):
             session.run_with_iobinding(binding, options)
-            # Copies: the session takes its memory back with the binding.
+            # Copied, as the memory belongs to the session.
             return [_copy(value, device) for value in binding.get_outputs()]
 
     return run
@@ -228,7 +230,7 @@ def _copy(value: Any, device: torch.device) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _joined(stream: Any) -> Iterator[None]:
-    """Do work on a stream that is ordered after and before that of the current one."""
+    """Run the body on a stream, ordered with the work of the current stream."""
     import torch
 
     if stream is None:

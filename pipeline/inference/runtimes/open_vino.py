@@ -27,7 +27,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", INT8: "f32"}
 
 
 class OpenVino(Runtime):
-    """The module as OpenVINO converts it, or the calibrated ONNX file."""
+    """The module converted by OpenVINO, or the calibrated ONNX file."""
 
     name = "openvino"
     extra = "openvino"
@@ -42,7 +42,7 @@ class OpenVino(Runtime):
             return ""
         if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             return ""
-        return "openvino would run fp32, for this CPU has no bf16"
+        return "openvino would run fp32, as this CPU has no bf16"
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
@@ -53,7 +53,7 @@ class OpenVino(Runtime):
         from pipeline.inference import output_tree as pytree
 
         def convert(folder: Path, flat: FlatOutputs) -> None:
-            # Two rows are enough for tracing, and take a tenth of the time of a full batch.
+            # Two rows suffice for tracing, and take a tenth of the time of a full batch.
             few = exporter.tensors(2)
             model = openvino.convert_model(flat, example_input=few[0] if len(few) == 1 else few)
             shapes = exporter.shapes()
@@ -75,8 +75,8 @@ class OpenVino(Runtime):
         held: list[tuple[int, torch.Size]] = []
 
         def run(batch: Tensors) -> Any:
-            # Batches mostly lie in the same memory: to hand it over anew took 2% of the time of a
-            # batch of a small network (1,185 us of 2,048 rows instead of 1,159).
+            # Batches mostly use the same memory; setting it again took 2% of a batch of a small
+            # network (1,185 us instead of 1,159 for 2,048 rows).
             places = [(tensor.data_ptr(), tensor.shape) for tensor in batch.values()]
             if places != held:
                 for index, tensor in enumerate(batch.values()):
@@ -132,10 +132,10 @@ def _options(precision: str, num_threads: int) -> dict[str, Any]:
 
 @functools.cache
 def _core() -> Any:
-    """Return the one Core of this process, which stays.
+    """Return the one Core of this process, which is never destroyed.
 
-    On CPUs with AMX it gives the thread that makes it a stack for signal handlers, and unmaps that
-    when it goes; if it goes in another thread, the next signal ends the process.
+    On CPUs with AMX it gives the thread that makes it a stack for signal handlers, and unmaps the
+    stack when it is destroyed. If another thread destroys it, the next signal ends the process.
     """
     import openvino
 

@@ -1,9 +1,9 @@
-"""Linear layers whose weights are laid out once as oneDNN reads them, on a CPU.
+"""Linear layers on a CPU whose weights are packed once in the layout of oneDNN.
 
-torch multiplies by a weight as it lies, or lays it out again in each call. Where a layer gets few
+torch packs a weight again in each call, or multiplies by the unpacked one. If a layer gets few
 rows, as in the steps of a model that writes, that takes as long as the rest. torch's functions for
-it have private names; without one of them, or if a layer gives something else by them, layers stay
-as they are.
+packing have private names; if one is missing, or a packed layer gives another result, layers stay
+unpacked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 log = logging.getLogger(__name__)
 PRIVATE = "_reorder_linear_weight", "_linear_pointwise"
 _ROWS_NEAR = 512
-"""The layout depends on the rows of a call; this one is the fastest, or nearly, for 1 to 512."""
+"""The layout depends on the rows of a call; this one is nearly the fastest for 1 to 512 rows."""
 _TRIED_ROWS = 4
 _ROUNDINGS = 64
 
@@ -30,7 +30,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.bias = layer.bias
         self.weight: torch.Tensor = pack(layer.weight.detach(), _ROWS_NEAR)
-        """Opaque (O, I); models ask it for its dtype."""
+        """Opaque (O, I); models read its dtype."""
         self._run = run
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class PackedLinear(nn.Module):
         return outputs
 
     def plain(self) -> nn.Linear:
-        """Return the layer as torch has it."""
+        """Return the unpacked layer."""
         outputs, inputs = self.weight.shape
         with torch.device("meta"):
             layer = nn.Linear(inputs, outputs, bias=self.bias is not None)
@@ -50,14 +50,14 @@ class PackedLinear(nn.Module):
 def pack_linear_layers(module: nn.Module, run: Callable[[], object]) -> bool:
     """Replace the linear layers of a module in place.
 
-    A weight is held once, as before, unless another layer shares it, as an embedding may.
+    A weight takes no more memory than before, unless another layer shares it, as an embedding may.
 
     Args:
-        module: On the CPU.
+        module: A module on the CPU.
         run: Runs it on some rows.
 
     Returns:
-        Whether they are replaced: it runs, and each gives what it gave, up to rounding.
+        Whether they are replaced: the module runs, and each layer gives the same up to rounding.
     """
     layers = [place for place in _places(module) if type(getattr(*place)) is nn.Linear]
     try:
@@ -66,8 +66,8 @@ def pack_linear_layers(module: nn.Module, run: Callable[[], object]) -> bool:
             for parent, name in layers:
                 setattr(parent, name, _packed(getattr(parent, name), *functions))
             run()
-    except Exception as error:  # noqa: BLE001  # by private names torch may raise anything
-        log.debug("linear layers stay as torch has them: %s", error)
+    except Exception as error:  # noqa: BLE001  # private functions of torch may raise anything
+        log.debug("linear layers stay unpacked: %s", error)
         for parent, name in layers:
             if isinstance(layer := getattr(parent, name), PackedLinear):
                 setattr(parent, name, layer.plain())
@@ -83,10 +83,10 @@ def _places(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _packed(layer: nn.Linear, pack: Callable[..., Any], run: Callable[..., Any]) -> PackedLinear:
-    """Return a layer packed.
+    """Return the packed form of a layer.
 
     Raises:
-        ValueError: It gives something else then.
+        ValueError: It gives another result.
     """
     packed = PackedLinear(layer, pack, run)
     drawn = torch.Generator().manual_seed(0)
@@ -94,5 +94,5 @@ def _packed(layer: nn.Linear, pack: Callable[..., Any], run: Callable[..., Any])
     expected, outputs = layer(values).float(), packed(values).float()
     limit = _ROUNDINGS * torch.finfo(layer.weight.dtype).eps * expected.abs().max()
     if not (outputs - expected).abs().max() <= limit:
-        raise ValueError(f"a layer {layer.in_features} x {layer.out_features} gives something else")
+        raise ValueError(f"a layer {layer.in_features} x {layer.out_features} gives other results")
     return packed

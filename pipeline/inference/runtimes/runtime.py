@@ -1,4 +1,4 @@
-"""The protocol of runtimes: precisions per device, and how a model is opened."""
+"""The protocol of runtimes: their precisions per device, how they open a model, and limits."""
 
 from __future__ import annotations
 
@@ -21,89 +21,88 @@ CPU: tuple[Device, ...] = ("cpu",)
 GPU: tuple[Device, ...] = ("gpu",)
 BOTH: tuple[Device, ...] = ("cpu", "gpu")
 EXACT, TF32 = "ieee", "tf32"
-"""How float32 is multiplied, as torch names it."""
+"""How float32 is multiplied, by torch's names."""
 _BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 
 
 @dataclass(frozen=True)
 class Runner:
-    """One model, ready to run."""
+    """A model that is ready to run."""
 
     run: Callable[[Tensors], Any]
     """Tensors of a batch by name, each (B, ...) on the device -> the outputs of the module."""
     is_static: bool
-    """Whether B is fixed: pad the last batch, and drop the outputs of the padding."""
+    """Whether B is fixed: the caller pads the last batch, and drops the outputs of the padding."""
     module: InferenceModule | None = None
-    """What runs, where torch runs it as it is."""
+    """The module, if torch runs it directly."""
 
 
 class Runtime(Protocol):
-    """A library that runs models. Subclass it; the defaults are for exported models."""
+    """A library that runs models. Subclass it; the defaults suit libraries that export models."""
 
     name: str
     precisions: Mapping[str, tuple[Device, ...]]
-    """Precision -> its devices; in the order in which `auto` tries precisions."""
+    """Precision -> its devices, in the order in which `auto` tries precisions."""
     trial_order: int
-    """`auto` tries runtimes in ascending order: those that start fast and are often best first."""
+    """`auto` tries runtimes in ascending order; those that start fast and are often best first."""
     extra: str = ""
-    """The extra that installs its packages; empty if there are none."""
+    """The extra that installs its packages; '' if there are none."""
     packages: tuple[str, ...] = ()
-    """Modules that it imports; the versions of their distributions are in the key of the node
-    cache."""
+    """Modules that it imports; their versions are part of the node cache's key."""
     is_static: bool = True
     """Whether every batch must have the same number of rows."""
     takes_varying: bool = True
-    """Whether it runs batches whose shapes differ, as those of texts do."""
+    """Whether it runs batches of varying shapes, as those of texts."""
     tries_varying: tuple[Device, ...] = BOTH
-    """The devices on which `auto` tries it for such batches."""
+    """Devices on which `auto` tries it for such batches."""
     autotunes: tuple[Device, ...] = ()
-    """The devices on which opening it for batches of one shape tries kernels for minutes: no run
-    does that before it starts, `pipeline tune` does."""
+    """Devices on which opening it for batches of one shape tries kernels for minutes; `pipeline
+    tune` does that, a run does not."""
     exports: bool = True
-    """Whether the node cache keeps its form of a model: one actor makes it, and the others load it
-    and need no module."""
+    """Whether it runs an exported form of the model, which one actor writes to the node cache and
+    the others load without the module."""
     converts_types: bool = False
     """Whether it converts a float32 module to lower precisions itself."""
     file_precisions: tuple[str, ...] = ()
-    """Precisions in which it runs an .onnx file as it is; empty: it needs a torch module."""
+    """Precisions in which it runs an .onnx file directly; () if it needs a torch module."""
     file_devices: tuple[Device, ...] = BOTH
-    """The devices on which it runs such a file."""
+    """Devices on which it runs such a file."""
 
     def missing_reason(self, precision: str, device: Device) -> str:
-        """Return why it cannot run one of its precisions on this device here, or ''."""
+        """Return why it cannot run one of its precisions on this machine's device, or ''."""
         return ""
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
     ) -> Runner:
-        """Open a model; errors of the library are raised as they are.
+        """Open a model; errors of the library are raised unchanged.
 
         Args:
-            exporter: Gives the module, or an exported file of it.
+            exporter: Provides the module, or an exported file of it.
             precision: One of `precisions`.
-            calibrated: Precision int8: bytes of the ONNX model that runs instead of the module.
+            calibrated: For int8, bytes of the ONNX model that runs instead of the module.
         """
         ...
 
     def open_file(
         self, file: OnnxModule, exporter: Exporter, precision: str, num_threads: int
     ) -> bool:
-        """Open a module's own .onnx file, by `file.open`; the default runs it as the reference.
+        """Open the .onnx file of a module with `file.open`; by default as the reference does.
 
         Args:
-            file: The module; normalisation by torch comes before it.
-            exporter: Has the example of a batch.
+            file: The module; torch normalises its inputs before.
+            exporter: Provides an example batch.
             precision: One of `file_precisions`.
 
         Returns:
-            Whether B is fixed, as `Runner.is_static` has it.
+            Whether B is fixed, as `Runner.is_static`.
         """
         file.open()
         return False
 
 
 def math_of(precision: str) -> str:
-    """Return how a model of a precision multiplies float32: `ieee`, or `tf32`."""
+    """Return how a model of this precision multiplies float32: `ieee` or `tf32`."""
     return TF32 if precision == TF32 else EXACT
 
 
@@ -122,7 +121,7 @@ def missing_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:
 
 
 def unfit_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:
-    """Return why a runtime does not run a precision on such a device on any machine, or ''."""
+    """Return why a runtime cannot run a precision on such a device on any machine, or ''."""
     if precision not in runtime.precisions:
         return f"{runtime.name} runs {', '.join(runtime.precisions)}, not {precision}"
     device: Device = "gpu" if is_on_gpu else "cpu"
@@ -137,17 +136,17 @@ def unfit_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:
 
 
 def refuse(runtime: Runtime, precision: str, reason: str) -> None:
-    """Refuse a choice of the job for a reason; '' is none.
+    """Refuse the job's runtime and precision, if there is a reason.
 
     Raises:
-        JobError: There is one.
+        JobError: The reason is not ''.
     """
     if reason:
         raise JobError(f"model.runtime {runtime.name!r}, model.precision {precision!r}: {reason}")
 
 
 def shapes_reason(runtime: Runtime, *, is_varying: bool) -> str:
-    """Return why a runtime cannot run batches whose shapes differ, or ''."""
+    """Return why a runtime cannot run batches of varying shapes, or ''."""
     if runtime.takes_varying or not is_varying:
         return ""
     return (
@@ -157,24 +156,24 @@ def shapes_reason(runtime: Runtime, *, is_varying: bool) -> str:
 
 
 def task_reason(runtime: Runtime, task: str, runtimes: Sequence[str] | None) -> str:
-    """Return why a runtime may not run the models of a task, or ''; `runtimes` is the task's."""
+    """Return why a runtime may not run the models of a task, whose `runtimes` these are, or ''."""
     if runtimes is None or runtime.name in runtimes:
         return ""
     return f"task {task!r} is run by {', '.join(runtimes)} only"
 
 
 def file_reason(runtime: Runtime, precision: str) -> str:
-    """Return why a runtime cannot run an .onnx file as it is in a precision, or ''."""
+    """Return why a runtime cannot run an .onnx file directly in a precision, or ''."""
     if precision in runtime.file_precisions:
         return ""
     able = ", ".join(runtime.file_precisions) or "none: it needs a torch module"
     return (
-        f"the model is an .onnx file, which this runtime runs as it is in these precisions: {able}"
+        f"the model is an .onnx file, which this runtime runs directly in these precisions: {able}"
     )
 
 
 def idle_gpu_reason(runtime: Runtime) -> str:
-    """Return why a runtime must not run an .onnx file where the job asks for a GPU, or ''."""
+    """Return why a runtime may not run an .onnx file if the job asks for a GPU, or ''."""
     if "gpu" in runtime.file_devices:
         return ""
     return (

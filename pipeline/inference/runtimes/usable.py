@@ -1,7 +1,7 @@
-"""Whether the runtime and precision of a job can run its model: told before anything is loaded.
+"""Check that the runtime and precision of a job can run its model, before anything is loaded.
 
-A run asks before it starts Ray, `plan` and `doctor` ask the same, and a worker asks again on its
-own machine (`make_runner.py`).
+A run checks before it starts Ray, as do `plan` and `doctor`; a worker checks again on its own
+machine (`make_runner.py`).
 """
 
 from __future__ import annotations
@@ -27,25 +27,27 @@ from pipeline.preprocessing.model_input import is_varying
 
 
 def require_usable(model: ModelSpec, *, is_on_gpu: bool, is_here: bool) -> None:
-    """Check that some runtime and precision which the job allows can run its model.
+    """Check that a runtime and precision that the job allows can run its model.
 
     Args:
         model: The model, with the job's runtime and precision.
-        is_on_gpu: The job asks for GPUs.
-        is_here: Workers run on this machine, so what is installed here counts.
+        is_on_gpu: Whether the job asks for GPUs.
+        is_here: Whether workers run on this machine, so that its packages count.
 
     Raises:
-        JobError: None can; says why, and what would be right.
+        JobError: None can; names the reason and the remedy.
     """
     if AUTO not in (model.runtime, model.precision):
         runtime, precision = runtime_of(model.runtime), model.precision
         refuse(runtime, precision, _reason(runtime, precision, model, is_on_gpu, is_here))
     elif next(usable_ways(model, is_on_gpu=is_on_gpu, is_here=is_here), None) is None:
-        raise JobError("model.runtime, model.precision: nothing here runs that; see extras")
+        raise JobError(
+            "model.runtime, model.precision: no installed runtime can run that; see the extras"
+        )
 
 
 def usable_ways(model: ModelSpec, *, is_on_gpu: bool, is_here: bool) -> Iterator[str]:
-    """Yield the runtimes and precisions that the job allows and that can run its model."""
+    """Yield the runtimes and precisions that the job allows and that can run the model."""
     for runtime in all_runtimes():
         for precision in runtime.precisions:
             is_asked = model.runtime in (AUTO, runtime.name)
