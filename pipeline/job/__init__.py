@@ -1,6 +1,6 @@
-"""The job file: its sections and its reader.
+"""The job file: one module per section, and `reading/`, which turns its text into a `Job`.
 
-In: a file or a mapping, and overrides. Out: a frozen `Job`, or every mistake in one line, with the
-line in the file. Begin with `job.py` and `reading/loader.py`. A field's docstring is its row in
-jobs/README.md, which a test compares. Nothing that a job file says is executed here.
+A job is a frozen value; every error has its line and the remedy. Begin with `job.py` and
+`reading/loader.py`. The docstring of a field is its text in jobs/reference.md. Nothing that a job
+file names is executed here.
 """

@@ -209,7 +209,7 @@ def test_schema_prints_json():
     assert json.loads(pipeline("schema", "report").stdout)["type"] == "object"
 
 
-TWICE, DATE = "is given 2 times; give it once", "write YYYY-MM-DD, or of an hour YYYY-MM-DDTHH"
+TWICE, DATE = "is given 2 times; give it once", "write YYYY-MM-DD, or YYYY-MM-DDTHH for an hour"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_gate_is_accepted_by_name_and_with_a_reason(refusal: Refusal, tmp_path
     line = refusal("run", str(path), "--set", "source.options.tabel=x")
     assert "--set: source: options has no effect" in line
     (tmp_path / "_control").mkdir()
-    assert "is an output, a job file is needed" in refusal("rollback", str(tmp_path))
+    assert "is an output; give the job file" in refusal("rollback", str(tmp_path))
 
 
 @pytest.mark.parametrize("error", [errors.PipelineError, *errors.PipelineError.__subclasses__()])

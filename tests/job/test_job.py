@@ -117,7 +117,7 @@ def test_an_error_of_an_override_names_it_and_not_a_line(tmp_path: Path):
     assert problems == [
         "--set: model.batch_size = 'many': Input should be a valid integer",
         "--set: modle: unknown key, did you mean model?",
-        "--set: sink.uri = 5: Input should be a valid string; in quotes it is text",
+        "--set: sink.uri = 5: Input should be a valid string; quote it to make it a string",
     ]
 
 
@@ -231,11 +231,11 @@ LONG_TEXT = "a: &a " + 100_000 * "x" + "\nb: [" + ", ".join(["*a"] * 100) + "]"
         (bomb(9), "more than 5,000 values"),
         (MERGES, "more than 5,000 values"),
         (LONG_TEXT, "4 MiB"),
-        ("&a [*a]", "an alias stands inside of what it refers to"),
-        ("a: &a {b: {c: *a}}", "an alias stands inside of what it refers to"),
-        ("a: &a {<<: *a}", "an alias stands inside of what it refers to"),
-        ("a: " + 2000 * "[", "nested more than 32 deep"),
-        ("- " * 2000, "nested more than 32 deep"),
+        ("&a [*a]", "an alias refers to a value that contains it"),
+        ("a: &a {b: {c: *a}}", "an alias refers to a value that contains it"),
+        ("a: &a {<<: *a}", "an alias refers to a value that contains it"),
+        ("a: " + 2000 * "[", "nested more than 32 levels deep"),
+        ("- " * 2000, "nested more than 32 levels deep"),
         ("a: 0" + 5000 * "1", "a number of 5001 digits"),
     ],
 )
@@ -272,14 +272,14 @@ def test_a_folder_is_no_job_file_and_the_command_that_is_meant_is_said(tmp_path:
         ("", "a mapping with source, model and sink"),
         ("- a\n- b\n", "a mapping with source, model and sink"),
         ("source: [", "not valid YAML: line 1"),
-        ("source: {uri: 1}\nsink: {}\nsource: {uri: 2}\n", "line 3: the key source is there twice"),
-        ("gates: {min_rows: 1, min_rows: 2}", "line 1: the key min_rows is there twice"),
-        ("source: !!python/object/apply:os.getcwd []", "line 1: only text, numbers, lists"),
+        ("source: {uri: 1}\nsink: {}\nsource: {uri: 2}\n", "line 3: the key source occurs twice"),
+        ("gates: {min_rows: 1, min_rows: 2}", "line 1: the key min_rows occurs twice"),
+        ("source: !!python/object/apply:os.getcwd []", "line 1: tags are not supported"),
         ("source: {[uri]: x}", "line 1: a key is a list or a mapping"),
         ("source:\n\turi: x", "line 2: found character '\\t'"),
-        ("source: {<<: [1]}", "<< takes mappings only"),
+        ("source: {<<: [1]}", "<< accepts only mappings"),
         ("a: 1\n--- \nb: 1\n", "not valid YAML: line 2"),
-        ("source: {uri: !!binary aGVsbG8=}", "only text, numbers, lists and mappings"),
+        ("source: {uri: !!binary aGVsbG8=}", "tags are not supported"),
     ],
 )
 def test_what_is_not_a_job_document_is_refused(text: str, words: str, tmp_path: Path):
@@ -330,12 +330,12 @@ def test_overrides_are_yaml_and_win_in_order(tmp_path: Path):
     ("override", "words"),
     [
         ("batch_size=64", "write section.field=value"),
-        ("transform=3", "--set transform: write section.field=value, as in model.batch_size=64"),
-        ("nothing={a: 1}", "--set nothing: write section.field=value, as in model.batch_size=64"),
-        ("transform={", "--set transform: write section.field=value, as in model.batch_size=64"),
+        ("transform=3", "--set transform: write section.field=value, such as model.batch_size=64"),
+        ("nothing={a: 1}", "--set nothing: write section.field=value, such as model.batch_size=64"),
+        ("transform={", "--set transform: write section.field=value, such as model.batch_size=64"),
         (
             "transform={size_px: 64, resize: pad}",
-            "a section is given one field each: --set transform.size_px=... --set transform.resize",
+            "set the fields of a section one by one: --set transform.size_px=... --set transform.resize",
         ),
         ("model.batch_size", "write section.field=value"),
         ("=64", "write section.field=value"),
@@ -523,7 +523,9 @@ def test_what_is_relative_is_refused_for_another_machine(tmp_path: Path):
         *("source.uri", "source.uri_roots.1", "source.uri_base", "source.files", "model.weights"),
         *("model.labels", "sink.uri", "gates.golden.uri"),
     }
-    assert "source.uri = in/2026-11-24 is relative; submit runs elsewhere" in str(caught.value)
+    assert "source.uri = in/2026-11-24 is relative, but the job runs on another machine" in str(
+        caught.value
+    )
 
 
 def test_uris_absolute_paths_and_variables_of_the_cluster_are_fine_on_another_machine(

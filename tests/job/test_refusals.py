@@ -25,16 +25,16 @@ MINIMAL = {
 GIVE_ONE = "give one of image_column, audio_column, "
 ARGUMENT = "is that of an argument of the model's forward"
 AT_LEAST_1 = "Input should be greater than or equal to 1"
-PARTITION = "write key=value, as in date=2026-11-24, of letters, digits and _"
+PARTITION = "write key=value, such as date=2026-11-24: letters, digits and _"
 SIDES = r"a positive integer, or two: \[height, width\]"
 SOURCE = [
     ("source: {format: avro}", "source.format = 'avro': .*'images', "),
-    ("source: {format: text}", "texts lie in a column"),
+    ("source: {format: text}", "for texts, use format parquet"),
     ("source: {uri: ''}", "source.uri = '': String should have at least 1 character"),
     ("source: {max_image_px: 0}", f"source.max_image_px = 0: {AT_LEAST_1}"),
     ("source: {pass_through: [a, b, a]}", "source.pass_through: name each column once"),
     ("source: {pass_through: {x: a, y: a}}", "source.pass_through: name each column once"),
-    ("source: {text: text}", "source.text: unknown key; texts lie in a column"),
+    ("source: {text: text}", "source.text: unknown key; for texts, use format"),
     ("source: {text_column: x}", "text_column has no effect with format 'images'"),
     ("source: {format: webdataset, image_encoding: base64}", "no effect with format 'webdataset'"),
     ("source: {format: jsonl, image_column: x}", "format 'jsonl' holds texts"),
@@ -111,10 +111,10 @@ TRANSFORM = [
     ("resize_px: [true, 3]", SIDES),
     ("size_px: 0", f"transform.size_px = 0: expected {SIDES}"),
     ("size_px: '64'", f"transform.size_px = '64': expected {SIDES}"),
-    ("letterbox: true", "transform.letterbox: unknown key; a letterbox is resize: pad"),
-    ("grey: true", "one channel is channels: gray"),
+    ("letterbox: true", "transform.letterbox: unknown key; for a letterbox, use resize: pad"),
+    ("grey: true", "for one channel, use channels: gray"),
     ("channels: grey", r"did you mean gray\?"),
-    ("resize: squash", "both sides to size_px is resize: stretch"),
+    ("resize: squash", "both sides to size_px, use resize: stretch"),
     ("pad_value: 256", "an integer from 0 to 255, or one per channel"),
     ("pad_value: -1", "an integer from 0 to 255, or one per channel"),
     ("pad_value: [0, 300, 0]", "an integer from 0 to 255, or one per channel"),
@@ -131,11 +131,11 @@ MODEL = [
     ("labels: [a, true]", "model.labels.1 = True: Input should be a valid string; in quotes"),
     ("weights_sha256: abc", "model.weights_sha256 = 'abc': String should match pattern"),
     ("precision: int4", "model.precision = 'int4': .*'fp16' or 'int8'"),
-    ("factory_args: {}", "the arguments of a factory are model.args"),
+    ("factory_args: {}", "for the arguments of a factory, use model.args"),
     ("args: {depth: 3}", "model: args has no effect without factory"),
-    ("hf: bert", "model.hf: unknown key; a model directory is named by model.path"),
+    ("hf: bert", "model.hf: unknown key; for a model directory, use model.path"),
     ("prompts: 3", "model.prompts = 3: Input should be a valid array or an object$"),
-    ("task: object-detection", "boxes are task detect"),
+    ("task: object-detection", "for boxes, use task: detect"),
     ("embedding_dim: 5", "remove it, or --set model.embedding_dim=null"),
     ("min_score: 0.5", "min_score has no effect with task 'classify', only .*: remove it$"),
     ("l2_norm: true", "l2_norm has no effect with task 'classify'"),
@@ -202,7 +202,7 @@ GATES = [
     ("allow_empty: 'yes, please'", "gates.allow_empty = 'yes, please': .*boolean"),
     ("error_mode: shout", "gates.error_mode = 'shout': .*'off', 'warn' or 'fail'"),
     ("volume: {mode: loud}", "gates.volume.mode = 'loud'"),
-    ("volume: 'off'", "gates.volume = 'off': expected fields, as in {mode: off}"),
+    ("volume: 'off'", "gates.volume = 'off': expected fields, such as {mode: off}"),
     ("volume: {weeks: 1}", "gates.volume.weeks: unknown key; allowed are mode, warn_pct"),
     ("golden: {url: x, uri: y}", "gates.golden.url: unknown key, did you mean uri"),
     ("golden: {}", "gates.golden.uri: required but missing"),

@@ -77,5 +77,5 @@ def test_a_document_that_is_nested_too_deep_is_one_line_though_nothing_is_overri
     nested: dict[str, Any] = {}
     for _ in range(5000):
         nested = {"a": nested}
-    with pytest.raises(JobError, match="nested too deep"):
+    with pytest.raises(JobError, match="nested too deeply"):
         parse_job(nested, date=DAY, origin="job")

@@ -146,7 +146,9 @@ def test_hours_are_dates_of_their_own(tmp_path: Path):
         f"hour={name}" for name in names
     ]
     assert seen.count() == {"no_input": 3, "missing": 1}
-    with pytest.raises(JobError, match=r"\$\{hour\}: which one\? give the date as 2026-11-22T05"):
+    with pytest.raises(
+        JobError, match=r"\$\{hour\} needs a date with an hour, such as 2026-11-22T05"
+    ):
         pipeline.backfill(job, from_=DAYS[0], to=DAYS[1], allow_import=ALLOWED)
     with pytest.raises(JobError, match=r"write \$\{date\}T\$\{hour\} in it"):
         pipeline.backfill(job_over(tmp_path), **hours, allow_import=ALLOWED)

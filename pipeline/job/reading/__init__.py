@@ -1,4 +1,4 @@
-"""From the text of a job file to a `Job`: YAML, `${}`, paths, errors with their line.
+"""Read the text of a job file as a `Job`: YAML, `${}`, paths, and errors with their line.
 
-Begin with `loader.py`. `yaml_reader.py` bounds what a file may ask of the parser.
+Begin with `loader.py`. `yaml_reader.py` limits what a file may demand of the parser.
 """

@@ -1,4 +1,4 @@
-"""The times of a run: the date or hour that it is for (`${date}`, `${hour}`), and its deadline.
+"""The date or hour of a run (`${date}`, `${hour}`), ranges of them, and the deadline.
 
 A date is a `datetime.date`. An hour is a `datetime.datetime` at its beginning, in UTC.
 """
@@ -29,7 +29,7 @@ def parse_date(text: str) -> dt.date:
     """Read YYYY-MM-DD as a date, and YYYY-MM-DDTHH as an hour.
 
     Raises:
-        JobError: It is written otherwise.
+        JobError: It is neither.
     """
     for read in (dt.date.fromisoformat, _hour):
         try:
@@ -37,8 +37,8 @@ def parse_date(text: str) -> dt.date:
         except ValueError:
             continue
     if _DAY.fullmatch(text):
-        raise JobError(f"date {text}: there is no such {'hour' if 'T' in text else 'day'}")
-    raise JobError(f"date {text}: write YYYY-MM-DD, or of an hour YYYY-MM-DDTHH")
+        raise JobError(f"date {text}: no such {'hour' if 'T' in text else 'day'}")
+    raise JobError(f"date {text}: write YYYY-MM-DD, or YYYY-MM-DDTHH for an hour")
 
 
 def _hour(text: str) -> dt.date:
@@ -51,7 +51,7 @@ def date_text(date: dt.date) -> str:
 
 
 def whole(date: dt.date) -> dt.date:
-    """Return a date as it is, and of a time its hour in UTC; one without a zone is in UTC."""
+    """Return a date unchanged, and a time as its hour in UTC; a time without a zone is in UTC."""
     if not isinstance(date, dt.datetime):
         return date
     moment = date.astimezone(dt.UTC) if date.tzinfo else date.replace(tzinfo=dt.UTC)
@@ -59,10 +59,10 @@ def whole(date: dt.date) -> dt.date:
 
 
 def now(every: str = "day") -> dt.date:
-    """Return today in UTC, or this hour.
+    """Return today, or this hour, in UTC.
 
     Raises:
-        JobError: It is to be neither.
+        JobError: `every` is neither `day` nor `hour`.
     """
     if every not in EVERY:
         raise JobError(f"every {every}: write {' or '.join(EVERY)}")
@@ -71,21 +71,21 @@ def now(every: str = "day") -> dt.date:
 
 
 def dates_between(first: dt.date, last: dt.date, every: str = "day") -> Sequence[dt.date]:
-    """Return the dates from one to another, or the hours, both included.
+    """Return the dates, or the hours, of an inclusive range.
 
     Args:
-        first: The first one; of a date its first hour.
-        last: The last one; of a date its last hour.
+        first: The first one; for hours, a date means its first hour.
+        last: The last one; for hours, a date means its last hour.
         every: `day` or `hour`.
 
     Raises:
-        JobError: There are none, so many that it must be a mistake, or hours among days.
+        JobError: There are none or too many, or hours are given with `every` day.
     """
     given = f"from {date_text(first)} to {date_text(last)}"
     if every == "hour":
         first, last = _of_day(first, 0), _of_day(last, 23)
     elif isinstance(first, dt.datetime) or isinstance(last, dt.datetime):
-        raise JobError(f"{given}: hours need every hour (--every hour)")
+        raise JobError(f"{given}: hours need --every hour")
     number = (last - first) // _STEPS[every] + 1
     if number < 1:
         raise JobError(f"{given}: --from is after --to")
@@ -95,7 +95,7 @@ def dates_between(first: dt.date, last: dt.date, every: str = "day") -> Sequence
 
 
 def states_of(only: str | None) -> frozenset[str] | None:
-    """Return the states that are meant by keys of `ONLY` with commas between; None: all.
+    """Return the states that comma-separated keys of `ONLY` mean; None: all.
 
     Raises:
         JobError: There is no such key.
@@ -104,7 +104,9 @@ def states_of(only: str | None) -> frozenset[str] | None:
         return None
     keys = [key.strip() for key in only.split(",")]
     if not {*keys} <= ONLY.keys():
-        raise JobError(f"only {only}: write one of {', '.join(ONLY)}, or several with commas")
+        raise JobError(
+            f"only {only}: write one of {', '.join(ONLY)}, or several separated by commas"
+        )
     return frozenset(state for key in keys for state in ONLY[key])
 
 
@@ -116,21 +118,20 @@ def _of_day(date: dt.date, hour: int) -> dt.datetime:
 
 _TIME_OF_DAY = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-RIGHT = 'write a time of day in UTC, as "06:30", or a time from the start, as 90m, 2h or 1h30m'
+RIGHT = 'write a time of day in UTC, such as "06:30", or a duration, such as 90m, 2h or 1h30m'
 
 
 def seconds_until(deadline: str, started_at: dt.datetime) -> float:
     """Return the seconds from the start of a run to its deadline.
 
-    A time of day is the next one after the start. The seconds are to be counted by a clock that
-    does not jump.
+    A time of day is the next one after the start. Count the seconds by a monotonic clock.
 
     Args:
-        deadline: As in the job file.
+        deadline: The field of the job file.
         started_at: With its time zone.
 
     Raises:
-        ValueError: It is neither; says what is right.
+        ValueError: It is neither a time of day nor a duration.
     """
     time = _TIME_OF_DAY.fullmatch(deadline)
     if time:

@@ -1,6 +1,6 @@
-"""Read a job file: safe YAML, overrides, two substitutions, and all errors at once.
+"""Read a job file: safe YAML, overrides, substitutions, and all errors at once.
 
-Nothing here touches storage, Ray or torch.
+Nothing here uses storage, Ray or torch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pipeline.job.reading.substitution import Substitution
 from pipeline.job.reading.yaml_reader import Document, Path, Problem, parse_value, read_yaml
 
 Overrides = Mapping[str, Any] | Sequence[str]
-"""Fields that are set over those of a job: `{"model.top_k": 3}`, or texts `section.field=value`
-whose values are YAML."""
+"""Fields that override those of a job: `{"model.top_k": 3}`, or strings `section.field=value` with
+values in YAML."""
 
 
 def read_job(
@@ -34,19 +34,19 @@ def read_job(
 
     Args:
         path: Path of the YAML file.
-        date: The value of `${date}`; a `datetime` is that of `${hour}`, too.
-        overrides: Fields that are set over those of the file.
-        is_elsewhere: Another machine will run it: `${env:NAME}` is left as it is, and relative
+        date: The value of `${date}`; a `datetime` also sets `${hour}`.
+        overrides: Fields that override those of the file.
+        is_elsewhere: Another machine will run it: `${env:NAME}` is not substituted, and relative
             paths are refused.
 
     Raises:
-        JobError: The file, a field or an override is wrong; says where and what is right.
+        JobError: The file, a field or an override is wrong; it has the line and the remedy.
     """
     if os.path.isdir(os.path.join(path, CONTROL)):
-        raise JobError(f"{path} is an output, a job file is needed: the one that writes it")
+        raise JobError(f"{path} is an output; give the job file that writes it")
     if os.path.isdir(path):
         raise JobError(
-            f"{path} is a folder, a job file is needed: pipeline run jobs/classify_images.yaml "
+            f"{path} is a folder; give a job file: pipeline run jobs/classify_images.yaml "
             f"--set source.uri={quote(path)} --set sink.uri=out"
         )
     document = read_yaml(path)
@@ -57,7 +57,7 @@ def read_job(
 def parse_job(
     document: Mapping[str, Any], *, date: dt.date, origin: str, overrides: Overrides = ()
 ) -> Job:
-    """Substitute and validate an already loaded document; `origin` names it in errors.
+    """Substitute and validate a parsed document; `origin` names it in errors.
 
     Raises:
         JobError: A field is wrong.
@@ -72,11 +72,11 @@ def _validated(origin: Origin, date: dt.date, *, is_elsewhere: bool) -> Job:
     substitution = Substitution(date, None if is_elsewhere else os.environ)
     try:
         document = substitution.apply(origin.document.value)
-        # JSON mode keeps validation strict yet lets lists become tuples.
+        # Strict validation turns lists into tuples only in JSON mode.
         text = json.dumps(document)
     except (TypeError, ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else error
-        raise JobError(f"{origin.name}: cannot be a job: {reason}") from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise JobError(f"{origin.name}: not a valid job: {reason}") from None
     problems += substitution.problems
     try:
         job = Job.model_validate_json(text)
@@ -92,17 +92,17 @@ def apply_overrides(overrides: Overrides, document: dict[str, Any]) -> tuple[tup
     """Set fields of a document, and return their paths.
 
     Raises:
-        JobError: As `parse_overrides`, or a field is in what is no section.
+        JobError: As `parse_overrides`, or the parent of a field is not a section.
     """
     given = parse_overrides(overrides).items()
     return tuple(_set(document, name, value) for name, value in given)
 
 
 def parse_overrides(overrides: Overrides) -> dict[str, Any]:
-    """Return the fields that are set over those of a job, by their names.
+    """Return overrides as a mapping from field to value.
 
     Raises:
-        JobError: A text is no `section.field=value`, or its value no YAML.
+        JobError: A string is not `section.field=value`, or its value is not YAML.
     """
     return dict(overrides if isinstance(overrides, Mapping) else map(_parsed, overrides))
 
@@ -118,7 +118,7 @@ def _parsed(override: str) -> tuple[str, Any]:
     except ValueError as error:
         in_quotes = f"--set '{name}=\"...\"'"
         raise JobError(
-            f"--set {name}: the value is not valid YAML: {error}; put a text in quotes: {in_quotes}"
+            f"--set {name}: the value is not valid YAML: {error}; quote strings: {in_quotes}"
         ) from None
 
 
@@ -136,15 +136,15 @@ def _set(document: dict[str, Any], name: str, value: Any) -> tuple[str, ...]:
 
 
 def _how_to_override(section: str, text: str) -> str:
-    """Say how to write an override, also of a value that is a whole section."""
+    """Return how to write an override, with a hint if the value is a whole section."""
     try:
         value = parse_value(text)
     except ValueError:
         value = None
     if section not in Job.model_fields or not isinstance(value, dict) or not value:
-        return "write section.field=value, as in model.batch_size=64"
+        return "write section.field=value, such as model.batch_size=64"
     fields = " ".join(f"--set {section}.{field}=..." for field in value)
-    return f"a section is given one field each: {fields}"
+    return f"set the fields of a section one by one: {fields}"
 
 
 PATH_FIELDS: tuple[Path, ...] = (
@@ -161,20 +161,19 @@ PATH_FIELDS: tuple[Path, ...] = (
     ("gates", "golden", "uri"),
     ("metrics", "textfile"),
 )
-"""Paths or URIs, except lists of `files` (relative to `source.uri`) and of `labels` (names), and a
-schema that is given itself."""
+"""Fields with paths or URIs. Lists of `files` and `labels`, and inline schemas, have none."""
 _LISTS_OF_PATHS = (("source", "uri_roots"),)
 
 
 def problems_of_relative_paths(job: Job) -> Iterator[Problem]:
-    """Yield every path of a job that depends on the folder in which it runs."""
+    """Yield a problem for every relative path of a job."""
     for path, text in _named(job):
         if not text.startswith(("/", "${env:")) and "://" not in text:
             field = ".".join(map(str, path))
             yield Problem(
                 path,
-                f"{field} = {text:.80} is relative; submit runs elsewhere: give an absolute path "
-                "or a URI",
+                f"{field} = {text:.80} is relative, but the job runs on another machine: give an "
+                "absolute path or a URI",
             )
 
 
@@ -185,7 +184,7 @@ def _named(job: Job) -> Iterator[tuple[Path, str]]:
     for field in PATH_FIELDS:
         value: Any = job
         for name in field:
-            # Models of pydantic have a method of that name.
+            # pydantic models have a method `schema`.
             value = getattr(value, "schema_" if name == "schema" else str(name), None)
         if isinstance(value, str):
             yield field, value

@@ -1,7 +1,7 @@
-"""Say what is wrong with a job: every error at once, each with its line and what would be right.
+"""Describe all errors of a job at once, each with its line and the remedy.
 
-Values are shown unless credentials may be in them: nothing of `storage_options`, and nothing that
-came from the environment.
+Values that may hold credentials are hidden: those of `storage_options`, and those from environment
+variables.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _MAX_CHARS = 80
 _LAST_LINE = 1 << 62
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 _CHOICE = re.compile(r"'([^']*)'")
-_RESIZES = "how images come to size_px is resize: shortest, stretch, pad or none"
-_PAD = "a letterbox is resize: pad"
-_GRAY = "one channel is channels: gray"
-_ARGUMENTS = "the arguments of a factory are model.args"
-_DIRECTORY = "a model directory is named by model.path"
-_TEXTS = "texts lie in a column of Parquet or of lines, which source.text_column names"
+_RESIZES = "to choose how images reach size_px, use resize: shortest, stretch, pad or none"
+_PAD = "for a letterbox, use resize: pad"
+_GRAY = "for one channel, use channels: gray"
+_ARGUMENTS = "for the arguments of a factory, use model.args"
+_DIRECTORY = "for a model directory, use model.path"
+_TEXTS = "for texts, use format parquet, jsonl or csv, and source.text_column"
 _FACTORY_ARGUMENTS = ("factory_args", "factory_kwargs", "kwargs")
 _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("model", name) for name in _FACTORY_ARGUMENTS], _ARGUMENTS),
@@ -39,19 +39,19 @@ _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("transform", name) for name in ("pad", "letterbox")], _PAD),
     **dict.fromkeys([("transform", name) for name in ("grey", "gray", "grayscale")], _GRAY),
 }
-"""Settings that have no field -> what to use instead."""
+"""Wrong field -> what to use instead."""
 _PATTERN_HINTS: Mapping[Path, str] = {
     ("sink", "partition"): (
-        "write key=value, as in date=2026-11-24, of letters, digits and _, in the value also . : -"
+        "write key=value, such as date=2026-11-24: letters, digits and _, in the value also . : -"
     )
 }
-"""Fields whose values must match a pattern -> what to write."""
+"""Field with a pattern -> what to write."""
 _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
     (("transform", "channels"), "grey"): "did you mean gray?",
     **dict.fromkeys([(("transform", "resize"), value) for value in ("letterbox", "fit")], _PAD),
     **dict.fromkeys(
         [(("transform", "resize"), value) for value in ("squash", "warp", "exact")],
-        "both sides to size_px is resize: stretch",
+        "to resize both sides to size_px, use resize: stretch",
     ),
     **dict.fromkeys([(("source", "format"), value) for value in ("text", "json")], _TEXTS),
     **dict.fromkeys(
@@ -59,23 +59,23 @@ _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
             (("model", "task"), value)
             for value in ("detection", "object-detection", "object_detection")
         ],
-        "boxes are task detect",
+        "for boxes, use task: detect",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the values of a job come from."""
+    """The document and the overrides of a job."""
 
     name: str
-    """The file, or what stands for it."""
+    """The file name, or another name for messages."""
     document: Document
     overrides: tuple[Path, ...] = ()
-    """The fields that `--set` names."""
+    """The fields set by `--set`."""
 
     def place(self, problem: Problem) -> tuple[int, str]:
-        """Return where a problem stands: to sort by, and to show."""
+        """Return the place of a problem: a number to sort by, and a prefix to show."""
         path = problem.path
         depth, line = self.document.line(path)
         is_override = any(path[: len(override)] == override for override in self.overrides)
@@ -88,7 +88,7 @@ class Origin:
         return (0, "") if line is None else (line, f"line {line}: ")
 
     def _is_about(self, override: Path, problem: Problem) -> bool:
-        """Tell whether the problem of a section names a field that only an override has set."""
+        """Tell whether the problem of a section names a field that only an override sets."""
         depth, rest = len(problem.path), override[len(problem.path) :]
         if override[:depth] != problem.path or not rest:
             return False
@@ -102,8 +102,8 @@ def raise_problems(origin: Origin, problems: Iterable[Problem]) -> None:
     """Raise all problems as one error, in the order of the file.
 
     Raises:
-        JobError: There is one.
-        JobErrors: There are more.
+        JobError: There is one problem.
+        JobErrors: There are several.
     """
     placed = sorted((*origin.place(problem), problem.text) for problem in problems)
     lines = list(dict.fromkeys(_one_line(f"{place}{text}") for _, place, text in placed))
@@ -122,17 +122,17 @@ def _one_line(text: str) -> str:
 
 
 def describe(error: ValidationError, job: Any, secrets: Secrets) -> Iterator[Problem]:
-    """Yield what the job's sections say of a document, without its secrets."""
+    """Yield the problems in a validation error, without secrets."""
     for details in error.errors(include_url=False):
         path = _path(details, job)
         if any(path[: len(parent)] == parent for parent in secrets.unknown):
-            continue  # said already
+            continue  # reported already
         text = _text(path, details, is_secret=path in secrets.paths)
         yield Problem(path, secrets.hide(text))
 
 
 def _path(details: Mapping[str, Any], job: Any) -> Path:
-    """Return the path of the value that an error is about: its location without names of types."""
+    """Return the path of the wrong value: the location of the error without names of types."""
     value: Any = job
     path: Path = ()
     location = details["loc"]
@@ -162,7 +162,7 @@ def _text(path: Path, details: Mapping[str, Any], *, is_secret: bool) -> str:
     if error_type == "literal_error":
         message += _choice(path, value, _CHOICE.findall(details["ctx"]["expected"]))
     if error_type == "string_type" and isinstance(value, bool | int | float) and not is_secret:
-        message += "; in quotes it is text"
+        message += "; quote it to make it a string"
     return f"{field}{_shown(path, value, is_secret)}: {message}"
 
 
@@ -181,7 +181,7 @@ def _choice(path: Path, value: Any, allowed: list[str]) -> str:
 
 
 def _instead(path: Path) -> str:
-    """Say which key would be right."""
+    """Return a hint for an unknown key."""
     section, allowed = _section_of(path)
     name = str(path[-1])
     if hint := _HINTS.get(path):
@@ -203,7 +203,7 @@ def _did_you_mean(name: str, allowed: Iterable[str]) -> str:
 def _as_section(path: Path) -> str:
     _, allowed = _section_of((*path, ""))
     example = "{mode: off}" if "mode" in allowed else "{" + allowed[0] + ": ...}"
-    return f"expected fields, as in {example}; allowed are {', '.join(allowed)}"
+    return f"expected fields, such as {example}; allowed are {', '.join(allowed)}"
 
 
 def _homes(name: str) -> Iterator[str]:
@@ -226,13 +226,13 @@ def _section_of(path: Path) -> tuple[str, list[str]]:
         field = model.model_fields.get(name)
         types = _flat(field.annotation) if field else ()
         sections = [t for t in types if isinstance(t, type) and issubclass(t, BaseModel)]
-        model = sections[0] if sections else model  # a name that the job gives, of an input
+        model = sections[0] if sections else model  # the name of an input, chosen by the user
     fields = model.model_fields.items()
     return ".".join(names), [field.alias or name for name, field in fields]
 
 
 def _flat(annotation: Any) -> Iterator[Any]:
-    """Yield a type and those that it is made of: of `tuple[str | Golden, ...]` also `Golden`."""
+    """Yield a type and its arguments: for `tuple[str | Golden, ...]` also `Golden`."""
     yield annotation
     for inner in get_args(annotation):
         yield from _flat(inner)

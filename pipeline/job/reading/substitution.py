@@ -1,4 +1,4 @@
-"""Fill `${date}`, `${hour}` and `${env:NAME}` into a job, and remember what is secret."""
+"""Substitute `${date}`, `${hour}` and `${env:NAME}` in a job, and remember the secrets."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pipeline.job.reading.yaml_reader import MAX_CHARS, Path, Problem, has_surro
 
 _SUBSTITUTION = re.compile(r"\$\{([^}]*)\}")
 _SECRET_CHARS = 4
-"""Shorter values of variables are no secrets, and would be found in every sentence."""
+"""Shorter values are not hidden: they would match in every sentence."""
 
 
 @dataclass
 class Secrets:
-    """What no error may show."""
+    """Values that no error may show."""
 
     paths: set[Path] = field(default_factory=set)
-    """The values that the environment is part of."""
+    """Paths of values that contain an environment variable."""
     values: dict[str, str] = field(default_factory=dict)
     """Variable -> its value."""
     unknown: set[Path] = field(default_factory=set)
-    """The values that could not be substituted."""
+    """Paths of values that could not be substituted."""
 
     def hide(self, text: str) -> str:
         """Replace values of the environment by the names of their variables."""
@@ -37,21 +37,21 @@ class Secrets:
 
 @dataclass
 class Substitution:
-    """Fills in `${date}`, `${hour}` and `${env:NAME}`, and nothing else."""
+    """Substitutes `${date}`, `${hour}` and `${env:NAME}`, and nothing else."""
 
     date: dt.date
-    """A `datetime` has an hour, too."""
+    """A `datetime` also has an hour."""
     environment: Mapping[str, str] | None
-    """None leaves `${env:NAME}` as it is."""
+    """None: do not substitute `${env:NAME}`."""
     secrets: Secrets = field(default_factory=Secrets)
     problems: list[Problem] = field(default_factory=list)
     _num_chars: int = 0
 
     def apply(self, value: Any, path: Path = ()) -> Any:
-        """Return a document with all its texts substituted; the rest stays as it is.
+        """Return a document with all its strings substituted.
 
         Raises:
-            ValueError: There would be more text than a job may have.
+            ValueError: The result is larger than a job may be.
         """
         if isinstance(value, dict):
             return {
@@ -86,7 +86,9 @@ class Substitution:
         if name == "hour" and isinstance(self.date, dt.datetime):
             return self._counted(f"{self.date:%H}")
         if name == "hour":
-            self._wrong(path, f"${{hour}}: which one? give the date as {self.date:%Y-%m-%d}T05")
+            self._wrong(
+                path, f"${{hour}} needs a date with an hour, such as {self.date:%Y-%m-%d}T05"
+            )
             return match.group(0)
         if variable == name:
             shown = "" if "storage_options" in path else f"${{{name:.80}}}: "
@@ -102,7 +104,7 @@ class Substitution:
     def _counted(self, text: str) -> str:
         self._num_chars += len(text)
         if self._num_chars > MAX_CHARS:
-            raise ValueError(f"more than {MAX_CHARS >> 20} MiB of text, once substituted")
+            raise ValueError(f"more than {MAX_CHARS >> 20} MiB of text after substitution")
         return text
 
     def _wrong(self, path: Path, text: str) -> None:

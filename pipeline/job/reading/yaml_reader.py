@@ -1,8 +1,8 @@
-"""Read the YAML of a job file: YAML 1.2's core types, every key once, bounded before it grows.
+"""Read the YAML of a job file: the core types of YAML 1.2, unique keys, limited size.
 
-`true` and `false` are the only booleans: `on`, `off`, `yes` and `no` are text, and so are dates and
-times. PyYAML parses; what its nodes become is decided here, because its own constructors expand all
-aliases, know YAML 1.1's types and run out of stack.
+`true` and `false` are the only booleans: `on`, `off`, `yes` and `no` are strings, and so are dates
+and times. PyYAML parses; its nodes become values here, because its own constructors expand all
+aliases, use the types of YAML 1.1 and can exhaust the stack.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import yaml
 from pipeline.core.errors import JobError
 
 Path = tuple[str | int, ...]
-"""Where a value stands: keys, and positions in lists."""
+"""The place of a value: keys, and positions in lists."""
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_NODES = 100_000
-"""Texts, numbers, lists and mappings, those behind an alias counted each time."""
+"""Values, lists and mappings; those behind an alias count each time."""
 MAX_CHARS = 4 * MAX_BYTES
 _MAX_DIGITS = 400
 
@@ -38,31 +38,31 @@ _CORE = (
     (_MERGE, re.compile(r"<<")),
 )
 """The core schema of YAML 1.2, and YAML 1.1's merge key."""
-# Of text that the parser quotes: it may be a password that begins with * or !.
+# Quotations of the parser: they may be of a password that begins with * or !.
 _QUOTED = re.compile(r"'(?!<)(?:\\.|[^'\\]){3,}'|\"(?:\\.|[^\"\\]){3,}\"")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong."""
+    """One error of a job."""
 
     path: Path
     text: str
     line: int | None = None
-    """Where it is not the line of `path`."""
+    """The line, unless it is that of `path`."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """What the YAML says, and where."""
+    """The value of a YAML document, with the lines of its parts."""
 
     value: Any
     root: yaml.Node | None = None
     problems: tuple[Problem, ...] = ()
 
     def line(self, path: Path) -> tuple[int, int | None]:
-        """Return how many parts of a path there are, and the line of the last of them."""
+        """Return how many parts of a path exist, and the line of the last of them."""
         node, line = self.root, None
         for depth, part in enumerate(path):
             child = _child(node, part)
@@ -73,10 +73,10 @@ class Document:
 
 
 def read_yaml(path: str) -> Document:
-    """Read a mapping; say what is wrong without showing the text.
+    """Read a mapping from a file; errors do not quote its text.
 
     Raises:
-        JobError: It cannot be read, or is no mapping in plain YAML.
+        JobError: It cannot be read, or is not a mapping in plain YAML.
     """
     try:
         with open(path, "rb") as file:
@@ -84,9 +84,9 @@ def read_yaml(path: str) -> Document:
     except OSError as error:
         raise JobError(f"{path}: cannot read the job file: {error.strerror}") from None
     except ValueError:  # a NUL in the name
-        raise JobError(f"{path}: cannot read the job file: no such name") from None
+        raise JobError(f"{path}: cannot read the job file: invalid file name") from None
     if len(data) > MAX_BYTES:
-        raise JobError(f"{path}: a job file has at most {MAX_BYTES >> 20} MiB")
+        raise JobError(f"{path}: a job file may have at most {MAX_BYTES >> 20} MiB")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,7 +97,7 @@ def read_yaml(path: str) -> Document:
     except ValueError as error:
         raise JobError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(document.value, dict):
-        raise JobError(f"{path}: a job file is a mapping with source, model and sink")
+        raise JobError(f"{path}: a job file must be a mapping with source, model and sink")
     return document
 
 
@@ -105,7 +105,7 @@ def parse(text: str) -> Document:
     """Parse one document.
 
     Raises:
-        ValueError: It is not YAML, or more than the limits allow; without the text itself.
+        ValueError: It is not YAML, or exceeds the limits; the message does not quote it.
     """
     try:
         root = _Composer(text).get_single_node()
@@ -154,7 +154,7 @@ class _Composer(yaml.SafeLoader):
 
 
 class _Builder:
-    """Makes plain values of nodes, and collects what is wrong with single ones."""
+    """Turns nodes into plain values, and collects the problems of single ones."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -165,7 +165,7 @@ class _Builder:
         """Return the value of a node.
 
         Raises:
-            yaml.MarkedYAMLError: It contains itself, or is too large once aliases are expanded.
+            yaml.MarkedYAMLError: It contains itself, or is too large with its aliases expanded.
         """
         self._num_nodes += 1
         if isinstance(node, yaml.ScalarNode):
@@ -177,7 +177,7 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if id(node) in self._open:
-            raise _marked("an alias stands inside of what it refers to", node.start_mark)
+            raise _marked("an alias refers to a value that contains it", node.start_mark)
         self._open.add(id(node))
         try:
             return self._collection(node, path)
@@ -196,19 +196,19 @@ class _Builder:
         values: dict[str, Any] = {}
         for key, item in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                self._problem("a key is a list or a mapping, expected text", key, path)
+                self._problem("a key must be a string, not a list or a mapping", key, path)
             elif key.tag == _MERGE:
                 continue
             elif (name := joined(key.value)) in values:
                 is_open = "storage_options" not in path
                 shown = f"the key {name}" if is_open else "a key"
-                self._problem(f"{shown} is there twice", key, path)
+                self._problem(f"{shown} occurs twice", key, path)
             else:
                 values[name] = self.build(item, (*path, name))
         for merged in _merged(node):
             mapping = self.build(merged, path)
             if not isinstance(mapping, dict):
-                self._problem("<< takes mappings only", merged, path)
+                self._problem("<< accepts only mappings", merged, path)
                 continue
             values = {**mapping, **values}
         return values
@@ -230,7 +230,7 @@ class _Builder:
         return text.lower() == "true" if node.tag == _BOOL else None
 
     def _tagged(self, node: yaml.Node, path: Path) -> None:
-        text = "only text, numbers, lists and mappings; text that begins with ! needs quotes"
+        text = "tags are not supported; quote strings that begin with !"
         self._problem(text, node, path)
 
     def _problem(self, text: str, node: yaml.Node, path: Path) -> None:
@@ -238,22 +238,19 @@ class _Builder:
 
 
 def joined(text: str) -> str:
-    """Return text with its pairs of surrogates, as JSON escapes them, as the characters they are.
-
-    Halves of pairs stay.
-    """
+    """Return text with surrogate pairs, as in JSON escapes, joined; lone surrogates stay."""
     if not _SURROGATES.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def has_surrogates(text: str) -> bool:
-    """Tell whether text has what no UTF-8 can hold: undecodable bytes, or a half of a pair."""
+    """Tell whether text has surrogates, which UTF-8 cannot encode."""
     return _SURROGATES.search(text) is not None
 
 
 def _merged(node: yaml.MappingNode) -> Iterator[yaml.Node]:
-    """Yield what `<<` names, that which wins first."""
+    """Yield the nodes that `<<` merges, in order of precedence."""
     for key, item in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag == _MERGE:
             yield from item.value if isinstance(item, yaml.SequenceNode) else [item]
@@ -272,12 +269,12 @@ def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | N
 
 
 def _too_deep(mark: yaml.Mark) -> yaml.MarkedYAMLError:
-    return _marked(f"nested more than {MAX_DEPTH} deep", mark)
+    return _marked(f"nested more than {MAX_DEPTH} levels deep", mark)
 
 
 def _too_large(mark: yaml.Mark) -> yaml.MarkedYAMLError:
     limits = f"more than {MAX_NODES:,} values or {MAX_CHARS >> 20} MiB"
-    return _marked(f"{limits}, with what aliases stand for", mark)
+    return _marked(f"{limits}, including expanded aliases", mark)
 
 
 def _marked(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
@@ -285,7 +282,7 @@ def _marked(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
 
 
 def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
-    """Say what is wrong and in which line, without the text there: it may be a credential."""
+    """Return the error and its line, without the text there, which may be a credential."""
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
         return f"line {line}: a character that YAML does not allow"
@@ -293,7 +290,7 @@ def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
         return "it cannot be parsed"
     problem = _QUOTED.sub("...", error.problem or "")
     if "alias" in problem and "undefined" in problem:
-        problem += " (text that begins with * needs quotes)"
+        problem += " (quote strings that begin with *)"
     elif r"'\t'" in problem:
         problem += " (indent with spaces, not with tabs)"
     return f"line {error.problem_mark.line + 1}: {problem}"

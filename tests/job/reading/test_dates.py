@@ -47,7 +47,7 @@ def test_a_time_is_its_hour_in_utc(moment: dt.datetime, hour: dt.datetime) -> No
     ("text", "message"),
     [
         *(
-            (text, "write YYYY-MM-DD, or of an hour")
+            (text, "write YYYY-MM-DD, or YYYY-MM-DDTHH")
             for text in ("", "24.11.2026", "2026-11-24T5:3")
         ),
         ("2026-11-31", "date 2026-11-31: there is no such day"),
@@ -69,7 +69,7 @@ def test_days_and_hours_are_both_included() -> None:
 
 
 def test_a_range_has_to_make_sense() -> None:
-    with pytest.raises(JobError, match="from 2026-11-24T05 to 2026-11-24: hours need every hour"):
+    with pytest.raises(JobError, match="from 2026-11-24T05 to 2026-11-24: hours need --every hour"):
         dates_between(FIVE, DAY)
     with pytest.raises(JobError, match="from 2026-11-24 to 2026-11-23: --from is after --to"):
         dates_between(DAY, DAY - dt.timedelta(days=1))

@@ -45,7 +45,9 @@ def test_an_hour_is_filled_in_and_missed_where_only_a_date_is_given():
     filled = Substitution(DAY, {})
     filled.apply({"sink": {"partition": text}})
     (problem,) = filled.problems
-    assert problem.text == "sink.partition: ${hour}: which one? give the date as 2026-11-24T05"
+    assert (
+        problem.text == "sink.partition: ${hour} needs a date with an hour, such as 2026-11-24T05"
+    )
 
 
 def test_a_key_with_half_a_character_is_said_and_becomes_text():

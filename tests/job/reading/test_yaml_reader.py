@@ -36,7 +36,7 @@ def test_a_path_has_the_line_of_the_last_part_that_is_there(
 def test_a_list_in_lists_is_read_down_to_a_depth():
     deepest = "[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1)
     assert str(parse(deepest).value) == deepest
-    with pytest.raises(ValueError, match=f"^line 1: nested more than {MAX_DEPTH} deep$"):
+    with pytest.raises(ValueError, match=f"^line 1: nested more than {MAX_DEPTH} levels deep$"):
         parse(f"[{deepest}]")
 
 
@@ -45,7 +45,7 @@ def test_a_list_in_lists_is_read_down_to_a_depth():
     [
         ("a:\n\t- b", r"^line 2: found character .* \(indent with spaces, not with tabs\)$"),
         ("a: [1", r"^line 1: expected [^(]*$"),
-        ("a: *x", r"^line 1: .* \(text that begins with \* needs quotes\)$"),
+        ("a: *x", r"^line 1: .* \(quote strings that begin with \*\)$"),
     ],
 )
 def test_what_is_likely_meant_is_said_beside_what_is_wrong(text: str, message: str):
@@ -56,6 +56,6 @@ def test_what_is_likely_meant_is_said_beside_what_is_wrong(text: str, message: s
 def test_a_key_that_is_there_twice_is_shown_unless_it_may_be_a_credential():
     problems = parse("a: {storage_options: {k: 1, k: 2}}\nb: {k: 1, k: 2}").problems
     assert [(problem.text, problem.line) for problem in problems] == [
-        ("a key is there twice", 1),
-        ("the key k is there twice", 2),
+        ("a key occurs twice", 1),
+        ("the key k occurs twice", 2),
     ]
