@@ -335,7 +335,7 @@ def test_overrides_are_yaml_and_win_in_order(tmp_path: Path):
         ("transform={", "--set transform: write section.field=value, such as model.batch_size=64"),
         (
             "transform={size_px: 64, resize: pad}",
-            "set the fields of a section one by one: --set transform.size_px=... --set transform.resize",
+            "set the fields of a section one by one: --set transform.size_px=... --set",
         ),
         ("model.batch_size", "write section.field=value"),
         ("=64", "write section.field=value"),
