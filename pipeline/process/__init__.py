@@ -1,5 +1,5 @@
-"""How this process lives, stops, speaks and is watched; README.md has its states.
+"""The life of a process: how it stops, what it writes, and how others watch it; see README.md.
 
-Begin with `keeper.py` (the two processes of a command), `interrupts.py` (stops) and `life.py` (what
-a run keeps). The hooks of `failpoints.py` do nothing unless a test's environment asks for them.
+Begin with `keeper.py` (the two processes of a command), `interrupts.py` (stops) and `run_scope.py`
+(values of a run). `failpoints.py` does nothing unless the environment of a test asks for it.
 """

@@ -1,8 +1,8 @@
-"""Run a function of ours over foreign data in a child process without a network and with limits.
+"""Call a function of ours over untrusted data in a child process with limits and without a network.
 
 A server process imports the libraries once, and forks a child for each call
-(`confined_server.py`, which says what a child may not do). Processes that this one forks share it.
-It ends when all of them have ended.
+(`confined_server.py`, which lists what a child may not do). Processes that this one forks share the
+server. It ends when all of them have ended.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pipeline.process.liveness import still_alive
 
 _SERVER = "pipeline.process.confined_server"
 _KEPT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
-"""Variables of the environment that the server keeps: none of them can hold a secret."""
+"""Environment variables that the server keeps: none of them can hold a secret."""
 _SET = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
-    "HOME": "/nonexistent",  # no settings, caches or tokens of the user
-    "MALLOC_ARENA_MAX": "2",  # each more reserves 64 MiB of the addresses that are limited
+    "HOME": "/nonexistent",  # no settings, caches and tokens of the user
+    "MALLOC_ARENA_MAX": "2",  # each further one reserves 64 MiB of the limited addresses
     "OMP_WAIT_POLICY": "passive",  # threads of small models would spend their time waiting
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_OFFLINE": "1",
@@ -43,24 +43,24 @@ _SHOWN_CHARS = 300
 
 
 class ConfinedError(Exception):
-    """The function raised an error that is none of ours, or its process ended; has one line."""
+    """The function raised an error that is not ours, or its process ended; one line."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a function in a confined child; the server reads it from a pipe of ours."""
+    """A call of a function in a confined child, as the server reads it from our pipe."""
 
     function: str
     """`module:name` of a function that takes the arguments and returns a JSON value."""
     arguments: bytes
-    """Pickled; only the child makes them again."""
+    """Pickled; only the child unpickles them."""
     reads: tuple[str, ...]
-    """Files and folders that it may read, besides the installed packages."""
+    """Files and folders that the child may read, besides the installed packages."""
     imports: tuple[str, ...]
-    """Modules that the server imports before it forks; what is not installed is left out."""
+    """Modules that the server imports before it forks; missing ones are skipped."""
     cpu_s: int
     memory_bytes: int
-    """Beyond what the libraries take."""
+    """Memory beyond that of the libraries."""
 
 
 def confined(
@@ -76,11 +76,11 @@ def confined(
     Args:
         function: `module:name`; the server imports the module once.
         arguments: Plain values that can be pickled.
-        reads: Files and folders that it may read, besides the installed packages.
+        reads: Files and folders that the child may read, besides the installed packages.
         imports: Modules to import once for all calls of this process, or functions `module:name` to
             call once.
-        cpu_s: Processor time that it may take; twice as much of the clock.
-        memory_bytes: Memory that it may take beyond its imports.
+        cpu_s: Limit of processor time; the limit of wall-clock time is twice as much.
+        memory_bytes: Limit of memory beyond the imports.
 
     Raises:
         PipelineError: The function raised it.
@@ -95,7 +95,7 @@ def confined(
         cpu_s,
         memory_bytes,
     )
-    # If this is left by Ctrl-C, the server sees the end of the connection and kills the child.
+    # After Ctrl-C here the server sees the end of the connection and kills the child.
     with _connected() as server:
         try:
             server.send(call)
@@ -121,7 +121,7 @@ def _result(reply: Any) -> Any:
 
 
 class _Server:
-    """The process that children are forked from."""
+    """The process from which children are forked."""
 
     def __init__(self, path: Sequence[str]) -> None:
         self.path = path
@@ -135,7 +135,7 @@ class _Server:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C is its caller's
+                process_group=0,  # Ctrl-C is for its caller
             )
 
     def connect(self) -> Connection:
@@ -154,18 +154,18 @@ class _Server:
         return ours
 
     def close(self) -> None:
-        """Let it end when the processes that share it have ended."""
+        """Let the server end when the processes that share it have ended."""
         self._control.close()
         self._process.poll()
 
 
 _turns: dict[int, threading.Lock] = {}
-"""Process -> which thread of it may start the server: a fork knows nothing of another's threads."""
+"""Process -> lock for its threads that start the server; a fork has no use for its parent's."""
 _servers: list[_Server] = []
 
 
 def start_server() -> None:
-    """Start the process that children are forked from, unless it runs."""
+    """Start the process from which children are forked, unless it runs."""
     _connected().close()
 
 
@@ -176,7 +176,7 @@ def _connected() -> Connection:
             try:
                 return _servers[0].connect()
             except OSError:
-                pass  # it has ended, for lack of memory perhaps
+                pass  # it has ended, perhaps for lack of memory
         for server in _servers:
             server.close()
         _servers[:] = [_Server(path)]

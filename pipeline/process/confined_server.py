@@ -45,25 +45,25 @@ _PATH_BENEATH = 1
 _NO_NEW_PRIVS = 38
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _FILE = 1 << 1 | _READ_FILE
-"""Rights that a file can have: to be written and read."""
+"""Rights of a file: write and read."""
 _FILESYSTEM = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1}
-"""Version -> rights over files that it knows: to run, write, read, make, remove, ..."""
+"""Version -> known rights over files: run, write, read, make, remove, ..."""
 _TCP = 0b11
-"""To bind and to connect; since version 4."""
+"""Bind and connect; since version 4."""
 _SCOPES = 0b11
 """Other processes' abstract Unix sockets, and signals to them; since version 6."""
 _RUN = 1
 
 
 def restrict(readable: Sequence[str], writable: Sequence[str]) -> bool:
-    """Restrict this process to read and write below some paths, run no program and connect nowhere.
+    """Restrict this process by the kernel: reading and writing below paths, no program, no network.
 
     Args:
-        readable: Files and folders; what is not there is left out.
-        writable: Likewise; they are readable, too.
+        readable: Files and folders; missing ones are skipped.
+        writable: Files and folders that are readable, too; missing ones are skipped.
 
     Returns:
-        Whether the kernel holds it.
+        Whether the kernel enforces it.
     """
     if sys.platform != "linux":
         return False
@@ -103,7 +103,7 @@ def _allow(libc: ctypes.CDLL, rules: int, path: str, allowed: int) -> None:
 _MOST_REPLY_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 16
 _GRACE_S = 5
-"""From the limit of processor time, which a signal names, to the end that nothing can put off."""
+"""Time from the limit of processor time, which sends a signal, to the unconditional end."""
 _REFUSED = frozenset(
     (
         *("os.exec", "os.fork", "os.forkpty", "os.kill", "os.killpg", "os.posix_spawn"),
@@ -126,17 +126,17 @@ _SYSTEM = (
     *("/dev/null", "/dev/urandom", "/dev/random", "/etc/ld.so.cache", "/etc/localtime"),
     *("/etc/mime.types", "/lib", "/lib64", "/sys", "/System", "/usr"),
 )
-"""What libraries read of a system."""
+"""Files of the system that libraries read."""
 _MACHINE = ("cpuinfo", "filesystems", "meminfo", "self", "stat", "sys", "version")
-"""What they read in /proc: not what belongs to other processes."""
+"""Files in /proc that libraries read; none belongs to another process."""
 _CODE = (*all_suffixes(),)
 _PACKAGES = ("dist-packages", "site-packages")
 refused: list[str] = []
-"""What this child was refused; a library may hide that from its caller."""
+"""What this child was refused; a library may hide a refusal from its caller."""
 
 
 def main() -> None:
-    """Answer calls until all callers have gone."""
+    """Answer calls until all callers have ended."""
     control = socket.socket(fileno=int(sys.argv[1]))
     warm: set[str] = set()
     gc.disable()
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def _warm_up(call: Call, warm: set[str]) -> None:
-    """Import what calls need, so that each child has it."""
+    """Import the modules that calls need, so that each child has them."""
     for name in (*call.imports, call.function.partition(":")[0]):
         if name not in warm:
             module, _, function = name.partition(":")
@@ -186,14 +186,14 @@ def _reply(call: Call, caller: Connection, control: socket.socket) -> bytes:
 
 
 def _read_reply(source: int, caller: Connection, until_s: float, child: int) -> bytes:
-    """Return the reply of a child, which has ended then."""
+    """Return the reply of a child, after the child has ended."""
     reply, reason = bytearray(), ""
     waiting: list[Any] = [source, caller]
     while not reason:
         left_s = until_s - time.monotonic()
         ready, _, _ = select.select(waiting, [], [], max(0.0, left_s))
-        if caller in ready:  # nothing is due from the caller: it has gone
-            reason = "its caller has gone"
+        if caller in ready:  # the caller sends nothing more, so it has ended
+            reason = "its caller has ended"
         elif not ready:
             reason = "it takes too long"
         elif not (chunk := os.read(source, _CHUNK_BYTES)):
@@ -222,7 +222,7 @@ def _error(name: str, message: str) -> bytes:
 
 
 def _serve(call: Call, folder: str, sink: int) -> None:
-    """Make the call in this process, which ends with it."""
+    """Make the call in this process, then end the process."""
     try:
         gc.enable()
         function, arguments = _prepared(call, folder)
@@ -238,7 +238,7 @@ def _serve(call: Call, folder: str, sink: int) -> None:
 
 
 def _prepared(call: Call, folder: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return the function of a call and its arguments, with this process confined."""
+    """Confine this process; return the function of a call and its arguments."""
     die_with(os.getppid())
     os.environ.update(
         HF_HOME=f"{folder}/hub", HOME=folder, TMPDIR=folder, XDG_CACHE_HOME=f"{folder}/cache"
@@ -260,7 +260,7 @@ def _prepared(call: Call, folder: str) -> tuple[Callable[..., Any], tuple[Any, .
 
 
 def _limit(what: int, most: int, grace: int = 0) -> None:
-    """Set a limit of this process, within that which it has."""
+    """Set a limit of this process, within its existing limit."""
     _, hard = resource.getrlimit(what)
     if hard == resource.RLIM_INFINITY:
         hard = most + grace
@@ -280,7 +280,7 @@ class _Fence:
         self.foreign = (*map(os.path.realpath, call.reads), *self.inside)
         self.readable = (*map(os.path.realpath, (*installed, *_SYSTEM, *machine)), *self.foreign)
         self.code = (*(path for path in paths if not _is_below(path, self.readable)),)
-        """Other folders that modules are imported from, a home perhaps: files of code alone."""
+        """Other folders that modules are imported from, such as a home; only code is readable."""
         self.writable = (*self.inside, "/dev/null")
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -296,7 +296,7 @@ class _Fence:
             ):
                 _refuse("listing", arguments[0])
         elif event in _CHANGES:
-            # What a link leads to is checked when it is opened.
+            # The target of a link is checked when it is opened.
             for path in arguments[1:2] if event == "os.symlink" else arguments[:2]:
                 if isinstance(path, str | bytes) and not _is_below(path, self.inside):
                     _refuse(event, path)
@@ -315,7 +315,7 @@ class _Fence:
             name = arguments[0].co_filename
         else:
             name = arguments[1] if event == "import" else arguments[0]
-        # Code without a file is made by libraries, such as dataclasses.
+        # Libraries such as dataclasses make code without a file.
         if isinstance(name, str) and os.sep in name and _is_below(name, self.foreign):
             _refuse("running code", name)
 

@@ -1,8 +1,9 @@
-"""Named points at which a test may end the process, so that every crash window can be entered.
+"""Named points at which a test ends the process, so that every crash window can be entered.
 
-`PIPELINE_FAILPOINT=name:kill` kills the command with SIGKILL there, `name:term`, `name:int`,
-`name:hup` and `name:quit` send it a signal to end, `name:stop` sends SIGSTOP, `name:raise` raises,
-and `name:kill:3` does so the third time. Unset, the cost is one dictionary look-up.
+`PIPELINE_FAILPOINT=name:kill` kills the command with SIGKILL at the point `name`; `name:term`,
+`name:int`, `name:hup` and `name:quit` send a signal to end, `name:stop` sends SIGSTOP, and
+`name:raise` raises an error. `name:kill:3` acts at the third time. Unset, the cost is one
+dictionary look-up.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _reached: Counter[str] = Counter()
 
 
 def failpoint(name: str) -> None:
-    """Mark a step of a run by name; who watches over the run sees that it got there."""
+    """Mark a step of a run by name; the step counts as progress."""
     note_progress(name)
     failpoint_quiet(name)
 
 
 def failpoint_quiet(name: str) -> None:
-    """Mark a place that is no step forward, as the lease's thread gets there by itself, too."""
+    """Mark a point that does not count as progress: the thread of the lease reaches it, too."""
     wanted = os.environ.get(FAILPOINT)
     if wanted is None:
         return

@@ -1,4 +1,4 @@
-"""Tell whether a process that is known by what it wrote still runs: pids and names come again."""
+"""Identify a process in stored documents, where numbers and host names are used again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, with enough to see on the same machine whether it still runs."""
+    """A process, with all that is needed to see on the same machine whether it still runs."""
 
     host: str
     machine: str
@@ -30,7 +30,7 @@ class ProcessId:
         return cls(socket.gethostname(), _machine(), process.pid, _started(process))
 
     def has_ended(self) -> bool:
-        """Tell that it was a process of this machine that has ended; False if that is unknown."""
+        """Tell whether it was a process of this machine and has ended; False if unknown."""
         if self.machine != _machine():
             return False
         try:
@@ -51,14 +51,14 @@ def _machine() -> str:
             os.readlink("/proc/self/ns/pid"),
         ]
     except OSError:
-        log.debug("no /proc here: the boot time stands for the boot id")
+        log.debug("no /proc: using the boot time instead of the boot id")
     return " ".join(parts)
 
 
 def _started(process: psutil.Process) -> float:
-    """Return when a process started, in ticks since the machine's start, if /proc says so.
+    """Return when a process started, in ticks since the boot if /proc has it.
 
-    psutil's own answer moves when the clock is set: it adds a time of day.
+    The answer of psutil changes when the clock is set, because it adds a time of day.
     """
     try:
         stat = Path(f"/proc/{process.pid}/stat").read_text()

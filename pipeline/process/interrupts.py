@@ -1,7 +1,8 @@
-"""Make the thread that runs a job stop: signals and timers become one KeyboardInterrupt.
+"""Stop the thread that runs a job: signals and timers become one KeyboardInterrupt.
 
-A KeyboardInterrupt, for nothing else gets through: any other exception that a signal handler raises
-while Ray waits is printed and forgotten, and code that expects failures would take it for one.
+It is a KeyboardInterrupt because nothing else gets through: any other exception that a signal
+handler raises while Ray waits is printed and forgotten, and code that expects failures would take
+it for a failure.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pipeline.process.run_scope import current_scope, new_scope
 from pipeline.process.shared_notes import current_notes
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""The signals that stop what runs."""
+"""The signals that stop a run."""
 _WAKE = signal.SIGALRM
 
 
@@ -30,7 +31,7 @@ class _Stop:
 
     reason: PipelineError | None = None
     num_deferring: int = 0
-    """How many bodies of `defer_stops` there are."""
+    """Number of bodies of `defer_stops` in progress."""
     thread: int | None = None
     """The thread that may be interrupted, if there is one."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -41,9 +42,9 @@ def _stop() -> _Stop:
 
 
 def handle_signals() -> None:
-    """Let the first signal of STOPS stop what runs; later ones are the parent's (`keeper`).
+    """Let the first signal of STOPS stop the run; the parent handles later ones (`keeper`).
 
-    `nohup` and shells ignore some of them for a process that is to outlive its terminal.
+    `nohup` and shells ignore some signals for a process that is to outlive its terminal.
     """
     for number in STOPS:
         if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN:
@@ -52,7 +53,7 @@ def handle_signals() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     stop = _stop()
-    if stop.reason is None:  # otherwise it is stopping already, and must not be disturbed at that
+    if stop.reason is None:  # otherwise it is stopping already, undisturbed
         stop.reason = Stopped(f"{signal.Signals(number).name} received")
         if not stop.num_deferring:
             raise KeyboardInterrupt
@@ -60,12 +61,12 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def stopped_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C stop what runs in the body of a caller's program; a second one is Python's again.
+    """Let Ctrl-C stop the run in the body, in a caller's program; a second one acts as in Python.
 
-    Only on the main thread, and if the caller has no handler of its own. Others are not touched.
+    This applies on the main thread, and only if the caller has no handler of its own.
 
     Raises:
-        Interrupted: It came.
+        Interrupted: Ctrl-C came.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -91,16 +92,16 @@ def stopped_by_ctrl_c() -> Iterator[None]:
         interrupted.report = error.report
         raise interrupted from None
     else:
-        if has_come:  # while what may not be left half done was done
+        if has_come:  # during a step that must not be interrupted
             raise Interrupted("interrupted when the run was over; its report is stored")
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if has_come:
-            stop.reason = before  # the program may go on
+            stop.reason = before  # the program may continue
 
 
 def ignore_stops() -> None:
-    """Ignore signals from now on: the work is done and only has to be shown."""
+    """Ignore signals from now on: the work is done, and only the result is to be shown."""
     if (notes := current_notes()) is not None:
         notes.ignores_signals = True
     if threading.current_thread() is threading.main_thread():
@@ -111,9 +112,9 @@ def ignore_stops() -> None:
 
 @contextlib.contextmanager
 def defer_stops() -> Iterator[None]:
-    """Let a first signal, or `interrupt`, be noted only: the body is to be done as a whole.
+    """Only note a first signal or `interrupt` during the body, which must not be interrupted.
 
-    The supervisor of a run limits its time, and a second signal ends the process, as always.
+    The supervisor of a run limits its time, and a second signal ends the process as always.
     """
     stop = _stop()
     stop.num_deferring += 1
@@ -124,12 +125,12 @@ def defer_stops() -> Iterator[None]:
 
 
 def reason() -> PipelineError | None:
-    """Return why this process is to stop; None if it is not."""
+    """Return why this process is to stop; None if it is not to stop."""
     return _stop().reason
 
 
 def as_ours(error: BaseException) -> PipelineError:
-    """Return an error with an exit code: why this process stops, or 1 for what is unexpected."""
+    """Return an error with an exit code: the reason of a stop, or 1 for an unexpected error."""
     if isinstance(error, PipelineError):
         return error
     if isinstance(error, KeyboardInterrupt):
@@ -139,7 +140,7 @@ def as_ours(error: BaseException) -> PipelineError:
 
 @contextlib.contextmanager
 def stoppable_body() -> Iterator[None]:
-    """Let `interrupt` end the body; it then ends with the reason as its error, as by a signal.
+    """Let `interrupt` end the body, with the reason as its error, as a signal would.
 
     Raises:
         PipelineError: The reason.
@@ -163,14 +164,14 @@ def stoppable_body() -> Iterator[None]:
 
 
 def interrupt(why: PipelineError) -> None:
-    """End what is `stoppable_body`, if anything is; the first reason counts."""
+    """End the current `stoppable_body`, if there is one; the first reason counts."""
     stop = _stop()
     with stop.lock:
         if stop.reason is not None or stop.thread is None:
             return
         stop.reason = why
         if stop.thread == threading.main_thread().ident:
-            signal.pthread_kill(stop.thread, _WAKE)  # also ends what it waits for
+            signal.pthread_kill(stop.thread, _WAKE)  # also ends a wait
         else:
             target, error = ctypes.c_ulong(stop.thread), ctypes.py_object(KeyboardInterrupt)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(target, error)

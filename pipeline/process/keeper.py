@@ -1,9 +1,9 @@
-"""The two processes of a command: a small parent that stays as it began, and a child that works.
+"""The two processes of a command: a small parent that imports nothing more, and a child that works.
 
-Ray's core ends its process from C++ where it finds no raylet, and the kernel ends one where memory
-runs out. The parent then still says one line, with an exit code. It passes on the first signal;
-a terminal or a scheduler may send it to both, which the child does not mind. A second one, which
-the parent alone counts, ends the child at once.
+Ray's core ends its process from C++ if it finds no raylet, and the kernel ends a process if memory
+runs out. The parent then still prints one line and returns an exit code. It passes on the first
+signal; a terminal or a scheduler may send it to both, which does no harm. A second signal, which
+only the parent counts, ends the child at once.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from pipeline.process.screen import write_line
 from pipeline.process.shared_notes import SharedNotes, current_notes, note, set_current_notes
 
 _GOES_ON = (Stopped.exit_code, InfraError.exit_code)
-"""Exit codes after which the command line is printed that goes on."""
+"""Exit codes after which the command line that continues the run is printed."""
 _MEANS = {
     "SIGKILL": "as happens when memory runs out",
     "SIGXFSZ": "a file grew beyond what ulimit -f allows",
     "SIGBUS": "as happens when /dev/shm is full",
 }
 Lost = Callable[[int, Mapping[str, Any]], NoReturn]
-"""Says how a child ended, by its exit code (minus a signal) and its notes, and ends the parent."""
+"""Reports how a child ended, by its exit code (minus a signal) and notes; ends the parent."""
 
 
 def prepare_last_lines(command: str | None, ok_exits: frozenset[int]) -> None:
-    """Note what the last lines need; the command or, if it was killed, its parent prints them.
+    """Note the content of the last lines; the command or, if it is killed, its parent prints them.
 
     Args:
-        command: The command line that continues it, printable; None: there is none.
-        ok_exits: Exit codes for which the process ends with 0.
+        command: The printable command line that continues the run; None: there is none.
+        ok_exits: Exit codes that become 0.
     """
     note(again=command, ok_exits=sorted(ok_exits), goes_on=list(_GOES_ON))
 
@@ -51,21 +51,23 @@ def print_last_lines(code: int) -> int:
     again = left.get("again") if code in left.get("goes_on", ()) else None
     with contextlib.suppress(OSError, ValueError):
         if is_ok:
-            write_line(f"exit 0 instead of {code}, as --ok-exit says")
+            write_line(f"exiting 0 instead of {code} (--ok-exit)")
         if again:
-            write_line(f"the same command again is safe, and keeps what is done: {again}")
+            write_line(f"finished work is kept; to continue, run: {again}")
         if is_ok or again:
             sys.stderr.flush()
     return 0 if is_ok else code
 
 
 def keep(work: Callable[[], NoReturn], lost: Lost) -> NoReturn:
-    """Fork, work in the child, which ends by `exit_with`, and end as it does.
+    """Fork; work in the child, which ends by `exit_with`; end with the same exit code.
 
-    Call it before anything is imported that starts threads or takes long.
+    Call this before importing anything that starts threads or takes long.
     """
     notes, parent = SharedNotes(), os.getpid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, nobody learns how a child ended
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # if it is ignored, the exit code of a child is lost
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     child = os.fork()
     if child == 0:
@@ -88,7 +90,7 @@ def keep(work: Callable[[], NoReturn], lost: Lost) -> NoReturn:
 
 
 def exit_with(code: int) -> NoReturn:
-    """End the process, whose result and errors are said; see `print_last_lines` for its code."""
+    """End the process after its result and errors were shown; `print_last_lines` gives the code."""
     seen = print_last_lines(code)
     note(code=seen)
     os._exit(seen)
@@ -102,12 +104,12 @@ def _pass_signals_to(child: int, notes: SharedNotes) -> None:
             notes.signal = number
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
-        elif number != signal.SIGHUP:  # which a terminal that closes and its shell send
+        elif number != signal.SIGHUP:  # sent twice by a terminal that closes: by it and its shell
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-            os._exit(128 + number)  # as process 1 of a container it does not end by a signal
+            os._exit(128 + number)  # process 1 of a container does not end by a signal
 
     for number in STOPS:
         if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN:
@@ -115,7 +117,7 @@ def _pass_signals_to(child: int, notes: SharedNotes) -> None:
 
 
 def how_it_ended(code: int) -> str:
-    """Say what an exit code means, a negative one being minus a signal."""
+    """Describe an exit code; a negative one is minus a signal."""
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name

@@ -1,14 +1,14 @@
-"""What others learn of this process while it works: that it gets on, and on what.
+"""Progress of this process, for others: that it gets on, and with what.
 
-- `note_progress` counts steps of the driver, for the supervisor of the run, and `note_unfinished`
-  what its actors have done of slices that are not finished, for those who watch.
-- `hang_guard` ends an actor or reader one of whose threads stands still. Each thread has a limit of
-  its own: one that hangs is not excused by another that goes on. A thread of C code keeps the time
-  (`faulthandler`), so a decoder or model that never gives Python's lock back is ended, too. Where
-  each thread stood goes to standard error. Ray starts the process again, and the next attempt finds
-  the marker of the one that did not end.
-- `input_started` tells a parent which of several inputs its child works on, and `still_alive` that
-  it gets on (`tell_parent`); an actor passes the latter on to its driver.
+- `note_progress` counts steps of the driver, for the supervisor of the run. `note_unfinished` keeps
+  the progress of actors within slices that are not finished, for the user.
+- `hang_guard` ends an actor or reader if one of its threads stands still. Each thread has its own
+  limit, so progress of another thread does not excuse it. A thread of C code keeps the time
+  (`faulthandler`), so a decoder or model that never releases Python's lock is ended, too. The stack
+  of each thread goes to standard error. Ray starts the process again, and the next attempt finds
+  the crash mark of the one that did not end.
+- `input_started` tells a parent on which of several inputs its child works, and `still_alive` that
+  it gets on (`tell_parent`). An actor passes the latter on to its driver.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from time import monotonic
 from pipeline.process.run_scope import current_scope
 
 _REARM_AFTER = 1 / 8
-"""Arming starts a thread, so progress renews the limit only when this share of it has passed."""
+"""Arming starts a thread, so progress renews the limit only after this share of it."""
 
 
 @dataclass
@@ -36,9 +36,9 @@ class _Progress:
 
 
 def note_progress(what: str) -> None:
-    """Note a step forward; `what` is shown when no other one follows.
+    """Note a step forward; `what` is shown if no further step follows.
 
-    What goes on by itself (the lease's renewals, retries of what fails) is none.
+    Renewals of the lease and retries are not steps.
     """
     progress = current_scope().part(_Progress)
     with progress.lock:
@@ -46,18 +46,18 @@ def note_progress(what: str) -> None:
 
 
 def last_progress() -> tuple[int, str]:
-    """Return how many steps there were, and what the last one was."""
+    """Return the number of steps, and the last one."""
     progress = current_scope().part(_Progress)
     return progress.count, progress.what
 
 
 def note_unfinished(num_rows: int, num_tokens: int) -> None:
-    """Note how many rows are done, and how many tokens are written, of slices under way."""
+    """Note the finished rows and generated tokens of unfinished slices."""
     current_scope().part(_Progress).unfinished = (num_rows, num_tokens)
 
 
 def unfinished() -> tuple[int, int]:
-    """Return rows and tokens of slices under way, as they were noted last."""
+    """Return the rows and tokens of unfinished slices, as noted last."""
     return current_scope().part(_Progress).unfinished
 
 
@@ -67,7 +67,7 @@ class _Guard:
 
     limit_s: float
     from_s: float
-    """When it made progress last."""
+    """Time of its last progress."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class _Guards:
     num_pauses: int = 0
 
     def arm(self) -> None:
-        """Set the clock to the thread whose limit ends first."""
+        """Set the timer for the thread whose limit ends first."""
         if self.num_pauses or not self.by_thread:
             faulthandler.cancel_dump_traceback_later()
             return
@@ -89,7 +89,7 @@ class _Guards:
 
 @contextlib.contextmanager
 def hang_guard(limit_s: float) -> Iterator[None]:
-    """End the process, exit code 1, if the body says for so long not that it is `still_alive`."""
+    """End the process, exit code 1, if the body does not call `still_alive` for so long."""
     guards, thread = current_scope().part(_Guards), threading.get_ident()
     with guards.lock:
         guards.by_thread[thread] = _Guard(limit_s, monotonic())
@@ -103,12 +103,12 @@ def hang_guard(limit_s: float) -> Iterator[None]:
 
 
 def still_alive(thread: int | None = None, *, num_rows: int = 0, num_tokens: int = 0) -> None:
-    """Note that this thread gets on; costs next to nothing, also if nothing is guarded.
+    """Note that this thread gets on; costs next to nothing, also without a guard.
 
     Args:
-        thread: One that waits for this thread and gets on with it; None: this one.
-        num_rows: Rows that are done since the last call.
-        num_tokens: Tokens that are written since the last call.
+        thread: A thread that waits for this one and gets on with it; None: this thread.
+        num_rows: Rows finished since the last call.
+        num_tokens: Tokens generated since the last call.
     """
     listener = current_scope().part(_Parent).of_life
     if listener is not None:
@@ -123,7 +123,7 @@ def still_alive(thread: int | None = None, *, num_rows: int = 0, num_tokens: int
 
 @contextlib.contextmanager
 def no_limit() -> Iterator[None]:
-    """Guard no thread during the body: loading or compiling a model may take its time."""
+    """Guard no thread during the body: loading or compiling a model may take long."""
     guards = current_scope().part(_Guards)
     with guards.lock:
         guards.num_pauses += 1
@@ -141,7 +141,7 @@ def no_limit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unguarded() -> Iterator[None]:
-    """Do not guard this thread during the body: it waits for what other threads do."""
+    """Do not guard this thread during the body: it waits for other threads."""
     guards, thread = current_scope().part(_Guards), threading.get_ident()
     with guards.lock:
         guard = guards.by_thread.pop(thread, None)
@@ -166,16 +166,16 @@ def tell_parent(
     of_inputs: Callable[[str], object] | None = None,
     of_life: Callable[[int, int], object] | None = None,
 ) -> None:
-    """Call functions for every input that this process begins with, and for `still_alive`.
+    """Call a function for every input that this process begins, and one for `still_alive`.
 
-    The latter is given the rows and tokens that are done since the last call.
+    The latter gets the rows and tokens since the last call.
     """
     parent = current_scope().part(_Parent)
     parent.of_inputs, parent.of_life = of_inputs, of_life
 
 
 def input_started(name: str) -> None:
-    """Tell that the work on an input, of one row or of several, begins."""
+    """Tell the parent that the work on an input, of one row or several, begins."""
     listener = current_scope().part(_Parent).of_inputs
     if listener is not None:
         listener(name)

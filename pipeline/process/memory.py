@@ -1,8 +1,8 @@
-"""How much memory a process takes of its own, and the end of one that takes too much.
+"""Measure the memory that a process takes for itself, and end one that takes too much.
 
-A limit of the kernel is none here: address space (RLIMIT_AS, RLIMIT_DATA) counts the arenas and
-thread stacks that torch and Arrow only reserve. So what is really there is looked at, often enough
-for an allocation that is filled as fast as memory is: half a GiB more at most.
+Limits of the kernel do not help here: address space (RLIMIT_AS, RLIMIT_DATA) counts the arenas and
+thread stacks that torch and Arrow only reserve. So the memory really in use is measured, often
+enough for an allocation that is filled at full speed: it exceeds the limit by half a GiB at most.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pathlib import Path
 
 MIB = 1 << 20
 LOOK_S = 0.05
-"""How often to look at what a process takes."""
+"""Interval between two measurements."""
 _PRIVATE_FIELDS = ("RssAnon:", "VmSwap:")
 _OF_WORKERS = 0.9
-"""What the workers of a node may take of its memory, all of them together."""
+"""Share of a node's memory for all its workers together."""
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
 class MemoryShare:
-    """How much of its node's memory a worker may take."""
+    """The share of its node's memory that a worker may take."""
 
     least_bytes: int
-    """So much in any case."""
+    """A lower limit of the share."""
     num_workers: int
-    """Of its node."""
+    """Workers of the node."""
 
     @property
     def max_bytes(self) -> int:
@@ -42,7 +42,7 @@ class MemoryShare:
 
 
 def taken_bytes(pid: int) -> int:
-    """Return the memory of a process in bytes, without files that it maps; 0 if it is gone."""
+    """Return the memory of a process in bytes, without mapped files; 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/status") as status:
             return sum(
@@ -62,7 +62,7 @@ def _resident_bytes(pid: int) -> int:
 
 
 def node_bytes() -> int:
-    """Return the memory of this machine, or of the container that this process is in."""
+    """Return the memory in bytes of this machine, or of the container of this process."""
     import psutil
 
     num_bytes = int(psutil.virtual_memory().total)
@@ -73,22 +73,22 @@ def node_bytes() -> int:
 
 
 def excess_message(max_bytes: int) -> str:
-    """Say that a process took more than a limit."""
+    """Return the message about a process that exceeded a limit."""
     return f"its process took more than {max_bytes // MIB:,} MiB"
 
 
 def give_back() -> None:
-    """Give memory that nothing holds back to the system, where the C library can (glibc)."""
+    """Return unused memory to the system, if the C library can (glibc)."""
     gc.collect()
-    with contextlib.suppress(AttributeError):  # macOS, musl: they do it on their own, or not
+    with contextlib.suppress(AttributeError):  # macOS and musl have no such function
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
 def at_most(max_bytes: int | None) -> Iterator[None]:
-    """End this process, exit code 1, when it takes more during the body; None: any number.
+    """End this process, exit code 1, if it takes more during the body; None: no limit.
 
-    A thread looks, so code that keeps Python's lock while it allocates is not seen in time.
+    A thread measures, so code that holds Python's lock while it allocates is not seen in time.
     """
     if max_bytes is None:
         yield

@@ -1,8 +1,8 @@
-"""Lets a process end with the one that started it, however that ends.
+"""Let a process end together with the process that started it, however that ends.
 
-Run as a program, with nothing but Python's own modules, `parent_death.py PARENT COMMAND
-ARGUMENT...` becomes another program that is tied so. PARENT is a number, or `raylet`: otherwise one
-of Ray's agents lives on for a minute.
+As a program, with nothing but Python's own modules, `parent_death.py PARENT COMMAND ARGUMENT...`
+becomes another program that is tied to PARENT: a process number, or `raylet`. Without this, one of
+Ray's agents lives on for a minute.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _LOOK_S = 1.0
 def die_with(parent: int) -> None:
     """Let this process be killed when its parent ends.
 
-    On Linux the kernel does it, also if the process becomes another program; elsewhere a thread
-    looks once a second.
+    On Linux the kernel does it, also after the process becomes another program; elsewhere a thread
+    checks once a second.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before
+        if os.getppid() != parent:  # it has already ended
             os._exit(1)
     else:
         threading.Thread(target=_await_end, args=(parent,), daemon=True).start()
@@ -40,12 +40,12 @@ def _await_end(parent: int) -> None:
 
 
 def tied_to(parent: int | str, command: list[str]) -> list[str]:
-    """Return a command that runs another one, which ends with a process: its parent."""
+    """Return a command that runs another command tied to its parent process."""
     return [sys.executable, "-I", "-S", __file__, str(parent), *command]
 
 
 def main() -> None:
-    """Become the program that is named."""
+    """Become the named program."""
     parent, *command = sys.argv[1:]
     die_with(int(os.environ["RAY_RAYLET_PID"] if parent == RAYLET else parent))
     os.execv(command[0], command)  # noqa: S606  # as Ray starts it

@@ -1,6 +1,6 @@
 """Write for people: log records, tables and pages of text, on a terminal or into a pipe.
 
-All of it is printable (`printable`); lines are wrapped for terminals only: pipes are for `grep`.
+All text is made printable. Lines are wrapped for terminals only: pipes are for `grep`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NO_WRAP = 100_000
 
 
 class LineFormatter(logging.Formatter):
-    """Makes each record one printable line; a traceback follows, indented: it forges none."""
+    """Format each record as one printable line; an indented traceback cannot forge a line."""
 
     def __init__(self) -> None:
         super().__init__(_FORMAT)
@@ -38,13 +38,13 @@ class LineFormatter(logging.Formatter):
         return printable(super().formatMessage(record))
 
     def formatException(self, ei: object) -> str:  # logging's name
-        """Return a traceback, all of whose lines are indented."""
+        """Return a traceback with all lines indented."""
         lines = super().formatException(ei).splitlines()  # type: ignore[arg-type]
         return "\n".join(f"  {printable(line)}" for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
-    """Makes each record one line of JSON, always with the same keys."""
+    """Format each record as one line of JSON, always with the same keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
@@ -65,7 +65,7 @@ def is_json_log() -> bool:
 
 
 def log_to_stderr(level: int) -> None:
-    """Log to stderr from this level on, a line for each record."""
+    """Log to stderr from this level on, one line per record."""
     handler = _AboveStatus(sys.stderr)
     handler.setFormatter(JsonFormatter() if is_json_log() else LineFormatter())
     logging.basicConfig(level=level, handlers=[handler])
@@ -73,7 +73,7 @@ def log_to_stderr(level: int) -> None:
 
 
 def write_line(text: str, level: int = logging.INFO) -> None:
-    """Write a line to stderr that is no record of a log; if logs are JSON, as one."""
+    """Write a line to stderr outside of the log; if the log is JSON, write a record."""
     if is_json_log():
         text = JsonFormatter().format(
             logging.LogRecord("pipeline", level, "", 0, text.strip(), None, None)
@@ -83,7 +83,7 @@ def write_line(text: str, level: int = logging.INFO) -> None:
 
 @dataclass
 class _Status:
-    """The status line, which is overwritten."""
+    """The status line, which is overwritten in place."""
 
     stream: TextIO | None = None
     num_chars: int = 0
@@ -94,7 +94,7 @@ _status = _Status()
 
 
 class _AboveStatus(logging.StreamHandler[TextIO]):
-    """Takes the status line away before a record is written."""
+    """Removes the status line before it writes a record."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with _lock:
@@ -109,7 +109,7 @@ def in_notebook() -> bool:
 
 
 def status_stream() -> TextIO | None:
-    """Return a stream whose last line can be overwritten (terminal, notebook); otherwise None."""
+    """Return a stream whose last line can be overwritten (terminal, notebook), or None."""
     if is_json_log():
         return None
     if in_notebook():
@@ -118,7 +118,7 @@ def status_stream() -> TextIO | None:
 
 
 def show_status(text: str, stream: TextIO) -> None:
-    """Overwrite the status line, cut to the width of the terminal; a notebook has none."""
+    """Overwrite the status line, cut to the width of the terminal; a notebook has no width."""
     columns = _NO_WRAP if in_notebook() else shutil.get_terminal_size().columns
     line = printable(text)[: columns - 1]
     with _lock, contextlib.suppress(OSError, ValueError):  # closed meanwhile
@@ -128,7 +128,7 @@ def show_status(text: str, stream: TextIO) -> None:
 
 
 def clear_status() -> None:
-    """Take the status line away, if there is one."""
+    """Remove the status line, if there is one."""
     with _lock, contextlib.suppress(OSError, ValueError):
         if _status.stream is not None and _status.num_chars:
             _status.stream.write(f"\r{' ' * _status.num_chars}\r")
@@ -137,9 +137,9 @@ def clear_status() -> None:
 
 
 def show_rendered(rendered: RenderableType, *, to_stderr: bool = False) -> None:
-    """Show a table or a page, wrapped to the terminal's width if there is a terminal.
+    """Show a table or a page, wrapped to the width of a terminal.
 
-    Where stderr has JSON only, nothing is shown there.
+    Nothing is shown on stderr if the log there is JSON.
     """
     if to_stderr and is_json_log():
         return
@@ -153,7 +153,7 @@ def show_rendered(rendered: RenderableType, *, to_stderr: bool = False) -> None:
 
 
 def as_lines(rendered: RenderableType) -> str:
-    """Return a table or a page as lines that are neither wrapped nor filled up with blanks."""
+    """Return a table or a page as lines, neither wrapped nor padded."""
     from rich.console import Console
 
     page = io.StringIO()
@@ -165,7 +165,7 @@ def as_lines(rendered: RenderableType) -> str:
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
-    """Tell whether a person reads along; a stream that is closed or missing has no reader."""
+    """Tell whether a stream is a terminal; one that is closed or missing is not."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed

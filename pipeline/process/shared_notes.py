@@ -1,7 +1,7 @@
-"""What a command notes for its parent process, which reads it if the command is killed.
+"""Notes of a command for its parent process, which reads them if the command is killed.
 
-The notes are memory that both processes share (see `keeper`). Values are lines of JSON that are
-only added, so that an end in the middle of writing loses the last line alone.
+The notes are memory shared by both processes (see `keeper`). Values are lines of JSON that are only
+appended, so an end in the middle of writing loses only the last line.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import threading
 from typing import Any
 
 _SIZE_BYTES = 16 << 20
-"""Of addresses; memory is taken as it is written."""
+"""Reserved addresses; memory is taken as it is written."""
 _SIGNAL, _IGNORES_SIGNALS, _LENGTH, _TEXT = 0, 1, 8, 16
 
 
 class SharedNotes:
-    """Made before the fork; the child writes, the parent reads when the child has ended."""
+    """Notes made before the fork; the child writes, the parent reads after the child has ended."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _SIZE_BYTES)
         self._lock = threading.Lock()
 
     def note(self, values: dict[str, Any]) -> None:
-        """Add values by name; those that there is no room for are lost."""
+        """Add values by name; values are lost if there is no room."""
         data = json.dumps(values).encode() + b"\n"
         with self._lock:
             begin = self._end()
@@ -44,7 +44,7 @@ class SharedNotes:
 
     @property
     def signal(self) -> int:
-        """The signal by which the parent was asked to stop; 0: none yet."""
+        """The signal that asked the parent to stop; 0: none yet."""
         return self._memory[_SIGNAL]
 
     @signal.setter
@@ -53,7 +53,7 @@ class SharedNotes:
 
     @property
     def ignores_signals(self) -> bool:
-        """Whether signals stop nothing any more: the work is done."""
+        """Whether signals are ignored because the work is done."""
         return bool(self._memory[_IGNORES_SIGNALS])
 
     @ignores_signals.setter
@@ -65,17 +65,17 @@ _notes: SharedNotes | None = None
 
 
 def current_notes() -> SharedNotes | None:
-    """Return the notes of this process; None: it has no parent that reads them."""
+    """Return the notes of this process; None if no parent reads them."""
     return _notes
 
 
 def set_current_notes(notes: SharedNotes) -> None:
-    """Let this process note its values there from now on."""
-    global _notes  # of the process, whatever runs in it
+    """Write the notes of this process there from now on."""
+    global _notes  # one per process, whatever the scope
     _notes = notes
 
 
 def note(**values: Any) -> None:
-    """Note values by name, JSON; None takes one back. Without a parent nothing happens."""
+    """Note JSON values by name; None takes a value back. Without a parent, do nothing."""
     if _notes is not None:
         _notes.note(values)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def restore_signal_handlers() -> Iterator[None]:
-    """Keep our handlers: Ray replaces the one of SIGTERM and exits with another code."""
+    """Keep our signal handlers: Ray replaces that of SIGTERM and exits with another code."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -44,9 +44,10 @@ def restore_signal_handlers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def native_errors_to(path: Path) -> Iterator[None]:
-    """Send what Ray's C++ core writes to file descriptor 2 to a file, which must not be there yet.
+    """Send output of Ray's C++ core to file descriptor 2 into a new file.
 
-    Only if the command line has moved `sys.stderr` to a descriptor of its own (`hold_streams`).
+    This applies only if the command line has moved `sys.stderr` to another descriptor
+    (`hold_streams`).
     """
     if sys.stderr is None or not hasattr(sys.stderr, "fileno") or _fileno(sys.stderr) in (2, None):
         yield
@@ -63,10 +64,9 @@ def native_errors_to(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def native_errors_dropped() -> Iterator[None]:
-    """Keep what native code writes to file descriptor 2 away, where its error says it, too.
+    """Drop output of native code to file descriptor 2, if its error has the same content.
 
-    The descriptor is that of all threads: the first one in the body diverts it, the last restores
-    it.
+    All threads share the descriptor: the first thread in the body diverts it, the last restores it.
     """
     _DROPPING.enter()
     try:
@@ -76,7 +76,7 @@ def native_errors_dropped() -> Iterator[None]:
 
 
 class _Dropping:
-    """Counts the threads during which descriptor 2 leads nowhere."""
+    """Counts the threads that need descriptor 2 to lead nowhere."""
 
     def __init__(self) -> None:
         self._lock, self._num_inside, self._saved = threading.Lock(), 0, -1
@@ -101,12 +101,12 @@ _DROPPING = _Dropping()
 
 
 def _new_file(path: Path) -> int:
-    """Make a file where others may have put links: none is followed, nothing there is opened."""
+    """Make a file in a folder where others may have put links; follow none, open nothing."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        log.debug("%s: what Ray's core says is lost: %s", path, error)
+        log.debug("%s: the output of Ray's core is lost: %s", path, error)
         return os.open(os.devnull, flags)
 
 
@@ -118,9 +118,9 @@ def _fileno(stream: TextIO) -> int | None:
 
 
 def show_error(error: BaseException, code: int) -> int:
-    """Show an error in one line, with `--json` as a document, too; return the exit code.
+    """Show an error in one line, with `--json` also as a document; return the exit code.
 
-    Several errors of a job file are a line each, and a list in the document.
+    Several errors of a job file get a line each, and a list in the document.
     """
     from pipeline.core.user_code import describe_user_error
 
@@ -136,7 +136,7 @@ def show_error(error: BaseException, code: int) -> int:
             )
         ]
     )
-    clear_status()  # it may still be there if a run is ended from outside
+    clear_status()  # it may still be shown if a run is ended from outside
     report = getattr(error, "report", None)
     if report and "--quiet" not in sys.argv:
         write_line(f"report: {printable(report)}")
@@ -153,12 +153,12 @@ STDOUT, STDERR = 1, 2
 
 
 class _Lasting(io.FileIO):
-    """The unbuffered side of a stream; once writing failed, it takes everything, keeps nothing."""
+    """The unbuffered side of a stream; after a failed write it accepts and drops everything."""
 
     trouble: OSError | None = None
 
     def write(self, data: object) -> int:
-        """Write; report all as written even if it fails."""
+        """Write the data; report success even if it fails."""
         if self.trouble is None:
             try:
                 return super().write(data) or 0  # type: ignore[arg-type]
@@ -170,28 +170,28 @@ class _Lasting(io.FileIO):
 
 
 def hold_streams() -> None:
-    """Put lasting streams in place; `sys.stderr` gets a descriptor of its own.
+    """Install lasting streams; `sys.stderr` gets its own descriptor, so that 2 can be diverted.
 
-    So descriptor 2 can be diverted. One that is closed becomes the null device's, for reading only:
-    otherwise the next file that is opened, of a store for example, would get what is written.
+    A closed descriptor becomes the null device, for reading only: otherwise the next opened file,
+    for example of a store, would get the output.
     """
     for number in (0, STDOUT, STDERR):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY)  # gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number: this one
     sys.stdout, sys.stderr = _stream(STDOUT, sys.stdout), _stream(os.dup(STDERR), sys.stderr)
 
 
 def stdout_trouble() -> OSError | None:
-    """Return why something that was written to stdout did not get there; None if all did."""
+    """Return why some output to stdout was lost; None if nothing was lost."""
     error: OSError | None = getattr(getattr(sys.stdout.buffer, "raw", None), "trouble", None)
     return error if error is not None and error.errno != errno.EPIPE else None
 
 
 def _stream(descriptor: int, like: TextIO | None) -> TextIO:
     raw = _Lasting(descriptor, "w", closefd=False)
-    # No text that a command has found ends it, whatever the terminal can show.
+    # No text ends the command, whatever the terminal can show.
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=getattr(like, "encoding", None) or "utf-8",

@@ -18,7 +18,7 @@ from pipeline.storage.store import Store
 pytestmark = pytest.mark.no_ray
 
 DATE = "2026-11-24"
-AGAIN = "the same command again is safe, and keeps what is done: "
+AGAIN = "finished work is kept; to continue, run: "
 
 
 def run_until_leased(job: str, how: str, *options: str) -> Result:
@@ -50,7 +50,7 @@ def test_codes_that_a_scheduler_takes_for_success_are_0_outside_and_the_same_ins
         assert run_until_leased(job, "", *busy, "--ok-exit", "3,6").code == 4
         fine = run_until_leased(job, "", *busy, "--ok-exit", "3,4")
     assert (fine.code, fine.json["exit_code"]) == (0, 4)
-    assert fine.stderr.splitlines()[-1] == "exit 0 instead of 4, as --ok-exit says"
+    assert fine.stderr.splitlines()[-1] == "exiting 0 instead of 4 (--ok-exit)"
     stopped = run_until_leased(job, "term", *busy, "--ok-exit", "6")
     assert (stopped.code, stopped.json["exit_code"]) == (0, 6)
     assert stopped.stderr.splitlines()[-1].startswith(AGAIN)

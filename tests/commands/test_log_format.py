@@ -42,7 +42,7 @@ def test_every_line_is_a_record_and_stdout_is_as_ever(tmp_path: Path):
     *before, error, last = records(busy)
     assert {record["level"] for record in before} <= {"INFO", "WARNING"}
     assert (error["level"], error["message"]) == ("ERROR", f"error: {busy.json['error']}")
-    assert last["message"] == "exit 0 instead of 4, as --ok-exit says"
+    assert last["message"] == "exiting 0 instead of 4 (--ok-exit)"
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,6 @@ def test_the_parent_of_a_lost_child_prints_its_last_lines_and_ends_with_its_code
         [sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stderr.splitlines() == [
-        "exit 0 instead of 7, as --ok-exit says",
-        "the same command again is safe, and keeps what is done: pipeline run it",
+        "exiting 0 instead of 7 (--ok-exit)",
+        "finished work is kept; to continue, run: pipeline run it",
     ]
