@@ -7,14 +7,14 @@
     night.predictions(["row_id", "label", "score"]).to_pandas()
 
 `predict`, `run`, `plan`, `tune`, `backfill`, `status`, `stop`, `diff`, `verify`, `retry`, `gc` and
-`rollback` are the commands of these names: the same arguments and results, and the same errors,
-each of `errors` with the `exit_code` of the command. A job is the path of a job file, its sections
-as a mapping, or the `Job` that `load_job` returns. A run returns a `Report`, `diff` a `Diff`.
-`open_output` gives an `Output`, whose `output["2026-11-24"]` and `output.latest` are each a
-`Partition`, with its rows, images and texts. They print as their summary, and a notebook shows them
-as tables. `python -m pydoc pipeline.predict` has the arguments and errors of one.
+`rollback` correspond to the commands of these names. They raise the exceptions of `errors`, whose
+`exit_code` is that of the command. A job is the path of a job file, a mapping of its sections, or
+the `Job` that `load_job` returns. A run returns a `Report`, and `diff` a `Diff`. `open_output`
+returns an `Output`; `output["2026-11-24"]` and `output.latest` are each a `Partition`, with its
+rows, images and texts. All results print as a summary, and notebooks show them as tables. `python
+-m pydoc pipeline.predict` shows the arguments and errors of a function.
 
-Nothing heavy is imported before a name is used.
+Heavy modules are imported only when a name is used.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for (PEP 562)."""
+    """Import an exported name on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
     module = importlib.import_module(_HOMES[name])

@@ -1,13 +1,13 @@
-"""Let `python -m pipeline` be the `pipeline` command.
+"""Run the `pipeline` command by `python -m pipeline`.
 
-Any Python 3 can read this file: a submitted job may meet one that is too old for the rest.
+Any Python 3 can read this file, since the Python of a cluster may be too old for the rest.
 """
 
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036  # the cluster's Python
     sys.stderr.write(
-        f"error: this Python is {sys.version_info[0]}.{sys.version_info[1]}, and the pipeline "
+        f"error: this is Python {sys.version_info[0]}.{sys.version_info[1]}; the pipeline "
         "needs Python 3.11 or newer\n"
     )
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""The errors of all functions and commands, each with its exit code."""
+"""The exceptions of all functions and commands, each with its exit code."""
 
 from pipeline.core.errors import (
     AccessDenied,

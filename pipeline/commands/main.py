@@ -1,7 +1,7 @@
-"""Entry point of the `pipeline` command: one line and one exit code for every end.
+"""The entry point of the `pipeline` command: every error ends in one line and an exit code.
 
-`--debug` adds the traceback. The work is done in a child process, which is forked, and hears
-signals, before anything else is imported.
+`--debug` adds the traceback. A child process does the work; it is forked, and handles signals,
+before anything else is imported.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipeline.process.terminal import show_error
 
 log = logging.getLogger(__name__)
 _GC_THRESHOLDS = (50_000, 20, 20)
-"""Imports allocate much and free nothing: Python's own thresholds make Ray's a fifth slower."""
+"""Imports allocate much and free nothing; Python's thresholds make importing Ray a fifth slower."""
 _INTERRUPTED = 130
-"""What the parser of the command line makes of a KeyboardInterrupt."""
+"""Exit code of the command line parser after a KeyboardInterrupt."""
 
 
 def main() -> NoReturn:
@@ -44,16 +44,16 @@ def _work() -> NoReturn:
 
 
 def end(code: int) -> NoReturn:
-    """End the process with a code; with another one if the result was not read."""
+    """End the process with a code, or with 7 if the result could not be written to stdout."""
     ignore_stops()
-    # Unloading what Ray and Arrow have loaded takes most of a second, and threads that wait for a
-    # store or cluster that is gone would hold the process for minutes.
+    # A normal exit would take most of a second to unload Ray and Arrow, or minutes if a thread
+    # waits for a store or cluster that is gone.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     if (trouble := terminal.stdout_trouble()) is not None:
-        lost = f"the result cannot be written to stdout ({trouble.strerror})"
+        lost = f"cannot write the result to stdout ({trouble.strerror})"
         code = code or InfraError.exit_code
-        write_line(f"error: {lost}; what the command has done stays done", logging.ERROR)
+        write_line(f"error: {lost}; the work of the command is kept", logging.ERROR)
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     logging.shutdown()
@@ -70,7 +70,7 @@ def _guard(command: Callable[..., Any]) -> int:
     """Run a command; turn any error into one line and an exit code."""
     try:
         code: int = command(standalone_mode=False) or 0
-    except BaseException as error:  # noqa: BLE001  # the last stop: everything ends in one line
+    except BaseException as error:  # noqa: BLE001  # every error ends in one line
         return _say(error)
     return _say(KeyboardInterrupt()) if code == _INTERRUPTED else code
 
@@ -81,13 +81,13 @@ def _say(error: BaseException) -> int:
         return error.code
     if isinstance(error, PipelineError):
         return show_error(error, error.exit_code)
-    # A library may have made something else of the interrupt.
+    # A library may have replaced the interrupt by an error of its own.
     if reason() is not None or isinstance(error, KeyboardInterrupt):
         why = reason() or Stopped("interrupted")
         stopped = type(why)(f"{why}; run again to go on")
         stopped.report = getattr(error, "report", None)
         return show_error(stopped, why.exit_code)
-    if hasattr(error, "format_message"):  # the parser's own errors know how to show themselves
+    if hasattr(error, "format_message"):  # an error of the parser
         from pipeline.commands.app import hint_of
 
         message = error.format_message() + hint_of(error)
@@ -96,14 +96,14 @@ def _say(error: BaseException) -> int:
 
 
 def _lost(code: int, left: Mapping[str, Any]) -> NoReturn:
-    """End a command whose process ended otherwise than by `end`, by its exit code and its will."""
+    """End a command whose process did not end by `end`, by its exit code and its notes."""
     from pipeline.process.screen import log_to_stderr
 
     terminal.hold_streams()
     log_to_stderr(logging.INFO)
     words = how_it_ended(code)
     if code > 0 and left.get("has_ray"):
-        how = f"Ray's core ended the command ({words}), as it does when Ray's raylet is gone"
+        how = f"Ray ended the process of the command ({words}), as it does when its raylet is gone"
     else:
         how = f"the process of the command ended ({words})"
     error = InfraError(f"{how}; run again to go on")
@@ -116,6 +116,6 @@ def _lost(code: int, left: Mapping[str, Any]) -> NoReturn:
 
         try:
             error = lost_run.end(left["run"], how)
-        except Exception as further:  # noqa: BLE001  # how the command ended is said in any case
+        except Exception as further:  # noqa: BLE001  # the error below is shown in any case
             log.warning("no report: %s", further)
     end(show_error(error, error.exit_code))
