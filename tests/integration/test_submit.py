@@ -173,7 +173,7 @@ def test_another_kind_of_address_is_refused_with_the_right_form(address: str):
     ("override", "error_class", "words"),
     [
         ("model.nme=x", JobError, "nme: unknown key"),
-        ("sink.uri=out", JobError, "sink.uri = out is relative, but the job runs on another machine"),
+        ("sink.uri=out", JobError, "sink.uri = out is relative, but the job runs"),
         ("model.factory=nets:net", InfraError, "no Ray job API answers"),  # it may be there
         ("sink.storage_options.secret=hunter2", JobError, "as ${env:NAME}"),
         ('gates.golden={uri: /g, "storage\\x5foptions": {secret: hunter2}}', JobError, "${env:"),
