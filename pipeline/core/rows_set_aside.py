@@ -1,14 +1,14 @@
-"""Set rows of a slice aside whose results are known, and put them back when the slice is staged.
+"""Set known rows of a slice aside, and put them back when the slice is staged.
 
-Their input does not cross the object store, and the stages between do not see them: for these the
-slice has the other rows alone. Beside a slice of N rows travels a table of N rows with the columns
+The input of known rows does not cross the object store, and the stages do not see them. Beside a
+slice of N rows travels a table of N rows with the columns
 
 - IS_COMPUTED, bool: the row goes through the stages; M rows do.
-- SOURCE, text: the token of the version that knows the row; null if none does.
-- all staged columns, as that version has them; null where none knows the row.
+- SOURCE, string: `Version.source` of the version that knows the row; null if none does.
+- all staged columns, as in that version; null where no version knows the row.
 - INPUT_HASH, if hashes are kept.
 
-A row that is known and computed is checked: both results are compared when it is staged.
+A known row that is computed is checked: both results are compared when it is staged.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pipeline.core.arrays import as_array
 from pipeline.core.schema import ERROR, INPUT_HASH, IS_COMPUTED, SOURCE
 
 NOT_READ = "predictions of an earlier version could not be read, so rows were computed"
-"""How lines of advice begin that say so."""
+"""The beginning of lines of advice about it."""
 
 
 def num_computed(aside: pa.Table) -> int:
-    """Return M."""
+    """Return M, the number of rows that go through the stages."""
     return int(as_array(aside.column(IS_COMPUTED)).true_count)
 
 
 def checked_pairs(computed: pa.Table, aside: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Return the rows that are known and were computed, as they are known and as they came out.
+    """Return the known rows that were computed: as they are known, and as computed.
 
     Args:
-        computed: The staged rows of the M rows, in order.
-        aside: N rows.
+        computed: M staged rows, in order.
+        aside: The table of N rows.
     """
     is_computed = np.asarray(aside.column(IS_COMPUTED))
     is_checked = is_computed & np.asarray(aside.column(SOURCE).is_valid())
@@ -44,11 +44,11 @@ def checked_pairs(computed: pa.Table, aside: pa.Table) -> tuple[pa.Table, pa.Tab
 
 
 def put_back(computed: pa.Table, aside: pa.Table) -> pa.Table:
-    """Return the staged rows of the whole slice, N; those that failed and are known as known.
+    """Return the N staged rows of the whole slice; known rows that failed now are kept as known.
 
     Args:
-        computed: The staged rows of the M rows, in order.
-        aside: N rows.
+        computed: M staged rows, in order.
+        aside: The table of N rows.
     """
     names = computed.column_names
     is_computed = np.asarray(aside.column(IS_COMPUTED))
@@ -66,7 +66,7 @@ def put_back(computed: pa.Table, aside: pa.Table) -> pa.Table:
 
 
 def is_taken_over(computed: pa.Table, aside: pa.Table) -> npt.NDArray[np.bool_]:
-    """Return which of the N rows have the result of an earlier version, bool (N,)."""
+    """Return which of the N rows keep the result of an earlier version, bool (N,)."""
     is_computed = np.asarray(aside.column(IS_COMPUTED))
     taken = np.asarray(aside.column(SOURCE).is_valid())
     taken[is_computed] &= np.asarray(computed.column(ERROR).is_valid())

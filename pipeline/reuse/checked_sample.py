@@ -1,9 +1,9 @@
-"""Rows that are known and predicted all the same: which ones, and whether both agree.
+"""Draw a sample of known rows, which are predicted again, and compare both predictions.
 
-Of each part of a version rows are drawn, at least one: the known rows of the part are divided into
-stretches of one length, the last may be shorter, and one row is drawn of each. So a part of which
-n rows were to be drawn, and a share s of whose known rows is wrong, is noticed with a probability
-of at least 1 - (1 - s)^n; one that is wrong as a whole always. The same seed draws the same rows.
+At least one row of each part is drawn: the known rows of a part are divided into stretches of one
+length (the last may be shorter), and one row of each is drawn. If n rows of a part are drawn and a
+share s of its known rows is wrong, this is noticed with a probability of at least 1 - (1 - s)^n; a
+part that is wrong as a whole is always noticed. The same seed draws the same rows.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pipeline.models.tasks.base import TaskSpec
 
 LEAST_ROWS = 16
 _USUAL_SHARE, _RAISED_SHARE = 0.001, 0.01
-"""Of the known rows; the second after a change of a library that decides predictions."""
+"""Shares of the known rows; the second after a change of a library that decides predictions."""
 _ENOUGH = 36
-"""So many rows expected by chance are fewer than 16 once in ten thousand times."""
+"""If so many rows are expected, fewer than 16 are drawn once in ten thousand times."""
 _WORD_BYTES = 8
 _OF_THE_MOMENT = [
     Reason.UNREADABLE_SHARD,
@@ -49,23 +49,23 @@ def choose_checked(
     """Choose known rows to predict again: 0.1%, at least 16 and one of each part.
 
     Args:
-        runs: As `known_runs`.
-        part_rows: Of each version the rows of its parts; of rows sorted by value, all as one.
-        seed: Fingerprint of the plan, so that each run of it draws the same rows.
+        runs: What `known_runs` returned.
+        part_rows: For each version, the rows of its parts; parts sorted by value count as one.
+        seed: Fingerprint of the plan, so that each of its runs draws the same rows.
         is_thorough: 1% instead, after a change of a library that decides predictions.
 
     Returns:
         int64 (S, 2): unit and row, ascending.
     """
     share = max(_share(is_thorough), LEAST_ROWS / max(1, int(runs[:, 2].sum())))
-    chosen = [np.zeros(0, np.int64)]  # runs, and places in them, as one number
+    chosen = [np.zeros(0, np.int64)]  # numbers of known rows, counted over all runs
     before = np.cumsum(runs[:, 2]) - runs[:, 2]
     for version in np.unique(runs[:, 3]).tolist():
         version_runs = np.flatnonzero(runs[:, 3] == version)
         version_runs = version_runs[np.argsort(runs[version_runs, 4], kind="stable")]
         random = np.random.default_rng([int(seed[:16], 16), version])
         bounds = np.cumsum([0, *part_rows[version]])
-        # A run may reach over several parts; a rank counts the known rows of the version.
+        # A run may span several parts; ranks count the known rows of the version.
         ranks = np.cumsum(np.append(0, runs[version_runs, 2]))
         firsts = runs[version_runs, 4]
         at = np.searchsorted(firsts, bounds, "right") - 1
@@ -81,7 +81,7 @@ def choose_checked(
 
 
 def _draw(low: int, high: int, share: float, random: np.random.Generator) -> Numbers:
-    """Return that share of the numbers [low, high), and at least one if there is any."""
+    """Return a share of the numbers [low, high): at least one if there are any."""
     if high <= low:
         return np.zeros(0, np.int64)
     number = max(1, min(high - low, int(np.ceil(share * (high - low) - 1e-6))))
@@ -91,10 +91,10 @@ def _draw(low: int, high: int, share: float, random: np.random.Generator) -> Num
 
 
 def check_probability(num_rows: int, *, is_thorough: bool) -> float:
-    """Return with which probability to check a row that is looked up while it is read.
+    """Return the probability of checking a row that is looked up by its content.
 
     Args:
-        num_rows: About how many there will be; of few more are checked, so that 16 are.
+        num_rows: About how many such rows there will be; if few, a larger share is checked.
         is_thorough: As for `choose_checked`.
     """
     return max(_share(is_thorough), min(1.0, _ENOUGH / max(1, num_rows)))
@@ -103,12 +103,12 @@ def check_probability(num_rows: int, *, is_thorough: bool) -> float:
 def are_drawn(
     hashes: npt.NDArray[np.uint8], probability: float, seed: str
 ) -> npt.NDArray[np.bool_]:
-    """Draw rows by their hashes; of equal rows all or none, and for another seed others.
+    """Draw rows by their hashes: all equal rows or none; another seed draws other rows.
 
     Args:
         hashes: uint8 (N, 16).
-        probability: Of each row, from 0 to 1.
-        seed: As of `choose_checked`.
+        probability: The probability of each row, from 0 to 1.
+        seed: As for `choose_checked`.
 
     Returns:
         bool (N,).
@@ -122,21 +122,21 @@ def are_drawn(
 
 
 class TooFewChecked(InfraError):
-    """Rows were found by their content, and too few of them drawn; their slices are deleted."""
+    """Too few of the rows known by content were drawn; their slices are deleted."""
 
     def __init__(self, num_known: int, probability: float) -> None:
         super().__init__(
-            f"of {num_known} rows that are known by their content too few were checked; run again"
+            f"too few of {num_known} rows known by their content were checked; run again"
         )
         self.probability = probability
-        """With which to check them instead."""
+        """The probability to check them with instead."""
 
 
 def raised_probability(num_known: int, num_checked: int) -> float:
-    """Return with which probability known rows should have been checked; 0: enough were.
+    """Return the probability with which known rows should have been checked; 0: enough were.
 
     Args:
-        num_known: All of them; of so few that 16 are not at most half, all are to be checked.
+        num_known: All known rows; if fewer than 32, all are to be checked.
         num_checked: Those that were checked.
     """
     wanted = LEAST_ROWS if num_known >= 2 * LEAST_ROWS else num_known
@@ -149,7 +149,7 @@ def _share(is_thorough: bool) -> float:
 
 @dataclass(frozen=True)
 class Checker:
-    """Compares rows that are known with what was computed of them; plain enough for Ray."""
+    """Compares known rows with the same rows computed again; can be pickled."""
 
     task: TaskSpec
     limits: AgreementLimits
@@ -157,12 +157,12 @@ class Checker:
     def __call__(self, known: pa.Table, computed: pa.Table, others: pa.Table) -> Checked:
         """Compare N staged rows.
 
-        Rows that fail now for what may be of this machine or moment are left out.
+        Rows that failed now for a reason that may be temporary are not compared.
 
         Args:
-            known: As an earlier version has them.
-            computed: As they came out now.
-            others: Known rows of the same slice: numbers are compared by their usual size.
+            known: The rows of an earlier version.
+            computed: The same rows computed now.
+            others: More known rows of the slice, which tell the usual size of numbers.
         """
         task = make_task(self.task)
         errors = computed.column(ERROR)

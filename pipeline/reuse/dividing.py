@@ -1,7 +1,7 @@
-"""Divide the rows of a plan: which ones versions know, and how the plan is cut by that.
+"""Decide which rows of a plan are known, and cut the plan by that.
 
-Pure. A shard is known if a version knows one of equal URI, size and version; its rows without a
-prediction are computed, and so are those that are checked.
+A shard is known if a version knows one of equal URI, size and version. Its rows without a
+prediction are computed, and so are the rows of the checked sample. Nothing here reads or writes.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from pipeline.sources.units import Extent, Unit
 from pipeline.storage.store import Store
 
 _MOST_ROWS, _FEWEST_ROWS, _ASIDE_BYTES = 65_536, 1_024, 16 * 2**20
-"""Of a slice with known rows, which travel beside the others."""
+"""Limits of slices with known rows; the last of the known rows beside a slice."""
 State = Literal["unchanged", "changed", "new", "gone"]
 KnownPaths = Mapping[str, tuple[int, KnownShard]]
-"""Path of a shard -> the version that knows it, and what it knows."""
+"""Path of a shard -> number of the version that knows it, and the shard as known."""
 _NO_RUNS = np.zeros((0, 5), np.int64)
 _NO_ROWS = np.zeros((0, 2), np.int64)
 
 
 @dataclass(frozen=True)
 class ShardRows:
-    """What becomes of the rows of one shard."""
+    """How many rows of one shard are carried, computed and gone."""
 
     uri: str
     state: State
-    """Beside the newest version; `unchanged` shards are known, also to an older one."""
+    """Compared with the newest version; `unchanged` shards are known to that or an older one."""
     carried: int
     computed: int | None
-    """None: only reading counts them. Of a shard that is gone 0."""
+    """None: only reading counts them; 0 for a shard that is gone."""
     gone: int = 0
-    """Rows that the newest version has of it, if it is gone."""
+    """Rows of the newest version, if the shard is gone."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """What versions know of the shards of a plan."""
+    """A plan divided by what versions know of its shards."""
 
     units: tuple[Unit, ...]
-    """Of the plan, cut so that slices have as many rows to compute as usual of so many."""
+    """Units of the plan, cut so that slices have the usual number of rows to compute."""
     known: KnownPaths
     shards: tuple[ShardRows, ...]
-    """Those of the plan, in order, then those that are gone."""
+    """The shards of the plan, in order, then those that are gone."""
 
     @property
     def num_known(self) -> int:
-        """Rows that versions know."""
+        """Number of rows that versions know."""
         return sum(shard.carried for shard in self.shards)
 
 
@@ -70,12 +70,13 @@ def divide(
     row_bytes: float,
     sizes: SliceSizes,
 ) -> Division:
-    """Say which rows of a plan are known.
+    """Decide which rows of a plan are known.
 
     Args:
-        versions: What each knows, by URI; of several that know a shard the first is taken.
-        row_bytes: Of a prediction, about.
-        sizes: Of slices without known rows.
+        plan: The plan of all rows.
+        versions: URI -> shard, for each version; the first that knows a shard is taken.
+        row_bytes: About the size of a prediction.
+        sizes: The sizes of slices without known rows.
     """
     root = Store(plan.source_root)
     pairs = ((unit, extent) for unit in plan.units for extent in unit.extents)
@@ -95,7 +96,7 @@ def divide(
             shards.append(ShardRows(uri, state, 0, counted))
             continue
         known[path] = match
-        if match[1].breaks_off:  # what can be read of it now is computed
+        if match[1].breaks_off:  # rows that can be read now are computed
             shards.append(ShardRows(uri, "changed", 0, counted))
             continue
         failed = len(match[1].failed)
@@ -108,7 +109,7 @@ def divide(
 
 
 def known_runs(units: Sequence[Unit], known: KnownPaths) -> Numbers:
-    """Return the known rows of the units that were divided by them.
+    """Return the known rows of divided units.
 
     Returns:
         int64 (K, 5): unit, row, number, version and first ordinal of consecutive rows; ascending.
@@ -131,7 +132,9 @@ def known_counts(
     """Return index -> rows of the uncounted units whose rows a version has counted.
 
     Args:
-        break_off: Of those alone whose last row stood for a rest; otherwise of all others.
+        units: Units of a divided plan.
+        known: Its known shards.
+        break_off: Only units whose last row stood for a rest; otherwise only the others.
     """
     return {
         unit.index: known[unit.extents[0].path][1].num_rows
@@ -143,11 +146,7 @@ def known_counts(
 
 
 def slice_rows(row_bytes: float) -> int:
-    """Return the most rows of a slice with known ones.
-
-    Args:
-        row_bytes: Of a prediction, about.
-    """
+    """Return the most rows of a slice with known rows, by the size of a prediction."""
     return int(min(_MOST_ROWS, max(_FEWEST_ROWS, _ASIDE_BYTES / max(1.0, row_bytes))))
 
 
@@ -159,9 +158,9 @@ def _is_same(extent: Extent, num_rows: int | None, known: KnownShard) -> bool:
 def _recut(
     units: Sequence[Unit], known: KnownPaths, row_bytes: float, sizes: SliceSizes
 ) -> Iterator[Unit]:
-    """Cut counted rows into slices of as many computed ones as a run of these alone would have.
+    """Cut counted rows into slices with as many computed rows as a run of these alone would have.
 
-    Uncounted units stay, and those without known rows whose slices are no larger than these.
+    Uncounted units stay, and so do units without known rows whose slices are small enough.
     """
     most = slice_rows(row_bytes)
     counted = (extent for unit in units if unit.cut is None for extent in unit.extents)
@@ -192,7 +191,7 @@ def _recut(
 
 
 def _stays(unit: Unit, known: KnownPaths, near: int) -> bool:
-    """Tell whether a unit is cut as it is to be: uncounted, or new in slices of `near` rows."""
+    """Tell whether a unit keeps its cuts: it is uncounted, or new with slices of `near` rows."""
     if unit.cut is not None:
         return True
     is_known = any(extent.path in known for extent in unit.extents)
@@ -202,7 +201,7 @@ def _stays(unit: Unit, known: KnownPaths, near: int) -> bool:
 def _pieces(
     extents: Sequence[Extent], start: int, end: int, known: KnownPaths, near: int
 ) -> Iterator[Extent]:
-    """Yield the rows [start, end) of extents in pieces of about `near` computed rows at most."""
+    """Yield the rows [start, end) of extents in pieces of at most about `near` computed rows."""
     first = 0
     for extent in extents:
         low, high = max(start, first), min(end, first + extent.num_rows)
@@ -232,7 +231,7 @@ def _runs(units: Sequence[Unit], known: KnownPaths) -> Iterator[tuple[int, int, 
                 first, end = extent.first_row, extent.first_row + extent.num_rows
                 if unit.cut is not None:
                     first, end = 0, shard.num_rows
-                # Between failed rows lie known ones.
+                # Known rows lie between failed ones.
                 before, until = (bisect_left(shard.failed, number) for number in (first, end))
                 for at in (*shard.failed[before:until], end):
                     if at > first:
@@ -248,17 +247,17 @@ def _runs(units: Sequence[Unit], known: KnownPaths) -> Iterator[tuple[int, int, 
 def known_slices(
     unit: Unit, starts: frozenset[int], num_rows: int | None, most_rows: int
 ) -> list[SliceKey]:
-    """Return the slices of a unit that are to be staged.
+    """Return the slices of a unit to stage.
 
     Args:
-        unit: A counted one, or one of `known_counts`, which says in `cut.done` what is staged.
-        starts: First rows of those of a counted one.
-        num_rows: Of the other, as `known_counts`.
-        most_rows: Of its slices.
+        unit: A counted unit, or one of `known_counts`, whose `cut.done` tells what is staged.
+        starts: First rows of the slices of a counted unit.
+        num_rows: Rows of an uncounted unit, from `known_counts`.
+        most_rows: The most rows of its slices.
     """
     if unit.cut is None:
         return [key for key in unit.slices() if key.start in starts]
-    assert num_rows is not None, "nothing says how many rows there are"
+    assert num_rows is not None, "the number of rows is unknown"
     slices, position, total = list[SliceKey](), 0, num_rows
     done = sorted((key.start, key.end) for key in unit.cut.done)
     for start, end in [*done, (total, total)]:
@@ -272,55 +271,55 @@ def known_slices(
 
 @dataclass(frozen=True)
 class Known:
-    """Which rows are known, and how they are read; plain enough for Ray."""
+    """Which rows are known, and how they are read; can be pickled."""
 
     versions: tuple[Version, ...]
-    """The newest first."""
+    """Newest first."""
     schema: pa.Schema
-    """Of staged rows."""
+    """Columns of staged rows."""
     source_columns: tuple[str, ...]
-    """Those of them that rows have from the source."""
+    """Columns of the schema that come from the source."""
     inputs: tuple[str, ...]
-    """The columns of the source that hold the input."""
+    """Columns of the source that hold the input of the model."""
     runs: Numbers = field(default_factory=lambda: _NO_RUNS)
-    """As `known_runs`."""
+    """What `known_runs` returned."""
     checked: Numbers = field(default_factory=lambda: _NO_ROWS)
-    """int64 (S, 2): unit and row of known rows that are computed all the same; ascending."""
+    """int64 (S, 2), ascending: unit and row of known rows that are computed as a check."""
     counts: Mapping[int, int] = field(default_factory=dict)
-    """As `known_counts`."""
+    """What `known_counts` returned."""
     broken_off: Mapping[int, int] = field(default_factory=dict)
-    """The same of units that broke off: only what is not reached any more is taken over."""
+    """The same for units that broke off: only rows that are no longer reached are carried."""
     failures: pa.Table | None = None
-    """Rows that failed, and stay so: as staged, with `unit`, which ascends, and `row` in it."""
+    """Staged rows that stay failed, with `unit`, ascending, and `row` in the unit."""
     usual_rows: int = 1
-    """The most rows that a slice of computed ones has."""
+    """The most rows of a slice of computed rows."""
     most_rows: int = 1
-    """The most that one of known ones has."""
+    """The most rows of a slice of known rows."""
     hashes: bool = False
-    """Rows get the hash of their input."""
+    """Whether rows get the hash of their input."""
     indices: tuple[ContentIndex, ...] = ()
-    """What looks rows up by it."""
+    """Indexes that look rows up by that hash."""
     checked_probability: float = 0.0
-    """Of a row that is found by it: that it is computed all the same."""
+    """Probability that a row found by its hash is computed as a check."""
     seed: str = "0"
-    """As `are_drawn` takes it."""
+    """Seed for `are_drawn`."""
 
     def of_unit(self, unit: int) -> Known:
-        """Return what is known of one unit."""
+        """Return the known rows of one unit."""
         runs, checked = _of_unit(self.runs, unit), _of_unit(self.checked, unit)
         counts = {unit: self.counts[unit]} if unit in self.counts else {}
         failures = self._failures_of([unit])
         return replace(self, runs=runs, checked=checked, counts=counts, failures=failures)
 
     def of_units(self, units: Iterable[Unit]) -> Known:
-        """Return what is known of some units, without what looks rows up."""
+        """Return the known rows of some units, without indexes."""
         numbers = np.array([unit.index for unit in units], np.int64)
         runs, checked = (rows[np.isin(rows[:, 0], numbers)] for rows in (self.runs, self.checked))
         failures = self._failures_of(numbers.tolist())
         return replace(self, runs=runs, checked=checked, failures=failures, indices=())
 
     def _failures_of(self, units: Sequence[int]) -> pa.Table | None:
-        """Return a copy of the rows of some units, so that no others travel with them."""
+        """Return a copy of the failed rows of some units, so that no others are pickled."""
         if self.failures is None:
             return None
         of_rows = np.asarray(self.failures.column("unit"))
@@ -329,7 +328,7 @@ class Known:
         return failures if failures.num_rows else None
 
     def places(self, key: SliceKey) -> tuple[Numbers, Numbers]:
-        """Return version and ordinal of the rows of a slice, (N,) both; UNKNOWN where none is."""
+        """Return version and ordinal of the rows of a slice, (N,) each; UNKNOWN if not known."""
         version, ordinal = (np.full(key.num_rows, UNKNOWN, np.int64) for _ in range(2))
         for _, row, count, source, first in _of_unit(self.runs, key.unit).tolist():
             low, high = max(row, key.start), min(row + count, key.end)
@@ -339,14 +338,14 @@ class Known:
         return version, ordinal
 
     def are_checked(self, key: SliceKey) -> npt.NDArray[np.bool_]:
-        """Return which rows of a slice are computed although they are known, bool (N,)."""
+        """Return which known rows of a slice are computed as a check, bool (N,)."""
         rows = _of_unit(self.checked, key.unit)[:, 1] - key.start
         mask = np.zeros(key.num_rows, bool)
         mask[rows[(rows >= 0) & (rows < key.num_rows)]] = True
         return mask
 
     def failed(self, key: SliceKey) -> tuple[Numbers, pa.Table | None]:
-        """Return the rows of a slice that stay failed: where they are in it, and as staged."""
+        """Return the rows of a slice that stay failed: their index in it, and as staged."""
         if self.failures is None:
             return np.zeros(0, np.int64), None
         at = np.asarray(self.failures.column("row")) - key.start
@@ -355,12 +354,12 @@ class Known:
         return at[is_here], self.failures.filter(pa.array(is_here)).select(self.schema.names)
 
     def num_computed(self, key: SliceKey) -> int:
-        """Return how many rows of a slice are computed, if what is known can be read."""
+        """Return how many rows of a slice are computed if all known rows can be read."""
         version, _ = self.places(key)
         version[self.failed(key)[0]] = 0
         return int(((version == UNKNOWN) | self.are_checked(key)).sum())
 
 
 def _of_unit(rows: Numbers, unit: int) -> Numbers:
-    """Return the rows of a table whose first column, which ascends, is a unit."""
+    """Return the rows of a table for a unit, by its first column, which ascends."""
     return rows[slice(*np.searchsorted(rows[:, 0], [unit, unit + 1]))]

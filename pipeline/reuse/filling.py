@@ -1,8 +1,8 @@
-"""What a reader does with rows that are known: it reads them, and has only the others read.
+"""Read the slices of a unit: known rows from their version, the others from the source.
 
-Out: packed slices, in which the rows that go through the stages are as the source yields them, and
-beside which travel the known ones (`core/rows_set_aside.py`). A version that cannot be read is not
-asked again here: its rows are computed, and counted.
+Out: packed slices. The rows that go through the stages are as the source yields them; beside them
+travel the known rows (`core/rows_set_aside.py`). A version that cannot be read is not asked again
+by this reader: its rows are computed, and counted.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ from pipeline.sources.source_format import failed_rows
 from pipeline.sources.units import RowFilter, Unit, only_rows
 
 Read = Callable[[Unit, frozenset[int]], Iterable[pa.Table]]
-"""Reads wanted slices of a unit, packed."""
+"""Reads some slices of a unit, packed."""
 _MOST_CHECKED = 32
-"""Rows of a slice beyond those that it usually computes; with more it is staged in pieces."""
+"""Computed rows of a slice beyond twice the usual number; with more, the slice is halved."""
 
 
 def stage_known(
     known: Known, writer: StagingWriter, units: Mapping[Unit, frozenset[int]]
 ) -> list[StagedSlice]:
-    """Stage the wanted slices of units all of whose rows are known; one that cannot be read is not.
+    """Stage the slices whose rows are all known and can be read.
 
     Args:
-        units: Each with the first rows of its wanted slices, as `read_slices` takes them.
+        known: The known rows.
+        writer: Writes the slices.
+        units: Unit -> first rows of its slices to stage, as for `read_slices`.
     """
-    staged, filler = [], Filler(known)  # one, so that slices share the row groups that it holds
+    staged, filler = [], Filler(known)  # one filler, so that slices share its row groups
     for unit, starts in units.items():
         for key in known_slices(unit, starts, known.counts.get(unit.index), known.most_rows):
             if not filler.known.num_computed(key):
@@ -61,23 +63,24 @@ def stage_known(
 
 
 class Filler:
-    """Reads the slices of a unit, known rows and others."""
+    """Reads the slices of units, known rows and others."""
 
     def __init__(self, known: Known) -> None:
         self.known = known
         self._readers: dict[tuple[int, bool], PartReader] = {}
         self._broken: dict[int, str] = {}
-        """Number of a version that could not be read -> what is said of it."""
+        """Number of a version that could not be read -> message."""
 
     def slices(
         self, reader: Reader, unit: Unit, starts: frozenset[int], read: Read
     ) -> Iterator[pa.Table]:
-        """Yield the wanted slices of a unit, packed.
+        """Yield some slices of a unit, packed.
 
         Args:
-            reader: What reads the unit.
-            starts: As `read_slices` takes them.
-            read: Reads slices of it, or of some of its rows, with that reader.
+            reader: The reader of the source.
+            unit: The unit.
+            starts: First rows of the slices, as for `read_slices`.
+            read: Reads slices of the unit, or of some of its rows, with that reader.
         """
         known, count = self.known, self.known.counts.get(unit.index)
         is_unknown = not len(known.runs) and known.failures is None
@@ -92,10 +95,10 @@ class Filler:
     def _read_anew(
         self, reader: Reader, unit: Unit, key: SliceKey, counters: Counters, rows: pa.Table
     ) -> Iterator[pa.Table]:
-        """Yield a slice all of whose rows were read.
+        """Yield a slice whose rows were all read.
 
-        If its shard breaks off earlier than it did, the rows that are not reached any more follow
-        as they are known: the last row of the slice then stands for what is behind them.
+        If its shard breaks off earlier than before, the rows that are no longer reached follow as
+        known rows, and the last row of the slice stands for the rest behind them.
         """
         end = self.known.broken_off.get(unit.index, 0)
         failure = next(iter(failures_of(rows.slice(max(0, rows.num_rows - 1)))), None)
@@ -135,7 +138,7 @@ class Filler:
         yield self._packed(key, counters, aside, at, rows)
 
     def fill(self, key: SliceKey, counters: Counters) -> _Aside:
-        """Return the known rows of a slice, as far as they can be read."""
+        """Return the known rows of a slice that can be read."""
         aside = _Aside(key.num_rows)
         version, ordinal = self.known.places(key)
         for number in np.unique(version[version != UNKNOWN]).tolist():
@@ -151,7 +154,7 @@ class Filler:
     def _read(
         self, number: int, ordinals: Numbers, counters: Counters, *, is_whole: bool
     ) -> pa.Table | None:
-        """Read rows of a version, or only their task columns; None if that fails."""
+        """Read rows of a version, whole or only their task columns; None if that fails."""
         if number in self._broken:
             SliceFigures(advice={self._broken[number]: len(ordinals)}).add_to(counters)
             return None
@@ -161,7 +164,7 @@ class Filler:
                 schema = self._columns(version, is_whole=is_whole)
                 self._readers[number, is_whole] = PartReader(version, schema)
             return self._readers[number, is_whole].at(ordinals)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the rows are computed
+        except Exception as error:  # noqa: BLE001  # after any error, the rows are computed
             self._give_up(number, error, len(ordinals), counters)
             return None
 
@@ -184,7 +187,7 @@ class Filler:
         at: Numbers,
         rows: pa.Table,
     ) -> pa.Table:
-        """Return a slice of which the rows `at` were read."""
+        """Pack a slice whose rows `at` were read."""
         known = self.known
         with measure(counters, READ):
             goes_on = np.ones(len(at), bool)
@@ -219,7 +222,7 @@ class Filler:
                 continue
             try:
                 ordinals = index.find(keys[left])
-            except Exception as error:  # noqa: BLE001  # whatever it is, the rows are computed
+            except Exception as error:  # noqa: BLE001  # after any error, the rows are computed
                 self._give_up(number, error, 0, counters)
                 continue
             hit = left[ordinals != UNKNOWN]
@@ -250,17 +253,17 @@ class Filler:
 
 
 class _Aside:
-    """The table beside a slice of N rows, as it grows."""
+    """Builds the table beside a slice of N rows."""
 
     def __init__(self, num_rows: int) -> None:
         self.missing = np.ones(num_rows, bool)
-        """(N,): rows that nothing is known of."""
+        """bool (N,): rows that are not known."""
         self.is_computed = np.zeros(num_rows, bool)
         self._pieces: list[tuple[Numbers, pa.Table, str]] = []
         self._hashes: list[tuple[Numbers, pa.Array]] = []
 
     def add(self, at: Numbers, rows: pa.Table, source: str) -> None:
-        """Add known rows: where they are, ascending; their columns; and the version."""
+        """Add known rows: their index in the slice, ascending; their columns; their version."""
         if INPUT_HASH in rows.column_names:
             self.hash(at, as_array(rows.column(INPUT_HASH)))
         self._pieces.append((at, rows, source))
@@ -271,7 +274,7 @@ class _Aside:
         self._hashes.append((at, hashes))
 
     def table(self, known: Known) -> pa.Table:
-        """Return it, as `core.rows_set_aside` says."""
+        """Return the table that `core.rows_set_aside` describes."""
         columns = {IS_COMPUTED: pa.array(self.is_computed)}
         sources = [(at, pa.array([source] * len(at))) for at, _, source in self._pieces]
         columns[SOURCE] = self._spread(sources, pa.string())
@@ -289,7 +292,7 @@ class _Aside:
     def _spread(
         self, pieces: Sequence[tuple[Numbers, pa.Array]], column_type: pa.DataType
     ) -> pa.Array:
-        """Return a column of N rows, null where no piece has one."""
+        """Return a column of N rows, null where no piece has the row."""
         if not pieces:
             return pa.nulls(len(self.missing), column_type)
         values = pa.concat_arrays([values.cast(column_type) for _, values in pieces])
@@ -301,14 +304,17 @@ class _Aside:
 def _read_rows(
     reader: Reader, unit: Unit, rows: Numbers, read: Read, counters: Counters
 ) -> pa.Table:
-    """Read some rows of a unit; those of a shard that breaks off before them fail.
+    """Read some rows of a unit; rows behind the end of a shard that breaks off fail.
 
     Args:
-        rows: Their numbers in the unit, ascending.
-        counters: What reading them took is added here.
+        reader: The reader of the source.
+        unit: The unit.
+        rows: Numbers of the rows in the unit, ascending.
+        read: As for `Filler.slices`.
+        counters: Figures of reading are added here.
 
     Raises:
-        InfraError: There are not so many rows.
+        InfraError: The source has another number of rows.
     """
     if unit.cut is None:
         subset = only_rows(unit, rows.tolist())
@@ -330,7 +336,7 @@ def _read_rows(
             f"{reader.store.url(unit.extents[0].path)}: {table.num_rows} rows were read, expected "
             f"{len(rows)}; nothing was written, run again"
         )
-    # The last row stands for all behind the one before it.
+    # The last row stands for all rows from there on.
     rest = unit.extents[0].choose(rows[kept:].tolist())
     failed = failed_rows(reader, rest, 0, last)
     return pa.concat_tables([table.slice(0, kept), failed])

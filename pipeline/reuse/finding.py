@@ -1,7 +1,7 @@
-"""Find the versions that a run can take predictions over from, and divide its plan by them.
+"""Find the versions that a run can carry predictions from, and divide its plan by them.
 
-Nothing is written and no row is read. What cannot be looked up is computed; it never counts as
-unchanged.
+Nothing is written and no row is read. A version that cannot be looked up is not used: its rows are
+computed.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from pipeline.storage.store import Store
 
 _MOST_SOURCES, _MOST_LOOKED_AT = 4, 8
 _USUAL_BYTES = 1024.0
-"""Of a prediction, if no version says it."""
+"""Size of a prediction, if no version tells it."""
 _NO_WEIGHTS = "the tensors of the model come from code, so nothing proves that they are the same"
 _LIMITED = "run.limit_rows is set"
 _OF_CODE = {"inputs", "semantics", "extensions"}
-"""Parts of a fingerprint in which a version may differ that is retried."""
+"""Parts of the fingerprint in which a retried version may differ."""
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A version that rows may be taken from."""
+    """A version that rows may be carried from."""
 
     version: Version
     manifest: Manifest
     table: ShardTable
     shards: tuple[KnownShard, ...]
-    """Those whose predictions are not too old, nor of a day to come."""
+    """Shards whose predictions are neither too old nor of a future day."""
     has_same_rows: bool
-    """Its row ids and pass-through columns are made as those of this run."""
+    """Whether its row ids and pass-through columns are made as in this run."""
 
     def index(self) -> ContentIndex:
-        """Return what finds its rows by their content, but for those of other shards."""
+        """Return the index that finds its rows by content, without rows of other shards."""
         spans = [(s.first, s.first + s.num_rows - len(s.failed)) for s in self.shards]
         left_out = np.array([0, *chain(*spans), self.table.about.num_rows], np.int64)
         left_out = left_out.reshape(-1, 2)
@@ -65,52 +65,52 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Reuse:
-    """What a run takes over."""
+    """What a run carries, and from where."""
 
     plan: Plan
-    """The plan of the run, cut by what is known."""
+    """The plan of the run, cut by the known rows."""
     division: Division | None = None
-    """None: nothing is taken over."""
+    """None: nothing is carried."""
     earlier: tuple[Earlier, ...] = ()
-    """The newest first."""
+    """Newest first."""
     why_not: str = ""
-    """Why nothing is taken over, or not from the newest version."""
+    """Why nothing is carried, or nothing from the newest version."""
     looked_at: int = 0
-    """Earlier versions that were looked at. The summary of a run says why nothing is taken over if
-    there are some: of a first run, and where it was asked for, that is no news."""
+    """Number of earlier versions that were considered. If there are some, the summary of the run
+    says why nothing is carried; for a first run, or with --no-reuse, that is no news."""
     environment: tuple[str, ...] = ()
-    """Libraries whose version is another one than then."""
+    """Libraries whose version has changed since."""
     by_content: bool = False
-    """Rows are looked up by their content, too, while they are read."""
+    """Rows are also looked up by their content while they are read."""
     retry: Retry | None = None
 
     @property
     def sources(self) -> frozenset[str]:
-        """What slices that were staged before may have taken rows from."""
+        """`Version.source` of the versions from which staged slices may have carried rows."""
         return frozenset(source.version.source for source in self.earlier if self.division)
 
     @property
     def days(self) -> dict[str, int]:
-        """URI of a shard that is known -> when its predictions were computed."""
+        """URI of a known shard -> day on which its predictions were computed."""
         known = self.division.known.values() if self.division else ()
         return {shard.uri: shard.computed_day for _, shard in known}
 
     @property
     def oldest_day(self) -> int:
-        """When the oldest prediction was computed that may be taken over; 0 if nothing says it."""
+        """Day on which the oldest prediction that may be carried was computed; 0 if unknown."""
         days = (shard.computed_day for source in self.earlier for shard in source.shards)
         return min(days, default=0)
 
     @property
     def has_mixed_code(self) -> bool:
-        """Tell whether the rows that are kept are of code of other semantics: of a retry."""
+        """Whether a retry keeps rows that were computed by code of other semantics."""
         if self.retry is None or self.division is None:
             return False
         is_same = self.earlier[0].table.about.predictor_key == self.plan.predictor_key
         return not is_same and self.retry.base.fingerprint != self.plan.fingerprint
 
     def known(self, job: Job) -> Known | None:
-        """Return what readers need; None if rows are neither known nor hashed."""
+        """Return the known rows for readers; None if rows are neither known nor hashed."""
         plan = self.plan
         bare = Known(
             (), plan.staged_schema(), plan.source_columns, (*plan.fields.names,),
@@ -160,7 +160,7 @@ class Reuse:
 
     @property
     def row_bytes(self) -> float:
-        """What a prediction takes, about."""
+        """About the size of a prediction."""
         parts = [part for source in self.earlier for part in source.manifest.parts]
         num_bytes, num_rows = (
             sum(getattr(part, name) for part in parts) for name in ("size_bytes", "num_rows")
@@ -178,13 +178,16 @@ def find_reuse(
     is_asked: bool,
     retry: Retry | None = None,
 ) -> Reuse:
-    """Divide a plan into what is taken over and what is computed.
+    """Divide a plan into rows that are carried and rows that are computed.
 
     Args:
-        plan: All rows.
-        base: What is published of the partition now.
-        is_asked: That the command does not say otherwise.
-        retry: What is retried; None: this is a run.
+        store: The output.
+        layout: The partition.
+        job: The job of the run.
+        plan: The plan of all rows.
+        base: The version that is published now.
+        is_asked: False with `--no-reuse`.
+        retry: The version that is retried; None: this is not a retry.
     """
     if retry is None and (why := _why_not_at_all(job, plan, is_asked=is_asked)):
         is_news = base is not None and is_asked and job.run.reuse != "off"
@@ -198,7 +201,9 @@ def find_reuse(
     no_reuse = Reuse(plan, why_not=why, looked_at=looked_at, retry=retry)
     if not earlier:
         return no_reuse
-    has_uris = job.source.has_uris and retry is None  # a shard does not say what they lead to
+    has_uris = (
+        job.source.has_uris and retry is None
+    )  # the shard does not tell whether their content has changed
     known = [
         {s.uri: s for s in source.shards} if source.has_same_rows and not has_uris else {}
         for source in earlier
@@ -246,7 +251,7 @@ def _usable(
     *,
     by_content: bool,
 ) -> tuple[list[Earlier], list[str]]:
-    """Return the versions to take rows from, newest first, and why newer ones are none."""
+    """Return the versions to carry rows from, newest first, and why newer ones are not used."""
     usable: list[Earlier] = []
     reasons: list[str] = []
     candidates = _candidates(store, layout, base) if retry is None else iter([(layout, retry.base)])
@@ -279,7 +284,7 @@ def _usable(
         elif plan.has_hashes and not has_hashes and retry is None:
             reasons.append(f"{name} has no hashes, which run.reuse: content asks for")
         else:
-            # A day to come is of a clock that was wrong, and would never be too old.
+            # A future day comes from a wrong clock, and would never be too old.
             shards = tuple(
                 shard
                 for shard in table.shards
@@ -295,7 +300,7 @@ def _usable(
 
 
 def _why_other(table: ShardTable, manifest: Manifest, plan: Plan, retry: Retry | None) -> str:
-    """Return what changed so that no prediction of a version can be taken, "" if nothing did."""
+    """Return what changed so that no prediction of a version can be carried; empty if nothing."""
     then, now = manifest.fingerprint_parts, plan.fingerprint_parts
     key = plan.predictor_key
     if key and table.about.predictor_key == key:
@@ -314,9 +319,9 @@ def _settings(parts: Mapping[str, Any]) -> dict[str, Any]:
 def _candidates(
     store: Store, layout: Layout, base: Manifest | None
 ) -> Iterator[tuple[Layout, Manifest]]:
-    """Yield what is published of this partition, newest first, then of earlier partitions.
+    """Yield the versions of this partition, newest first, then current ones of earlier partitions.
 
-    Versions that a rollback has taken back are left out.
+    Versions that a rollback has taken back are skipped.
     """
     taken_back: set[int] = set()
     if base is not None and base.is_known:
@@ -328,7 +333,7 @@ def _candidates(
             is_base = number == base.number
             manifest = base if is_base else read_or_unknown(store, layout, number)
             if not manifest.is_known:
-                break  # it may have taken back those before it
+                break  # it may have taken back earlier ones
             if manifest.restored_from is not None:
                 taken_back |= set(range(manifest.restored_from + 1, number))
             if not is_base and number in held:
@@ -340,5 +345,5 @@ def _candidates(
 
 
 def day_of(time: dt.datetime) -> int:
-    """Return the days from 1970 to a time."""
+    """Return the day of a time, counted from 1970."""
     return (time.date() - dt.date(1970, 1, 1)).days

@@ -1,4 +1,4 @@
-"""The quarantine of a version that is retried: which rows go again, and which stay as they are."""
+"""The quarantine of a version that is retried: rows to predict again, and rows that stay failed."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from pipeline.reuse.dividing import Division
 from pipeline.storage.store import Store
 
 _NAMES = {ERROR: "reason", ERROR_STAGE: "stage"}
-"""Columns of staged rows that a quarantine calls otherwise."""
+"""Columns of staged rows -> their names in a quarantine."""
 RETRIED = tuple(reason.value for reason in Reason if reason is not Reason.DUPLICATE_ID)
-"""Reasons whose rows may be retried. Of rows with one id only the first is ever predicted."""
+"""Reasons whose rows may be retried. Only the first of the rows with one id is ever predicted."""
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """How many rows of a version failed, and which of them are retried."""
+    """The failed rows of a version, counted by reason and by whether they are retried."""
 
     reasons: Mapping[str, int]
     num_asked: int
     num_not_asked: int
-    """With other reasons than were asked for."""
+    """Rows with reasons that were not asked for."""
     num_duplicates: int
 
     def describe_others(self) -> str:
-        """Say in a few words which rows stay; '' if none does."""
+        """Describe the rows that stay in a few words; empty if there are none."""
         others = {
             "with other reasons than --reason": self.num_not_asked,
             "for their ids": self.num_duplicates,
@@ -48,7 +48,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Retry:
-    """What is retried: a version, the newest one of the partition."""
+    """The version that is retried, the newest one of its partition, and which of its rows."""
 
     base: Manifest
     reasons: frozenset[str]
@@ -64,7 +64,7 @@ def read_quarantined(store: Store, base: Manifest, reasons: frozenset[str]) -> Q
 
 
 def check_reasons(given: Sequence[str]) -> frozenset[str]:
-    """Check the reasons that a command names; none means all.
+    """Return the reasons that a command names, or all if it names none.
 
     Raises:
         JobError: There is no such reason, or its rows are never retried.
@@ -86,11 +86,11 @@ def kept_failures(
         store: The output.
         retry: The version that is retried.
         division: Of the plan, by that version.
-        plan: As it is carried out.
-        lost_shards: The plan does not have all shards of the version as they were.
+        plan: The plan as it is carried out.
+        lost_shards: The plan lacks shards of the version, or has changed ones.
 
     Returns:
-        As staged, with `unit` and `row` in the unit.
+        Staged rows, with `unit` and `row` in the unit.
     """
     tables = [read_columns(store, part.path) for part in retry.base.quarantine_parts]
     if not tables:
@@ -98,7 +98,7 @@ def kept_failures(
     rows = pa.concat_tables(tables)
     go_again = sorted(retry.reasons)
     if lost_shards:
-        # The rows that have their ids may be gone with a shard; those that are not fail again.
+        # The row that has the same id may be gone with its shard; otherwise they fail again.
         go_again.append(Reason.DUPLICATE_ID.value)
     kept = pc.invert(pc.is_in(rows.column("reason"), pa.array(go_again)))
     rows = rows.filter(pc.and_(kept, rows.column(ROW).is_valid()))
@@ -133,10 +133,11 @@ def kept_failures(
 def _by_shard(
     rows: pa.Table, failed: Mapping[str, Sequence[int]]
 ) -> dict[str, tuple[Numbers, Numbers]]:
-    """Return, by URI, where the failed rows of a shard are in a table, and their numbers there.
+    """Return URI -> indexes in a table of the failed rows of a shard, and their numbers in it.
 
     Args:
-        failed: URI -> numbers of the rows that count; ascending, as those that are returned.
+        rows: Rows of a quarantine.
+        failed: URI -> numbers of the rows to return, ascending.
     """
     shards = as_array(rows.column(SHARD)).dictionary_encode()
     codes, numbers = np.asarray(shards.indices), np.asarray(rows.column(ROW))

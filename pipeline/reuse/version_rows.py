@@ -1,8 +1,8 @@
-"""Read rows of a published version by their ordinals.
+"""Read rows of a published version, by their ordinals or by the hash of their content.
 
 A part lies in the published folder and, once its version has been replaced, in the history. It is
-in the history before it leaves the folder: who does not find it in the one finds it in the other.
-Of a part size, rows and the checksums of the pages that are read must be as they were written.
+copied to the history before it leaves the folder, so it is always found in one of them. Size, rows
+and page checksums of a part must be those that were written.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ TOKEN_CHARS = 12
 _ROW_GROUPS_HELD = 4
 T = TypeVar("T")
 UNKNOWN = -1
-"""Instead of a place: no row has this hash."""
+"""Instead of an ordinal: the row is not known."""
 _FILES = ("high", "low", "ordinals")
 Hashes = npt.NDArray[np.uint8]
 """(N, HASH_BYTES)."""
 
 
 class NotReadable(InfraError):
-    """Rows of a version cannot be read: a part is gone, or not as it was written."""
+    """Rows of a version cannot be read: a part is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class PartPlace:
 
     part: Part
     history: str
-    """Where it lies once its version has been replaced."""
+    """Its path once its version has been replaced."""
 
     @classmethod
     def of(cls, layout: Layout, number: int, part: Part) -> PartPlace:
-        """Return the places of a part of a version of a partition."""
+        """Return the paths of a part of a version."""
         return cls(part, f"{layout.history(number)}/{layout.inside(part.path)}")
 
     def find(self, store: Store, act: Callable[[str], T]) -> T:
-        """Do something with the part where it lies; it may move at any time.
+        """Call a function with the path of the part, which may move at any time.
 
         Raises:
-            NotReadable: It lies nowhere, its bytes are damaged, or the store does not give them.
+            NotReadable: The part is missing or damaged, or the store failed.
         """
         trouble: Exception | None = None
         for path in (self.part.path, self.history):
@@ -73,27 +73,27 @@ class PartPlace:
             except FileNotFoundError:
                 continue
             except (PipelineError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                trouble = error  # it may just be moving
+                trouble = error  # it may be moving
         why = f"cannot be read: {trouble}" if trouble else "is gone, also from the history"
         raise NotReadable(f"{store.url(self.part.path)}: {why}") from trouble
 
 
 @dataclass(frozen=True)
 class Version:
-    """A published version that predictions are taken from; only its name travels to readers."""
+    """A published version to carry predictions from; only its name is pickled."""
 
     store: Store
     partition: str | None
     """As `Layout.partition`."""
     number: int
     token: str
-    """Of its manifest: a version of the same number is no other one."""
+    """Token of its manifest, which tells it from another version of the same number."""
     has_places: bool = False
-    """Its rows are sorted by value."""
+    """Whether its rows are sorted by value."""
     has_hashes: bool = False
-    """Its parts have the hashes of inputs."""
+    """Whether its parts have hashes of inputs."""
     days: str = ""
-    """First and last day of the predictions of it that may be taken over."""
+    """First and last day of its predictions that may be carried."""
 
     @property
     def layout(self) -> Layout:
@@ -102,12 +102,12 @@ class Version:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Partition and number, for messages."""
         return f"{self.layout.name} version {self.number}"
 
     @property
     def source(self) -> str:
-        """What `aside` tables and footers say of it; another once other rows may be taken over."""
+        """Its name in footers; it changes when other rows may be carried."""
         return f"{self.token[:TOKEN_CHARS]} {self.days}".rstrip()
 
     @cached_property
@@ -115,7 +115,7 @@ class Version:
         """Its entry in the log.
 
         Raises:
-            NotReadable: It is another one, or cannot be read.
+            NotReadable: It belongs to another version, or cannot be read.
         """
         try:
             manifest = read_manifest(self.store, self.layout, self.number)
@@ -131,12 +131,13 @@ class Version:
 
 
 class PartReader:
-    """Reads columns of the predictions of a version: the row groups that are needed, once each."""
+    """Reads columns of the predictions of a version, each needed row group once."""
 
     def __init__(self, version: Version, schema: pa.Schema) -> None:
-        """Open nothing yet.
+        """Prepare to read; nothing is opened.
 
         Args:
+            version: The version.
             schema: The columns to read, with their types.
         """
         self._version, self._schema = version, schema
@@ -149,11 +150,11 @@ class PartReader:
         """Return the predictions of ordinals, (N,) both.
 
         Raises:
-            NotReadable: They are not there, or not as they were written.
+            NotReadable: They are missing or damaged.
         """
         places = self._places(ordinals) if self._version.has_places else ordinals
         if len(places) and not 0 <= places.min() <= places.max() < self._starts[-1]:
-            raise NotReadable(f"{self._version.name} has not so many predictions")
+            raise NotReadable(f"{self._version.name} has fewer predictions")
         wanted, back = np.unique(places, return_inverse=True)
         parts = np.searchsorted(self._starts, wanted, "right") - 1
         tables = [self._schema.empty_table()]
@@ -224,7 +225,7 @@ class PartReader:
             rows = self._find(part, lambda path: self._read(path, part, group, names))
             try:
                 types = [self._schema.field(name).type for name in names]
-                if rows.select(names).schema.types != types:  # a cast may fill fields with nulls
+                if rows.select(names).schema.types != types:  # a cast could fill fields with nulls
                     raise TypeError(f"{rows.schema.types}, expected {types}")
                 rows = restore(rows, part.path, columns)
                 self._held[key] = rows.select(self._schema.names).cast(self._schema)
@@ -254,17 +255,18 @@ class PartReader:
 
 
 class ContentIndex:
-    """The hashes of a version's predictions; only its name travels between processes.
+    """Finds predictions of a version by hash; only its name is pickled.
 
-    They are read from its parts when they are first looked for, once per node, and lie in the node
+    The hashes are read from the parts at the first look-up, once per node, and lie in the node
     cache as sorted arrays that processes map into their memory.
     """
 
     def __init__(self, version: Version, left_out: Numbers) -> None:
-        """Name the version; nothing is read yet.
+        """Prepare to look up; nothing is read.
 
         Args:
-            left_out: int64 (M, 2), ascending: first and last + 1 of ordinals that are not found.
+            version: The version.
+            left_out: int64 (M, 2), ascending: ranges of ordinals that are never found.
         """
         self.version, self._left_out = version, left_out
         self._opened: tuple[Any, ...] = ()
@@ -273,12 +275,12 @@ class ContentIndex:
         return ContentIndex, (self.version, self._left_out)
 
     def find(self, hashes: Hashes) -> Numbers:
-        """Return the ordinals of rows with these hashes, int64 (N,); UNKNOWN: there is none.
+        """Return the ordinals of rows with N hashes, int64 (N,); UNKNOWN if there is none.
 
-        Of rows with equal hashes any is returned.
+        Of several rows with one hash, any is returned.
 
         Raises:
-            NotReadable: A part is missing, or not as it was written.
+            NotReadable: A part is missing or damaged.
             PipelineError: The store failed, or the node cache cannot be used.
         """
         if not self._opened:
@@ -288,10 +290,10 @@ class ContentIndex:
                 folder = cached_folder(key, partial(_write_index, self.version))
                 self._opened = tuple(np.load(folder / f"{n}.npy", mmap_mode="r") for n in _FILES)
             finally:
-                let_go(key)  # what is mapped stays, also of a file that is removed
+                let_go(key)  # a mapping stays valid after its file is removed
         ordinals = _look_up(self._opened, *_halves(hashes))
         within = np.searchsorted(self._left_out[:, 0], ordinals, "right") - 1
-        ends = np.append(self._left_out[:, 1], 0)  # at -1: before all of them
+        ends = np.append(self._left_out[:, 1], 0)  # at -1: before the first range
         ordinals[ordinals < ends[within]] = UNKNOWN
         return ordinals
 
@@ -327,7 +329,7 @@ def _look_up(index: tuple[Any, ...], high: Numbers, low: Numbers) -> Numbers:
     open_rows = np.arange(len(high))
     at = np.searchsorted(highs, high)
     while len(open_rows):
-        # Hashes of another second half may come first.
+        # Hashes with another second half may come first.
         inside = at < len(highs)
         open_rows, at = open_rows[inside], at[inside]
         same = highs[at] == high[open_rows]

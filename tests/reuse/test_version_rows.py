@@ -23,7 +23,7 @@ def test_rows_that_a_version_does_not_have_as_they_were_written_are_not_read(tmp
     reader = PartReader(version, whole.schema)
     ordinals = np.array([3, 0, 9, 3])
     assert reader.at(ordinals).equals(whole.take(pa.array(ordinals)))
-    with pytest.raises(NotReadable, match="has not so many predictions"):
+    with pytest.raises(NotReadable, match="has fewer predictions"):
         reader.at(np.array([0, manifest.num_predicted]))
     with pytest.raises(NotReadable, match="another version has its number now"):
         PartReader(replace(version, token="of another"), whole.schema)
