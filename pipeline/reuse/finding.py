@@ -201,9 +201,8 @@ def find_reuse(
     no_reuse = Reuse(plan, why_not=why, looked_at=looked_at, retry=retry)
     if not earlier:
         return no_reuse
-    has_uris = (
-        job.source.has_uris and retry is None
-    )  # the shard does not tell whether their content has changed
+    # A shard of URIs does not tell whether the content behind them has changed.
+    has_uris = job.source.has_uris and retry is None
     known = [
         {s.uri: s for s in source.shards} if source.has_same_rows and not has_uris else {}
         for source in earlier

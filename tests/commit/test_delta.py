@@ -296,7 +296,7 @@ def test_a_commit_that_fails_for_good_says_that_the_version_is_published(
     always = Rule(RESET_BEFORE, method="PUT", path=r"_delta_log/.*json", last=99)
     with (
         FaultProxy(s3.endpoint_url, always) as proxy,
-        pytest.raises(InfraError, match=r"^version 2 of date=2026-11-24 is published, only") as why,
+        pytest.raises(InfraError, match=r"^version 2 of date=2026-11-24 is published, but") as why,
     ):
         Delta(Store(store.uri, s3.options_at(proxy.url))).commit(LAYOUT, manifest)
     message = str(why.value)

@@ -204,7 +204,7 @@ def test_no_flipped_bit_makes_another_plan(tmp_path: Path, caplog: pytest.LogCap
     assert adopt_plan(store, layout, example_plan()) == plan
     assert store.read_bytes(path) == data
     assert [record.getMessage() for record in caplog.records] == [
-        f"{store.url(path)}: is damaged, so it is written anew"
+        f"{store.url(path)}: is damaged; written again"
     ]
 
 
