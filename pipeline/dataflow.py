@@ -1,9 +1,9 @@
-"""One run: the whole way of the data on one screen.
+"""One run: the whole data path on one screen.
 
     plan -> divide -> source -> preprocess -> engine (actor pool) -> sink (staging) -> gates
          -> publish
 
-What is here is the order of things; each step lives in the file of its name.
+This file has the order of the steps; each step is in the file that it is imported from.
 """
 
 from __future__ import annotations
@@ -30,32 +30,26 @@ from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish, re
 from pipeline.runs.ending.supervisor import run_reported
 from pipeline.runs.preparing.prepare import check_before_ray, prepare
 from pipeline.runs.progress import Progress
-from pipeline.runs.resume import (
-    note_if_published,
-    note_unchanged,
-    stage_known_slices,
-    take_over,
-    tidy_if_free,
-)
-from pipeline.runs.staleness import why_stale
+from pipeline.runs.resume import stage_known_slices, take_over
+from pipeline.runs.staleness import note_if_published, note_unchanged, tidy_if_free, why_stale
 from pipeline.runs.work import Work, again, divide, settle
 
 
 def run_job(job: Job, options: RunOptions, progress: Progress) -> Report:
-    """Execute a job once and return its report; the report is stored beside the output.
+    """Execute a job once and return its report, which is stored beside the output.
 
-    The process is left as it was found: its environment, logging, warning filters, signal handlers
-    and DataContext. A Ray that is initialised in it is used and left running.
+    The process is left unchanged: environment, logging, warning filters, signal handlers and
+    DataContext. A Ray that is initialised in it is used and left running.
 
     Args:
-        options: What the command line adds to it.
-        progress: Where to show what it does and how far it is.
+        options: The options of the command line.
+        progress: Shows the phases and the progress of the run.
 
     Raises:
         JobError: Another run is in progress in this process.
-        PipelineError: With the exit code of what happened. A report is stored for refusals,
-            stops and failures too, also unexpected ones, once the store has been found usable.
-        Interrupted: Ctrl-C in a caller's program has stopped it.
+        PipelineError: With its exit code. Refused, stopped and failed runs also store a report,
+            after unexpected errors, too, once the store was found usable.
+        Interrupted: Ctrl-C in a caller's program stopped the run.
     """
     with one_run(is_callers=not options.owns_process):
         return run_reported(RunContext.of(job, options), partial(_execute, progress=progress))
@@ -78,7 +72,7 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
         if not is_retry and note_if_published(run, base, plan):
             return "nothing_to_do"
         if base and (changed := why_stale(store, layout, base, plan)):
-            progress.phase(f"version {base.number} is of before a change: {changed}")
+            progress.phase(f"version {base.number} predates a change: {changed}")
         work = divide(run, plan, model, base, progress.phase)
         if work.is_vain:
             note_unchanged(run)
@@ -107,7 +101,7 @@ def _publish(
     work: Work,
     settled: Settled,
 ) -> Manifest:
-    """Compute what is not staged, then publish; raises as `_predict` and `finish`."""
+    """Predict the missing slices and publish; raises as `_predict` and `finish`."""
     staged = _predict(run, work, settled, executor, progress)
     progress.phase("checking and publishing")
     return finish(run, work, settled.plan, staged, lease, executor.run_tasks)
@@ -119,7 +113,7 @@ def _predict(
     """Compute the slices that have no staged part yet; return the staged part of every slice.
 
     Raises:
-        GateRefused: A gate is certain to refuse; what is finished stays.
+        GateRefused: A gate is certain to refuse; finished slices stay.
         SystematicFailure: All rows failed in the model for one cause.
     """
     plan, staged = settled.plan, take_over(run, settled.plan, work.reuse.sources)

@@ -31,8 +31,7 @@ from pipeline.reuse.finding import Reuse, find_reuse
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.one_row import Preview, preview_row
 from pipeline.runs.preparing.prepare import check_before_ray, check_hardware, prepare
-from pipeline.runs.resume import is_published, next_step
-from pipeline.runs.staleness import why_stale
+from pipeline.runs.staleness import is_published, next_step, why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried

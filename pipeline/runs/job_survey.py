@@ -14,8 +14,7 @@ from pipeline.published.survey import survey
 from pipeline.reuse.finding import find_reuse
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
-from pipeline.runs.resume import is_published, next_step
-from pipeline.runs.staleness import why_stale
+from pipeline.runs.staleness import is_published, next_step, why_stale
 
 
 def survey_job(job: Job, options: RunOptions) -> PartitionStatus:
@@ -58,5 +57,5 @@ def _compared(run: RunContext, seen: PartitionStatus) -> PartitionStatus:
         return replace(seen, a_run_would=would)
     changed = why_stale(store, layout, current, plan) or "it was published with other settings"
     if seen.state != "complete":
-        return replace(seen, a_run_would=f"{would}, which is of before a change: {changed}")
+        return replace(seen, a_run_would=f"{would}, which predates a change: {changed}")
     return replace(seen, state="stale", why=changed, a_run_would=would)

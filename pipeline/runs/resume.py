@@ -1,21 +1,17 @@
-"""Resume the work of earlier runs: staged slices, slices of known rows, a published version."""
+"""Resume the work of earlier runs: take over staged slices, and stage slices of known rows."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 
-from pipeline.commit.lease import hold_lease
-from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.parts.part_file import find_damaged
-from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged, read_footers
-from pipeline.core.errors import PartitionBusy
 from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
-from pipeline.models.spec import EAGER, FP32, ModelSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import ContradictingSlices, Slices, done_slices, missing_units
 from pipeline.process.failpoints import failpoint
@@ -146,57 +142,3 @@ def stage_known_slices(
             run.record.computed(one)
             failpoint("slice_done")
     return list_staged(run.store, run.layout.staging(plan.work))
-
-
-def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Sequence[str]) -> bool:
-    """Tell whether a version equals the result of the plan."""
-    if manifest is None or is_written_anew(manifest, plan) or has_more_rows(plan, manifest):
-        return False
-    if manifest.is_of(plan.fingerprint, partition_columns):
-        return True
-    is_exact = (manifest.model.get("runtime"), manifest.model.get("precision")) == (EAGER, FP32)
-    return is_exact and bool(plan.twin) and manifest.is_of(plan.twin, partition_columns)
-
-
-def next_step(current: Manifest | None, *, has_staged: bool) -> str:
-    """Say what a run with something to do would do."""
-    step = "publish the first version" if current is None else f"replace version {current.number}"
-    return f"resume, then {step}" if has_staged else step
-
-
-def is_written_anew(manifest: Manifest, plan: Plan) -> bool:
-    """Tell whether a local shard was changed since, even if its size and mtime are the same."""
-    then, now = manifest.ctimes_sha256, plan.ctimes_sha256
-    return bool(then and now) and then != now
-
-
-def has_more_rows(plan: Plan, manifest: Manifest) -> bool:
-    """Tell whether a shard can be opened now that could not when a version was published."""
-    num_rows = plan.num_rows or 0
-    return bool(manifest.num_unreadable_shards) and num_rows > manifest.num_rows
-
-
-def note_if_published(run: RunContext, manifest: Manifest | None, plan: Plan) -> bool:
-    """Tell whether a version equals the result of the plan; note it if so."""
-    if manifest is None or not is_published(manifest, plan, run.job.sink.partition_columns):
-        return False
-    run.record.already_published(manifest, run.store.url(run.layout.predictions))
-    return True
-
-
-def note_unchanged(run: RunContext) -> None:
-    """Note that the published version stays, and complete the publication of a crashed run."""
-    keep = run.job.sink.keep_versions
-    current = repair(run.store, run.layout, keep, table=run.table, is_last=True)
-    if current is not None:
-        run.record.already_published(current, run.store.url(run.layout.predictions))
-
-
-def tidy_if_free(run: RunContext) -> None:
-    """Complete the publication of a run that crashed after its commit, unless another run works."""
-    try:
-        with hold_lease(run.store, run.layout, run.record.run_id, run.job.run.lease_ttl_s):
-            keep = run.job.sink.keep_versions
-            repair(run.store, run.layout, keep, table=run.table, is_last=True)
-    except PartitionBusy:
-        return

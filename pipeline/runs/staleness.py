@@ -1,18 +1,21 @@
-"""Explain how a published version differs from the result of a plan."""
+"""The published version beside a plan: whether they are the same, and how they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.plan_store import read_plan
-from pipeline.core.errors import PipelineError
+from pipeline.commit.publish import repair
+from pipeline.core.errors import PartitionBusy, PipelineError
 from pipeline.core.printable import clean_message, num_of
+from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor_key import why_other
-from pipeline.runs.resume import has_more_rows, is_written_anew
+from pipeline.runs.context import RunContext
 from pipeline.storage.store import Store
 
 _INPUTS = "the input (a name, size or time of a shard)"
@@ -115,3 +118,57 @@ def _describe(paths: Iterable[str], state: str) -> str:
         return ""
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
     return f"{num_of(len(names), 'shard')} {state} ({clean_message(shown)})"
+
+
+def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Sequence[str]) -> bool:
+    """Tell whether a version equals the result of the plan."""
+    if manifest is None or is_written_anew(manifest, plan) or has_more_rows(plan, manifest):
+        return False
+    if manifest.is_of(plan.fingerprint, partition_columns):
+        return True
+    is_exact = (manifest.model.get("runtime"), manifest.model.get("precision")) == (EAGER, FP32)
+    return is_exact and bool(plan.twin) and manifest.is_of(plan.twin, partition_columns)
+
+
+def next_step(current: Manifest | None, *, has_staged: bool) -> str:
+    """Say what a run with something to do would do."""
+    step = "publish the first version" if current is None else f"replace version {current.number}"
+    return f"resume, then {step}" if has_staged else step
+
+
+def is_written_anew(manifest: Manifest, plan: Plan) -> bool:
+    """Tell whether a local shard was changed since, even if its size and mtime are the same."""
+    then, now = manifest.ctimes_sha256, plan.ctimes_sha256
+    return bool(then and now) and then != now
+
+
+def has_more_rows(plan: Plan, manifest: Manifest) -> bool:
+    """Tell whether a shard can be opened now that could not when a version was published."""
+    num_rows = plan.num_rows or 0
+    return bool(manifest.num_unreadable_shards) and num_rows > manifest.num_rows
+
+
+def note_if_published(run: RunContext, manifest: Manifest | None, plan: Plan) -> bool:
+    """Tell whether a version equals the result of the plan; note it if so."""
+    if manifest is None or not is_published(manifest, plan, run.job.sink.partition_columns):
+        return False
+    run.record.already_published(manifest, run.store.url(run.layout.predictions))
+    return True
+
+
+def note_unchanged(run: RunContext) -> None:
+    """Note that the published version stays, and complete the publication of a crashed run."""
+    keep = run.job.sink.keep_versions
+    current = repair(run.store, run.layout, keep, table=run.table, is_last=True)
+    if current is not None:
+        run.record.already_published(current, run.store.url(run.layout.predictions))
+
+
+def tidy_if_free(run: RunContext) -> None:
+    """Complete the publication of a run that crashed after its commit, unless another run works."""
+    try:
+        with hold_lease(run.store, run.layout, run.record.run_id, run.job.run.lease_ttl_s):
+            keep = run.job.sink.keep_versions
+            repair(run.store, run.layout, keep, table=run.table, is_last=True)
+    except PartitionBusy:
+        return

@@ -30,10 +30,9 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.planning.plan import fingerprint_parts, job_extensions, make_plan
+from pipeline.planning.plan import job_extensions, make_plan
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.planning.tiling import first_slices, missing_units
-from pipeline.runs.staleness import shards_changed, what_changed
 from pipeline.sources.listing.inputs import Inputs
 from pipeline.sources.units import MAX_SLICE_BYTES, Extent, RowFilter, UncountedPlan, Unit
 from pipeline.storage.store import StoredFile
@@ -319,23 +318,6 @@ def test_a_limit_of_decoding_is_part_of_what_decides_predictions(field: str):
     assert usual.predictor_key != lower.predictor_key
 
 
-def test_what_changed_is_named_by_its_part():
-    then = fingerprint_parts(job(), inputs_of(EXTENTS), SPEC)
-    touched = replace(inputs_of(EXTENTS), shards=inputs_of(EXTENTS).shards[:1])
-    now = fingerprint_parts(job(run__limit_rows=3), touched, replace(SPEC, code_sha256="d" * 64))
-    assert what_changed(then, then) == what_changed({}, now) == ""
-    assert what_changed(then, now) == (
-        "the input (a name, size or time of a shard), the model or what decides "
-        "its predictions, the job's source or row limit"
-    )
-    newer = {**then, "semantics": {**then["semantics"], "decode": 99}}
-    assert what_changed(then, newer) == "how this version of the package computes (decode)"
-    ours = {**then, "extensions": {"own.task": "1", "own.input": "1"}}
-    theirs = {**then, "extensions": {"own.task": "2", "own.input": "1"}}
-    assert what_changed(ours, theirs) == "the code of own.task"
-    assert what_changed(ours, then) == "the code of own.input, the code of own.task"
-
-
 def test_the_code_of_what_reads_prepares_and_predicts_counts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipeline.planning.plan.code_digest", lambda _, name: f"code of {name}")
     usual = job_extensions(job(), SPEC)
@@ -429,33 +411,3 @@ def test_rows_that_are_chosen_of_a_tar_are_counted_as_if_there_were_no_others(ch
 def test_slices_of_unknown_rows_usually_have_the_most_rows():
     units = (Unit(0, (), (), UncountedPlan(64, 1000)), Unit(1, (), (0, 32, 40)))
     assert replace(planned([]), units=units).usual_slice_rows() == [64, 32, 8]
-
-
-def test_shards_that_changed_are_named():
-    extents = shard_extents([[3], [4], [5]], 10.0)
-    new = shard_extents([[3], [4], [5], [6]])[3:]
-    other = [replace(extents[0], version="v2"), extents[1], *new]
-    before, now = planned(extents), planned(other)
-    assert shards_changed(before, now) == (
-        "the input: 1 shard new (s00003.parquet), 1 shard changed (s00000.parquet), "
-        "1 shard gone (s00002.parquet)"
-    )
-    grown = planned([replace(extents[0], size_bytes=11, version="v2"), *extents[1:], *new])
-    assert shards_changed(before, grown) == (
-        "the source has grown: 1 shard new (s00003.parquet), 1 shard changed (s00000.parquet)"
-    )
-    for same_size in ([replace(extents[0], version="v2"), *extents[1:]], extents[1:]):
-        assert shards_changed(before, planned(same_size)).startswith("the input: ")
-    assert shards_changed(before, replace(before, source_root="/new")) == "the input (it was /in)"
-    assert shards_changed(before, before) == "the input: its columns or their types"
-    many = planned(shard_extents([[1]] * 9, 10.0))
-    assert "6 shards new (s00003.parquet, s00004.parquet, s00005.parquet, ...)" in shards_changed(
-        before, many
-    )
-
-
-def test_what_changed_of_a_model_is_named_if_both_are_known():
-    then, now = {"model": "1"}, {"model": "2"}
-    models = ({"weights_sha256": "a", "layer": None}, {"weights_sha256": "b", "layer": None})
-    assert what_changed(then, now, models=models) == "the weights"
-    assert what_changed(then, then, models=models) == ""

@@ -44,7 +44,8 @@ from pipeline.runs.builders import make_reader, make_writer
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish
 from pipeline.runs.preparing.prepare import prepare
-from pipeline.runs.resume import is_published, note_unchanged, stage_known_slices, take_over
+from pipeline.runs.resume import stage_known_slices, take_over
+from pipeline.runs.staleness import is_published, note_unchanged
 from pipeline.runs.work import Work, divide
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
