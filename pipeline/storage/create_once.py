@@ -1,4 +1,4 @@
-"""Create an object at most once, although the answer to a write can be lost."""
+"""Create an object at most once, although the answer to a write may be lost."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _TIME_LIMIT_S = 60.0
 
 
 class CreateOutcome(StrEnum):
-    """Which writer made the object that is there now."""
+    """The writer of the object that exists now."""
 
     CREATED = "created"
     MINE = "mine"
-    """It carries our token: an earlier try of this process made it and its response was lost."""
+    """It has our token: an earlier try of this process made it, and the response was lost."""
     OTHER = "other"
 
 
 def create_once(
     create: Callable[[], bool], read: Callable[[], bytes], token: str, url: str
 ) -> CreateOutcome:
-    """Create an object unless there is one; of many writers exactly one creates it.
+    """Create an object unless it exists; of many writers exactly one creates it.
 
     Args:
-        create: Writes it on condition that there is none; returns whether it did.
-        read: Reads what is there; raises FileNotFoundError if nothing is.
+        create: Writes the object if it does not exist; returns whether it did.
+        read: Reads the object; raises FileNotFoundError if it does not exist.
         token: Unique to this call and part of the data, so that its own object is recognised.
         url: The object, for messages.
 
@@ -52,7 +52,7 @@ def create_once(
             return CreateOutcome.MINE if is_mine else CreateOutcome.OTHER
         if not retries.wait():
             break
-    cause = trouble or "the store says that it exists and that it does not"
+    cause = trouble or "the store says both that it exists and that it does not"
     raise InfraError(
-        f"cannot create {url}: still unclear after several tries whether it was; {cause}"
+        f"cannot create {url}: after several tries it is unclear whether it was created; {cause}"
     )

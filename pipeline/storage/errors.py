@@ -1,7 +1,7 @@
-"""Raw storage errors turned into ours: JobError, or InfraError if running again may cure it.
+"""Translate errors of stores: JobError, or InfraError if running again may cure it.
 
-Of those, TransientError is what may be over in a moment; only that is retried at once.
-Knows the error codes of the stores by name and imports none of their libraries.
+TransientError, an InfraError, may be over in a moment; only such an error is retried at once. Error
+codes of the stores are known by name; none of their libraries is imported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAME = "not a valid name there: correct the URI"
 _BUCKET = "no such bucket: create it or correct the URI"
 _ARCHIVED = "archived: restore it from the archive first"
 _OF_ONE_FILE = frozenset([_ACCESS, _REFUSED, _ARCHIVED])
-"""What may be so of one file, and not of its neighbours."""
+"""Causes that may apply to one file and not to its neighbours."""
 _JOB_CODES = {
     "NoSuchBucket": _BUCKET,
     "ContainerNotFound": _BUCKET,
@@ -59,7 +59,7 @@ _JOB_CODES = {
     "PermanentRedirect": _REGION,
     "IllegalLocationConstraintException": _REGION,
     "301": _REGION,
-    "400": f"{_REGION}, or {_CREDENTIALS}",  # of a HEAD that is all that is said
+    "400": f"{_REGION}, or {_CREDENTIALS}",  # a HEAD request gets no more than this
     "401": _CREDENTIALS,
     "403": _REFUSED,
     "404": "no such file",
@@ -91,7 +91,7 @@ _JOB_ERRNOS = {
     errno.EEXIST: "a file stands where a folder should be",
     errno.EISDIR: "a folder stands where a file should be",
     errno.ENAMETOOLONG: _NAME,
-    errno.ELOOP: "symbolic links run in circles",
+    errno.ELOOP: "symbolic links form a loop",
     errno.EFBIG: "too large for this file system",
     errno.EOPNOTSUPP: "this file system cannot do that (no hard links?)",
 }
@@ -115,16 +115,16 @@ _PUBLIC_OPTIONS = frozenset(
     }
 )
 _NO_SECRETS = frozenset(["anon", "browser", "cache", "cloud", "google_default"])
-"""Values of gcsfs's option `token` that only name a way to find credentials."""
+"""Values of the option `token` of gcsfs that only name a way to find credentials."""
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _SENSITIVE = r"(?:key|secret|token|password|signature|credential|sig)"
 _KEY_VALUE = re.compile(
-    # A word is looked at from its beginning alone, or a long one would take for ever.
+    # Match only from the beginning of a word: a long word would take for ever.
     rf"(?i)(?<![\w-])(?=[\w-]*{_SENSITIVE})([\w-]+)"
     r"(?:[\"']?\s*=\s*|[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*'|[^\s,;&\"']+)"
 )
 _HEADER = re.compile(
-    # Names of fields of a job, as in "text.token: unknown", are none of these.
+    # Fields of a job, as in "text.token: unknown", must not match.
     r"(?i)(?<![\w.-])((?:(?:proxy-)?authorization|password|secret|[\w-]+-token)\s*:"
     r"(?:\s*(?:bearer|basic))?|bearer)\s+[^\s,;&\"']{4,}"
 )
@@ -135,13 +135,13 @@ _LINE_MAX_CHARS = 400
 def storage_errors(
     what: str, secret_values: Sequence[str] = (), *, missing: str | None = None
 ) -> Iterator[None]:
-    """Turn storage errors of a block into PipelineErrors; other exceptions pass unchanged.
+    """Turn storage errors of the body into PipelineErrors; other exceptions pass unchanged.
 
     Args:
         what: Start of the message, such as `cannot read s3://bucket/file`.
         secret_values: Strings that must not appear in the message.
-        missing: Raise FileNotFoundError, naming this, for a file that is not there; left out, that
-            is a JobError, too.
+        missing: Name of the file in the FileNotFoundError that is raised if it does not exist;
+            None: that is a JobError.
     """
     try:
         yield
@@ -156,7 +156,7 @@ def storage_errors(
 
 @contextlib.contextmanager
 def options_named(field: str) -> Iterator[None]:
-    """Call the storage options by their field, `sink.storage_options`, in errors about them."""
+    """Name the field of the storage options, such as `sink.storage_options`, in errors."""
     try:
         yield
     except JobError as error:
@@ -168,17 +168,17 @@ def options_named(field: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listed_files() -> Iterator[None]:
-    """Read files that were there a moment ago.
+    """Read files in the body that existed a moment ago.
 
     Raises:
-        InfraError: One of them is gone: garbage was collected, or another run has replaced it.
+        InfraError: A file is gone: garbage was collected, or another run has replaced the file.
     """
     try:
         yield
     except FileNotFoundError as error:
-        cause = getattr(error, "cause", error)  # Ray wraps what a task raised
+        cause = getattr(error, "cause", error)  # Ray wraps the error of a task
         name = getattr(cause, "filename", None) or redact(str(cause))
-        raise InfraError(f"{name}: was there a moment ago and is gone; run again") from error
+        raise InfraError(f"{name}: disappeared while it was used; run again") from error
 
 
 def classify(error: BaseException, what: str, secret_values: Sequence[str] = ()) -> PipelineError:
@@ -208,10 +208,10 @@ def translate(
     """Return the error to raise for a raw one: a PipelineError, FileNotFoundError, or itself.
 
     Args:
-        error: What the library raised.
-        what: What was tried, for the message.
-        secret_values: Never shown.
-        missing: The path, if a missing file is not trouble of the store.
+        error: The error of the library.
+        what: The start of the message.
+        secret_values: Strings that must not appear in the message.
+        missing: The path for a FileNotFoundError; None: a missing file is a JobError.
     """
     if missing is not None and is_missing(error):
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
@@ -219,12 +219,12 @@ def translate(
 
 
 def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
-    """Decide whether trying or running again may cure an error, and what to tell the user."""
+    """Return the class of our error, and the advice to the user."""
     if type(error).__name__ == "FileExpired":
         return InfraError, "it changed since it was listed; run again"
     if type(error).__name__ == "BadBlock":
         return BadBlockError, BAD_BLOCK
-    if str(error).startswith("Forbidden: "):  # all that gcsfs says of a 403
+    if str(error).startswith("Forbidden: "):  # gcsfs says no more about a 403
         is_throttled = "rate limit" in str(error).lower()
         return _throttled("403") if is_throttled else (JobError, _JOB_CODES["403"])
     code, status = _response_code(error)
@@ -234,13 +234,13 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
     known = next((name for name in names if name in _JOB_CLASSES), None)
     if known and getattr(error, "retryable", False) is not True:
         return JobError, _JOB_CLASSES[known]
-    # gcsfs says of a 404 no more than its class.
+    # For a 404 gcsfs gives no more than its class.
     is_absent = isinstance(error, FileNotFoundError)
     number = errno.ENOENT if is_absent else getattr(error, "errno", None)
     if number in _JOB_ERRNOS:
         return JobError, _JOB_ERRNOS[number]
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return InfraError, "no space left: free some and run again"
+        return InfraError, "no space left: free some space and run again"
     if isinstance(error, TypeError | ValueError):
         return JobError, "refused by the storage library: see storage_options and the URI"
     return TransientError, "the store cannot be reached or broke off; check it and run again"
@@ -276,7 +276,7 @@ def _response_code(error: BaseException) -> tuple[str, int]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Follow declared causes only: the context may be an unrelated error handled further up."""
+    """Yield the error and its declared causes; the context may be an unrelated, handled error."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -286,7 +286,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Tell a file that is not there from a bucket that is not there."""
+    """Tell whether a file is missing, and not its bucket."""
     code, _ = _response_code(error)
     return isinstance(error, FileNotFoundError) and code not in (
         "NoSuchBucket",
@@ -295,13 +295,13 @@ def is_missing(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Tell whether a create was refused because the name is taken (by whom is yet unknown)."""
+    """Tell whether a create was refused because the name is taken, by whatever writer."""
     code, status = _response_code(error)
     return isinstance(error, FileExistsError) or code == "PreconditionFailed" or status == 412
 
 
 def _is_storage_trouble(error: BaseException) -> bool:
-    """Tell errors of storage from mistakes in our own code, which must stay visible."""
+    """Tell whether an error is one of storage, not a mistake in our own code."""
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _LIBRARIES:
         return True
     if not isinstance(error, TypeError | ValueError) or error.__traceback__ is None:
@@ -314,9 +314,9 @@ def _is_storage_trouble(error: BaseException) -> bool:
 
 
 def secret_values(options: Mapping[str, Any]) -> list[str]:
-    """Collect the strings among storage options, but for those that help and are no secrets.
+    """Collect the secrets among storage options: all strings that are not known to be public.
 
-    Of numbers only those of four digits or more with the name of a secret.
+    Integers count if they have four digits or more and the name of a secret.
     """
     secrets: list[str] = []
     for name, value in options.items():
@@ -328,7 +328,7 @@ def secret_values(options: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, Mapping):
             secrets += secret_values(value)
         elif name == "connection_string" and isinstance(value, str):
-            # A message may hold a part of it; its key ends in `=`, so that a pair is cut but once.
+            # A message may contain a part of it. The key ends in `=`: cut a pair only once.
             pairs = dict(pair.partition("=")[::2] for pair in value.split(";"))
             keys = ("AccountKey", "SharedAccessSignature")
             secrets += [secret for secret in (value, *map(pairs.get, keys)) if secret]

@@ -1,4 +1,4 @@
-"""What a listing shows, what chooses files of it, and errors that all storage has."""
+"""Stored files as a listing shows them, the choice of input files, and errors of all stores."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class StoredFile:
     """Relative to the root of the store."""
     size_bytes: int
     version: str
-    """Changes when the content does: the etag or generation of an object, the mtime in ns of a
-    local file."""
+    """Changes with the content: the etag or generation of an object, the mtime in ns of a local
+    file."""
     modified: dt.datetime | None
     """By the clock of the store, in UTC."""
     ctime_ns: int = field(default=0, compare=False)
-    """When a local file was changed in any way, as its file system says; 0 of objects. It cannot be
-    put back as the mtime can, but a chmod or another link changes it, too: so it is compared within
-    a run, and is no part of the version."""
+    """Time of the last change of a local file in any way; 0 for objects. Unlike the mtime it cannot
+    be set back, but a chmod or another link changes it, too. So it is compared within a run, and is
+    not part of the version."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Page:
 
     files: Sequence[StoredFile]
     prefixes: Sequence[str] = ()
-    """Folders below, ending in `/`; only of a listing that stops at the next `/`."""
+    """Folders below, ending in `/`; only in a listing that stops at the next `/`."""
     next_token: str | None = None
-    """Asks for the next page; None: this is the last one."""
+    """Token of the next page; None for the last page."""
 
 
 class NoSuchBucket(OSError):
-    """The bucket or container is missing, not only the object."""
+    """The bucket or container does not exist."""
 
 
 class FileExpired(OSError):
-    """A file that is being read is no longer the one that was opened."""
+    """An open file was replaced, written to or deleted."""
 
 
 class BadBlock(OSError):
@@ -52,15 +52,15 @@ class BadBlock(OSError):
 
 
 class Choice(Protocol):
-    """Choose what of a source is input, by paths relative to the root."""
+    """Choose the input files of a source, by paths relative to the root."""
 
     follow_links: bool
-    """Take links to regular files, wherever they point."""
+    """Whether to take links to regular files, wherever they point."""
 
     def takes(self, file: StoredFile) -> bool:
         """Tell whether a file is input."""
         ...
 
     def skip(self, path: str, reason: SkipReason) -> None:
-        """Note what is no input, and why."""
+        """Note a path that is not input, and the reason."""
         ...

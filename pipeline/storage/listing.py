@@ -1,7 +1,7 @@
-"""List an object store in parallel, page by page, without a model of how its keys are made.
+"""List an object store in parallel, page by page, without assumptions about its keys.
 
-A folder of one page costs one request. A bigger one is asked once for its common prefixes: few,
-and each is listed on its own at the same time; many or none, and it is read on page after page.
+A folder of one page costs one request. A larger folder is asked once for its common prefixes: if
+there are few, they are listed at the same time; otherwise page after page is read.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pipeline.storage.interface import Page, StoredFile
 log = logging.getLogger(__name__)
 
 FetchPage = Callable[[str, bool, str | None], Page]
-"""folder, whether to stop at the next `/`, token -> page; raises what cannot be cured."""
+"""folder, whether to stop at the next `/`, token -> page; retries inside."""
 
 _PROGRESS_S = 5.0
 _THREADS = 16
 _MAX_PREFIXES = 256
 FetchAfter = Callable[[str], Page]
-"""A key -> the page of the keys after it; its token is its last key, None if no more follow."""
+"""A key -> the page of the keys after it; the token is its last key, None for the last page."""
 _CALLS_AT_ONCE = 32
 _FOLDER_THREADS = 8
 _LEAST_FOLDERS = 128
-"""Of one thread: about as many as an answer has, if each has a few files."""
+"""Folders of one thread: about as many as one answer has, if each has a few files."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What one request gave, and what is to be asked next."""
+    """The files of one request, and the next requests."""
 
     files: Sequence[StoredFile]
     next_steps: Sequence[Callable[[], _Step]] = ()
@@ -69,12 +69,12 @@ def _begin(fetch: FetchPage, folder: str) -> _Step:
 
 
 def _split(fetch: FetchPage, folder: str, flat: Page, below: str) -> _Step:
-    """Go on with the folders below if there are few of them, otherwise with the next flat page.
+    """Continue with the folders below if there are few, otherwise with the next flat page.
 
     Args:
-        fetch: Asks for a page.
-        flat: Its first page; a folder whose first page shows no folders is not asked for any.
-        below: `folder`, or the folder in it that holds all it has.
+        fetch: Requests a page.
+        flat: The first page of the folder; if it shows no folders, none are requested.
+        below: `folder`, or the only folder in it.
     """
     skipped = len(below) + (below[-1:] not in ("", "/"))
     if any("/" in file.path[skipped:] for file in flat.files):
@@ -94,7 +94,7 @@ def _go_on(fetch: FetchPage, folder: str, token: str | None) -> _Step:
 
 
 def folder_names(fetch: FetchPage, folder: str) -> list[str]:
-    """List the names of the folders directly below a folder, sorted, and nothing in them."""
+    """List the names of the folders directly below a folder, sorted."""
     names: set[str] = set()
     page = fetch(folder, True, None)
     while True:
@@ -105,9 +105,9 @@ def folder_names(fetch: FetchPage, folder: str) -> list[str]:
 
 
 def have_plain_order(folders: Sequence[str]) -> bool:
-    """Tell whether folders sort alike as texts and name by name.
+    """Tell whether folders sort alike as whole texts and name by name.
 
-    Servers that keep folders as such list `a/` before `a.b/`; others sort whole keys.
+    Servers with real folders list `a/` before `a.b/`; others sort whole keys.
     """
     return sorted(folders) == sorted(folders, key=lambda folder: folder.split("/"))
 
@@ -115,17 +115,17 @@ def have_plain_order(folders: Sequence[str]) -> bool:
 def list_one_by_one(
     list_files: Callable[[str], Sequence[StoredFile]], folders: Sequence[str]
 ) -> list[StoredFile]:
-    """List the files below folders by a call for each, sorted by path."""
+    """List the files below folders, one call per folder, sorted by path."""
     with ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="list") as pool:
         files = [file for listing in pool.map(list_files, folders) for file in listing]
     return sorted(files, key=lambda file: file.path)
 
 
 def list_folders(fetch: FetchAfter, folders: Sequence[str]) -> Iterator[Sequence[StoredFile]]:
-    """Yield the files below many small folders in few requests; none lies in another.
+    """Yield the files below many small folders in few requests; no folder is inside another.
 
-    Keys come in order, a thousand in an answer: one answer has the files of many folders. Where it
-    ends inside something that is not wanted, the next one begins at the next wanted folder.
+    Keys come in order, a thousand per answer, so one answer has the files of many folders. If it
+    ends between wanted folders, the next request begins at the next wanted one.
     """
     wanted = sorted(f"{folder}/" for folder in folders)
     step = max(_LEAST_FOLDERS, -(-len(wanted) // _FOLDER_THREADS))
@@ -156,12 +156,12 @@ def _is_below_one(path: str, wanted: Sequence[str]) -> bool:
 
 
 def _end(folder: str) -> str:
-    """Return what sorts after all keys below a folder, and before all that follow these."""
+    """Return the smallest text that sorts after all keys below a folder."""
     return f"{folder[:-1]}0"  # the character after "/"
 
 
 def collect(pages: Iterator[Sequence[StoredFile]], url: str) -> list[StoredFile]:
-    """Put the pages of a listing together, sorted by path; a long one says how far it is."""
+    """Collect the pages of a listing, sorted by path; log the progress of a long one."""
     files: list[StoredFile] = []
     say_next = time.monotonic() + _PROGRESS_S
     for page in pages:

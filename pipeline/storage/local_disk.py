@@ -26,10 +26,10 @@ _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}$")
 
 
 class LocalDisk:
-    """POSIX files. fsspec is not used: its local writes are neither atomic nor synced."""
+    """POSIX files, without fsspec, whose local writes are neither atomic nor synced."""
 
     def list(self, folder: str, choice: Choice | None = None) -> Iterator[Sequence[StoredFile]]:
-        """Yield the files below a folder; without a choice, as of a sink, links are none."""
+        """Yield the files below a folder; without a choice, as for a sink, skip links."""
         links: list[str] = []
         skipped = len(folder.rstrip("/")) + 1
         folders = [folder]
@@ -60,7 +60,7 @@ class LocalDisk:
             log.warning("%s: skipped %d symbolic links, as %s", folder, len(links), first)
 
     def folder_names(self, folder: str) -> Sequence[str]:
-        """List the names of the folders directly below a folder, sorted, and nothing in them."""
+        """List the names of the folders directly below a folder, sorted."""
         try:
             with os.scandir(folder) as entries:
                 return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
@@ -88,9 +88,9 @@ class LocalDisk:
     def read_many(
         self, paths: Sequence[str], versions: Sequence[str] | None = None
     ) -> Sequence[bytes | Exception]:
-        """Return many files, or why one could not be read, in the order of `paths`.
+        """Return the content of each file, or the error of reading it, in the order of `paths`.
 
-        With `versions`, FileExpired stands for a file of another one; `/` and the ctime in ns may
+        A file of another version than in `versions` gives FileExpired; `/` and the ctime in ns may
         follow a version.
         """
         values: list[bytes | Exception] = []
@@ -147,13 +147,13 @@ class LocalDisk:
 
 
 def _special(entry: os.DirEntry[str], *, follow_links: bool) -> StoredFile | SkipReason:
-    """Describe the file behind a link, or say why an entry that is no file is none."""
+    """Describe the file behind a link, or return why the entry is not a file."""
     if not entry.is_symlink():
         return SkipReason.SPECIAL_FILE
     if not follow_links:
         return SkipReason.LINK
     try:
-        status = os.stat(entry.path)  # of the target: its size and time are the version
+        status = os.stat(entry.path)  # of the target, whose size and time are the version
     except OSError as error:
         if error.errno not in _LEADS_NOWHERE:
             raise
@@ -170,9 +170,9 @@ def _local_file(path: str, status: os.stat_result) -> StoredFile:
 
 @contextlib.contextmanager
 def _bad_blocks(path: str) -> Iterator[None]:
-    """Tell a disk that cannot read one file from all other errors.
+    """Raise BadBlock if the disk cannot read a file.
 
-    A mount that is gone answers otherwise (ENOTCONN, ESTALE, ENODEV): that is no file's trouble.
+    A lost mount gives other errors (ENOTCONN, ESTALE, ENODEV), which concern all files.
     """
     try:
         yield
@@ -193,26 +193,26 @@ def _read_version(path: str, version: str | None) -> bytes:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open what was listed as a file; a pipe would block until another process writes."""
+    """Open a file that was listed as regular; a pipe would block until another process writes."""
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket
-            raise FileExpired(errno.ESTALE, "no regular file any more", path) from error
+            raise FileExpired(errno.ESTALE, "no longer a regular file", path) from error
         raise
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # `open` itself refuses a folder
         os.close(descriptor)
-        raise FileExpired(errno.ESTALE, "no regular file any more", path)
+        raise FileExpired(errno.ESTALE, "no longer a regular file", path)
     return descriptor
 
 
 @contextlib.contextmanager
 def _written_beside(path: str, data: bytes) -> Iterator[str]:
-    """Yield a synced temporary file beside path; then remove it and sync the folder."""
+    """Yield a synced temporary file beside `path`; then remove it and sync the folder."""
     temporary = _temporary_beside(path)
     with _removed_at_exit(temporary):
-        # Not mkstemp: its files are private, and published files are for everybody to read.
+        # Not mkstemp: its files are private, and published files must be readable for all.
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
@@ -226,7 +226,7 @@ def _removed_at_exit(temporary: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Also after a rename that worked: between two links to one file it does nothing at all.
+        # Also after a successful rename: a rename between two links to one file does nothing.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
 
@@ -256,5 +256,5 @@ def _sync(path: str) -> None:
 
 
 def is_temporary(path: str) -> bool:
-    """Tell whether a path is one that an unfinished write leaves."""
+    """Tell whether a path is the temporary file of an unfinished write."""
     return _TEMPORARY.match(path.rpartition("/")[2]) is not None

@@ -1,4 +1,4 @@
-"""Objects behind fsspec, the one place that knows it."""
+"""Object stores behind fsspec; no other file calls its file systems, besides `protocols/`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ T = TypeVar("T")
 Read = Callable[[], bytes]
 
 _kept: dict[int, Any] = {}
-"""Every file system that was made. A forked child drops fsspec's own references, and the clean-up
-of s3fs then unregisters the sockets of its parent, which hangs at its next request."""
+"""All file systems ever made. A forked child drops the references of fsspec, and the clean-up of
+s3fs then unregisters the sockets of its parent, which would hang at its next request."""
 _seen_buckets: set[tuple[int, str]] = set()
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """Objects behind fsspec.
+    """An object store behind fsspec.
 
-    Only calls that take a path literally: `cat`, `rm` and `expand_path` read `*`, `?` and `[` in
-    the name of an object as a glob.
+    Use only calls that take a path literally: `cat`, `rm` and `expand_path` read `*`, `?` and `[`
+    in the name of an object as a glob.
     """
 
     fs: Any
@@ -56,12 +56,12 @@ class ObjectStore:
         return cls(fs, facts)
 
     def list_page(self, folder: str, delimited: bool, token: str | None) -> Page:
-        """List what is below a folder, a page at a time; delimited: only down to the next `/`."""
+        """Return a page of the objects below a folder; delimited: down to the next `/`."""
         ask = self.facts.list_page
         return self._page(folder, lambda *at: ask(self.fs, at[0], at[1], delimited, token))
 
     def list_after(self, folder: str, path: str) -> Page:
-        """List what is below a folder and sorts after a path; the token is the last such path."""
+        """Return one page of the objects below a folder after a path; the token is its last path."""
         list_after = self.facts.list_after
         assert list_after is not None, "asked before"
         bucket, _, key = path.partition("/")
@@ -71,7 +71,7 @@ class ObjectStore:
 
     def _page(self, folder: str, ask: Callable[[str, str], Page]) -> Page:
         bucket, _, prefix = folder.partition("/")
-        # One slash and no more: below `in//` lies something else than below `in/`.
+        # Exactly one slash: objects below `in//` are not those below `in/`.
         prefix = f"{prefix}/" if prefix and not prefix.endswith("/") else prefix
         try:
             page = ask(bucket, prefix)
@@ -144,7 +144,7 @@ class ObjectStore:
         self._with_bucket_check(source, lambda: self.facts.copy(self.fs, source, target))
 
     def delete(self, paths: Sequence[str]) -> None:
-        # Not by a bulk request: s3fs drops the errors that its answer lists key by key.
+        # Not by a bulk request: s3fs drops the errors per key of its answer.
         for path in paths:
             try:
                 self._with_bucket_check(path, lambda path=path: self.fs.rm_file(path))  # type: ignore[misc]
@@ -161,7 +161,7 @@ class ObjectStore:
             raise
 
     def _with_bucket_check(self, path: str, act: Callable[[], T]) -> T:
-        """Do something with an object; if it is not found, make sure that its bucket is."""
+        """Do something with an object; if it is not found, check that its bucket exists."""
         try:
             return act()
         except FileNotFoundError:
@@ -178,9 +178,9 @@ class ObjectStore:
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file for random access, without any read-ahead.
+    """A remote file for random access, without read-ahead.
 
-    Raises OSError for a short answer: what a broken connection leaves is never taken for all.
+    A short answer, as of a broken connection, raises OSError.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class RemoteFile(io.RawIOBase):
         self._position = 0
 
     def checked(self, checked: Callable[[Read], bytes]) -> Self:
-        """Return the same file, whose reads a function tries again and whose errors it turns."""
+        """Return the same file, whose reads go through a function that retries them."""
         return type(self)(self._size_bytes, self._fetch, checked)
 
     def readable(self) -> bool:
@@ -233,6 +233,6 @@ class RemoteFile(io.RawIOBase):
 
 
 def object_store(uri: str, storage_options: Mapping[str, Any]) -> ObjectStore:
-    """Return the object store at `uri`; options in the URI give way to those of the job."""
+    """Return the object store at `uri`; options of the job override those in the URI."""
     protocol = uri.partition("://")[0]
     return ObjectStore.connect(protocol, {**options_of(uri), **storage_options})

@@ -1,6 +1,6 @@
-"""Files below a source that are no input: the reason of each, how many there are, the first names.
+"""Files below a source that are not input: reasons, counts, and the first names per reason.
 
-Counts and a handful of names only, so that millions of such files take no memory.
+Only counts and a few names are kept, so that millions of such files take no memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 from pipeline.core.output_folders import CONTROL
 
 FIRST_NAMES: Final = 5
-"""Names that are kept per reason."""
+"""Names to keep per reason."""
 _MAX_EXTENSIONS = 1_000
 _SHOWN_EXTENSIONS = 20
 _MAX_DESCRIBED = 6
@@ -29,11 +29,11 @@ _MARKER = re.compile(
     r"|_temporary|__MACOSX|Thumbs\.db|desktop\.ini"
 )
 _RESERVED = frozenset([CONTROL, "_logs"])
-"""Our own files and Hadoop's; a folder of data may be called so, too."""
+"""Names of our own files and of Hadoop's; a folder of data may have such a name, too."""
 
 
 class SkipReason(StrEnum):
-    """Why a file below the source is no input; the set is closed."""
+    """The reason why a file below the source is not input; a closed set."""
 
     EXTENSION = "extension"
     HIDDEN = "hidden"
@@ -48,27 +48,27 @@ class SkipReason(StrEnum):
 
 
 EXPECTED: Final = frozenset({SkipReason.HIDDEN, SkipReason.MARKER, SkipReason.LINK})
-"""Reasons that are as they should be, which `gates.max_skipped_pct` does not count."""
+"""Expected reasons, which `gates.max_skipped_pct` does not count."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was left out of a source."""
+    """The skipped files of a source."""
 
     files: Mapping[str, int] = field(default_factory=dict)
     first: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """First names per reason, sorted; reasons are those of `SkipReason`, or of a newer version."""
+    """Reason -> first names, sorted; a reason is a `SkipReason`, or one of a newer version."""
     extensions: Mapping[str, int] = field(default_factory=dict)
-    """Files per extension, of reason `extension`; most first."""
+    """Extension -> files of reason `extension`; the most frequent first."""
 
     @property
     def total(self) -> int:
-        """Files of all reasons."""
+        """Number of files, for all reasons."""
         return sum(self.files.values())
 
     @property
     def judged(self) -> int:
-        """Files that `gates.max_skipped_pct` counts."""
+        """Number of files that `gates.max_skipped_pct` counts."""
         return sum(count for reason, count in self.files.items() if self.counts(reason))
 
     def counts(self, reason: str) -> bool:
@@ -76,7 +76,7 @@ class Skipped:
         return reason not in EXPECTED and bool(self.files.get(reason))
 
     def describe(self) -> str:
-        """Say in a few words what was left out: `15 .heic, 10 .xmp, 2 hidden`."""
+        """Summarise the skipped files: `15 .heic, 10 .xmp, 2 hidden`."""
         parts = Counter({_words(name): count for name, count in self.extensions.items()})
         parts.update({str(r): n for r, n in self.files.items() if r != SkipReason.EXTENSION})
         shown = parts.most_common(_MAX_DESCRIBED if len(parts) > _MAX_DESCRIBED + 1 else None)
@@ -85,7 +85,7 @@ class Skipped:
         return ", ".join([*descriptions, f"{rest} others"] if rest else descriptions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the form in which plan, report and manifest hold it."""
+        """Return the JSON form in plan, report and manifest."""
         return {
             "files": self.total,
             "judged": self.judged,
@@ -100,7 +100,7 @@ class Skipped:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Skipped:
-        """Read that form back; an empty one is nothing."""
+        """Read the JSON form; an empty one has no files."""
         reasons = document.get("reasons", [])
         return cls(
             {entry["reason"]: entry["files"] for entry in reasons},
@@ -110,7 +110,7 @@ class Skipped:
 
 
 class SkipCounter:
-    """Counts files that are left out, in any order."""
+    """Counts skipped files, in any order."""
 
     def __init__(self) -> None:
         self._files: Counter[SkipReason] = Counter()
@@ -131,7 +131,7 @@ class SkipCounter:
             self._extensions[OTHERS if is_full else extension] += 1
 
     def result(self) -> Skipped:
-        """Return what was counted, reasons in the order of `SkipReason`."""
+        """Return the counts, with reasons in the order of `SkipReason`."""
         counts = sorted(self._extensions.items(), key=lambda pair: (-pair[1], pair[0]))
         named = {name: count for name, count in counts if name != OTHERS}
         shown = dict([*named.items()][:_SHOWN_EXTENSIONS])
@@ -148,7 +148,7 @@ class SkipCounter:
 
 
 def reason_of_name(path: str) -> SkipReason | None:
-    """Return why a path is left out whatever is there; None if its name speaks for input."""
+    """Return the reason to skip a path for its name alone; None if its name may be input."""
     if not _is_suspect(path):
         return None
     segments = path.split("/")
@@ -165,14 +165,14 @@ def reason_of_name(path: str) -> SkipReason | None:
 
 
 def _is_suspect(path: str) -> bool:
-    """Tell a name that needs a second look; most need none, and there may be millions."""
+    """Tell quickly whether a name needs a closer look: there may be millions of names."""
     starts = path.startswith((".", "_", "T", "d", "/")) or path.endswith("/")
     within = "/." in path or "/_" in path or "/T" in path or "/d" in path
     return starts or within or "\0" in path
 
 
 def is_utf8(path: str) -> bool:
-    """Tell whether a name is text, which row ids must be."""
+    """Tell whether a name is valid UTF-8, as row ids must be."""
     if path.isascii():
         return True
     try:
@@ -192,7 +192,7 @@ def printable(path: str) -> str:
 
 
 def extension_of(path: str) -> str:
-    """Return the extension in lower case; what is no usual one is `(others)`."""
+    """Return the extension in lower case; `(others)` for an unusual one."""
     _, dot, tail = path.rpartition("/")[2].rpartition(".")
     if not dot:
         return NO_EXTENSION

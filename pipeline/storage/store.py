@@ -43,8 +43,8 @@ __all__ = ["CreateOutcome", "Store", "StoredFile", "retries_taken"]
 
 T = TypeVar("T")
 Backend = LocalDisk | ObjectStore
-"""Both have the same methods, which take absolute paths and raise raw errors. What is put appears
-whole, `create` raises if the name is taken, and what is gone already counts as deleted."""
+"""Both have the same methods, which take absolute paths and raise raw errors. A file that is put
+appears whole, `create` raises if the name is taken, and deleting a missing file succeeds."""
 
 _DELETE_THREADS = 16
 
@@ -53,7 +53,7 @@ _DELETE_THREADS = 16
 class Store:
     """A folder on local disk or a prefix in an object store.
 
-    A value without open connections: it pickles, and each process makes its own file system, which
+    A value without open connections, so it pickles. Each process makes its own file system, which
     fsspec caches by process and options (and forgets in a forked child).
     """
 
@@ -76,17 +76,17 @@ class Store:
     def list_files(self, prefix: str = "") -> list[StoredFile]:
         """List all files below a folder, sorted by path; a folder that does not exist has none.
 
-        Symbolic links are skipped with a warning, wherever they point: following them could leave
-        the root, run in circles or count a file twice. Inputs are listed by `list_chosen`.
+        Symbolic links are skipped with a warning: following them could leave the root, form a loop
+        or count a file twice. Inputs are listed by `list_chosen`.
         """
         return [f for f in self._list(prefix) if not is_temporary(f.path)]
 
     def list_chosen(self, choice: Choice) -> list[StoredFile]:
-        """List the files of a source that are input, sorted by path; what is not is not kept."""
+        """List the input files of a source, sorted by path; other files are not kept in memory."""
         return self._list("", choice)
 
     def list_folders(self, prefix: str = "") -> list[str]:
-        """List the names of the folders directly below a folder, sorted, whatever is in them."""
+        """List the names of the folders directly below a folder, sorted."""
         with self._errors("list", prefix):
             if self.is_object_store:
                 return folder_names(self._fetch_pages(prefix), self._full(prefix))
@@ -95,7 +95,7 @@ class Store:
     def list_small_folders(self, parent: str, folders: Sequence[str]) -> list[StoredFile]:
         """List all files below many folders of a few files each, sorted by path.
 
-        An object store that can begin a listing anywhere is asked once for the files of many.
+        An object store that can begin a listing anywhere gets one request for many folders.
         """
         backend = object_store(self.uri, self.storage_options) if self.is_object_store else None
         if backend is None or not backend.facts.list_after or not have_plain_order(folders):
@@ -114,7 +114,7 @@ class Store:
         return [f for f in self._list(prefix) if is_temporary(f.path)]
 
     def stat(self, path: str) -> StoredFile | None:
-        """Describe a file; None if there is no file (a folder is none)."""
+        """Describe a file; None if there is no file, or a folder."""
         file = self._call("look at", path, lambda at: at.stat(self._full(path)))
         return replace(file, path=path) if file else None
 
@@ -133,11 +133,11 @@ class Store:
     def read_many(
         self, paths: Sequence[str], versions: Mapping[str, str] | None = None
     ) -> dict[str, bytes | Exception]:
-        """Read whole files, concurrently in an object store; what failed maps to its error.
+        """Read whole files, concurrently in an object store; map each path to its bytes or error.
 
         Args:
-            versions: The version that each must have, as listed; another one is an InfraError. Of
-                local disk it may be followed by `/` and the ctime.
+            versions: The version that each file must have, as listed; another one is an InfraError.
+                On local disk `/` and the ctime may follow it.
         """
         results: dict[str, bytes | Exception] = {}
 
@@ -157,7 +157,7 @@ class Store:
             with_retries(read_rest)
         except TransientError:
             if len(results) < len(set(paths)):
-                raise  # an error of the call itself; otherwise the last try's errors are the answer
+                raise  # an error of the call itself; otherwise return the errors of the last try
         return {path: results[path] for path in dict.fromkeys(paths)}
 
     def _translated(self, path: str, value: bytes | Exception) -> bytes | Exception:
@@ -169,9 +169,9 @@ class Store:
     def open(self, path: str) -> BinaryIO:
         """Open a file for random access, as pyarrow reads Parquet.
 
-        Nothing is cached or read ahead: Arrow asks for the footer, then for exactly the column
-        chunks that it wants, once each, so that any read-ahead would be fetched for nothing. Give
-        Arrow `pre_buffer=True` to join the chunks of many small columns into few requests.
+        Nothing is cached or read ahead: Arrow asks for the footer, then once for exactly the column
+        chunks that it needs, so read-ahead would be wasted. Give Arrow `pre_buffer=True` to join
+        the chunks of many small columns into few requests.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -179,26 +179,26 @@ class Store:
         handle = self._call("open", path, lambda at: at.open(self._full(path)), missing=path)
         if not isinstance(handle, RemoteFile):
             return handle
-        # Errors of reading are ours, also when Arrow reads.
+        # Translate errors of reading, also when Arrow reads.
         checked = handle.checked(lambda read: self._tried("read", path, read, missing=path))
         return cast(BinaryIO, checked)
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a whole file at once, replacing what was there."""
+        """Write a whole file at once, replacing an existing one."""
         self._call("write", path, lambda at: at.put(self._full(path), data))
 
     def put_file(self, path: str, source: str) -> None:
-        """Write a whole file from local disk, replacing what was there; never all in memory."""
+        """Write a whole file from local disk, replacing an existing one, without reading it whole."""
         self._call("write", path, lambda at: at.put_file(self._full(path), source))
 
     def create_once(self, path: str, data: bytes, token: str) -> CreateOutcome:
-        """Write a file unless there is one; of many writers exactly one creates it.
+        """Write a file unless it exists; of many writers exactly one creates it.
 
-        A write whose outcome is unclear is read back and its token compared; it is tried again only
-        if nothing is found. Nothing is ever deleted.
+        After a write with an unclear outcome the file is read back and its token compared; the
+        write is tried again only if there is no file. Nothing is ever deleted.
 
         Args:
-            data: Its content, which must contain the token.
+            data: The content, which must contain the token.
             token: Unique to this call, so that its own object is recognised.
 
         Raises:
@@ -222,13 +222,13 @@ class Store:
         self._call("copy", source, lambda at: at.copy(*full), missing=source)
 
     def delete(self, paths: Sequence[str]) -> None:
-        """Delete files; missing ones are fine."""
+        """Delete files; missing files are ignored."""
         full = [self._full(path) for path in paths]
         if not self.is_object_store:
             self._call("delete", paths[0] if len(paths) == 1 else "", lambda at: at.delete(full))
             return
         with ThreadPoolExecutor(_DELETE_THREADS) as pool:
-            # One by one, so that a retry repeats only what failed.
+            # One by one, so that a retry repeats only failed calls.
             for _ in pool.map(self._delete_one, paths):
                 pass
 
@@ -239,14 +239,14 @@ class Store:
         """Check that this store can be written, and that a second create is refused.
 
         Raises:
-            JobError: The store ignores the condition of create-once, and the job does not promise
-                to be the only writer.
+            JobError: The store ignores the condition of a create, and the job does not promise to
+                be the only writer.
         """
         path = f"{PROBES}/create-{uuid.uuid4().hex}"
         first, second = uuid.uuid4().hex, uuid.uuid4().hex
         self.create_once(path, first.encode(), first)
         refused = self.create_once(path, second.encode(), second) is CreateOutcome.OTHER
-        self.delete([path])  # `gc` takes what a store that fails keeps
+        self.delete([path])  # `gc` removes it if this fails
         if not refused and not single_writer:
             raise JobError(
                 f"{self.url()}: this store ignores If-None-Match, so two runs could publish at "
@@ -261,7 +261,7 @@ class Store:
         path = f"{PROBES}/clock-{uuid.uuid4().hex}"
         self.put(path, b"?")
         file = self.stat(path)
-        self.delete([path])  # `gc` takes what a store that fails keeps
+        self.delete([path])  # `gc` removes it if this fails
         if file is None or file.modified is None:
             raise InfraError(f"{self.url(path)}: was put, but the store does not show its time")
         return file.modified
@@ -282,7 +282,7 @@ class Store:
         return lambda *page: self._call("list", prefix, lambda _: backend.list_page(*page))
 
     def _create(self, path: str, data: bytes) -> bool:
-        """Return whether the file was created; False if the name is taken, by any writer."""
+        """Create a file; return False if the name is taken, by any writer."""
         with self._errors("create", path):
             try:
                 self._backend().create(self._full(path), data)
@@ -304,7 +304,7 @@ class Store:
     def _tried(
         self, verb: str, path: str, act: Callable[[], T], *, missing: str | None = None
     ) -> T:
-        """Act, again if the error may pass; errors of the store become PipelineErrors."""
+        """Act, with retries after transient errors; errors of the store become PipelineErrors."""
 
         def once() -> T:
             with self._errors(verb, path, missing=missing):
@@ -350,7 +350,7 @@ def split_name(uri: str) -> tuple[str, str]:
 
 
 def read_file(uri: str, storage_options: Mapping[str, Any], what: str) -> bytes:
-    """Read a single file that the field `what` names.
+    """Read a single file whose URI is in the field `what`.
 
     Raises:
         JobError: There is no such file.
@@ -363,10 +363,10 @@ def read_file(uri: str, storage_options: Mapping[str, Any], what: str) -> bytes:
 
 
 def read_lines(uri: str, storage_options: Mapping[str, Any], what: str) -> list[str]:
-    """Read the lines of a text file, without empty ones.
+    """Read the lines of a text file, without empty lines.
 
     Raises:
-        JobError: There is no such file, or it is no text.
+        JobError: There is no such file, or it is not UTF-8 text.
     """
     try:
         text = read_file(uri, storage_options, what).decode("utf-8-sig")

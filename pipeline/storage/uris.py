@@ -1,4 +1,4 @@
-"""What the URI of a store means: its normal form, its path for file systems, its options."""
+"""URIs of stores: their normal form, the path for file systems, and the options in them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.core.errors import JobError
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
 
 _AZURE = ("az", "abfs", "abfss")
-# The form of Spark and Hadoop: the container stands where others have a user.
+# The form of Spark and Hadoop has the container in the place of a user.
 _AZURE_HOST = re.compile(r"([a-z0-9$-]+)@([a-z0-9]+)\.(?:dfs|blob)\.([a-z0-9.-]+)")
 
 
 def normalise(uri: str) -> str:
-    """Return the one form of a URI or local path.
+    """Return the normal form of a URI or local path.
 
     Raises:
-        JobError: It is neither a local path nor a URI of a store that is known.
+        JobError: It is neither a local path nor a URI of a known store.
     """
     protocol, separator, rest = uri.partition("://")
     if not separator:
@@ -46,12 +46,12 @@ def normalise(uri: str) -> str:
 
 
 def join(root: str, path: str) -> str:
-    """Return the path or URI of what lies below a root."""
+    """Return the path or URI of a file below a root."""
     return f"{root.rstrip('/')}/{path}".rstrip("/") or "/"
 
 
 def root_path(uri: str) -> str:
-    """Return what a normal URI names, as file systems want it: `bucket/prefix`, or a local path."""
+    """Return the path of a normal URI for file systems: `bucket/prefix`, or a local path."""
     _, separator, rest = uri.partition("://")
     if not separator:
         return uri
@@ -60,7 +60,7 @@ def root_path(uri: str) -> str:
 
 
 def options_of(uri: str) -> Mapping[str, Any]:
-    """Return the storage options that a normal URI implies: the account of `abfs://C@ACCOUNT...`."""
+    """Return the storage options in a normal URI: the account of `abfs://C@ACCOUNT...`."""
     match = _AZURE_HOST.match(uri.partition("://")[2])
     if match is None:
         return {}

@@ -329,7 +329,7 @@ def test_a_rollback_whose_history_goes_meanwhile_says_so(tmp_path: Path):
         f"copy {LAYOUT.history(1)}",
         lambda: usual.delete([file.path for file in usual.list_files(LAYOUT.history(1))]),
     )
-    with pytest.raises(InfraError, match="was there a moment ago and is gone; run again"):
+    with pytest.raises(InfraError, match="disappeared while it was used; run again"):
         rollback(WatchedStore(usual.uri, watch=late.watch), LAYOUT, "r", keep_versions=2)
     assert repair(usual, LAYOUT, 2) == second
 

@@ -221,8 +221,7 @@ def test_a_result_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         why = "Bad file descriptor" if stdout == "closed" else "No space left on device"
         assert done.code == 7, (stdout, command, done)
         assert done.stderr.endswith(
-            f"error: cannot write the result to stdout ({why}); "
-            "the work of the command is kept\n"
+            f"error: cannot write the result to stdout ({why}); the work of the command is kept\n"
         )
         assert "Traceback" not in done.stderr
 

@@ -64,14 +64,14 @@ def test_what_is_there_in_the_end_decides(
         ([LOST], [GONE], "answer lost"),
         ([LOST], [SICK], "store sick"),
         ([False], [SICK], "store sick"),
-        ([False], [GONE], "the store says that it exists and that it does not"),
+        ([False], [GONE], "the store says both that it exists and that it does not"),
         ([False] * TRIES + [True], [GONE], "exists and that it does not"),
     ],
 )
 def test_what_stays_unclear_is_said_with_its_last_cause(
     create: list[Answer], read: list[Answer], words: str
 ):
-    where = f"^cannot create s3://b/x: still unclear after several tries whether it was; .*{words}"
+    where = f"^cannot create s3://b/x: after several tries it is unclear whether it was created; .*{words}"
     with pytest.raises(InfraError, match=where):
         outcome(create, read)
 

@@ -242,7 +242,7 @@ def test_a_listed_file_that_is_gone_means_another_run():
 
         cause = FileNotFoundError(errno.ENOENT, "gone", "s3://b/x")
 
-    where = "^s3://b/x: was there a moment ago and is gone; run again$"
+    where = "^s3://b/x: disappeared while it was used; run again$"
     for error in (Wrapped("far away"), Wrapped.cause):
         with pytest.raises(InfraError, match=where), listed_files():
             raise error

@@ -67,7 +67,7 @@ def test_azure_works_if_its_retry_policy_has_another_name(
     client._config.retry_policy.total_retries = 1
     switch_off_retries(Without(client, "_config"))
     assert client._config.retry_policy.total_retries == 1
-    assert "own retries stay on" in caplog.text
+    assert "retries of the client stay on" in caplog.text
     assert objects.read(files["a"][0]) == b"a"
     switch_off_retries(client)
     assert client._config.retry_policy.total_retries == 0

@@ -1,4 +1,4 @@
-"""The kinds of object stores, one file per provider; a new kind is a new file and a row here."""
+"""The kinds of object stores, one file per provider; to add one, add a file and a row here."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from pipeline.storage.protocols.gcs import GCS
 from pipeline.storage.protocols.s3 import S3
 
 OBJECT_PROTOCOLS = {"s3": S3, "gs": GCS, "az": AZURE, "abfs": AZURE, "abfss": AZURE}
-"""The protocol of a URI -> what is particular to it."""
+"""Protocol of a URI -> the functions and facts of its object store."""

@@ -1,4 +1,4 @@
-"""Azure Blob Storage, by adlfs."""
+"""Azure Blob Storage, through adlfs."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def _connect_azure(options: Mapping[str, Any]) -> Any:
 
 
 def switch_off_retries(client: Any) -> None:
-    """Leave retries to ours: the client's first wait is 15 s, and adlfs passes no option on.
+    """Switch off the retries of the client, whose first wait is 15 s; adlfs has no option for it.
 
-    Without the private name that says so, both retry: slower, with the same result.
+    Without the private name, both retry: slower, with the same result.
     """
     policy = getattr(getattr(client, "_config", None), "retry_policy", None)
     if policy is not None and hasattr(policy, "total_retries"):
         policy.total_retries = 0
     else:
-        log.debug("azure: the client's own retries stay on, it has no _config.retry_policy")
+        log.debug("azure: retries of the client stay on: it has no _config.retry_policy")
 
 
 def _list_azure(fs: Any, bucket: str, prefix: str, delimited: bool, token: str | None) -> Page:
-    """Ask for one page of a listing; folders of a hierarchical account are no files."""
+    """Request one page of a listing; folders of a hierarchical account are not files."""
 
     async def fetch() -> tuple[list[Any], str | None]:
         async with fs.service_client.get_container_client(bucket) as container:
@@ -70,7 +70,7 @@ def _list_azure(fs: Any, bucket: str, prefix: str, delimited: bool, token: str |
 
 
 def _is_folder(item: Any) -> bool:
-    """Tell prefixes, and the markers that hierarchical accounts keep for folders."""
+    """Tell whether an item is a prefix, or the marker of a folder in a hierarchical account."""
     if item.name.endswith("/") and not getattr(item, "size", None):
         return True
     return any(key.lower() == "hdi_isfolder" for key in item.metadata or ())
@@ -116,7 +116,7 @@ async def _read_azure(
 
 
 def _copy_azure(fs: Any, source: str, target: str) -> None:
-    """Copy and wait for the end: until then the target is there, but not whole."""
+    """Copy, and wait for the end: until then the target exists but is incomplete."""
     from azure.core.exceptions import ResourceNotFoundError
 
     async def copy() -> str:

@@ -1,4 +1,4 @@
-"""Google Cloud Storage, by gcsfs."""
+"""Google Cloud Storage, through gcsfs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _connect_gcs(options: Mapping[str, Any]) -> Any:
     from gcsfs.core import GCSFileSystem
 
     fs = GCSFileSystem(**{"consistency": "md5", **options}, use_listings_cache=False)
-    # Its request without its retries: ours count. Without these private names both retry.
+    # The request without its retries: ours are counted. Without these private names both retry.
     once = getattr(getattr(GCSFileSystem, "_request", None), "__wrapped__", None)
     if once is not None:
         fs._request = types.MethodType(once, fs)
     if "requests_timeout" not in options:
-        # The default is five minutes in all, however fast the bytes come.
+        # The default is five minutes in total, however fast the bytes come.
         fs.requests_timeout = aiohttp.ClientTimeout(
             sock_connect=_CONNECT_TIMEOUT_S, sock_read=_SILENCE_TIMEOUT_S
         )
@@ -44,12 +44,12 @@ def _connect_gcs(options: Mapping[str, Any]) -> Any:
 
 
 def _list_gcs(fs: Any, bucket: str, prefix: str, delimited: bool, token: str | None) -> Page:
-    """Ask for one page of a listing, with generations as versions."""
+    """Request one page of a listing, with generations as versions."""
     return _page(fs, bucket, prefix, delimiter="/" if delimited else None, pageToken=token)
 
 
 def _list_gcs_after(fs: Any, bucket: str, prefix: str, key: str) -> Page:
-    # An offset is included: the smallest key after another one is that with a zero byte.
+    # An offset is inclusive: the smallest key after another has a zero byte appended.
     page = _page(fs, bucket, prefix, startOffset=f"{key}\0")
     while page.next_token and not page.files:  # the API allows empty pages
         page = _page(fs, bucket, prefix, startOffset=f"{key}\0", pageToken=page.next_token)

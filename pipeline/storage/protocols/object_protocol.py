@@ -1,4 +1,4 @@
-"""The interface of an object store behind fsspec, and what all of them share."""
+"""The interface of an object store behind fsspec, and functions that all stores share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fetch = Callable[[int, int], bytes]
 
 PAGE_KEYS = 1000
 _MAX_TOGETHER = 128
-"""Requests in flight: the number that fsspec uses for its own bulk reads."""
+"""Most requests in flight, as for the bulk reads of fsspec."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ObjectProtocol:
     extra: str
     package: str
     connect: Callable[[Mapping[str, Any]], Any]
-    """Make the fsspec file system of these storage options, its own retries off: ours count."""
+    """Make the fsspec file system for storage options, without its retries: ours are counted."""
     list_page: Callable[[Any, str, str, bool, str | None], Page]
     """file system, bucket, prefix, whether to stop at the next `/`, token -> one page, whose paths
     begin with the bucket and whose prefixes do not."""
@@ -36,18 +36,18 @@ class ObjectProtocol:
     copy: Callable[[Any, str, str], None]
     version: str
     modified: str
-    """Names of these two in what `info` returns."""
+    """Names of version and modification time in the result of `info`."""
     read: Mapping[str, Any] = field(default_factory=dict)
     """Options for reading whole objects."""
     list_after: Callable[[Any, str, str, str], Page] | None = None
     """file system, bucket, prefix, key -> the page of the keys after that one, whose token is its
     last key; None: the store cannot begin in the middle."""
     tells_missing_bucket: bool = True
-    """Whether each error says if the bucket is missing or only the object."""
+    """Whether an error tells a missing bucket from a missing object."""
 
 
 def stored_file(path: str, size_bytes: int, version: Any, modified: Any) -> StoredFile:
-    """Make a StoredFile of what a store says."""
+    """Make a StoredFile from the answer of a store."""
     text = str(version or "").strip('"')
     if isinstance(modified, dt.datetime):
         return StoredFile(path, size_bytes, text, modified.astimezone(dt.UTC))
@@ -55,15 +55,15 @@ def stored_file(path: str, size_bytes: int, version: Any, modified: Any) -> Stor
 
 
 def copy_plainly(fs: Any, source: str, target: str) -> None:
-    """Copy an object by the file system's own copy."""
+    """Copy an object by the copy of the file system."""
     fs.cp_file(source, target)
 
 
 def file_info(fs: Any, path: str) -> dict[str, Any]:
-    """Return what the store says of an object.
+    """Return the facts of an object.
 
     Raises:
-        FileNotFoundError: There is none, or a folder.
+        FileNotFoundError: There is no object, or it is a folder.
     """
     info: dict[str, Any] = fs.info(path)
     if info["type"] != "file":
@@ -72,9 +72,9 @@ def file_info(fs: Any, path: str) -> dict[str, Any]:
 
 
 async def call(fs: Any, name: str, *arguments: Any, **options: Any) -> Any:
-    """Await a method of a file system from its own loop.
+    """Await a method of a file system on its own loop.
 
-    fsspec keeps the coroutine of a public method under the same name with an underscore. Where a
+    fsspec keeps the coroutine of a public method under the same name with an underscore. If a
     version has none, the public method runs in a thread: slower, with the same result.
     """
     coroutine = getattr(fs, f"_{name}", None)
@@ -86,7 +86,7 @@ async def call(fs: Any, name: str, *arguments: Any, **options: Any) -> Any:
 def run_together(
     fs: Any, functions: Sequence[Callable[[], Awaitable[bytes]]]
 ) -> list[bytes | Exception]:
-    """Run coroutines concurrently on the loop of a file system; errors are among the results."""
+    """Run coroutines concurrently on the loop of a file system; return results and errors."""
 
     async def gather() -> Any:
         slots = asyncio.Semaphore(_MAX_TOGETHER)
@@ -102,7 +102,7 @@ def run_together(
 
 
 def on_loop(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a coroutine function on the loop of a file system; wait for its result."""
+    """Run a coroutine function on the loop of a file system, and wait for its result."""
     from fsspec.asyn import sync
 
     return sync(fs.loop, function, *arguments)

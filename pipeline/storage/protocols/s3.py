@@ -1,4 +1,4 @@
-"""Amazon S3 and what speaks its protocol, by s3fs."""
+"""Amazon S3 and stores with its protocol, through s3fs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _connect_s3(options: Mapping[str, Any]) -> Any:
 
 
 def _session(options: Mapping[str, Any]) -> Any:
-    """Return a session that reads times of listings fast: botocore takes half of one for them."""
+    """Return a session that parses times fast: they take botocore half the time of a listing."""
     from aiobotocore.session import AioSession
 
     try:
         session = AioSession(**options)
     except TypeError:
-        return None  # s3fs, which then makes one, says which option is wrong
+        return None  # s3fs then makes one, and its error names the wrong option
     parsers = session.get_component("response_parser_factory")
     parsers.set_parser_defaults(timestamp_parser=_parse_time)
     return session
@@ -78,7 +78,7 @@ def _page(fs: Any, bucket: str, prefix: str, more: Mapping[str, str]) -> Page:
 
 
 def _open_s3(fs: Any, path: str) -> tuple[int, Fetch]:
-    # s3fs asks for each range on condition that the etag is still that of the opening.
+    # s3fs requests each range on condition that the etag has not changed since the opening.
     handle = fs.open(path, "rb", cache_type="none")
     if handle.details["type"] != "file":
         raise FileNotFoundError(errno.ENOENT, "a folder", path)
@@ -122,6 +122,6 @@ S3 = ObjectProtocol(
     copy=copy_plainly,
     version="ETag",
     modified="LastModified",
-    # Otherwise s3fs asks for the size of each object first: twice the requests.
+    # Otherwise s3fs first requests the size of each object: twice the requests.
     read={"max_concurrency": 1},
 )
