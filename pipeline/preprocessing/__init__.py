@@ -12,4 +12,4 @@ REGISTRY = {
     "audio": "pipeline.preprocessing.audio.audio_input:AudioInput",
     "several": "pipeline.preprocessing.composite_input:CompositeInput",
 }
-"""`source.input` -> where its `Input` is; imported when a job uses it."""
+"""`source.input` -> its class, imported when a job uses it."""

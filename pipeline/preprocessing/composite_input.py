@@ -1,7 +1,7 @@
-"""Several inputs of a row, each as it would be alone; the model gets the tensors of all by name.
+"""Several inputs of a row, each prepared as if alone; the model gets all tensors by name.
 
-In transit the columns of an input have its name before theirs (core/schema.py, `input_column`), and
-each input sees its own columns under their own names. Arrays and tensors are named likewise.
+In transit the columns of an input are prefixed by its name (core/schema.py, `input_column`); the
+input itself sees them without the prefix. Arrays and tensors are named the same way.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ _ONE_ROW = BatchLimits(1)
 class CompositeInput(Input):
     """Several inputs in the order of the job.
 
-    An input of one tensor gives it its own name, `photo`. Of texts the tensors keep their names,
-    `input_ids`, if there are no other texts; otherwise the name of the input is before them,
-    `title_input_ids`.
+    The only tensor of an input gets the input's name, `photo`. The tensors of a text keep their
+    names, `input_ids`, if there is one text; otherwise they are prefixed: `title_input_ids`.
     """
 
     parts: tuple[tuple[str, Input], ...]
@@ -56,7 +55,7 @@ class CompositeInput(Input):
     takes: ClassVar[str] = ""
     how_to_name: ClassVar[str] = "takes several inputs: name them with source.inputs"
     cost: ClassVar[Cost] = "image"
-    """Of one among several; those of a job have what `cost_of` says."""
+    """Cost of one input; `cost_of` has the cost of all inputs of a job."""
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
@@ -69,7 +68,7 @@ class CompositeInput(Input):
 
     @cached_property
     def tensors(self) -> Mapping[str, Mapping[str, str]]:
-        """Return input -> its own name of each of its tensors -> the name that the model knows."""
+        """Return input -> the input's name of a tensor -> the model's name of it."""
         num_texts = sum(part.counts_tokens for _, part in self.parts)
         names: dict[str, dict[str, str]] = {}
         for name, part in self.parts:
@@ -106,7 +105,7 @@ class CompositeInput(Input):
         return replace(self, parts=tuple((name, part.exact()) for name, part in self.parts))
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
-        """Return that of the texts; with as many images as otherwise, and no more tokens."""
+        """Return the batch size of texts, with no more rows than images allow."""
         texts = [part for _, part in self.parts if part.counts_tokens]
         if not texts:
             return BatchLimits(FEW_ROWS[is_on_gpu])
@@ -115,7 +114,7 @@ class CompositeInput(Input):
         return usual._replace(rows=FEW_ROWS[is_on_gpu]) if has_images else usual
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of each input by its name, and the most tokens of a text."""
+        """Return the settings of each input, and the most tokens of a text."""
         parts = [[name, part.name, part.settings()] for name, part in self.parts]
         return {"inputs": parts, **({"max_tokens": self.max_tokens} if self.counts_tokens else {})}
 
@@ -136,7 +135,7 @@ class CompositeInput(Input):
         ]
 
     def published_fields(self) -> list[pa.Field]:
-        """Return those of all inputs; with the name of the input before it if two have one."""
+        """Return the fields of all inputs, prefixed if two have the same name."""
         return [
             field.with_name(self._published(name, field.name))
             for name, part in self.parts
@@ -153,7 +152,7 @@ class CompositeInput(Input):
     def prepare(
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
-        """Prepare one input after the other; a row that one has failed is none of the next one."""
+        """Prepare one input after the other; an input skips rows that an earlier one has failed."""
         kept = {name: rows.column(name) for name in rows.column_names}
         for name, _ in self.parts:
             for column in self._columns(name, rows.column_names):
@@ -194,12 +193,12 @@ class CompositeInput(Input):
             for field in part.published_fields():
                 columns[field.name] = rows.column(self._published(name, field.name))
             for tensor, values in part.arrays(pa.table(columns)).items():
-                # What is no tensor of the model, such as the numbers of tokens, has a dot.
+                # Arrays that are not tensors, such as numbers of tokens, have a dot in the name.
                 arrays[self.tensors[name].get(tensor, f"{name}.{tensor}")] = values
         return arrays
 
     def _part(self, part: str, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arrays, buffers or shapes of one input, under its own names."""
+        """Return the arrays, buffers or shapes of one input, by the input's own names."""
         tensors = self.tensors[part]
         values = {tensor: named[name] for tensor, name in tensors.items() if name in named}
         start = f"{part}."
@@ -207,9 +206,9 @@ class CompositeInput(Input):
         return {**values, **others}
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
-        """Divide rows by each input whose rows differ in shape or length, the texts last.
+        """Divide rows by each input with rows of varying shape or length, texts last.
 
-        All of them then have batches within their limits.
+        The batches are then within the limits of all inputs.
         """
         varying = [
             (name, part)
@@ -239,7 +238,7 @@ class CompositeInput(Input):
         }
         if not any(slot.varying for slot in slots.values()):
             return slots
-        # Batches that go by one input have any number of rows of the others.
+        # Batches divided by one input have any number of rows for the others.
         return {
             name: slot._replace(varying=tuple(sorted({0, *slot.varying})))
             for name, slot in slots.items()
@@ -260,15 +259,15 @@ class CompositeInput(Input):
 
 
 def require_every_input_used(seen: Input, taken: Sequence[str], what: str) -> None:
-    """Check that a model takes each of several inputs, of which it may leave out some tensors.
+    """Check that a model takes at least one tensor of each of several inputs.
 
     Args:
         seen: The input of the model.
         taken: The tensors that the model takes.
-        what: What is checked, for the message.
+        what: The function that takes them, for the message.
 
     Raises:
-        JobError: It takes no tensor of an input, whose name is perhaps misspelt.
+        JobError: It takes no tensor of an input, whose name may be misspelt.
     """
     if not isinstance(seen, CompositeInput):
         return
@@ -285,7 +284,7 @@ def _renamed(schema: pa.Schema, names: Mapping[str, str]) -> pa.Schema:
 
 
 def _count(counters: Counters, did: Counters, stages: Sequence[str]) -> None:
-    """Add what an input did; a row counts once in a stage that several inputs have."""
+    """Add the counters of an input; a row counts once in a stage that several inputs share."""
     for entry, values in did.items():
         more: StageCounters | Mapping[str, float] = values
         if entry in counters and entry in stages:

@@ -1,7 +1,7 @@
-"""Rows of encoded bytes, images or clips of sound: decoded and made model input, row by row.
+"""Decode and transform rows of encoded images or clips, one by one; find columns that hold them.
 
-No decoded row outlives its own turn, and a bad row does not change the others. Which columns of
-unknown shards hold such bytes, base64 of them or URIs, their first values tell.
+Only one decoded row per thread is in memory, and a bad row does not affect the others. The first
+values of a column tell whether it holds encoded bytes, base64 or URIs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.sources.columns.media_and_texts import decode_base64
 _LIMIT_BYTES = 64 * 2**20
 _NONE: Mapping[str, tuple[Any, str]] = MappingProxyType({})
 Step = Callable[[int, Any], tuple[Any, int]]
-"""Of a row's number and value: what becomes of it, and the bytes of that; or a `RowError`."""
+"""Row number and value -> new value and its bytes; raises `RowError`."""
 
 
 def prepare_rows(
@@ -38,9 +38,8 @@ def prepare_rows(
     """Decode and transform the rows without an error; return the failures of all rows.
 
     Args:
-        column: Holds the encoded bytes.
-        transforms: One for each row that is worked on at once, used by one thread at a time; they
-            keep what they make.
+        column: The column of encoded bytes.
+        transforms: One per thread, each used by one thread at a time; they store their results.
         counters: Gets the entries of `PREPARED`.
     """
     failures, encoded = failures_of(rows), rows.column(column)
@@ -66,7 +65,7 @@ def prepare_rows(
                 total[index] += stage
     wall_s = perf_counter() - started
     worked_s = sum(stage.busy_s for stage in total)
-    # Busy seconds are those of the slot, however many threads it has.
+    # Busy seconds count per slot, whatever the number of its threads.
     scale = min(1.0, wall_s / worked_s) if worked_s else 1.0
     for name, stage in zip(PREPARED, total, strict=True):
         add(counters, name, replace(stage, busy_s=stage.busy_s * scale))
@@ -76,7 +75,7 @@ def prepare_rows(
 def _done(
     row: int, data: bytes, steps: Sequence[Step]
 ) -> tuple[Failure | None, list[StageCounters]]:
-    """Return why a row has failed, or None, and what each of the stages did that it reached."""
+    """Return the failure of a row or None, and the counters of the stages that it reached."""
     value: Any = data
     size_bytes, counted = len(data), list[StageCounters]()
     for name, step in zip(PREPARED, steps, strict=True):
@@ -95,12 +94,12 @@ def _done(
 def encoded_columns(
     rows: pa.Table, media: str, of_uris: Mapping[str, tuple[Any, str]] = _NONE
 ) -> tuple[Columns, ...]:
-    """Return the columns of encoded values, of these in base64, and of their URIs.
+    """Return the columns of encoded values, of base64 and of URIs.
 
     Args:
         rows: The first rows.
-        media: `image` or `audio`, as the names of the fields begin.
-        of_uris: What a job with URIs says besides.
+        media: `image` or `audio`, the prefix of the fields.
+        of_uris: Further fields of a job with URIs.
     """
     suffixes = tuple(f".{extension}" for extension in ENCODED[media].extensions)
     encoded = [field.name for field in rows.schema if _is_encoded(rows, field, media)]
@@ -115,7 +114,7 @@ def encoded_columns(
 
 
 def _first(rows: pa.Table, name: str) -> Any:
-    """Return the first value of a column that is not null; None if there is none."""
+    """Return the first value that is not null; None if there is none."""
     column = rows.column(name)
     if pa.types.is_struct(column.type):
         index = column.type.get_field_index("bytes")

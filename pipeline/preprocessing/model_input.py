@@ -1,7 +1,7 @@
 """The protocol of inputs: how a row of a shard becomes the tensors that a model takes.
 
-Code reads these properties, never the name of an input. An input has one or several named tensors;
-a model with one tensor is called with it by position, a model with several by name.
+Other code reads the properties of an input, never its name. An input has one or several named
+tensors; a model gets a single tensor by position, and several by name.
 """
 
 from __future__ import annotations
@@ -42,55 +42,54 @@ Rows = npt.NDArray[np.intp]
 TEXT = "text"
 _WIDE = ("float64", "int64", "uint64", "int32", "uint32")
 Cost = Literal["row", "text", "image"]
-"""The costliest last. `row`: a row of a table takes microseconds; `text`: rows are short, and alike
-in length in a batch; `image`: decoding a row takes milliseconds."""
+"""In ascending order. `row`: a row of a table takes microseconds; `text`: rows are short, and of
+similar length in a batch; `image`: decoding a row takes milliseconds."""
 
 
 class SliceRows(NamedTuple):
-    """How many rows the slices of an input have; `planning.slicing.SliceSizes` says why."""
+    """The number of rows per slice; `planning.slicing.SliceSizes` has the reasons."""
 
     near: int = 256
     """Most rows of a slice."""
     small_near: int = 512
-    """The same of rows of few bytes."""
+    """The same for small rows."""
     bytes_near: int = 0
     """Bytes of a slice between `near` and `small_near` rows; 0: rows up to 16 KiB are small."""
     uncounted: int = 0
-    """Rows of a slice if only reading counts them; 0: `near`."""
+    """Rows of a slice if their number is unknown before reading; 0: `near`."""
     few: int = 64
-    """Fewest rows of a slice towards the end."""
+    """Fewest rows of a slice towards the end of the run."""
     has_batches: bool = True
-    """Whether a batch is a number of rows, so that slices are of whole batches."""
+    """Whether batches have a number of rows, so that slices consist of whole batches."""
     weight: float = 1.0
-    """How many times the bytes of a row count."""
+    """Factor by which the bytes of a row count."""
     max_units: int = 4
     """Most units that a row group is cut into."""
 
 
 class Columns(NamedTuple):
-    """A field of the job's `source` that may name an input, and what columns would be named."""
+    """A field of the job's `source` that may name an input, and its candidates."""
 
     field: str
     names: Sequence[str]
-    """Those of a shard that can hold it."""
+    """Columns of a shard that can hold the input."""
     more: Mapping[str, tuple[Any, str]] = MappingProxyType({})
-    """Further fields that this needs: field -> its value, and why."""
+    """Further fields that it needs: field -> value and reason."""
     usual: Collection[str] = ()
-    """Names by which one of several columns is chosen."""
+    """Common names, by which one of several columns is chosen."""
     takes_all: bool = False
-    """Whether the input is all of the columns, and not one of them."""
+    """Whether the input consists of all these columns, not of one."""
 
 
 class TensorColumn(NamedTuple):
-    """A column that the model takes as a tensor (B, 1) of its name."""
+    """A column that the model takes as a tensor (B, 1) with the column's name."""
 
     name: str
     dtype: str
-    """Of the model's tensor, as numpy names it; of texts `TEXT`."""
+    """numpy's name of the dtype of the model's tensor; `TEXT` for texts."""
 
     @property
     def is_text(self) -> bool:
-        """Tell whether it is a text."""
         return self.dtype == TEXT
 
     @property
@@ -100,7 +99,7 @@ class TensorColumn(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Limits of an encoded row, checked before decoding."""
+    """Limits of an encoded row, checked before it is decoded."""
 
     max_bytes: int
     max_px: int
@@ -111,13 +110,12 @@ class BatchLimits(NamedTuple):
 
     rows: int
     tokens: int = 0
-    """Tokens of all rows with the padding, for inputs with `counts_tokens`; 0: only rows count."""
+    """Most tokens with padding, for inputs with `counts_tokens`; 0: only rows count."""
     pixels: int = 0
-    """Pixels of all images that keep their own size, or samples of all clips of sound; 0: only rows
-    count."""
+    """Most pixels of images that keep their sizes, or samples of clips; 0: only rows count."""
 
     def halved(self, rows: int) -> BatchLimits:
-        """Return the limits after a batch of twice so many rows had no room in memory."""
+        """Return the limits after a batch of twice as many rows did not fit into memory."""
         return BatchLimits(
             min(self.rows, rows),
             self.tokens and max(1, self.tokens // 2),
@@ -131,62 +129,61 @@ class Slot(NamedTuple):
     shape: tuple[int, ...]
     """(B, ...) of the largest batch."""
     dtype: str
-    """As numpy and torch both name it: `uint8`, `float32`, `int64`."""
+    """numpy's and torch's common name: `uint8`, `float32`, `int64`."""
     varying: tuple[int, ...] = ()
-    """Axes whose size differs from batch to batch, beside a shorter last batch; `shape` is then one
-    of the shapes, and the buffer has as many values. It grows if rows have shapes of their own."""
+    """Axes whose size varies between batches, besides a shorter last batch; `shape` is then one
+    possible shape. The buffer grows if rows have shapes of their own."""
 
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What a job and its model say of the input; each kind of input takes its own part."""
+    """Settings of the input, from the job and its model; each class of input uses its own part."""
 
     transform: TransformSpec | None = None
     text: TextSettings | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Several inputs: the name of each -> its registered name."""
+    """For several inputs: name -> registered name of the input."""
     columns: tuple[TensorColumn, ...] = ()
-    """The columns that the model takes as a tensor each, by name; () if it takes one vector."""
+    """Columns that the model takes as one tensor each, by name; () if it takes one vector."""
     audio: AudioSettings | None = None
     num_features: int | None = None
-    """How many numbers the model takes as one vector; None: it does not say."""
+    """Length of the vector that the model takes; None if unknown."""
 
 
 class Input(ABC):
-    """What the model sees of a row. Frozen, can be pickled, and made without torch.
+    """The model's view of a row. Frozen, can be pickled, and made without torch.
 
-    What is not abstract is as rows without tokens have it, which are prepared in one way.
+    The defaults suit rows without tokens whose preparation is exact.
     """
 
     name: ClassVar[str]
     """The registered name."""
     takes: ClassVar[str]
-    """The section of the job file that it takes, `transform`, `text` or `audio`; '' if it takes
-    none."""
+    """Its section of the job file: `transform`, `text`, `audio`, or '' if it has none."""
     cost: ClassVar[Cost]
-    """What takes the time of a row: how many tasks read goes by it."""
-    how_to_name: ClassVar[str] = "takes what an installed package prepares"
-    """What a model of it takes, and the job's fields that name such columns, for messages."""
+    """Cost of a row, which decides how many tasks read."""
+    how_to_name: ClassVar[str] = "takes the input of an installed package"
+    """For messages: what the model takes, and which fields of the job name it."""
     text: TextSettings | None = None
-    """How rows become tokens, which may be a part of the model; None if they do not."""
+    """How rows become tokens; None if they do not."""
 
     @classmethod
     @abstractmethod
     def of(cls, settings: InputSettings) -> Input:
-        """Make the input of a job; the settings have the part that it takes."""
+        """Make the input of a job; the settings have its part."""
 
     @classmethod
     def slice_rows(cls, job: Job) -> SliceRows:
-        """Return how many rows slices have where this takes most of the time of a row."""
+        """Return the number of rows per slice if this input is the costliest of the job."""
         return SliceRows()
 
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
-        """Return which columns of a shard could hold it, the likeliest field first.
+        """Return the columns of a shard that could hold it, the likeliest field first.
 
         Args:
             rows: The first rows, with all columns.
-            ids: Columns whose values name rows.
+            ids: Columns that identify rows.
         """
         return ()
 
@@ -200,7 +197,7 @@ class Input(ABC):
 
     @property
     def counts_tokens(self) -> bool:
-        """Tell whether rows have lengths of their own: a batch is filled to a number of tokens."""
+        """Tell whether batches are filled up to a number of tokens."""
         return self.text is not None
 
     @property
@@ -211,11 +208,11 @@ class Input(ABC):
     @property
     @abstractmethod
     def semantics(self) -> Mapping[str, int]:
-        """Return area -> version of the code that decides the model input."""
+        """Return area -> version of the code that makes the model input."""
 
     @property
     def is_approximate(self) -> bool:
-        """Tell whether prepared values may differ from those of `exact`, which take longer."""
+        """Tell whether prepared values may differ from those of `exact`, which is slower."""
         return False
 
     def exact(self) -> Self:
@@ -223,24 +220,24 @@ class Input(ABC):
         return self
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
-        """Return how large a batch is unless the job says it; ask again when it is fitted."""
+        """Return the default size of a batch, which `fitted` may change."""
         return BatchLimits(FEW_ROWS[is_on_gpu])
 
     @abstractmethod
     def settings(self) -> dict[str, Any] | None:
-        """Return all settings that decide the model input, as JSON values, for fingerprints."""
+        """Return all settings that decide the model input as JSON values, for fingerprints."""
 
     def fitted(self, fields: pa.Schema) -> Self:
-        """Return this input completed from the shards, for instance the width of a feature vector.
+        """Return this input completed by facts of the shards, such as the length of a vector.
 
         Args:
-            fields: The columns of the source that hold the input.
+            fields: The source's columns of the input.
         """
         return self
 
     @abstractmethod
     def fields(self) -> list[pa.Field]:
-        """Return the columns of prepared rows, which cross the object store."""
+        """Return the columns of prepared rows."""
 
     def published_fields(self) -> list[pa.Field]:
         """Return the columns of prepared rows that are published beside the task's columns."""
@@ -253,14 +250,14 @@ class Input(ABC):
         """Turn rows of the source into model input; a row that cannot be prepared gets its error.
 
         Args:
-            rows: `source_schema`; rows with an error stay as they are.
+            rows: `source_schema`; rows with an error stay unchanged.
             counters: Gets the entries of `stage_names`.
             limits: Limits of an encoded row.
             num_threads: Rows that may be prepared at once.
 
         Returns:
-            The same rows with the columns of `fields` in place of the source's, and with those of
-            `published_fields`.
+            The same rows with the columns of `fields` and `published_fields` instead of the
+            source's.
         """
 
     @abstractmethod
@@ -268,12 +265,12 @@ class Input(ABC):
         """View prepared rows as arrays (N, ...), read-only; copies columns of several chunks."""
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
-        """Divide rows into batches; results go back to the rows' places, so any order will do.
+        """Divide rows into batches, in any order.
 
         Args:
             inputs: The arrays of a slice, each (N, ...).
             rows: (K,) row numbers in the slice.
-            limits: How large a batch may be; a row that alone exceeds them is a batch.
+            limits: Limits of a batch; a row that exceeds them alone is a batch.
         """
         for values in inputs.values():
             if values.dtype == object:
@@ -281,20 +278,20 @@ class Input(ABC):
         return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
 
     def padding_trial(self) -> tuple[Arrays, Self, Self] | None:
-        """Return a short row and two long ones, and this input in batches without padding.
+        """Return a trial of padding: three rows, and two forms of this input without padding.
 
-        The first such input has batches of rows of one length, the second one of a row each. None
-        if batches are not padded, or cannot be without.
+        One row is short and two are long. The first form has batches of rows of one length, the
+        second one row per batch. None if batches are never padded, or always.
         """
         return None
 
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
-        """Return the tokens of each row, (K,), without padding; None if rows have no tokens."""
+        """Return the number of tokens per row, (K,); None if rows have no tokens."""
         return None
 
     @abstractmethod
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
-        """Return the buffers of a batch, by the names of the tensors that the model takes."""
+        """Return the buffers of a batch by the names of the model's tensors."""
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
         """Copy rows of the inputs into buffers of `slots`: the only copy of a batch.
@@ -302,10 +299,10 @@ class Input(ABC):
         Args:
             inputs: The arrays of a slice, each (N, ...).
             rows: (B,) row numbers in the slice.
-            buffers: Name -> (V,), the values of a slot in one dimension, written from the start.
+            buffers: Name -> (V,), a slot's values in one dimension.
 
         Returns:
-            Name -> shape of the batch, (B, ...), whose values are now the first of its buffer.
+            Name -> shape of the batch, (B, ...), whose values are the first of its buffer.
         """
         shapes = {}
         for name, values in inputs.items():
@@ -325,21 +322,21 @@ class Input(ABC):
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         """Return the module that runs on the device before the model.
 
-        It takes the tensors of a batch in the order of `slots` and returns a tuple of what the
-        model is called with, in the same order.
+        It takes the tensors of a batch in the order of `slots`, and returns a tuple of the model's
+        arguments in the same order.
         """
 
     def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """Return the tokens of a batch, padding included; 0 if rows have no tokens.
+        """Return the tokens of a batch with padding; 0 if rows have no tokens.
 
         Args:
-            shapes: The shapes of its tensors, by name.
+            shapes: The shapes of its tensors by name.
         """
         return 0
 
 
 def is_varying(seen: Input) -> bool:
-    """Tell whether the shapes of batches differ, as those of texts do."""
+    """Tell whether the shapes of batches vary, as those of texts."""
     return any(slot.varying for slot in seen.slots(BatchLimits(1)).values())
 
 
@@ -364,9 +361,9 @@ def take_rows(inputs: Arrays, rows: Any) -> dict[str, npt.NDArray[Any]]:
 
 
 def cost_of(source: Source) -> Cost:
-    """Return what takes the time of a row of a job: of several inputs the costliest.
+    """Return the cost of a row of a job: that of the costliest input.
 
-    Several tables cost as images, for their vectors are not read as those of one are.
+    Several tables cost as much as images, as their vectors are not read in bulk.
     """
     costs: list[Cost] = [input_type.cost for input_type in _input_types(source)]
     if source.inputs and {*costs} == {"row"}:
@@ -375,7 +372,7 @@ def cost_of(source: Source) -> Cost:
 
 
 def slice_rows_of(job: Job) -> SliceRows:
-    """Return how many rows the slices of a job have, by what takes the time of a row."""
+    """Return the number of rows per slice of a job, by its costliest input."""
     cost = cost_of(job.source)
     slice_rows = (
         input_type.slice_rows(job)

@@ -1,5 +1,4 @@
-"""Normalisation on the device, as a module before the model: a compiler can fold it into the first
-convolution."""
+"""Modules that normalise model input on the device, before the model."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ class NormaliseImages(torch.nn.Module):
         super().__init__()
         self._dtype = dtype
         shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
-        # /255, mean and std folded into x * scale + shift, in float32 for every dtype of the model.
+        # /255, mean and std become x * scale + shift, in float32 for every dtype of the model.
         self.register_buffer("scale", 1.0 / (255.0 * scale), persistent=False)
         self.register_buffer("shift", -shift / scale, persistent=False)
 
@@ -29,16 +28,16 @@ class NormaliseImages(torch.nn.Module):
 
 
 class NormaliseSeveral(torch.nn.Module):
-    """The tensors of several inputs, one input after the other -> each normalised by its own."""
+    """The tensors of several inputs in order, each normalised by its input's module."""
 
     def __init__(self, parts: Sequence[torch.nn.Module], counts: Sequence[int]) -> None:
-        """Take what normalises each input, and how many tensors each has."""
+        """Take each input's module, and its number of tensors."""
         super().__init__()
         self.parts = torch.nn.ModuleList(parts)
         self._counts = tuple(counts)
 
     def forward(self, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the tensors as the model takes them, in the same order."""
+        """Return the tensors for the model, in the same order."""
         tensors: list[torch.Tensor] = []
         first = 0
         for part, count in zip(self.parts, self._counts, strict=True):
@@ -48,7 +47,7 @@ class NormaliseSeveral(torch.nn.Module):
 
 
 class Unchanged(torch.nn.Module):
-    """Tensors of any shape and dtype, as they are."""
+    """Tensors of any shape and dtype, unchanged."""
 
     def forward(self, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the tensors."""
@@ -56,7 +55,7 @@ class Unchanged(torch.nn.Module):
 
 
 class Cast(torch.nn.Module):
-    """Tensors of any shape -> the same in the model's dtype."""
+    """Tensors of any shape, cast to the model's dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Inputs of tables: one vector per row, or a tensor per column for models that take them by name.
+"""Inputs of tables: a vector per row, or a tensor per column for models that take columns by name.
 
-The source joins the numbers to one vector per row, in the order of the columns, and leaves texts as
-they are; a model that takes columns gets them apart. A text travels to it as its UTF-8 bytes,
-padded with a byte that UTF-8 does not have.
+The source joins the numbers of a row into one vector, in the order of the columns, and keeps texts;
+here columns are separated again if the model takes columns. A text reaches the model as its UTF-8
+bytes, padded with a byte that UTF-8 does not use.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     from pipeline.job.job import Job
 
 _BATCH_ROWS = {False: 2_048, True: 16_384}
-"""Whether it is on a GPU -> rows of a batch."""
+"""Whether the model is on a GPU -> rows of a batch."""
 _BATCH_BYTES = 16 * 2**20
 PAD = 0xFF
 _TRACED_BYTES = 16
 
 
 class TableInput(Input):
-    """Base of inputs whose rows are those of a table."""
+    """Base of inputs that are rows of a table."""
 
     name: ClassVar[str] = "features"
     stage_names: ClassVar[tuple[str, ...]] = ()
@@ -61,12 +61,12 @@ class TableInput(Input):
 
     @classmethod
     def slice_rows(cls, job: Job) -> SliceRows:
-        """Return half a million rows, and a row group as one unit."""
+        """Return half a million rows per slice, with a row group as one unit."""
         return SliceRows(524_288, 524_288, uncounted=32_768, few=8_192, max_units=1)
 
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
-        """Return those of numbers or of lists of them."""
+        """Return the columns of numbers or lists of numbers."""
         items = {f.name: f.type.value_type if is_list(f.type) else f.type for f in rows.schema}
         names = [name for name, dtype in items.items() if is_number(dtype)]
         return (Columns("features", [name for name in names if name not in ids], takes_all=True),)
@@ -85,7 +85,7 @@ class TableInput(Input):
 
 
 def batch_of_numbers(num_numbers: int, *, is_on_gpu: bool) -> BatchLimits:
-    """Return how large a batch is of rows with so many numbers: fewer of many."""
+    """Return the size of a batch for rows of `num_numbers` numbers."""
     rows = _BATCH_ROWS[is_on_gpu]
     while rows > FEW_ROWS[is_on_gpu] and 4 * rows * num_numbers > _BATCH_BYTES:
         rows //= 2
@@ -98,7 +98,7 @@ class ColumnInput(TableInput):
 
     columns: tuple[TensorColumn, ...] = ()
     number: str = "float32"
-    """The type of all numbers, whatever the model makes of them."""
+    """The dtype of all numbers in transit."""
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
@@ -108,19 +108,19 @@ class ColumnInput(TableInput):
         return batch_of_numbers(len(self._numbers), is_on_gpu=is_on_gpu)
 
     def fitted(self, fields: pa.Schema) -> Self:
-        """Check that the source has the columns as they are taken.
+        """Check that each column of the source is one number.
 
         Raises:
             JobError: A column is a list, or several categories.
         """
-        if FEATURES not in fields.names:  # there are texts alone, or no shard could be read
+        if FEATURES not in fields.names:  # there are only texts, or no shard could be read
             return self
         vector = fields.field(FEATURES).type
         if vector.list_size != len(self._numbers):
             raise JobError(
-                f"source.features: the model takes one number of each of {len(self._numbers)} "
-                f"columns ({', '.join(column.name for column in self._numbers)}), and the columns "
-                f"have {vector.list_size}: lists, and one_hot categories, are several"
+                f"source.features: the model takes one number from each of {len(self._numbers)} "
+                f"columns ({', '.join(column.name for column in self._numbers)}), but the columns "
+                f"have {vector.list_size}: lists and one_hot categories are several numbers"
             )
         return replace(self, number=str(np.dtype(vector.value_type.to_pandas_dtype())))
 
@@ -135,7 +135,7 @@ class ColumnInput(TableInput):
         return [*vector, *(pa.field(TEXT_FEATURE + name, pa.large_string()) for name in texts)]
 
     def arrays(self, rows: pa.Table) -> Arrays:
-        """View numbers as (N, 1), and texts as (N,) of arrays: the bytes of each, read-only."""
+        """View numbers as (N, 1), and texts as (N,) read-only arrays of their bytes."""
         vector = features_from_arrow(rows.column(FEATURES)) if self._numbers else np.empty((0, 0))
         places = {column.name: index for index, column in enumerate(self._numbers)}
         return {
@@ -146,7 +146,7 @@ class ColumnInput(TableInput):
         }
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
-        """Divide rows in order; those with texts by length, so that padding stays bounded."""
+        """Divide rows in order, or by length if there are texts, so that padding is bounded."""
         texts = [inputs[column.name] for column in self.columns if column.is_text]
         if not texts:
             return super().batches(inputs, rows, limits)
@@ -162,7 +162,7 @@ class ColumnInput(TableInput):
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         has_texts = any(column.is_text for column in self.columns)
-        # Batches that go by the length of texts have any number of rows.
+        # Batches filled by the length of texts have any number of rows.
         varying = (0,) if has_texts else ()
         return {
             column.name: Slot((limits.rows, _TRACED_BYTES), "uint8", varying=(0, 1))
@@ -172,7 +172,7 @@ class ColumnInput(TableInput):
         }
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
-        """Copy rows into the buffers; texts are padded to the longest of these rows."""
+        """Copy rows into the buffers; pad texts to the longest of these rows."""
         names = [column.name for column in self.columns if column.is_text]
         numbers = {name: values for name, values in inputs.items() if name not in names}
         shapes = {**super().gather(numbers, rows, buffers)}
@@ -193,14 +193,14 @@ class ColumnInput(TableInput):
 
 
 def texts_of(padded: npt.NDArray[np.uint8]) -> npt.NDArray[np.object_]:
-    """Return the texts of a batch, (B,), of their padded bytes, uint8 (B, bytes)."""
+    """Return the texts of a batch, (B,), from padded bytes, uint8 (B, bytes)."""
     texts = np.empty(len(padded), object)
     texts[:] = [row.tobytes().rstrip(bytes([PAD])).decode() for row in padded]
     return texts
 
 
 def _bytes_of_texts(column: pa.ChunkedArray) -> npt.NDArray[np.object_]:
-    """View texts, large_string (N,), as arrays of their bytes; empty for nulls."""
+    """View texts, large_string (N,), as arrays of bytes; empty for nulls."""
     array = as_array(column)
     offsets = np.frombuffer(array.buffers()[1] or bytes(8), np.int64)[array.offset :]
     flat = np.frombuffer(array.buffers()[2] or b"", np.uint8)
@@ -217,19 +217,19 @@ class FeatureInput(TableInput):
     num_features: int = 0
     """F; 0 until the shards are known."""
     has_lists: bool = False
-    """Whether some of them are a list of the shards."""
+    """Whether a column of the shards is a list."""
     num_taken: int | None = None
-    """How many the model takes; None: it does not say."""
+    """How many the model takes; None if unknown."""
 
     @classmethod
     def of(cls, settings: InputSettings) -> TableInput:
-        """Make the input; that of columns if the model takes each by its name."""
+        """Make the input; a `ColumnInput` if the model takes columns by name."""
         if settings.columns:
             return ColumnInput.of(settings)
         return cls(num_taken=settings.num_features)
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
-        """Return fewer of many features, and of lists, which may be sequences."""
+        """Return fewer rows if there are many features, or lists, which may be sequences."""
         if self.has_lists:
             return BatchLimits(FEW_ROWS[is_on_gpu])
         return batch_of_numbers(self.num_features, is_on_gpu=is_on_gpu)
@@ -239,19 +239,19 @@ class FeatureInput(TableInput):
         if texts:
             raise JobError(
                 f"source.features: read_as: text, of {', '.join(texts)}, is for a model that takes "
-                "each column by its name, and this one takes a vector of numbers"
+                "columns by name, but this one takes a vector of numbers"
             )
         if FEATURES not in fields.names:  # no shard could be read
             return self
         vector = fields.field(FEATURES)
         if vector.type.value_type != pa.float32():
             raise JobError(
-                "source.features: read_as: float64 is for a model that takes each column by its "
-                "name, and this one takes a vector of float32"
+                "source.features: read_as: float64 is for a model that takes columns by name, but "
+                "this one takes a vector of float32"
             )
         if self.num_taken not in (None, vector.type.list_size):
             raise JobError(
-                f"source.features: the columns make {vector.type.list_size} numbers a row, the "
+                f"source.features: the columns have {vector.type.list_size} numbers per row, the "
                 f"model takes {self.num_taken}"
             )
         has_lists = WIDTHS in (vector.metadata or {})

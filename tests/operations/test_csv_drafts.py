@@ -247,5 +247,5 @@ def test_a_table_of_another_width_is_refused_before_anything_runs(tmp_path: Path
         model={"path": str(models / "churn.onnx"), "labels": ["stay", "churn"]},
         sink={"uri": str(tmp_path / "out")},
     )
-    with pytest.raises(JobError, match="the columns make 2 numbers a row, the model takes 3"):
+    with pytest.raises(JobError, match="the columns have 2 numbers per row, the model takes 3"):
         prepare(RunContext.of(job, RunOptions()))

@@ -102,12 +102,12 @@ FIELDS_OF_ONE = feature_fields(1, [], pa.float64())
 
 
 def test_columns_of_several_numbers_are_refused():
-    with pytest.raises(JobError, match=r"one number of each of 2 columns \(age, income\), and the"):
+    with pytest.raises(JobError, match=r"one number from each of 2 columns \(age, income\)"):
         seen(fields=feature_fields(3, ["plan", "note"]))
 
 
 def test_a_model_of_one_vector_takes_neither_texts_nor_float64():
-    with pytest.raises(JobError, match="read_as: text, of plan, is for a model that takes each"):
+    with pytest.raises(JobError, match="read_as: text, of plan, is for a model that takes col"):
         FeatureInput().fitted(feature_fields(2, ["plan"]))
-    with pytest.raises(JobError, match="read_as: float64 is for a model that takes each"):
+    with pytest.raises(JobError, match="read_as: float64 is for a model that takes col"):
         FeatureInput().fitted(feature_fields(2, [], pa.float64()))

@@ -144,7 +144,7 @@ def load_runner(config: PredictorConfig, gpu: Gpu | None = None) -> Runner:
 
 
 def export(config: PredictorConfig) -> Path:
-    """Export the model as float32 ONNX for the CPU, with the config's batch size; return its path."""
+    """Export the model as float32 ONNX for the CPU, at the config's batch size; return the path."""
     torch.set_num_threads(config.num_threads)
     spec = replace(config.spec, runtime="onnxruntime", precision="fp32")
     module = _load(replace(config, spec=spec), None)

@@ -1,6 +1,5 @@
-"""From encoded bytes to pixels of the model's size, on the CPU or by a GPU's own decoder.
+"""Images: encoded bytes become pixels of the model's size.
 
-In: bytes of a row. Out: uint8 (H, W, C), or a failure with its reason. Begin with
-`image_input.py` and `image_rows.py`; `transform.py` has the settings, and `geometry.py` their
-arithmetic.
+In: bytes of a row. Out: uint8 (H, W, C), or a failure with its reason. Begin with `image_input.py`
+and `image_rows.py`; `transform.py` has the settings, and `geometry.py` their arithmetic.
 """

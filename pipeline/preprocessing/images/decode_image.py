@@ -1,16 +1,16 @@
-"""Decode one encoded image: bytes to RGB uint8 (3, H, W), or a reason.
+"""Decode an encoded image: bytes become RGB uint8 (3, H, W), or a reason.
 
-The pixels are Pillow's: first frame, EXIF orientation applied, `convert("RGB")`. Two routes lead to
-them. JPEG goes through torchvision: bit-equal to Pillow for grey, YCbCr, RGB, CMYK and YCCK, faster
-(1.2 times at 500 x 375, 3 times at six megapixels), and stricter: it requires the end marker, while
-Pillow accepts some zero-filled files. All other formats go through Pillow;
-torchvision's PNG decoder is 1.3 times faster but has aborted whole processes on malformed files.
+The pixels are Pillow's: first frame, EXIF orientation applied, `convert("RGB")`. torchvision
+decodes JPEG: bit-equal to Pillow for grey, YCbCr, RGB, CMYK and YCCK, faster (1.2 times at
+500 x 375, 3 times at six megapixels), and stricter: it requires the end marker, while Pillow
+accepts some zero-filled files. Pillow decodes all other formats; torchvision's PNG decoder is 1.3
+times faster but has aborted whole processes on malformed files.
 
-Large JPEGs may be scaled by the decoder itself (`shrink`), which skips most of the work: libjpeg
+The JPEG decoder may scale large images itself (`shrink`), which skips most of the work: libjpeg
 reconstructs 4 x 4, 2 x 2 or 1 x 1 pixels of each block of 8 x 8 from its low frequencies.
 
-The header is checked before anything is decoded, and Pillow opens only the format that the magic
-bytes announce. Differences from plain Pillow:
+The header is checked before anything is decoded, and Pillow opens only the format of the magic
+bytes. Differences from plain Pillow:
 
 - 9- to 16-bit grey PNG and TIFF: the highest eight bits are kept, as Pillow itself does for 16-bit
   RGB. Its own conversion of 16-bit grey clips, which turns nearly everything white.
@@ -35,7 +35,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-# The import registers the plugin; otherwise the first WebP makes Pillow import all its plugins.
+# The import registers the plugin; otherwise the first WebP makes Pillow import all plugins.
 from PIL import Image, WebPImagePlugin  # noqa: F401
 
 from pipeline.core.failures import Reason
@@ -59,20 +59,20 @@ RGB = 3
 
 
 Shrink = Callable[[int, int], int]
-"""Width and height of an upright JPEG -> by what the decoder may divide them: 1, 2, 4 or 8."""
+"""Width and height of an upright JPEG -> the divisor that the decoder may use: 1, 2, 4 or 8."""
 
 
 class Decoded(NamedTuple):
     """A decoded image and its size, upright."""
 
     pixels: torch.Tensor
-    """RGB uint8 (3, H, W), laid out in memory as (H, W, 3)."""
+    """RGB uint8 (3, H, W), in memory (H, W, 3)."""
     size_px: tuple[int, int]
-    """Width and height of the image; more than the pixels' if the decoder has shrunk it."""
+    """Width and height of the image; larger than the pixels' if the decoder has shrunk it."""
 
     @property
     def decoded_px(self) -> tuple[int, int]:
-        """Return width and height of the pixels."""
+        """Width and height of the pixels."""
         return _size_of(self.pixels)
 
 
@@ -111,7 +111,7 @@ def _decode(format_name: str, data: bytes, limits: DecodeLimits, shrink: Shrink 
             is_turned = orientation in TURNS and TURNS[orientation][0]
             size_px = image.size[::-1] if is_turned else image.size
             scale = shrink(*size_px) if shrink else 1
-            # Pillow converts a CMYK draft in another way than torchvision.
+            # Pillow converts a CMYK draft in a different way from torchvision.
             if scale > 1 and image.mode in ("RGB", "L"):
                 image.draft(image.mode, (image.width // scale, image.height // scale))
                 image.load()
@@ -149,7 +149,7 @@ def _jpeg_decoder() -> Callable[[torch.Tensor, int], torch.Tensor]:
 
 
 def _load_image_ops() -> None:
-    """Load only torchvision's decoders: importing all of torchvision takes 1.2 s per worker."""
+    """Load only torchvision's decoders: importing torchvision takes 1.4 s and 84 MiB per worker."""
     spec = importlib.util.find_spec("torchvision")
     folders = spec.submodule_search_locations if spec else None
     libraries = [path for folder in folders or [] for path in Path(folder).glob("image*.so")]
@@ -174,8 +174,8 @@ def _tiff_to_rgb(image: Image.Image, data: bytes) -> torch.Tensor:
     if image.mode in ("I", "F"):
         raise Undecodable(
             Reason.UNSUPPORTED_FORMAT,
-            "TIFF of 32-bit or signed numbers, of which none is known to be white; convert it to 8 "
-            "or 16 bits",
+            "TIFF of 32-bit or signed numbers, whose value of white is unknown; convert it to 8 or "
+            "16 bits",
         )
     if not image.mode.startswith("I;16"):
         return _to_rgb(image)

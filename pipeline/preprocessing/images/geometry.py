@@ -1,6 +1,6 @@
-"""Where an image lies in the model input: pure functions of its size and the transform.
+"""The place of an image in the model input: pure functions of its size and the transform.
 
-Coordinates are of pixel edges: x = 0 is the left edge of an image, x = width_px its right one.
+Coordinates are pixel edges: x = 0 is the left edge of an image, x = width_px the right one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _SHRINK_TO = 2
 """The decoder shrinks to no less than this multiple of the resized side, so that the filter of the
 resize still decides the pixels; Pillow's `thumbnail` uses the same multiple."""
 _LEAST_MADE_PX = 1 << 24
-"""A job may lower the largest image that is decoded without refusing what models usually take."""
+"""A low limit on decoded images must not refuse the usual sizes of model input."""
 
 
 class Placement(NamedTuple):
-    """Where the resized image lies in the model input, in whole pixels."""
+    """The place of the resized image in the model input, in whole pixels."""
 
     height_px: int
-    """Of the resized image."""
+    """Height of the resized image."""
     width_px: int
     top_px: int
-    """Of the resized image in the model input; negative if rows above are cropped."""
+    """First row of the resized image in the model input; negative if rows above are cropped."""
     left_px: int
 
 
@@ -44,7 +44,7 @@ class Geometry(NamedTuple):
 
 
 def placement(spec: TransformSpec, width_px: int, height_px: int) -> Placement:
-    """Return where an image of this size is put."""
+    """Return the place of an image of this size."""
     height, width = _resized(spec, width_px, height_px)
     if spec.size_px is None:
         return Placement(height, width, 0, 0)
@@ -53,38 +53,38 @@ def placement(spec: TransformSpec, width_px: int, height_px: int) -> Placement:
 
 
 def made_px(spec: TransformSpec, width_px: int, height_px: int) -> int:
-    """Return the pixels of the largest of what is made: resized images, and the model input."""
+    """Return the pixels of the resized image or the model input, whichever is larger."""
     at = placement(spec, width_px, height_px)
     input_px = 0 if spec.size_px is None else spec.height_px * spec.width_px
     return max(at.height_px * at.width_px, input_px)
 
 
 def least_made_px(spec: TransformSpec) -> int:
-    """Return the least that `made_px` gives for images of any shape; 1 for sizes of their own."""
+    """Return the least `made_px` of an image of any shape; 1 if images keep their sizes."""
     if spec.factory is not None or spec.resize == "none":
         return 1 if spec.size_px is None else spec.height_px * spec.width_px
     wanted = spec.size_px if spec.resize_px is None else spec.resize_px
     height_px, width_px = sides(wanted or 1)
-    # Between its own shape and the longest ones an image of a shape has more.
+    # Shapes between the model's own and the longest ones have more pixels.
     shapes = [(width_px, height_px), (1, 1), (MAX_ASPECT_RATIO, 1), (1, MAX_ASPECT_RATIO)]
     return min(made_px(spec, width, height) for width, height in shapes)
 
 
 def most_made_px(max_image_px: int) -> int:
-    """Return how many pixels `made_px` may give, from those that an image may decode to."""
+    """Return the limit of `made_px`, given the limit of decoded images."""
     return max(max_image_px, _LEAST_MADE_PX)
 
 
 def geometry(spec: TransformSpec, width_px: int, height_px: int) -> Geometry:
-    """Return how places in an image of this size become places in the model input."""
+    """Return how coordinates in an image of this size map to the model input."""
     at = placement(spec, width_px, height_px)
     return Geometry(at.width_px / width_px, at.height_px / height_px, at.left_px, at.top_px)
 
 
 def shrink_factor(spec: TransformSpec, width_px: int, height_px: int) -> int:
-    """Return by what a decoder may divide the sides of a photo of this size: 1, 2, 4 or 8.
+    """Return the divisor that a decoder may use for a photo of this size: 1, 2, 4 or 8.
 
-    It leaves at least twice the size that the photo is resized to.
+    The decoded photo has at least twice the resized size.
     """
     at = placement(spec, width_px, height_px)
     for factor in (8, 4, 2):
@@ -93,7 +93,7 @@ def shrink_factor(spec: TransformSpec, width_px: int, height_px: int) -> int:
             is_enough = height >= _SHRINK_TO * at.height_px and width >= _SHRINK_TO * at.width_px
         elif isinstance(spec.resize_px, int) and spec.resize == "shortest":
             is_enough = min(height, width) >= _SHRINK_TO * spec.resize_px
-        else:  # one of the sides decides, and the other is rounded
+        else:  # one side decides, and the other is rounded
             is_enough = height >= _SHRINK_TO * at.height_px or width >= _SHRINK_TO * at.width_px
         if is_enough and spec.resize != "none":
             return factor
@@ -107,20 +107,20 @@ def _resized(spec: TransformSpec, width_px: int, height_px: int) -> tuple[int, i
         return height_px, width_px
     if spec.keeps_shape and isinstance(wanted, tuple):
         return _within(height_px, width_px, *wanted)
-    if spec.resize == "shortest" and isinstance(wanted, int):  # as torchvision: it rounds down
+    if spec.resize == "shortest" and isinstance(wanted, int):  # as torchvision, rounded down
         long_px = int(wanted * max(height_px, width_px) / min(height_px, width_px))
         return (long_px, wanted) if width_px <= height_px else (wanted, long_px)
     height, width = sides(wanted)
     if spec.resize == "stretch":
         return height, width
-    # As timm, and the letterbox of detectors: the nearest whole number.
+    # As timm, and the letterbox of detectors: rounded to the nearest integer.
     ratios = height_px / height, width_px / width
     ratio = max(ratios) if spec.resize == "pad" else min(ratios)
     return max(1, round(height_px / ratio)), max(1, round(width_px / ratio))
 
 
 def _within(height_px: int, width_px: int, shorter_px: int, longest_px: int) -> tuple[int, int]:
-    """Return (height, width) with one shorter side, unless the longer one is then too long.
+    """Return (height, width) with the shorter side given, unless the longer one becomes too long.
 
     As the detectors of transformers: `get_size_with_aspect_ratio`.
     """
@@ -134,9 +134,9 @@ def _within(height_px: int, width_px: int, shorter_px: int, longest_px: int) -> 
 
 
 def _centred(length_px: int, wanted_px: int, crop_start: str) -> int:
-    """Return where an image begins in the middle of the model input, as torchvision's CenterCrop.
+    """Return the offset of a centred image in the model input, as torchvision's CenterCrop.
 
-    Of an odd rest one pixel more is filled up on the right and below.
+    An odd padding has one pixel more on the right and below.
     """
     if length_px <= wanted_px:
         return (wanted_px - length_px) // 2
@@ -146,13 +146,13 @@ def _centred(length_px: int, wanted_px: int, crop_start: str) -> int:
 
 @dataclass
 class Sizes:
-    """The sizes of the images of a slice, and where they lie in the model input."""
+    """The sizes of the images of a slice, and their places in the model input."""
 
     num_rows: int
     sizes_px: npt.NDArray[np.int32] = field(init=False)
-    """(N, 2): width and height; 0 if they are unknown."""
+    """(N, 2): width and height; 0 if unknown."""
     places: npt.NDArray[np.float32] = field(init=False)
-    """(N, 4): scale_x, scale_y, offset_x, offset_y; scales of 0 if they are unknown."""
+    """(N, 4): scale_x, scale_y, offset_x, offset_y; scales are 0 if unknown."""
 
     def __post_init__(self) -> None:
         self.sizes_px = np.zeros((self.num_rows, 2), np.int32)
@@ -164,13 +164,13 @@ class Sizes:
         """Note the size of an image.
 
         Args:
-            row: Its place in the slice.
-            spec: How it becomes model input.
+            row: Row number in the slice.
+            spec: The transform.
             size_px: Width and height of the image.
-            decoded_px: Width and height as the decoder gave them: less if it has shrunk the image.
+            decoded_px: Width and height after decoding, smaller if the decoder has shrunk it.
         """
         self.sizes_px[row] = size_px
-        if spec.factory is not None:  # where it puts the image is known to the user's code alone
+        if spec.factory is not None:  # only the user's code knows the place
             return
         (width_px, height_px), (decoded_width_px, decoded_height_px) = size_px, decoded_px
         placed = geometry(spec, decoded_width_px, decoded_height_px)
@@ -182,7 +182,7 @@ class Sizes:
         )
 
     def columns(self) -> dict[str, pa.Array]:
-        """Return `width_px`, `height_px` and GEOMETRY, null where they are unknown."""
+        """Return `width_px`, `height_px` and GEOMETRY, null if unknown."""
         is_unknown, is_nowhere = self.sizes_px[:, 0] == 0, self.places[:, 0] == 0
         places = pa.FixedSizeListArray.from_arrays(
             pa.array(self.places.reshape(-1)), type=GEOMETRY_TYPE, mask=pa.array(is_nowhere)

@@ -53,7 +53,7 @@ class Undecodable(RowError):
 
 
 def not_accepted(data: bytes) -> Undecodable:
-    """Return the error for data of no accepted format, with the name of their format if known."""
+    """Return the error for data of a format that is not accepted, with its name if known."""
     if name := refused_image(data):
         reason, what = Reason.UNSUPPORTED_FORMAT, f"the image is {name}"
     else:
@@ -75,7 +75,7 @@ def prepare_decoder(format_name: str) -> None:
 @functools.cache
 def _load_decoder(format_name: str) -> str:
     """Load a decoder on its first use; return what is missing, or ''."""
-    if format_name == "PNG":  # a text beside the pixels may be as long as all of them together
+    if format_name == "PNG":  # one text chunk may be as long as all of them together
         texts: Any = importlib.import_module("PIL.PngImagePlugin")
         texts.MAX_TEXT_CHUNK = texts.MAX_TEXT_MEMORY
     if format_name == "HEIF":
@@ -86,7 +86,7 @@ def _load_decoder(format_name: str) -> str:
                 "the image is HEIC, whose decoder is not installed: "
                 "pip install 'batch-inference-pipeline[heif]', then pipeline retry"
             )
-        # One thread per row, as with all decoders; only the primary image is read.
+        # One thread per row, as for all decoders; only the primary image is read.
         plugin.register_heif_opener(
             decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
         )
@@ -103,7 +103,7 @@ def _load_decoder(format_name: str) -> str:
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """Limits that refuse an image by its size or header, before it is decoded.
+    """Limits of an image's size, checked by its bytes and header before it is decoded.
 
     Pillow's own limit against decompression bombs stays in force: an image of more than twice
     `PIL.Image.MAX_IMAGE_PIXELS` (178,956,970 px) is refused even if `max_image_px` is higher.
@@ -132,10 +132,10 @@ def identified(data: bytes, limits: DecodeLimits) -> str:
 
 
 def check_container(format_name: str, data: bytes, limits: DecodeLimits) -> None:
-    """Make a decoder ready, and check what it would not: is a TIFF, AVIF or HEIC whole?
+    """Load the decoder, and check that a TIFF, AVIF or HEIC is complete, as decoders do not.
 
     Raises:
-        Undecodable: It is not, or the decoder is not installed.
+        Undecodable: The file is incomplete, or the decoder is not installed.
     """
     prepare_decoder(format_name)
     if format_name == "TIFF":
@@ -152,7 +152,7 @@ def check_px(width_px: int, height_px: int, limits: DecodeLimits) -> None:
             f"allowed are {limits.max_image_px}",
         )
     if max(width_px, height_px) > MAX_ASPECT_RATIO * min(width_px, height_px) > 0:
-        # Rows of pixels cost a decoder more than their pixels; `transform` would refuse it anyway.
+        # Many rows are costly to decode, and the transform would refuse the image anyway.
         raise Undecodable(
             Reason.TOO_LARGE,
             f"the header says {width_px} x {height_px} px, which is too long to resize: one side "
@@ -163,7 +163,7 @@ def check_px(width_px: int, height_px: int, limits: DecodeLimits) -> None:
 def orientation_of(image: Image.Image) -> int:
     """Return the orientation from EXIF or XMP, 1 to 8; 1 (upright) if it cannot be read.
 
-    Broken metadata beside good pixels is common, and viewers show such images as stored.
+    Broken metadata with good pixels is common, and viewers show such images unrotated.
     """
     try:
         value = image.getexif().get(_EXIF_ORIENTATION)
@@ -198,7 +198,7 @@ def _is_cut(format_name: str, data: bytes) -> bool:
 
 
 def check_boxes(data: bytes) -> None:
-    """Refuse AVIF or HEIC that ends within one of the boxes that hold the image.
+    """Refuse an AVIF or HEIC that ends within a box of the image.
 
     Raises:
         Undecodable: A box is incomplete.
@@ -213,7 +213,7 @@ def check_boxes(data: bytes) -> None:
 
 @dataclass(frozen=True)
 class TiffPage:
-    """Numbers of the first page, by tag."""
+    """Numbers of the first page by tag."""
 
     tags: Mapping[int, Numbers]
 
@@ -224,10 +224,10 @@ class TiffPage:
 
 
 def read_tiff(data: bytes) -> TiffPage:
-    """Read the tags of the first page of a TIFF: layout and position of its pixels.
+    """Read the tags of a TIFF's first page: layout and position of its pixels.
 
     Raises:
-        Undecodable: The tags lie beyond the end.
+        Undecodable: The tags are beyond the end of the data.
     """
     order = "<" if data.startswith(b"II") else ">"
     is_big = data[2:4] in (b"+\0", b"\0+")
@@ -269,7 +269,7 @@ def check_tiff(data: bytes, max_px: int) -> None:
     """Refuse a TIFF whose first page is incomplete, or would unpack to more than its pixels.
 
     Raises:
-        Undecodable: It is refused; has the reason and a message.
+        Undecodable: It is refused.
     """
     page = read_tiff(data)
     if _DNG_VERSION in page.tags or page.first(PHOTOMETRIC) == _CFA or data[8:10] == b"CR":
@@ -301,7 +301,7 @@ def check_tiff(data: bytes, max_px: int) -> None:
 
 
 def _check_pieces(data: bytes, page: TiffPage, wanted: int, *, is_tiled: bool) -> None:
-    """Check that the data contain the `wanted` number of strips or tiles."""
+    """Check that the data contain the expected number of strips or tiles."""
     names = (_TILE_OFFSETS, _TILE_BYTES) if is_tiled else (_STRIP_OFFSETS, _STRIP_BYTES)
     offsets, sizes = (page.tags.get(name, np.zeros(0, np.uint64)) for name in names)
     is_endless = len(offsets) > 4 * wanted + 16  # Pillow turns all of them into Python integers

@@ -1,7 +1,7 @@
-"""Images: encoded bytes become uint8 pixels, of one size or of their own, normalised on the device.
+"""Input `image`: encoded bytes become uint8 pixels, which are normalised on the device.
 
-Images that keep their own sizes cross the object store as they are, and a batch has images of one
-size: nothing is padded.
+All images become one size, or each keeps its own. A batch then has images of one size, and nothing
+is padded.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 
 
 _TRACED_PX = (96, 128)
-"""Height and width of the batch that exporters trace where sizes vary: large enough for the usual
-strides, and not a square, which could be taken for a rule."""
+"""Height and width of the traced batch if sizes vary: large enough for the usual strides, and not
+square, which an exporter could take for a rule."""
 
 
 @dataclass(frozen=True)
 class ImageInput(Input):
-    """One tensor `image`, uint8 (B, H, W, C); H and W differ from batch to batch if they may."""
+    """One tensor `image`, uint8 (B, H, W, C); H and W may vary between batches."""
 
     transform: TransformSpec
     name: ClassVar[str] = "image"
@@ -70,17 +70,16 @@ class ImageInput(Input):
 
     @classmethod
     def slice_rows(cls, job: Job) -> SliceRows:
-        """Return fewer of images that keep their sizes.
+        """Return fewer rows if images keep their sizes.
 
-        The pixels of a slice are in memory at once, ten times the bytes of JPEGs. Three times of
-        those are as much as other slices may have.
+        All pixels of a slice are in memory at once, about ten times the bytes of JPEGs.
         """
         return SliceRows(uncounted=64, weight=3.0) if job.transform.may_vary else SliceRows()
 
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return the columns of encoded images, of images in base64, and of URIs of images."""
-        # These take pydantic along.
+        # It imports pydantic.
         from pipeline.preprocessing.encoded_rows import encoded_columns
 
         return encoded_columns(rows, "image")
@@ -107,7 +106,7 @@ class ImageInput(Input):
         return [pa.field(IMAGE, pa.large_binary()), *sides, place]
 
     def published_fields(self) -> list[pa.Field]:
-        """Return the size of the image, upright and before any resize; see `Sizes`."""
+        """Return the upright size of the image before any resize; see `Sizes`."""
         return [pa.field(WIDTH_PX, pa.int32()), pa.field(HEIGHT_PX, pa.int32())]
 
     def prepare(

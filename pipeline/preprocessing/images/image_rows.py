@@ -1,4 +1,4 @@
-"""Turn encoded images into model input: decode and transform those of a slice."""
+"""Decode and transform the images of a slice."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def preprocess(
         num_threads: Rows decoded at once; decoders and filters release the GIL.
 
     Returns:
-        The same rows with `image` as fixed-size binary, uint8 (H, W, C), zeros where `error` is
-        set, or as the columns of `VaryingSizes`; and with the columns of `Sizes`.
+        The same rows with `image` as fixed-size binary, uint8 (H, W, C), zeros if `error` is set;
+        or with the columns of `VaryingSizes`; and with the columns of `Sizes`.
 
     Raises:
-        JobError: The user's own transform cannot be made.
+        JobError: The user's own transform cannot be built.
     """
     pixels, sizes = pixels_of(spec, rows.num_rows), Sizes(rows.num_rows)
     shrink = partial(shrink_factor, spec) if spec.shrink_on_load else None
@@ -69,7 +69,7 @@ def preprocess(
 def _maker(
     spec: TransformSpec, limits: DecodeLimits, thread: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what makes model input, uint8 (C, H, W), of an image: ours, or the user's own."""
+    """Return the transform of an image into model input, uint8 (C, H, W): ours or the user's."""
     if spec.factory is None:
         return partial(resize_and_crop, spec=spec, max_px=most_made_px(limits.max_image_px))
     step = step_of(spec, thread)
@@ -77,7 +77,7 @@ def _maker(
 
 
 class OneSize:
-    """The model input of N images of one size, in one buffer; zeros for rows that were not put."""
+    """The model input of N images of one size, in one buffer; zeros for rows that have failed."""
 
     def __init__(self, num_rows: int, shape: tuple[int, int, int]) -> None:
         """Take N, and (H, W, C) of each."""
@@ -101,7 +101,7 @@ class VaryingSizes:
         self.images: list[npt.NDArray[np.uint8] | None] = [None] * num_rows
 
     def put(self, row: int, image: torch.Tensor) -> int:
-        # Always a copy: the user's transform may return the same memory for the next image.
+        # A copy: the user's transform may reuse the memory for the next image.
         pixels = np.array(image.permute(1, 2, 0).numpy(), order="C")
         self.images[row] = pixels
         return pixels.nbytes
@@ -112,5 +112,5 @@ class VaryingSizes:
 
 
 def pixels_of(spec: TransformSpec, num_rows: int) -> OneSize | VaryingSizes:
-    """Return where the images of N rows go."""
+    """Return the container for the model input of N rows."""
     return OneSize(num_rows, spec.shape) if spec.has_one_size else VaryingSizes(num_rows)

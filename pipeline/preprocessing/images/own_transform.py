@@ -1,7 +1,7 @@
-"""The user's own transform: a callable over decoded images, named by `transform.factory`.
+"""The user's own transform: a callable over decoded images, built by `transform.factory`.
 
-It stands in place of resize and crop. What it returns goes to the model as it is, so everything
-about it is checked here, and each message says what came and what would be right.
+It replaces resize and crop. Its result goes to the model unchanged, so the result is fully checked
+here, and each message says what was returned and what is expected.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _MEMORY_WORDS = ("out of memory", "allocate memory")
 _TRIED_PX = (240, 320)
 
 Step = Callable[["torch.Tensor"], Any]
-"""A decoded image, RGB uint8 (3, H, W), in; whatever the user's code returns."""
+"""Decoded image, RGB uint8 (3, H, W) -> the result of the user's code."""
 
 
 def load_step(factory: str, args: Mapping[str, Any]) -> Step:
-    """Import a factory, whose module the caller has allowed, and call it.
+    """Import a factory, whose module must be allowed already, and call it.
 
     Args:
         factory: `package.module:callable`.
@@ -51,19 +51,19 @@ def load_step(factory: str, args: Mapping[str, Any]) -> Step:
     build = check_factory(factory, args)
     try:
         step = build(**copy.deepcopy(dict(args)))
-    except Exception as error:  # a user's code may raise anything
+    except Exception as error:  # the user's code may raise anything
         raise JobError(failed(TRANSFORM_FACTORY, factory, error)) from error
     if not callable(step):
         type_name = type(step).__name__
         raise JobError(f"{TRANSFORM_FACTORY} = {factory!r}: {_CONTRACT}; it returned {type_name}")
-    return step  # type: ignore[no-any-return]  # what it returns is checked
+    return step  # type: ignore[no-any-return]  # its results are checked
 
 
 def check_factory(factory: str, args: Mapping[str, Any]) -> Callable[..., Any]:
-    """Import a factory, and check its arguments; return it.
+    """Import a factory and check its arguments; return it.
 
     Raises:
-        JobError: It cannot be imported, or not be called with these arguments.
+        JobError: It cannot be imported, or cannot be called with these arguments.
     """
     build = import_callable(TRANSFORM_FACTORY, factory)
     if not isinstance(build, type) and hasattr(build, "forward"):
@@ -76,7 +76,7 @@ def check_factory(factory: str, args: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def transform_with_factory(seen: object) -> TransformSpec | None:
-    """Return the transform of an input if it has a factory."""
+    """Return the transform of an input if it has a factory, otherwise None."""
     spec = getattr(seen, "transform", None)
     return spec if isinstance(spec, TransformSpec) and spec.factory is not None else None
 
@@ -85,8 +85,8 @@ def step_of(spec: TransformSpec, number: int = 0) -> Step:
     """Return the callable of a transform, made once in this process.
 
     Args:
-        spec: With a factory.
-        number: Of the thread that calls it: a callable is never called by two at once.
+        spec: A transform with a factory.
+        number: Number of the calling thread: no two threads share a callable.
 
     Raises:
         JobError: As `load_step`.
@@ -104,19 +104,19 @@ def _step(factory: str, args: str, number: int) -> Step:
 def transform_by(
     step: Step, image: torch.Tensor, spec: TransformSpec, max_px: int | None = None
 ) -> torch.Tensor:
-    """Let the user's own code transform an image.
+    """Transform an image by the user's own code.
 
     Args:
-        step: Of `step_of`.
+        step: The callable (`step_of`).
         image: RGB uint8 (3, H, W); may be changed.
-        spec: With the size and the number of channels that are declared.
+        spec: Declares the size and the number of channels.
         max_px: The most pixels of a result; None: any number.
 
     Returns:
         uint8 (C, H', W') on the CPU.
 
     Raises:
-        Untransformable: The code raised, or what it returned is not what is declared.
+        Untransformable: The code raised, or its result is not as declared.
     """
     import torch
 
@@ -136,11 +136,11 @@ def transform_by(
     if max_px is not None and num_px > max_px:
         text = f"returned {_shape(made)}, {num_px} px, allowed are {max_px} (source.max_image_px)"
         raise Untransformable(Reason.TOO_LARGE, _message(spec, text))
-    return made  # type: ignore[no-any-return]  # _problem has found it to be one
+    return made  # type: ignore[no-any-return]  # `_problem` has checked it
 
 
 def try_step(spec: TransformSpec) -> str:
-    """Say what the user's code makes of a generated image, or why it makes nothing of it.
+    """Try the user's code over a generated image; return a line that begins with ok or warn.
 
     Raises:
         JobError: As `load_step`.
@@ -170,7 +170,7 @@ def _message(spec: TransformSpec, what: str) -> str:
 
 
 def _problem(made: Any, spec: TransformSpec) -> str:
-    """Return what is wrong with a result, and what would be right; '' if nothing is."""
+    """Return the problem of a result and what is expected; '' if there is none."""
     import torch
 
     size = (spec.height_px, spec.width_px) if spec.has_one_size else None

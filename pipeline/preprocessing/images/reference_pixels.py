@@ -1,8 +1,8 @@
-"""Rows and pixels of the reference check: rows that an actor predicts again with eager fp32.
+"""Rows and exact pixels of the reference check, which predicts rows again with eager fp32.
 
-If the decoder is approximate, the reference must not see its pixels: the check would miss its
-error. So some rows carry exactly decoded pixels, in a column of their own, from the decoder to the
-model: the first rows of an actor's first slice, or, if tasks decode, of the run's first slices.
+If the decoder is approximate, the reference must not use its pixels, or the check would miss the
+decoder's error. So some rows carry exactly decoded pixels in a column of their own: the first rows
+of an actor's first slice or, if tasks decode, of the run's first slices.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def with_reference_pixels(
         names: The columns with pixels of prepared rows.
 
     Returns:
-        The same rows with a further column for each, EXACT for a single image: uint8 (H, W, C),
-        null for other rows and those that fail to decode. Without it if all rows have failed.
+        The same rows with a further column for each name, EXACT for a single image: uint8
+        (H, W, C), null for other rows and those that cannot be decoded. No column if all rows have
+        failed.
     """
     started = perf_counter()
     chosen = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())[:NUM_REFERENCE_ROWS]
@@ -73,17 +74,17 @@ def with_reference_pixels(
 def choose_reference_rows(
     rows: pa.Table, seen: Input, inputs: Arrays, ok: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.intp], Arrays]:
-    """Choose the rows of the reference check, and what the reference sees of them.
+    """Choose the rows of the reference check, and the reference's inputs of them.
 
     Args:
-        rows: The slice of N rows, with the columns of exact pixels or without.
+        rows: The slice of N rows, with or without columns of exact pixels.
         seen: The input; if it is approximate, `inputs` cannot be the reference.
-        inputs: What the model saw of the slice, each (N, ...).
+        inputs: The model's inputs of the slice, each (N, ...).
         ok: The rows that were predicted, ascending.
 
     Returns:
         At most NUM_REFERENCE_ROWS rows, (K,), and their inputs, each (K, ...); K = 0 if the
-        slice lacks the exact pixels that its input needs.
+        slice lacks exact pixels that the input needs.
     """
     exact = {name: _exact_column(name) for name in pixel_columns(seen)}
     exact = {name: column for name, column in exact.items() if column in rows.column_names}

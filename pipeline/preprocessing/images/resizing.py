@@ -1,8 +1,8 @@
-"""Resize one decoded image, and crop or pad it to the model's input size; uint8 in, uint8 out.
+"""Resize a decoded image, and crop or pad it to the size of the model input; uint8 in and out.
 
-The pixels are those of torchvision's v2 transforms on the same tensor, bit for bit: `Resize`, with
-antialiasing, then `CenterCrop`, or `Pad` to the wanted
-size; lanczos is Pillow's.
+The pixels equal those of torchvision's v2 transforms, bit for bit: `Resize` with antialiasing, then
+`CenterCrop` or `Pad`; lanczos is Pillow's. torchvision itself is not used: importing it takes 1.4 s
+and 84 MiB per worker, and its `resize` takes 10% longer for photos of 500 x 375.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 def resize_and_crop(
     image: torch.Tensor, spec: TransformSpec, max_px: int | None = None
 ) -> torch.Tensor:
-    """Make an image the model's size: resize it, then crop the centre or fill up around it.
+    """Resize an image to the model's size, and crop its centre or pad it.
 
     Args:
         image: RGB uint8 (3, H, W).
         spec: Sizes, filter and channels.
-        max_px: The most pixels of the resized image, and of the result; None: any number.
+        max_px: The most pixels of the resized image and of the result; None: any number.
 
     Returns:
-        uint8 (C, H, W); if nothing is filled up, a view of the resized image.
+        uint8 (C, H, W); if nothing is padded, a view of the resized image.
 
     Raises:
-        Untransformable: One side is more than MAX_ASPECT_RATIO times the other, too many pixels
-            would come out, memory ran out, or torch refused this shape.
+        Untransformable: One side is more than MAX_ASPECT_RATIO times the other, the result would
+            have too many pixels, memory ran out, or torch refused this shape.
     """
     height_px, width_px = int(image.shape[-2]), int(image.shape[-1])
     if max(height_px, width_px) > MAX_ASPECT_RATIO * min(height_px, width_px):
@@ -56,7 +56,7 @@ def resize_and_crop(
             image = to_gray(image)
         return _put(_resize(image, (place.height_px, place.width_px), spec), place, spec)
     except (MemoryError, RuntimeError) as error:
-        # torch has no error class for lack of CPU memory, and bugs at degenerate sizes.
+        # torch has no error class for lack of CPU memory, and fails at degenerate sizes.
         is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
         raise Untransformable(
             Reason.OUT_OF_MEMORY if is_memory else Reason.DECODE_ERROR,
@@ -74,7 +74,7 @@ def to_gray(image: torch.Tensor) -> torch.Tensor:
 
 
 def _put(resized: torch.Tensor, place: Placement, spec: TransformSpec) -> torch.Tensor:
-    """Crop the centre of a resized image, or fill up around it."""
+    """Crop the centre of a resized image, or pad it."""
     import torch
 
     if spec.size_px is None:
@@ -92,7 +92,7 @@ def _put(resized: torch.Tensor, place: Placement, spec: TransformSpec) -> torch.
 
 
 def _resize(image: torch.Tensor, wanted: tuple[int, int], spec: TransformSpec) -> torch.Tensor:
-    """Resize to (height, width) as torchvision, without its import: 1.2 s per worker."""
+    """Resize to (height, width) as torchvision."""
     import torch
 
     if wanted == (int(image.shape[-2]), int(image.shape[-1])):
@@ -101,7 +101,7 @@ def _resize(image: torch.Tensor, wanted: tuple[int, int], spec: TransformSpec) -
         return _lanczos(image, wanted)
     batch = image[None]
     if batch.is_contiguous(memory_format=torch.channels_last):
-        # torch keeps the layout, and makes no copy, only with this batch stride.
+        # Only with this batch stride does torch keep the layout without a copy.
         batch = batch.as_strided(batch.shape, (image.numel(), *image.stride()))
     if spec.interpolation in ("nearest", "nearest-exact"):
         return torch.nn.functional.interpolate(batch, size=wanted, mode=spec.interpolation)[0]

@@ -1,4 +1,4 @@
-"""A small picture of an encoded image, checked as a run checks it, without torch."""
+"""Thumbnails of encoded images, with the checks of a run but without torch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pipeline.preprocessing.images.image_checks import (
 
 _QUALITIES = (75, 50, 25, 10)
 _FLIPS = {1: Image.Transpose.FLIP_TOP_BOTTOM, 2: Image.Transpose.FLIP_LEFT_RIGHT}
-"""Dimension of (3, H, W) -> what turns it round."""
+"""Dimension of (3, H, W) -> Pillow's name of its flip."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small JPEG, and the size of the image that it was made from, upright."""
+    """A small JPEG, and the upright size of the original image."""
 
     jpeg: bytes
     width_px: int
@@ -36,13 +36,13 @@ class Thumbnail:
 
 
 def make_thumbnail(data: bytes, limits: DecodeLimits, side_px: int, max_bytes: int) -> Thumbnail:
-    """Decode an image and make it small.
+    """Decode an image and reduce it.
 
     Args:
         data: The encoded image.
         limits: Size limits, checked before decoding.
-        side_px: Its longer side has so many pixels at most.
-        max_bytes: Quality is lowered to stay below, as far as that helps.
+        side_px: The most pixels of its longer side.
+        max_bytes: Quality is lowered as far as possible to stay below.
 
     Raises:
         Undecodable: The bytes are not a whole image of an accepted format within the limits.
@@ -68,7 +68,7 @@ def _make(
         size_px = image.size
         if format_name == "JPEG":
             image.draft("RGB", (2 * side_px, 2 * side_px))
-        image.load()  # before the orientation: to find that, Pillow loads some, and hides errors
+        image.load()  # before the orientation, for which Pillow loads some images and hides errors
         size_px = size_px if format_name == "JPEG" else image.size  # loading turns a TIFF
         orientation = orientation_of(image)
         if image.mode.startswith("I;16"):

@@ -1,7 +1,7 @@
-"""How an image becomes model input: the settings. `resizing` does it, `geometry` says where to.
+"""Settings of the transform from a decoded image to model input; `resizing.py` applies them.
 
-The driver reads a TransformSpec too, so nothing here imports torch. Normalisation is not done with
-the pixels, but on the model's device.
+The driver reads a TransformSpec, too, so nothing here imports torch. Normalisation happens later,
+on the model's device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RESIZES = ("shortest", "stretch", "pad", "none")
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "lanczos")
 CROP_STARTS = ("round", "floor")
 CHANNELS: Mapping[str, int] = {"rgb": 3, "gray": 1}
-"""Name of the channels -> how many."""
+"""Name of the channels -> their number."""
 
 ONLY_WITH: Mapping[str, tuple[str, ...]] = {
     "resize_px": ("shortest", "stretch", "pad"),
@@ -24,22 +24,22 @@ ONLY_WITH: Mapping[str, tuple[str, ...]] = {
     "shrink_on_load": ("shortest", "stretch", "pad"),
     "pad_value": ("pad", "none"),
 }
-"""Field -> the kinds of `resize` with which it has an effect; the other fields always have one."""
+"""Field -> values of `resize` with which it has an effect; other fields always have one."""
 
 REPLACED_BY_FACTORY = (
     *("resize", "resize_px", "interpolation", "pad_value", "channels", "shrink_on_load"),
 )
-"""Fields that have no effect with a `factory`, which does with a decoded image what they say."""
+"""Fields without effect if there is a `factory`, which does their work."""
 MAX_CHANNELS = 4
-"""Most channels of what a factory returns."""
+"""Most channels of a factory's result."""
 
 
 Size = int | tuple[int, int]
 """Pixels: the side of a square, or (height, width)."""
 
-# The whole resized image is made before the crop (resampling only the cropped window changes
-# pixels), so a strip of 1 x 5000 px at resize_px 256 would take 1 GB for a crop that shows a
-# five-thousandth of it. At this ratio it is 10 MB.
+# The whole image is resized before the crop, as resampling only the cropped window changes pixels.
+# A strip of 1 x 5000 px at resize_px 256 would take 1 GB for a crop of a five-thousandth of it; at
+# this ratio it is 10 MB.
 MAX_ASPECT_RATIO = 50
 
 
@@ -52,9 +52,9 @@ class TransformSpec:
     """How a decoded image becomes model input."""
 
     size_px: Size | None
-    """What the model sees: a side, or (height, width). None: images keep their sizes."""
+    """Size of the model input: a side, or (height, width). None: images keep their sizes."""
     resize_px: Size | None
-    """What the resize aims at; None: at size_px, or there is no resize."""
+    """Target of the resize; None: size_px, or no resize."""
     interpolation: str | None
     """One of INTERPOLATIONS; None if there is no resize."""
     mean: tuple[float, ...]
@@ -62,30 +62,30 @@ class TransformSpec:
     std: tuple[float, ...]
     """Channel standard deviations in [0, 1], divided by on the device."""
     shrink_on_load: bool = False
-    """Let the JPEG decoder halve large photos, down to twice the resized size at least."""
+    """Whether the JPEG decoder may halve large photos, down to twice the resized size."""
     resize: str = "shortest"
     """One of RESIZES.
 
-    `shortest`: the aspect ratio is kept, and resize_px is covered: the shorter side has it.
-    `stretch`: both sides become resize_px. `pad`: the aspect ratio is kept, and the image fits into
-    resize_px. `none`: no resize. Then the centre is cropped to size_px, and with `pad` and `none`
-    what is missing is filled up around the image. `shortest` without size_px crops nothing:
-    resize_px is the shorter side, or that and the most of the longer one.
+    `shortest`: the aspect ratio is kept, and the shorter side becomes resize_px. `stretch`: both
+    sides become resize_px. `pad`: the aspect ratio is kept, and the image fits into resize_px.
+    `none`: no resize. Then the centre is cropped to size_px; with `pad` and `none` a smaller image
+    is padded. `shortest` without size_px crops nothing: resize_px is the shorter side, or the
+    shorter side and the limit of the longer one.
     """
     pad_value: int | tuple[int, ...] = 0
-    """What is around the image with `pad` and `none`: 0 to 255, for all channels or for each."""
+    """Value of the padding with `pad` and `none`: 0 to 255, for all channels or per channel."""
     channels: str = "rgb"
-    """`rgb`, or `gray`: one channel, as Pillow converts to mode L, before the resize."""
+    """`rgb`, or `gray`: one channel, converted before the resize as Pillow's mode L."""
     crop_start: str = "round"
-    """Where the centre crop begins if an odd number of pixels is left: `round`, half to even, as
+    """Rounding of the crop's start if an odd number of pixels is left: `round`, half to even, as
     torchvision, or `floor`, as transformers. Jobs do not set it."""
     factory: str | None = None
-    """`package.module:callable` of the user's own transform, which replaces all this but size_px,
-    mean and std; None: there is none."""
+    """`package.module:callable` of the user's own transform, which replaces all but size_px, mean
+    and std; None if there is none."""
     args: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Arguments of the factory, by name: JSON values."""
+    """Arguments of the factory by name: JSON values."""
     code_sha256: str = ""
-    """Digest of the source of the factory's module."""
+    """Digest of the source code of the factory's module."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size_px", _as_size(self.size_px))
@@ -109,32 +109,32 @@ class TransformSpec:
 
     @property
     def height_px(self) -> int:
-        """Return the height of the model input; ValueError if images keep their sizes."""
+        """Height of the model input; raises ValueError if images keep their sizes."""
         return self._sides[0]
 
     @property
     def width_px(self) -> int:
-        """Return the width of the model input; ValueError if images keep their sizes."""
+        """Width of the model input; raises ValueError if images keep their sizes."""
         return self._sides[1]
 
     @property
     def num_channels(self) -> int:
-        """Return the channels of the model input."""
+        """Channels of the model input."""
         return CHANNELS[self.channels] if self.factory is None else len(self.mean)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return (H, W, C) of the model input; ValueError if images keep their sizes."""
+        """(H, W, C) of the model input; raises ValueError if images keep their sizes."""
         return self.height_px, self.width_px, self.num_channels
 
     @property
     def _sides(self) -> tuple[int, int]:
         if self.size_px is None:
-            raise ValueError("images keep their sizes, so there is no size of the model input")
+            raise ValueError("images keep their sizes, so the model input has no fixed size")
         return sides(self.size_px)
 
     def exact(self) -> TransformSpec:
-        """Return the same transform, of JPEGs at full size."""
+        """Return the same transform, with JPEGs decoded at full size."""
         return replace(self, shrink_on_load=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def _as_size(size: Any) -> Any:
-    """Return a size in its one form: a number for squares, otherwise a tuple."""
+    """Return a size in canonical form: an integer for squares, otherwise a tuple."""
     if isinstance(size, list | tuple):
         return size[0] if len(size) == 2 and size[0] == size[1] else tuple(size)
     return size
