@@ -1,4 +1,4 @@
-"""Where rows are carried, the computed ones are judged: carried ones must not hide a bad model."""
+"""Test that gates judge only the computed rows if rows are carried, which may hide a bad model."""
 
 from __future__ import annotations
 

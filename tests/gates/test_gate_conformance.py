@@ -1,4 +1,4 @@
-"""What holds for every gate."""
+"""Test what every gate must do: pass, fail, obey its mode, be accepted."""
 
 from __future__ import annotations
 

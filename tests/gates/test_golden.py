@@ -1,4 +1,4 @@
-"""Golden rows: a right actor passes, a wrong model, transform or row is named."""
+"""Test that golden rows pass a correct actor, and name a wrong model, transform or row."""
 
 from __future__ import annotations
 

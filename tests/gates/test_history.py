@@ -1,4 +1,4 @@
-"""Earlier partitions: partitions of the same key before this one, and never its own versions."""
+"""Test that earlier partitions have the same key, come before this one, and are not its own."""
 
 from __future__ import annotations
 

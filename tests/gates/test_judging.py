@@ -1,4 +1,4 @@
-"""Gates: they pass up to their limit and no further."""
+"""Test that gates pass up to their limit and no further."""
 
 from __future__ import annotations
 

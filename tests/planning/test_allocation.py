@@ -1,4 +1,4 @@
-"""Dividing the cluster: allocations fit, and impossible ones are refused with numbers."""
+"""Test that allocations fit the cluster, and that impossible ones are refused with both numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: units and slices tile the input exactly, and equal work has an equal fingerprint."""
+"""Test that units and slices tile the input, and that equal work has an equal fingerprint."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.runs.checkout import PYTHONPATH
+from support.runs.jobs import job_of
 from support.runs.plan_examples import (
     SPEC,
     inputs_of,
@@ -30,9 +31,11 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.planning.plan import job_extensions, make_plan
+from pipeline.planning.plan import Plan, job_extensions, make_plan
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.planning.tiling import first_slices, missing_units
+from pipeline.runs.staleness import what_changed
+from pipeline.sources.features.encodings import with_categories
 from pipeline.sources.listing.inputs import Inputs
 from pipeline.sources.units import MAX_SLICE_BYTES, Extent, RowFilter, UncountedPlan, Unit
 from pipeline.storage.store import StoredFile
@@ -411,3 +414,25 @@ def test_rows_that_are_chosen_of_a_tar_are_counted_as_if_there_were_no_others(ch
 def test_slices_of_unknown_rows_usually_have_the_most_rows():
     units = (Unit(0, (), (), UncountedPlan(64, 1000)), Unit(1, (), (0, 32, 40)))
     assert replace(planned([]), units=units).usual_slice_rows() == [64, 32, 8]
+
+
+def plan_of(categories: list[str] | str) -> Plan:
+    """Plan over a feature whose categories are a list, or lie in a file."""
+    feature = {"column": "kind", "unknown": "own", "categories": categories}
+    model = {"factory": "models:sums", "task": "regress", "targets": ["total", "largest"]}
+    job = job_of(model, {"uri": "in", "format": "parquet", "features": [feature]})
+    job = job.model_copy(update={"source": with_categories(job.source)})
+    return make_plan(job, inputs_of(shard_extents([[3]])), SPEC, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "changed", [["cat", "dog", "fox"], ["cat"], ["cat", "fox"], ["dog", "cat"]]
+)
+def test_other_categories_are_another_fingerprint(changed: list[str], tmp_path: Path):
+    before, after = plan_of(["cat", "dog"]), plan_of(changed)
+    was, now = before.fingerprint_parts, after.fingerprint_parts
+    assert {name for name in was if was[name] != now[name]} == {"settings"}
+    assert what_changed(was, now)
+    (tmp_path / "kinds.txt").write_text("\n".join(changed) + "\n")
+    of_file = plan_of(str(tmp_path / "kinds.txt"))
+    assert before.fingerprint != after.fingerprint == of_file.fingerprint

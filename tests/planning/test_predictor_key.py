@@ -1,4 +1,4 @@
-"""The predictor key is the same if the predictions are, and names what differs otherwise."""
+"""Test that equal predictions have an equal predictor key, and that differences are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples are rows of the input, spread over it, and the same each time."""
+"""Test that samples are rows of the input, spread over it, and reproducible."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Slices of texts hold many rows, as rows of like length share a batch, and where a language model
-writes or chooses few, as it takes long."""
+"""Test that slices of texts have many rows, and few if a language model writes or chooses."""
 
 from __future__ import annotations
 

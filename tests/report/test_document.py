@@ -1,4 +1,4 @@
-"""The report is valid and true however the run ended."""
+"""Test that the report is valid and true, however the run ended."""
 
 import json
 

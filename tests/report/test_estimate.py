@@ -1,4 +1,4 @@
-"""An estimate follows from a past run: for that run's own rows it is the time that it took."""
+"""Test that an estimate for the rows of the past run is the time that it took."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The newest run of the same model is found wherever it is, with few reports read."""
+"""Test that the newest run of the same model is found in any partition, with few reports read."""
 
 from functools import partial
 from pathlib import Path

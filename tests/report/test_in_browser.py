@@ -1,4 +1,4 @@
-"""The pages in a headless Chromium: nothing is loaded or run, all can be read and reached."""
+"""Test pages in a headless Chromium: nothing is loaded or run, and everything can be reached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the metrics of a report say, and that none of them grows by a series every night."""
+"""Test that metrics have the figures of the report, and no new series every night."""
 
 from __future__ import annotations
 

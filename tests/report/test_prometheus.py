@@ -1,4 +1,4 @@
-"""A textfile that fails or hangs costs one warning, and the end of a run a bounded wait."""
+"""Test that a textfile that fails or hangs costs one warning and a bounded wait at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages and tables show the report as it is, and no text of the data becomes markup."""
+"""Test that pages and tables show the report, and that no text of the data becomes markup."""
 
 import json
 import re

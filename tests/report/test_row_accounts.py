@@ -1,4 +1,4 @@
-"""Rows that lose their prediction for an earlier row of the same id are counted as quarantined."""
+"""Test that rows that lose their prediction to a duplicate id count as quarantined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lost a fifth of its speed is named; noise and other hardware are not compared."""
+"""Test that stages that lost a fifth of their speed on the same hardware are named."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Metrics of a run equal its report, and whatever becomes of them, the run feels nothing of it."""
+"""Test that the metrics of a run equal its report, and that a failed export harms no run."""
 
 from __future__ import annotations
 

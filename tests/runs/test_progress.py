@@ -1,4 +1,4 @@
-"""Progress is true: by batches, never backwards, with a rate of the last minute; no guesses."""
+"""Test that progress counts finished batches, never goes back, and has the last minute's rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The advice names what was really the limit, and promises no more than it can keep."""
+"""Test that the advice names the actual limit, and promises no more than is possible."""
 
 from dataclasses import replace
 from typing import Any

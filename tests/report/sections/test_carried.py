@@ -1,4 +1,4 @@
-"""What is taken over is told before it is done, shard by shard and in all, and as it then is."""
+"""Test that carried rows are counted before the run and after it, by shard and in total."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A forecast follows from the measured service times, and promises no more than they allow."""
+"""Test that forecasts follow from the measured service times, and stay within them."""
 
 from dataclasses import replace
 

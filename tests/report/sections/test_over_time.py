@@ -1,4 +1,4 @@
-"""Rows over time add up, whatever the length of a stream."""
+"""Test that rows over time add up, whatever the length of a stream."""
 
 from pipeline.commit.staging import StagedSlice
 from pipeline.report.sections.over_time import Timeline

@@ -1,7 +1,4 @@
-"""What a report says of tokens: those of texts that were read, and those that a model has written.
-
-Rows that were cut, padding, lengths and what a million tokens cost are shares of what was counted.
-"""
+"""Test the tokens of a report: of texts that were read, and of texts that a model wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report beside those before it: versions as lines, and classes; and prices of nodes."""
+"""Test the lines of earlier versions, the classes beside theirs, and the prices of nodes."""
 
 from __future__ import annotations
 

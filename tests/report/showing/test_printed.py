@@ -1,4 +1,4 @@
-"""Results of all kinds print as the command shows them; a notebook shows the same, escaped."""
+"""Test that results print as the command shows them, and that notebooks show the same, escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is published is what was planned: a slice that is lost before the end publishes nothing."""
+"""Test that a run publishes what it planned, and nothing if a slice is lost before the end."""
 
 from __future__ import annotations
 

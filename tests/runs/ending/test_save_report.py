@@ -1,4 +1,4 @@
-"""However a run ends, it leaves a report and says where what it made lies."""
+"""Test that a run leaves a report with the places of its files, however it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run ends in time, wherever it waits: by signals, a deadline, a standstill, a lost head."""
+"""Test that a run ends in time wherever it waits: signal, deadline, standstill, lost head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`plan` and `doctor` build the model and predict a row: what cannot run is told beforehand."""
+"""Test that `plan` and `doctor` build the model and predict a row, and report failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns of a job and inputs of a model are matched by name, or refused with both lists."""
+"""Test that columns of a job and inputs of a model match by name, or are refused."""
 
 from __future__ import annotations
 

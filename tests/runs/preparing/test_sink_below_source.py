@@ -1,4 +1,4 @@
-"""A sink whose files a run would read, or that has partitions of another key, is refused."""
+"""Test that a sink is refused if a run would read its files, or its partitions have another key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`auto` takes what ends first among what agrees, once for a plan; and it is all on record."""
+"""Test that `auto` takes the fastest way that agrees, once per plan, and records it."""
 
 from __future__ import annotations
 

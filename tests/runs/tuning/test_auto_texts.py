@@ -1,4 +1,4 @@
-"""Texts: `tune` tries batches by tokens, and a run in int8 is judged by the cosine."""
+"""Test that `tune` tries batches of tokens for texts, and judges int8 by the cosine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs a model that the job leaves open: a pure choice among what is known."""
+"""Test the pure choice of a runtime for a job that leaves it open."""
 
 from __future__ import annotations
 

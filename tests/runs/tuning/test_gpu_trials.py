@@ -1,4 +1,4 @@
-"""What is tried on a GPU, in which order, and how: no card is needed to decide it."""
+"""Test which ways are tried on a GPU, in which order and how; the decisions need no card."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The load of a trial is what an actor pays: it is timed in a process that has loaded nothing yet,
-unless the node cache keeps what was made."""
+"""Test that the load time of a trial is that of an actor: in a fresh process, with node cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job that says neither runtime nor precision: what a run takes, keeps and leaves alone."""
+"""Test what a job that sets neither runtime nor precision takes, keeps and leaves alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is timed stands for a run: texts with the lengths, padding and batches of a slice."""
+"""Test that timed batches have the lengths, padding and sizes of those of a slice."""
 
 from __future__ import annotations
 
