@@ -34,7 +34,7 @@ from pipeline.operations.arguments import (
 from pipeline.process.interrupts import as_ours, reason
 from pipeline.process.run_scope import new_scope
 from pipeline.published.survey import survey
-from pipeline.report.showing.blocks import duration
+from pipeline.report.showing.blocks import format_duration
 from pipeline.report.showing.printed import Printed
 from pipeline.runs.context import RunOptions
 from pipeline.runs.job_survey import survey_job
@@ -96,7 +96,7 @@ class Backfill(Printed):
                 "exit": date_run.exit_code,
                 "rows": date_run.rows,
                 "quarantined": date_run.quarantined,
-                "took": None if date_run.wall_s is None else duration(date_run.wall_s),
+                "took": None if date_run.wall_s is None else format_duration(date_run.wall_s, 0),
                 "error": date_run.error,
             }
             for date_run in self.dates

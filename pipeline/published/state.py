@@ -11,7 +11,7 @@ from pipeline.commit.lease import Heartbeat
 from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import GateRefused, InputMissing, Stopped
 from pipeline.report.metric_families import instant
-from pipeline.report.showing.blocks import duration, format_rate
+from pipeline.report.showing.blocks import format_duration, format_rate
 from pipeline.report.showing.printed import Printed
 
 State = Literal[
@@ -225,7 +225,7 @@ class Status(Printed):
 
 def _row(status: PartitionStatus) -> dict[str, Any]:
     since = f"since {status.started_at}" if status.state == "running" and status.started_at else ""
-    left = "" if status.eta_s is None else f"{duration(status.eta_s)} left"
+    left = "" if status.eta_s is None else f"{format_duration(status.eta_s, 0)} left"
     would = status.a_run_would
     if would and status.why:
         would = would.removesuffix(f": {status.why}")
@@ -238,7 +238,7 @@ def _row(status: PartitionStatus) -> dict[str, Any]:
         "rows": status.rows,
         "quarantined": status.quarantined,
         "carried": status.carried or None,
-        "took": None if status.duration_s is None else duration(status.duration_s),
+        "took": None if status.duration_s is None else format_duration(status.duration_s, 0),
         "cost": None if status.cost is None else f"{status.cost:,.2f}",
         "attempt": status.attempt if (status.attempt or 1) > 1 else None,
         "a_run_would": would,

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pipeline.process.liveness import unfinished
 from pipeline.process.screen import clear_status, in_notebook, show_status, status_stream
-from pipeline.report.showing.blocks import duration, format_rate
+from pipeline.report.showing.blocks import format_duration, format_rate
 from pipeline.report.so_far import Rate
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class TerminalProgress:
 
     def line(self) -> str:
         """Describe the progress in one line."""
-        so_far = duration(monotonic() - self._started)
+        so_far = format_duration(monotonic() - self._started, 0)
         with self._lock:
             counts, rate = self._counts, self._rate.rows_per_s
             begun = describe_unfinished(*unfinished()) if counts is not None else ""
@@ -210,7 +210,7 @@ def describe(counts: Counts, rows_per_s: float, so_far: str, *, with_bar: bool) 
         share = rows / total
         bar = f"[{'#' * int(share * _BAR_CHARS):.<{_BAR_CHARS}}] " if with_bar else ""
         of_total += f" rows, {int(100 * share)}%"
-        left = duration((total - rows) / rows_per_s) if rows_per_s else "unknown"
+        left = format_duration((total - rows) / rows_per_s, 0) if rows_per_s else "unknown"
     else:
         of_total = " rows"
     return (

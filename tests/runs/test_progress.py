@@ -14,7 +14,7 @@ from support.runs.cli import environment, write_job
 
 from pipeline.process import screen
 from pipeline.process.liveness import note_unfinished
-from pipeline.report.showing.blocks import duration
+from pipeline.report.showing.blocks import format_duration
 from pipeline.report.so_far import WINDOW_S, Rate
 from pipeline.runs.progress import (
     Counts,
@@ -56,7 +56,7 @@ def test_a_line_has_rows_rate_elapsed_and_what_is_left() -> None:
     ("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (75, "1 min 15 s"), (7500, "2 h 05 min")]
 )
 def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds, 0) == words
 
 
 def test_committed_slices_move_the_progress() -> None:

@@ -199,12 +199,12 @@ def format_pct(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.1f}%"
 
 
-def format_duration(value_s: float | None) -> str:
-    """Return seconds: `12.3 s`, `2 min 03 s` or `1 h 02 min`."""
+def format_duration(value_s: float | None, digits: int = 1) -> str:
+    """Return seconds: `12.3 s`, or `12 s` without digits; `2 min 03 s` or `1 h 02 min`."""
     if value_s is None:
         return UNKNOWN
-    if round(value_s, 1) < 60:
-        return f"{value_s:.1f} s"
+    if round(value_s, digits) < 60:
+        return f"{value_s:.{digits}f} s"
     minutes, seconds = divmod(round(value_s), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
@@ -226,12 +226,3 @@ def format_size(value_bytes: float | None) -> str:
             return f"{value_bytes:.0f} B" if unit == "B" else f"{value_bytes:.1f} {unit}"
         value_bytes /= 1024
     return f"{value_bytes:.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """Return whole seconds: `12 s`, `2 min 03 s` or `1 h 02 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
