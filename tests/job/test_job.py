@@ -275,7 +275,7 @@ def test_a_folder_is_no_job_file_and_the_command_that_is_meant_is_said(tmp_path:
         ("source: {uri: 1}\nsink: {}\nsource: {uri: 2}\n", "line 3: the key source occurs twice"),
         ("gates: {min_rows: 1, min_rows: 2}", "line 1: the key min_rows occurs twice"),
         ("source: !!python/object/apply:os.getcwd []", "line 1: tags are not supported"),
-        ("source: {[uri]: x}", "line 1: a key is a list or a mapping"),
+        ("source: {[uri]: x}", "line 1: a key must be a string"),
         ("source:\n\turi: x", "line 2: found character '\\t'"),
         ("source: {<<: [1]}", "<< accepts only mappings"),
         ("a: 1\n--- \nb: 1\n", "not valid YAML: line 2"),
