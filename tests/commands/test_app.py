@@ -1,4 +1,4 @@
-"""The command line: light to start, and every mistake is one line and its exit code."""
+"""The command line: it starts fast, and every mistake is one line with an exit code."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_command_has_the_arguments_of_its_operation():
     assert checked == 17
 
 
-def test_an_option_means_the_same_in_every_command():
+def test_an_option_has_the_same_help_in_every_command():
     seen: dict[str, str] = {}
     for command in COMMANDS.values():
         for parameter in command.params:
@@ -106,7 +106,7 @@ def test_an_option_means_the_same_in_every_command():
 
 
 @pytest.mark.no_ray
-def test_the_help_has_all_commands_by_group_in_a_line_each():
+def test_help_lists_all_commands_by_group():
     bare, asked = pipeline(), pipeline("--help")
     assert (bare.code, bare.stdout.strip()) == (0, asked.stdout.strip())
     lines = asked.stdout.split("First steps:\n")[1].splitlines()
@@ -117,7 +117,7 @@ def test_the_help_has_all_commands_by_group_in_a_line_each():
 
 
 @pytest.mark.no_ray
-def test_the_version_names_what_is_installed_and_imports_nothing_heavy():
+def test_version_imports_nothing_heavy():
     program = (
         "import sys; from pipeline.commands.app import app\n"
         "app(['--version'], standalone_mode=False)\n"
@@ -132,7 +132,7 @@ def test_the_version_names_what_is_installed_and_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "report"])
-def test_a_job_file_where_an_output_belongs_says_where_its_output_is(
+def test_a_job_file_in_place_of_an_output_is_refused_with_the_output(
     command: str, tmp_path: Path, refusal: Refusal
 ):
     job = tmp_path / "w.yaml"
@@ -145,7 +145,7 @@ def test_a_job_file_where_an_output_belongs_says_where_its_output_is(
 
 
 @pytest.mark.no_ray
-def test_a_quiet_verify_says_only_by_its_exit_code_that_all_is_well(tmp_path: Path):
+def test_quiet_verify_prints_nothing(tmp_path: Path):
     store = Store(str(tmp_path / "out"))
     publish_rows(store)
     done = pipeline("verify", store.uri, "--partition", DAY, "--quiet")
@@ -158,7 +158,7 @@ def test_a_quiet_verify_says_only_by_its_exit_code_that_all_is_well(tmp_path: Pa
 
 
 @pytest.mark.no_ray
-def test_all_errors_of_a_job_file_are_lines_and_a_list_in_the_document(tmp_path: Path):
+def test_all_errors_of_a_job_file_are_printed_and_in_the_document(tmp_path: Path):
     path = tmp_path / "job.yaml"
     path.write_text('source: {uri: in, format: "a\\e[31m"}\nmodel: {nme: x}\nsink: {uri: out}\n')
     done = pipeline("plan", str(path), "--json")
@@ -193,7 +193,7 @@ def test_code_beside_the_job_file_is_named_and_not_run(
 
 
 @pytest.mark.no_ray
-def test_code_beside_the_job_file_is_found_if_the_user_says_so(tmp_path: Path):
+def test_code_beside_the_job_file_is_found_by_pythonpath(tmp_path: Path):
     (tmp_path / "nets.py").write_text("raise RuntimeError('it ran')")
     job = write(tmp_path, "{factory: 'nets:net', labels: [a]}")
     env = {"PYTHONPATH": str(tmp_path)}
@@ -252,18 +252,18 @@ TWICE, DATE = "is given 2 times; give it once", "write YYYY-MM-DD, or YYYY-MM-DD
         ("schema nope", "schema nope: write job or report"),
     ],
 )  # fmt: skip
-def test_a_wrong_command_is_one_line_and_exit_2(command: str, words: str, refusal: Refusal):
+def test_a_wrong_command_prints_one_line_and_exits_2(command: str, words: str, refusal: Refusal):
     assert words in refusal(*shlex.split(command))
 
 
 @pytest.mark.no_ray
-def test_the_process_of_a_wrong_command_ends_with_2():
+def test_the_process_of_a_wrong_command_exits_with_2():
     done = pipeline("run", "job.yaml", "--no-such-option")
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr == "error: No such option: --no-such-option\n"
 
 
-def test_a_document_of_any_values_is_json(capsys: pytest.CaptureFixture[str]):
+def test_any_values_are_encoded_as_json(capsys: pytest.CaptureFixture[str]):
     time = dt.datetime(2026, 11, 24, 6, 30, tzinfo=dt.UTC)
     values = {"time": time, "sum": Decimal("1.10"), "bytes": b"abc", "few": (1, float("nan"))}
     show({"rows": [values, {"inf": -float("inf"), "none": None, "true": True}]}, as_json=True)
@@ -275,7 +275,7 @@ def test_a_document_of_any_values_is_json(capsys: pytest.CaptureFixture[str]):
     }
 
 
-def test_a_wrong_job_is_one_line_and_shows_no_credentials(refusal: Refusal, tmp_path: Path):
+def test_a_wrong_job_prints_one_line_without_credentials(refusal: Refusal, tmp_path: Path):
     path = write(tmp_path)
     line = refusal("run", str(path), "--set", "model.batch_size=many")
     assert f"{path}: --set: model.batch_size = 'many': Input should be a valid integer" in line
@@ -284,7 +284,7 @@ def test_a_wrong_job_is_one_line_and_shows_no_credentials(refusal: Refusal, tmp_
     assert "hunter2" not in line
 
 
-def test_a_gate_is_accepted_by_name_and_with_a_reason(refusal: Refusal, tmp_path: Path):
+def test_accepting_a_gate_needs_its_name_and_a_reason(refusal: Refusal, tmp_path: Path):
     path = write(tmp_path)
     for command in (["run", str(path)], ["submit", str(path), "--address", "http://127.0.0.1:1"]):
         line = refusal(*command, "--accept", "conservation=lost a few")
@@ -300,7 +300,7 @@ def test_a_gate_is_accepted_by_name_and_with_a_reason(refusal: Refusal, tmp_path
 
 
 @pytest.mark.parametrize("error", [errors.PipelineError, *errors.PipelineError.__subclasses__()])
-def test_an_error_ends_in_its_exit_code(
+def test_an_error_exits_with_its_code(
     error: type[errors.PipelineError], capsys: pytest.CaptureFixture[str]
 ):
     def fail(**_: object) -> int:
@@ -334,5 +334,5 @@ def test_debug_adds_the_traceback(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
-def test_a_command_that_ends_well_keeps_its_code(returned: int | None, code: int):
+def test_a_command_keeps_its_exit_code(returned: int | None, code: int):
     assert _guard(lambda **_: returned) == code

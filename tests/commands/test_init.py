@@ -1,4 +1,4 @@
-"""`pipeline init` on a terminal asks for what it was not given; elsewhere that is one line."""
+"""`pipeline init`: on a terminal it asks for missing arguments; elsewhere they are errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_asks_for_what_is_missing_and_for_what_is_ambiguous(folder: Path):
+def test_init_asks_for_missing_and_ambiguous_values(folder: Path):
     terminal = Terminal("init", "rows.csv", cwd=str(folder))
     terminal.answer("--model: ", "\n")
     terminal.answer("--model: ", "encoder\n")
@@ -99,7 +99,7 @@ def test_no_answer_writes_nothing(typed: str, code: int, message: str, folder: P
 
 
 @pytest.mark.no_ray
-def test_without_a_terminal_what_is_missing_is_one_line(folder: Path):
+def test_without_a_terminal_a_missing_option_is_an_error(folder: Path):
     done = pipeline("init", str(folder / "rows.csv"), "--json")
     assert done.code == 2
     assert done.json["error"].startswith("Missing option --model")

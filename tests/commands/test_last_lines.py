@@ -1,4 +1,4 @@
-"""The end of a command that a scheduler starts: its exit code, and the command that resumes it."""
+"""`--ok-exit`, and the command that resumes an interrupted one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run_until_leased(job: str, how: str, *options: str) -> Result:
     return pipeline("run", job, "--json", *options, env=env)
 
 
-def test_the_last_line_of_a_run_that_was_stopped_is_the_command_that_goes_on(tmp_path: Path):
+def test_a_stopped_run_prints_the_command_that_resumes_it(tmp_path: Path):
     job = photos_job(tmp_path, 8)
     done = run_until_leased(job, "term", "--set", "model.batch_size=4")
     assert done.code == done.json["exit_code"] == 6
@@ -42,7 +42,7 @@ def test_the_last_line_of_a_run_that_was_stopped_is_the_command_that_goes_on(tmp
 
 
 @pytest.mark.slow
-def test_codes_that_a_scheduler_takes_for_success_are_0_outside_and_the_same_inside(tmp_path: Path):
+def test_ok_exit_changes_the_exit_code_but_not_the_document(tmp_path: Path):
     job = photos_job(tmp_path, 8)
     busy = ("--date", DATE)
     with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={DATE}"), "another", 60.0):
@@ -57,12 +57,12 @@ def test_codes_that_a_scheduler_takes_for_success_are_0_outside_and_the_same_ins
 
 
 @pytest.mark.parametrize("text", ["", "3,", "0", "1", "2", "9", "3;4", "-3", "three"])
-def test_no_other_code_can_be_fine(text: str):
+def test_ok_exit_refuses_other_codes(text: str):
     with pytest.raises(JobError, match="write exit codes from 3 to 8, such as 3,4"):
         prepare_end(DATE, text)
 
 
-def test_all_codes_of_ends_that_a_scheduler_may_expect_can_be_named():
+def test_ok_exit_accepts_codes_3_to_8():
     assert _exit_codes("3, 4,5,6,7,8") == {3, 4, 5, 6, 7, 8}
 
 
@@ -91,9 +91,7 @@ def test_all_codes_of_ends_that_a_scheduler_may_expect_can_be_named():
         ),
     ],
 )
-def test_the_command_is_one_printable_line_with_its_date_and_without_secrets(
-    words: list[str], shown: str
-):
+def test_the_resuming_command_has_a_date_and_no_secrets(words: list[str], shown: str):
     assert same_command(["/usr/bin/pipeline", *words], DATE) == f"pipeline {shown}"
     assert same_command(["pipeline/__main__.py", *words], DATE) == f"python -m pipeline {shown}"
     assert "hush" not in shown

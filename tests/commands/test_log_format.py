@@ -1,4 +1,4 @@
-"""With `--log-format json` every line of stderr is one JSON object, however a command ends."""
+"""`--log-format json`: every line of stderr is one JSON object, however a command ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def records(done: Result) -> list[dict[str, Any]]:
 
 
 @pytest.mark.no_ray
-def test_every_line_is_a_record_and_stdout_is_as_ever(tmp_path: Path):
+def test_every_line_of_stderr_is_a_record_and_stdout_is_unchanged(tmp_path: Path):
     words = ["run", photos_job(tmp_path, 8, num_bad=1), "--json", "--log-format"]
     wrong = pipeline("--debug", *words, "json", "--set", "model.top_q=3")
     unknown = pipeline(*words, "xml")

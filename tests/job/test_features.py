@@ -1,4 +1,4 @@
-"""Entries of `source.features`: names as they were, mappings checked strictly, one line each."""
+"""Entries of `source.features`: names, and mappings that are checked strictly."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def source(*features: Any, **fields: Any) -> Source:
     return parse_job(document, date=dt.date(2026, 11, 24), origin="job").source
 
 
-def test_names_stay_text_so_that_fingerprints_do():
+def test_names_of_features_stay_strings():
     section = source("a", "b")
     assert section.features == ("a", "b")
     assert section.model_dump(mode="json")["features"] == ["a", "b"]
     assert section.input_columns.names == ("a", "b")
 
 
-def test_a_mapping_dumps_what_was_said_of_it_and_categories_as_text():
+def test_a_mapping_of_a_feature_is_dumped_with_categories_as_text():
     entry = {"column": "plan", "categories": ["pro", 1, True, "1.5"]}
     section = source(entry, {"column": "t", "read_as": "days", "null": 3})
     assert section.model_dump(mode="json", exclude_defaults=True)["features"] == [
@@ -39,7 +39,7 @@ def test_a_mapping_dumps_what_was_said_of_it_and_categories_as_text():
     assert section.input_columns.names == ("plan", "t")
 
 
-def test_a_null_in_a_column_of_texts_is_quarantined_whether_that_is_said_or_not():
+def test_a_null_in_a_column_of_texts_is_always_quarantined():
     for null in ({}, {"null": "quarantine"}):
         (column,) = source({"column": "p", "read_as": "text", **null}).features
         assert (column.null, column.is_text) == (null.get("null"), True)

@@ -1,4 +1,4 @@
-"""The job's `model.generate.schema`: given itself or by its path, and what is refused beside it."""
+"""The field `model.generate.schema`: inline or as a path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def document(**generate: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("schema", [REVIEW, "s3://b/review.json"])
-def test_it_survives_the_way_to_another_machine(schema: Any):
+def test_a_schema_survives_json(schema: Any):
     job = parse_job(document(schema=schema), date=DATE, origin="here")
     assert job.model.generate.schema_ == schema
     sent = json.loads(job.model_dump_json(exclude_unset=True))
@@ -36,13 +36,13 @@ def test_it_survives_the_way_to_another_machine(schema: Any):
     assert [*again.model.generate.model_dump()["schema"]] == [*schema]  # the order counts
 
 
-def test_the_schema_of_jobs_names_it():
+def test_the_schema_of_jobs_uses_the_alias():
     properties = Job.model_json_schema()["$defs"]["Generate"]["properties"]
     assert "schema" in properties
     assert "schema_" not in properties
 
 
-def test_quarantine_may_be_said_and_a_relative_path_stays_here(tmp_path: Path):
+def test_a_relative_path_of_a_schema_is_refused_for_another_machine(tmp_path: Path):
     given = document(schema="s.json", invalid="quarantine")
     assert parse_job(given, date=DATE, origin="here").model.generate.invalid == "quarantine"
     (tmp_path / "job.yaml").write_text(json.dumps(given))

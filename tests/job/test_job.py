@@ -1,4 +1,4 @@
-"""The job file: what is wrong is named in one line, and credentials are never shown."""
+"""The job file: errors are one line each and never show credentials."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_minimal_job_loads_with_defaults(tmp_path: Path):
 
 
 @pytest.mark.parametrize("missing", ["source", "model", "sink", "source.uri", "source.format"])
-def test_what_is_missing_is_named(missing: str, tmp_path: Path):
+def test_a_missing_field_is_named(missing: str, tmp_path: Path):
     document = copy.deepcopy(MINIMAL)
     section, _, name = missing.partition(".")
     if name:
@@ -164,7 +164,7 @@ gates:
     assert merged == {"warn_psi": 0.3, "fail_psi": 0.4, "mode": "warn"}
 
 
-def test_more_errors_than_anyone_reads_are_counted(tmp_path: Path):
+def test_many_errors_are_counted(tmp_path: Path):
     labels = ", ".join(str(number) for number in range(500))
     text = f"source: {{uri: in, format: images}}\nmodel: {{name: x, labels: [{labels}]}}\n"
     message = refusal(text + "sink: {uri: out}\n", tmp_path)
@@ -173,7 +173,7 @@ def test_more_errors_than_anyone_reads_are_counted(tmp_path: Path):
     assert message.splitlines()[-1] == "and 480 more"
 
 
-def test_all_that_a_model_lacks_is_said_at_once(tmp_path: Path):
+def test_all_problems_of_a_model_are_reported_at_once(tmp_path: Path):
     document = changed("model.task", "raw")
     document["model"] |= {"labels": ["a"], "factory": "models:colours"}
     message = refusal(document, tmp_path)
@@ -239,7 +239,7 @@ LONG_TEXT = "a: &a " + 100_000 * "x" + "\nb: [" + ", ".join(["*a"] * 100) + "]"
         ("a: 0" + 5000 * "1", "a number of 5001 digits"),
     ],
 )
-def test_what_grows_without_end_is_refused_before_it_does(
+def test_documents_that_expand_without_limit_are_refused_early(
     text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(yaml_reader, "MAX_NODES", 5_000)  # what counts memory is slow
@@ -253,14 +253,14 @@ def test_what_grows_without_end_is_refused_before_it_does(
         assert words in refusal(MINIMAL, tmp_path, f"sink.storage_options.x={text}")
 
 
-def test_a_file_of_any_length_is_read_up_to_a_limit(tmp_path: Path):
+def test_a_file_is_read_up_to_a_limit(tmp_path: Path):
     write(tmp_path / "long.yaml", "#" * (1 << 20) + "\n")
     for path in ("/dev/zero", str(tmp_path / "long.yaml")):
         with pytest.raises(JobError, match="at most 1 MiB"):
             read_job(path, date=DATE)
 
 
-def test_a_folder_is_no_job_file_and_the_command_that_is_meant_is_said(tmp_path: Path):
+def test_a_folder_is_refused_with_a_command_for_it(tmp_path: Path):
     (tmp_path / "my photos").mkdir()
     with pytest.raises(JobError, match=r"is a folder.*--set source.uri='.*my photos' --set sink"):
         read_job(str(tmp_path / "my photos"), date=DATE)
@@ -388,7 +388,7 @@ def test_no_error_shows_credentials(section: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("value", [SECRET, f"{SECRET}\udce9", f"\udcff'{SECRET}\"\x1b[31m"])
-def test_no_error_shows_what_came_from_the_environment(
+def test_no_error_shows_values_of_the_environment(
     value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TEST_SECRET", value)
@@ -504,7 +504,7 @@ def test_any_value_of_any_field_is_taken_or_refused(field: str, value: object):
     assert "\n" not in message
 
 
-def test_what_is_relative_is_refused_for_another_machine(tmp_path: Path):
+def test_relative_paths_are_refused_for_another_machine(tmp_path: Path):
     document: dict[str, Any] = {
         "source": {
             **{"uri": "in/${date}", "format": "parquet", "uri_column": "u"},
@@ -528,7 +528,7 @@ def test_what_is_relative_is_refused_for_another_machine(tmp_path: Path):
     )
 
 
-def test_uris_absolute_paths_and_variables_of_the_cluster_are_fine_on_another_machine(
+def test_uris_absolute_paths_and_variables_are_accepted_for_another_machine(
     tmp_path: Path,
 ):
     document: dict[str, Any] = {
@@ -540,7 +540,7 @@ def test_uris_absolute_paths_and_variables_of_the_cluster_are_fine_on_another_ma
     assert job.model.weights == "${env:TEST_NOT_SET}/w.pt"
 
 
-def test_every_field_that_is_a_path_is_known_as_one():
+def test_every_field_with_a_path_is_listed():
     """A new field that holds a path joins PATH_FIELDS, or is named here with the reason."""
     names = {"uri", "files", "path", "weights", "labels", "uri_roots", "uri_base", "tokenizer"}
     names |= {"schema"}
@@ -566,7 +566,7 @@ def test_a_job_is_frozen():
 
 
 @pytest.mark.parametrize("overrides", [{"model.batch_size": 3}, ["model.batch_size=3"], []])
-def test_a_document_is_overridden_and_stays_as_it_is(overrides: Any):
+def test_overrides_do_not_change_the_given_document(overrides: Any):
     document = changed("sink.partition", "date=${date}")
     before = copy.deepcopy(document)
     job = parse_job(document, date=DATE, origin="x", overrides=overrides)

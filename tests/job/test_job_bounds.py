@@ -1,4 +1,4 @@
-"""What bounds a job file allows exactly, and what is said and given of its smaller pieces."""
+"""Exact limits of a job file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def job_of(**model: object) -> Job:
 
 
 @pytest.mark.parametrize("text", ["[a, [b, c], d, e, f]", "{a: b, c: [d, e], f: g}"])
-def test_so_many_nodes_are_read_and_not_one_more(text: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_limit_of_nodes_is_exact(text: str, monkeypatch: pytest.MonkeyPatch):
     expected = yaml_reader.parse(text).value
     root = yaml_reader._Composer(text)
     root.get_single_node()
@@ -44,14 +44,12 @@ def test_nodes_behind_an_alias_count_each_time(monkeypatch: pytest.MonkeyPatch):
         yaml_reader.parse(text)
 
 
-def test_what_came_before_makes_no_room_for_deeper_nesting():
+def test_earlier_nodes_do_not_raise_the_limit_of_depth():
     with pytest.raises(ValueError, match="nested more than 32 levels deep"):
         yaml_reader.parse("[" + "a," * 2000 + 2000 * "[")
 
 
-def test_a_job_file_may_have_so_many_bytes_and_not_one_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_limit_of_bytes_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "job.yaml"
     path.write_text("a: 1 # and more\n")
     monkeypatch.setattr(yaml_reader, "MAX_BYTES", path.stat().st_size)
@@ -61,7 +59,7 @@ def test_a_job_file_may_have_so_many_bytes_and_not_one_more(
         yaml_reader.read_yaml(str(path))
 
 
-def test_so_much_text_may_be_substituted_and_not_more(monkeypatch: pytest.MonkeyPatch):
+def test_the_limit_of_substituted_text_is_exact(monkeypatch: pytest.MonkeyPatch):
     document = {"a": "${env:A}", "b": "${env:A}"}
     monkeypatch.setattr(substitution, "MAX_CHARS", 10)
     assert Substitution(DAY, {"A": "12345"}).apply(document) == {"a": "12345", "b": "12345"}
@@ -69,12 +67,12 @@ def test_so_much_text_may_be_substituted_and_not_more(monkeypatch: pytest.Monkey
         Substitution(DAY, {"A": "123456"}).apply(document)
 
 
-def test_a_value_of_the_environment_is_not_shown_however_short(monkeypatch: pytest.MonkeyPatch):
+def test_even_a_short_value_of_the_environment_is_hidden(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TEST_SHORT", "q7z")
     with pytest.raises(JobError, match="batch_size") as caught:
         job_of(name="tiny", batch_size="${env:TEST_SHORT}")
     assert "q7z" not in str(caught.value)
 
 
-def test_a_deadline_by_the_clock_is_at_its_full_minute():
+def test_a_time_of_day_means_its_full_minute():
     assert seconds_until("22:01", START) == 29.75

@@ -248,7 +248,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("text", "pattern"), CASES)
-def test_what_cannot_be_is_one_line_with_the_field_and_what_can(text: str, pattern: str):
+def test_an_invalid_job_is_one_line_with_the_field_and_the_remedy(text: str, pattern: str):
     document: dict[str, Any] = copy.deepcopy(MINIMAL)
     for section, value in parse_value(text).items():
         is_section = isinstance(value, dict) and section in document
@@ -261,7 +261,7 @@ def test_what_cannot_be_is_one_line_with_the_field_and_what_can(text: str, patte
     assert "\n" not in message
 
 
-def test_an_unknown_key_of_any_section_is_named_beside_the_allowed_ones():
+def test_an_unknown_key_is_reported_with_the_allowed_ones():
     for section, field in Job.model_fields.items():
         assert field.annotation is not None
         document = {**MINIMAL, section: {**MINIMAL.get(section, {}), "no_such_key": 1}}

@@ -1,4 +1,4 @@
-"""What is said of options that a job gives for a format: one line each."""
+"""Options of formats, and names in the registries."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_every_wrong_option_is_named_with_its_field_in_one_line():
     check_options(Sizes, {"rows": 3}, "options", "format 'x'")
 
 
-def test_options_of_what_has_none_are_refused_only_if_there_are_some():
+def test_options_of_a_format_without_options_are_refused():
     check_options(None, {}, "options", "format 'x'")
     with pytest.raises(ValueError, match=r"^options has no effect with format 'x'"):
         check_options(None, {"a": 1}, "options", "format 'x'")
 
 
-def test_a_broken_distribution_is_named_and_left_out_with_one_warning(
+def test_a_broken_distribution_is_named_and_skipped_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     points = {"pipeline.sources": {"broken": "not_there:Format"}}
@@ -73,7 +73,7 @@ def test_an_override_by_name_needs_a_section_and_a_field(name: str):
         parse_job(JOB, date=DAY, origin="job", overrides={name: 3})
 
 
-def test_a_document_that_is_nested_too_deep_is_one_line_though_nothing_is_overridden():
+def test_a_deeply_nested_document_is_refused_in_one_line():
     nested: dict[str, Any] = {}
     for _ in range(5000):
         nested = {"a": nested}

@@ -1,4 +1,4 @@
-"""The section `source`: which columns hold the input, and what does not go together."""
+"""The section `source`: the columns of the input, and the published fields."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def source(**fields: Any) -> Source:
         ({"text_column": "x", "text_pair_column": "y"}, InputColumns("text", ("x", "y")), "text"),
     ],
 )
-def test_one_place_says_which_columns_hold_the_input(
+def test_the_columns_and_the_type_of_an_input(
     fields: dict[str, Any], columns: InputColumns, name: str
 ):
     assert source(**fields).input_columns == columns
     assert source(**fields).input_name == name
 
 
-def test_several_inputs_are_sections_of_their_own():
+def test_each_of_several_inputs_is_a_section():
     section = source(
         inputs={
             "photo": {"uri_column": "link"},
@@ -54,7 +54,7 @@ def test_several_inputs_are_sections_of_their_own():
     assert source().input_parts == {}
 
 
-def test_what_may_hold_secrets_is_not_published():
+def test_fields_that_may_hold_secrets_are_not_published():
     csv = source(format="csv", features=("a",), options={"delimiter": ";"})
     csv = csv.model_copy(update={"storage_options": {"secret": "s3cret"}})
     public = {"format": "csv", "features": ["a"]}

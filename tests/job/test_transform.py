@@ -1,4 +1,4 @@
-"""The section `transform` with a factory: what it may say beside it, and what it becomes."""
+"""The section `transform` with a factory."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_size_channels_and_the_digest_of_the_source_are_part_of_the_transform():
         assert spec.exact() == spec
 
 
-def test_without_a_size_it_is_the_models_and_otherwise_any():
+def test_the_default_size_is_that_of_the_model_or_any():
     assert not spec_of(PLAIN).has_one_size
     by_model = spec_of({}, name="efficientnet-lite0", factory=None, labels=None)
     assert by_model.shape == (224, 224, 3)
     assert by_model.mean == pytest.approx((127 / 255,) * 3)
 
 
-def test_resize_none_without_a_size_keeps_images_as_they_are():
+def test_resize_none_without_a_size_keeps_images_unchanged():
     job = image_job({"resize": "none", **PLAIN})
     image_input = resolve_model(job, ["models"]).input
     assert image_input.settings() == {**TransformSpec.from_dict(image_input.settings()).to_dict()}
@@ -65,7 +65,7 @@ def test_resize_none_without_a_size_keeps_images_as_they_are():
         resolve_model(wrong, ["models"])
 
 
-def test_what_changes_nothing_may_stand_beside_a_factory():
+def test_fields_without_effect_are_accepted_beside_a_factory():
     job = image_job({"factory": "own_transforms:composed", **PLAIN, "shrink_on_load": False})
     assert job.transform.shrink_on_load is False
 
@@ -81,12 +81,12 @@ def test_what_changes_nothing_may_stand_beside_a_factory():
         ),
     ],
 )
-def test_what_is_missing_or_does_not_fit_is_an_error(fields: dict[str, Any], words: str):
+def test_missing_or_unsuitable_fields_are_an_error(fields: dict[str, Any], words: str):
     with pytest.raises(JobError, match=words):
         spec_of({**PLAIN, **fields})
 
 
-def test_a_module_that_was_not_allowed_is_not_imported():
+def test_a_module_that_is_not_allowed_is_not_imported():
     with pytest.raises(JobError, match=r"transform\.factory = .*: importing own_transforms is"):
         spec_of(PLAIN, allowed="other")
     assert own_transforms.SIZE_PX == 32

@@ -1,12 +1,15 @@
-"""A backfill goes through all dates, whatever each of them comes to; here none comes to Ray."""
+"""`pipeline backfill`: the order of dates, and its end, without Ray."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -18,7 +21,8 @@ from pipeline.commands.operation import show
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError, PipelineError, Stopped
-from pipeline.operations.backfill import ONLY, WORST_FIRST, Backfill, DateRun
+from pipeline.job.reading.dates import ONLY, date_text
+from pipeline.operations.backfill import WORST_FIRST, Backfill, DateRun, do_all
 from pipeline.process.run_scope import new_scope
 from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
@@ -57,7 +61,7 @@ class StopsAtOnce(Silent):
         raise Stopped("SIGTERM")
 
 
-def test_no_date_is_begun_after_one_that_was_stopped(tmp_path: Path):
+def test_no_date_begins_after_a_stop(tmp_path: Path):
     dates = {"from_": DAYS[0], "to": DAYS[2], "allow_import": ALLOWED}
     done = pipeline.backfill(job_over(tmp_path), **dates, progress=StopsAtOnce())
     assert [date_run.outcome for date_run in done.dates] == ["stopped", "not_begun", "not_begun"]
@@ -78,7 +82,7 @@ class EndsTheOther(Silent):
             self.other.close()
 
 
-def test_a_busy_date_is_waited_for_as_long_as_a_run_may_take(tmp_path: Path):
+def test_waiting_for_a_busy_date_ends_at_the_deadline(tmp_path: Path):
     job = job_over(tmp_path)
     build_images(tmp_path / "in" / DAYS[1], 4, seed=3, num_bad=0)
     store, layout = Store(str(tmp_path / "out")), Layout(f"date={DAYS[1]}")
@@ -91,9 +95,7 @@ def test_a_busy_date_is_waited_for_as_long_as_a_run_may_take(tmp_path: Path):
 
 
 @pytest.mark.parametrize("only", [None, "missing"])
-def test_a_date_that_is_busy_is_looked_at_again_once_the_other_run_has_ended(
-    only: str | None, tmp_path: Path
-):
+def test_a_busy_date_is_retried_when_the_other_run_has_ended(only: str | None, tmp_path: Path):
     job, folder = job_over(tmp_path), tmp_path / "in" / DAYS[1]
     build_images(folder, 4, seed=3, num_bad=0)
     store, layout = Store(str(tmp_path / "out")), Layout(f"date={DAYS[1]}")
@@ -116,7 +118,7 @@ def test_a_date_that_is_busy_is_looked_at_again_once_the_other_run_has_ended(
     assert done.shown()["dates"][1]["outcome"] == outcome[0].replace("_", " ")
 
 
-def test_a_run_that_was_killed_is_one_that_failed(tmp_path: Path):
+def test_a_killed_run_counts_as_failed(tmp_path: Path):
     job, layout = job_over(tmp_path), Layout(f"date={DAYS[0]}")
     build_images(tmp_path / "in" / DAYS[0], 4, seed=3, num_bad=0)
     store = Store(str(tmp_path / "out"))
@@ -160,7 +162,7 @@ def test_hours_are_dates_of_their_own(tmp_path: Path):
         pipeline.backfill(daily, **days, allow_import=ALLOWED)
 
 
-def test_what_would_make_no_sense_is_refused_before_anything_is_done(tmp_path: Path):
+def test_invalid_arguments_are_refused_before_anything_runs(tmp_path: Path):
     job = job_over(tmp_path)
     loaded = pipeline.load_job(job, date=DAYS[0])
     with pytest.raises(JobError, match="the job is already loaded: give its file or mapping"):
@@ -174,3 +176,51 @@ def test_what_would_make_no_sense_is_refused_before_anything_is_done(tmp_path: P
     with pytest.raises(JobError, match=r"the same for several dates: it must contain \$\{date\}"):
         pipeline.backfill(job_over(tmp_path, "number=1"), from_=DAYS[0], to=DAYS[1])
     assert not (tmp_path / "out").exists()
+
+
+THREE_DAYS = [dt.date(2026, 11, day) for day in (1, 2, 3)]
+
+
+class MadeUpDates:
+    """Each date ends with a code; notes when it was done, and on which of several Rays."""
+
+    def __init__(self, codes: Mapping[int, int]) -> None:
+        self.codes = codes
+        self.done: list[tuple[int, int]] = []
+        self._rays: list[Any] = []
+
+    def do(self, day: dt.date, progress: object) -> tuple[DateRun, bool]:
+        from pipeline.execution.caller import SHARING
+
+        sharing = SHARING.get()
+        if sharing not in self._rays:
+            self._rays.append(sharing)
+        self.done.append((day.day, self._rays.index(sharing)))
+        code = self.codes.get(day.day, 0)
+        return DateRun(date_text(day), "-", code), code == 6
+
+
+@pytest.mark.parametrize(
+    ("codes", "done", "ends"),
+    [
+        ({}, [(1, 0), (2, 0), (3, 0)], [0, 0, 0]),
+        ({1: 3, 2: 8}, [(1, 0), (2, 0), (3, 0)], [3, 8, 0]),
+        ({1: 7}, [(1, 0), (2, 1), (3, 1)], [7, 0, 0]),  # after trouble with Ray, a new one
+        ({2: 6}, [(1, 0), (2, 0)], [0, 6, 6]),
+    ],
+)
+def test_a_failed_date_does_not_stop_the_others_but_a_stop_does(
+    codes: dict[int, int], done: list[tuple[int, int]], ends: list[int]
+):
+    dates: Any = MadeUpDates(codes)
+    runs = do_all(dates, THREE_DAYS, Silent())
+    assert dates.done == done
+    assert [date_run.exit_code for date_run in runs] == ends
+    assert [date_run.date for date_run in runs] == [*map(date_text, THREE_DAYS)]
+
+
+def test_newest_first_keeps_the_results_in_order_of_dates():
+    dates: Any = MadeUpDates({})
+    runs = do_all(dates, THREE_DAYS[::-1], Silent())
+    assert [day for day, _ in dates.done] == [3, 2, 1]
+    assert [date_run.date for date_run in runs] == [*map(date_text, THREE_DAYS)]

@@ -1,4 +1,4 @@
-"""A job for CSV is made as a run reads it, and never by a guess which columns the model sees."""
+"""Jobs made for CSV files: columns are never guessed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ HEADER = "age,visits,spent"
     ],
     ids=["plain", "digits-id", "number-id", "ragged", "semicolons", "no-header", "bom"],
 )
-def test_numbers_are_taken_in_the_order_that_is_given(
+def test_features_keep_the_given_order(
     data: bytes, given: dict[str, Any], id_column: str | None, tmp_path: Path, models: Path
 ):
     names = ("spent", "age", "visits")
@@ -120,7 +120,7 @@ def test_numbers_are_taken_in_the_order_that_is_given(
         (("7", *NUMBERS), f"customer_no,{HEADER}", "customer_no (int64)"),
     ],
 )
-def test_columns_for_unnamed_numbers_are_asked_for_with_a_command_that_answers(
+def test_a_model_with_unnamed_inputs_asks_for_columns_with_a_complete_command(
     columns: tuple[str, ...], header: str, left_out: str, tmp_path: Path, models: Path
 ):
     with pytest.raises(JobError, match="unnamed inputs; list the columns in order") as caught:
@@ -129,7 +129,7 @@ def test_columns_for_unnamed_numbers_are_asked_for_with_a_command_that_answers(
     assert str(caught.value).partition("; not in this list: ")[2] == left_out
 
 
-def test_only_what_counts_from_the_first_row_on_is_a_row_number(tmp_path: Path, models: Path):
+def test_only_a_count_of_all_rows_is_a_row_number(tmp_path: Path, models: Path):
     counted = b"n,age,visits,spent\n" + b"".join(b"%d,3,4,5\n" % row for row in range(1, 9))
     for data, names in (
         (counted, "age,visits,spent"),
@@ -140,7 +140,7 @@ def test_only_what_counts_from_the_first_row_on_is_a_row_number(tmp_path: Path, 
             drafted(tmp_path, data, models / "churn.onnx")
 
 
-def test_names_with_commas_and_blanks_come_back_from_the_command(tmp_path: Path, models: Path):
+def test_column_names_with_commas_and_blanks_are_quoted(tmp_path: Path, models: Path):
     with pytest.raises(JobError, match="list the columns in order") as caught:
         drafted(tmp_path, b'"a,b", c,"d ""e"""\n1,2,3\n', models / "churn.onnx")
     assert features_of(caught.value) == ["a,b", " c", 'd "e"']
@@ -159,7 +159,7 @@ def test_names_with_commas_and_blanks_come_back_from_the_command(tmp_path: Path,
         ("# of a report\nage;visits;spent\n1;2;3\n", "line 2 has 3 fields, expected 1"),
     ],
 )
-def test_how_else_a_file_may_be_written_is_told_with_the_options_that_read_it(
+def test_other_dialects_of_csv_are_reported_with_the_options_that_read_them(
     data: str, told: str, tmp_path: Path, models: Path
 ):
     options: dict[str, Any] = {} if data.startswith("sep") else {"delimiter": ";"}
@@ -187,7 +187,9 @@ def test_how_else_a_file_may_be_written_is_told_with_the_options_that_read_it(
         (b"age,visits,spent,notes\n1,2,3,\n", r"spent; not in this list: notes \(null\)"),
     ],
 )  # fmt: skip
-def test_what_no_option_reads_is_told_too(data: bytes, words: str, tmp_path: Path, models: Path):
+def test_a_dialect_that_no_option_reads_is_reported(
+    data: bytes, words: str, tmp_path: Path, models: Path
+):
     with pytest.raises(JobError, match=words):
         drafted(tmp_path, data, models / "churn.onnx")
 
@@ -219,7 +221,7 @@ def test_features_are_given_once(tmp_path: Path, models: Path):
         (rows(*NUMBERS), {"options": {"delimiter": ";;"}}, "delimiter: .* at most 1 character"),
     ],
 )  # fmt: skip
-def test_what_could_only_be_guessed_is_one_line_with_the_cure(
+def test_ambiguous_columns_are_an_error_with_the_remedy(
     data: bytes, given: dict[str, Any], words: str, tmp_path: Path, models: Path
 ):
     with pytest.raises(JobError, match=words) as caught:
@@ -227,7 +229,7 @@ def test_what_could_only_be_guessed_is_one_line_with_the_cure(
     assert "\n" not in str(caught.value)
 
 
-def test_texts_say_which_column_is_taken_and_what_else_there_is(tmp_path: Path, models: Path):
+def test_the_chosen_text_column_and_the_others_are_reported(tmp_path: Path, models: Path):
     data = rows("00#", "one cat", "two cats", header="customer,title,body")
     draft = drafted(tmp_path, data, models / "encoder")
     assert (draft.job.source.text_column, draft.job.source.id_column) == ("body", "customer")

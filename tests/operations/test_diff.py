@@ -1,4 +1,4 @@
-"""`diff` of what is published: which two versions it takes, and what it shows."""
+"""`pipeline diff`: which versions it compares, and what it shows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-def test_an_output_alone_is_compared_with_the_partition_before(output: Store):
+def test_an_output_is_compared_with_the_previous_partition(output: Store):
     result = pipeline.diff(output.url(""))
     assert DAYS[0] in result.difference.before
     assert f"{DAYS[1]} version 2" in result.difference.now
@@ -59,7 +59,7 @@ def test_a_version_is_compared_with_any_other(output: Store):
     assert recovered.total() > 0
 
 
-def test_without_a_partition_before_it_is_the_version_before(tmp_path: Path):
+def test_the_first_partition_is_compared_with_its_previous_version(tmp_path: Path):
     store = Store(str(tmp_path))
     publish_rows(store, None, OF_CATS)
     with pytest.raises(JobError, match="nothing was published before it; give a second version"):
@@ -72,7 +72,7 @@ def test_without_a_partition_before_it_is_the_version_before(tmp_path: Path):
     assert ("version 2" in difference.before, "version 3" in difference.now) == (True, True)
 
 
-def test_rows_that_differ_are_written_whole_or_not_at_all(output: Store, tmp_path: Path):
+def test_the_file_of_differing_rows_is_written_atomically(output: Store, tmp_path: Path):
     target = tmp_path / "rows.parquet"
     difference = pipeline.diff(output.url(""), rows_to=target).difference
     counted = pq.read_table(target).column("change").value_counts().to_pylist()
@@ -91,7 +91,7 @@ def test_rows_that_differ_are_written_whole_or_not_at_all(output: Store, tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["rows.parquet"]
 
 
-def test_a_part_that_is_gone_is_named_and_nothing_is_written(tmp_path: Path):
+def test_a_missing_part_is_named_and_nothing_is_written(tmp_path: Path):
     store = Store(str(tmp_path / "output"))
     for day, rows in zip(DAYS, (OF_CATS, OF_DOGS), strict=True):
         publish_rows(store, day, rows)
@@ -184,7 +184,7 @@ def test_a_limit_is_a_percentage(output: Store, limit: str):
     assert "write a percentage from 0 to 100" in str(done.exception)
 
 
-def test_a_partition_may_be_named_right_below_the_root(output: Store):
+def test_a_partition_can_be_given_below_the_root(output: Store):
     below, folder = output.url(f"{DAYS[1]}@1"), output.url(f"predictions/{DAYS[1]}@1")
     assert pipeline.diff(below, folder).differing_pct == 0.0
 

@@ -1,4 +1,4 @@
-"""What is wrong is found without starting anything, with the exit code of the run it breaks."""
+"""`pipeline doctor`: problems are found without starting Ray, with the exit code of the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def looks(findings: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {check["check"]: (check["status"], check["found"]) for check in findings["checks"]}
 
 
-def test_a_job_that_can_run_is_found_fine_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_a_valid_job_passes_all_checks_and_leaves_no_files(tmp_path: Path) -> None:
     job = photos_job(tmp_path, 20)
     result = pipeline("doctor", job, "--json")
     assert result.code == 0, result.stdout
@@ -50,7 +50,7 @@ PROBLEMS = [
 
 
 @pytest.mark.slow
-def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> None:
+def test_a_problem_fails_its_own_check_with_the_code_of_the_run(tmp_path: Path) -> None:
     job = photos_job(tmp_path, 20)
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "SECRET-IN-NO-OUTPUT"}
     keys["CUDA_VISIBLE_DEVICES"] = ""
@@ -80,7 +80,7 @@ def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> N
         ("[::1]:6379", {}, "ok", "::1"),
     ],
 )
-def test_who_may_reach_ray_is_told_and_the_token_is_not(
+def test_access_to_ray_is_reported_without_the_token(
     address: str | None,
     variables: dict[str, str],
     status: str,
@@ -98,7 +98,7 @@ def test_who_may_reach_ray_is_told_and_the_token_is_not(
 
 
 @pytest.mark.parametrize(("num_gpus", "warnings"), [(0, 1), (1, 0)])
-def test_gpus_that_a_job_leaves_idle_are_told(num_gpus: int, warnings: int, tmp_path: Path) -> None:
+def test_idle_gpus_are_reported(num_gpus: int, warnings: int, tmp_path: Path) -> None:
     job = load_job(photos_job(tmp_path, 1, resources={"num_gpus": num_gpus}), date="2026-11-24")
     seen = [*idle_gpus(Hardware(2, 16.0, 2.0, ("L4",)), job)]
     assert len(seen) == warnings
@@ -119,13 +119,13 @@ def test_a_cluster_that_does_not_answer_fails_with_the_code_of_the_run(scheme: s
     assert "refused" in looks(findings)["cluster"][1]
 
 
-def test_an_address_of_no_kind_is_a_mistake_of_the_command() -> None:
+def test_an_invalid_address_is_a_job_error() -> None:
     findings, code = doctor(address="head")
     assert (looks(findings)["cluster"][0], code) == ("fail", 2)
     assert "HOST:PORT" in looks(findings)["cluster"][1]
 
 
-def test_a_token_that_others_may_read_is_told(
+def test_a_token_that_others_can_read_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = tmp_path / "token"
@@ -137,14 +137,14 @@ def test_a_token_that_others_may_read_is_told(
         assert ("ray token" in looks(findings)) is has_warning
 
 
-def test_what_lets_inputs_run_code_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autoload_variables_fail_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "1")
     findings, code = doctor()
     assert (findings["status"], code) == ("fail", 2)
     assert re.search("AUTOLOAD.*unset it", looks(findings)["ray environment"][1])
 
 
-def test_a_package_that_does_not_fit_is_named_with_what_is_needed(
+def test_an_unsuitable_package_is_reported_with_the_requirement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = metadata.version
@@ -155,7 +155,7 @@ def test_a_package_that_does_not_fit_is_named_with_what_is_needed(
     assert re.search(r"install pillow>=[0-9.]+ \(there is 9\.0\)$", text)
 
 
-def test_a_job_that_wants_a_gpu_is_warned_of_its_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (gpu,) = (
         finding for finding in look_at_machine(None, wants_gpu=True) if finding.check == "gpu"

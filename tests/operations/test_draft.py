@@ -1,4 +1,4 @@
-"""A job is made of an input and a model; what is ambiguous is one line with the choices."""
+"""Jobs made of an input and a model; ambiguity is one line with the choices."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_texts_of_every_format_need_no_job_file(tmp_path: Path, encoder: str, na
     assert not any("\n" in line for line in draft.notes)
 
 
-def test_what_the_caller_sets_is_in_the_file_too(tmp_path: Path, encoder: str):
+def test_overrides_are_written_to_the_file(tmp_path: Path, encoder: str):
     uri = write(tmp_path, "rows.jsonl", {**TEXTS, "other": ["x y", "y z"]})
     draft = drafted(
         tmp_path, uri, encoder, source__text_column="other", gates__volume__mode="off",
@@ -121,7 +121,7 @@ CLIP_B64 = base64.b64encode(CLIP).decode()
         (table(a=["one text"]), None, {"text_column": "a"}),
     ],
 )  # fmt: skip
-def test_columns_are_chosen_by_what_they_hold(rows: pa.Table, takes: Any, expected: dict[str, Any]):
+def test_columns_are_chosen_by_their_content(rows: pa.Table, takes: Any, expected: dict[str, Any]):
     chosen = choose_columns(rows, takes)
     assert {name: value for name, (value, _) in chosen.items()} == expected
 
@@ -139,7 +139,7 @@ def test_columns_are_chosen_by_what_they_hold(rows: pa.Table, takes: Any, expect
         (table(v=[[1.5]], n=[2]), "features", r"in order.* --features v,n$"),
     ],
 )
-def test_what_is_ambiguous_is_one_line(rows: pa.Table, takes: Any, words: str):
+def test_ambiguity_is_an_error_in_one_line(rows: pa.Table, takes: Any, words: str):
     with pytest.raises(JobError, match=words) as caught:
         choose_columns(rows, takes)
     assert "\n" not in str(caught.value)
@@ -170,11 +170,11 @@ def test_pairs_and_columns_by_name():
         (table(order_no=["a", "b"], user=["a", "b"]), None),
     ],
 )
-def test_an_id_is_named_like_one_and_differs(rows: pa.Table, expected: str | None):
+def test_an_id_column_has_a_matching_name_and_distinct_values(rows: pa.Table, expected: str | None):
     assert choose_id(rows).get("id_column", (None,))[0] == expected
 
 
-def test_what_lies_there_decides_the_format(tmp_path: Path):
+def test_the_files_determine_the_format(tmp_path: Path):
     with pytest.raises(InputMissing, match="no such file or folder"):
         look(str(tmp_path / "nowhere"))
     with pytest.raises(InputMissing, match="holds no files"):
@@ -195,7 +195,7 @@ def test_what_lies_there_decides_the_format(tmp_path: Path):
     assert look(str(tmp_path / "rows.txt")).format == "jsonl"
 
 
-def test_a_file_that_is_broken_is_one_line(tmp_path: Path, encoder: str):
+def test_a_broken_file_is_an_error_in_one_line(tmp_path: Path, encoder: str):
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no footer")
     with pytest.raises(JobError, match=r"rows\.parquet: cannot be read as parquet"):
         drafted(tmp_path, str(tmp_path / "rows.parquet"), encoder)
@@ -215,7 +215,7 @@ def test_a_file_that_is_broken_is_one_line(tmp_path: Path, encoder: str):
     ],
 )
 @pytest.mark.parametrize("name", ["rows.jsonl", "photo.png", "nowhere"])
-def test_a_model_that_is_nowhere_is_told_whatever_the_input_is(
+def test_a_missing_model_is_reported_for_any_input(
     tmp_path: Path, model: str, words: str, name: str
 ):
     write(tmp_path, "rows.jsonl", TEXTS)
@@ -233,9 +233,7 @@ def test_photos_for_a_model_of_texts_are_no_columns(tmp_path: Path, encoder: str
 
 
 @pytest.mark.parametrize("call", [init, predict])
-def test_rows_in_memory_are_refused_with_the_line_that_writes_them(
-    tmp_path: Path, encoder: str, call: Any
-):
+def test_rows_in_memory_are_refused_with_a_hint(tmp_path: Path, encoder: str, call: Any):
     for rows, how in (
         (pd.DataFrame(TEXTS), r"a DataFrame, .* df\.to_parquet"),
         (["one cat"], r'a list, .* pandas\.DataFrame\(\{"text": texts\}\)\.to_parquet'),
@@ -244,7 +242,7 @@ def test_rows_in_memory_are_refused_with_the_line_that_writes_them(
             call(rows, model=encoder, to=tmp_path / "out")
 
 
-def test_init_writes_a_file_that_runs_as_it_is_and_none_over_another(tmp_path: Path, encoder: str):
+def test_init_writes_a_valid_file_and_overwrites_none(tmp_path: Path, encoder: str):
     uri, job = write(tmp_path, "rows.csv", TEXTS), tmp_path / "job.yaml"
     written = init(uri, model=encoder, to=str(tmp_path / "out"), job=job)
     assert written["next"] == f"pipeline run {job}"
@@ -256,7 +254,7 @@ def test_init_writes_a_file_that_runs_as_it_is_and_none_over_another(tmp_path: P
         init(uri, model=encoder, to=str(tmp_path / "out"), job=job)
 
 
-def test_a_predict_that_failed_bars_nothing_and_leaves_nothing_in_its_input(
+def test_a_failed_predict_can_be_repeated_and_leaves_its_input_unchanged(
     tmp_path: Path, encoder: str
 ):
     uri, out = write(tmp_path, "rows.jsonl", TEXTS), tmp_path / "out"

@@ -84,7 +84,7 @@ def refusal(uri: str, folder: Path, *include: str, error_type: type[Exception] =
     return str(caught.value)
 
 
-def test_data_is_copied_and_what_may_run_code_is_not(hub: HubServer, tmp_path: Path):
+def test_only_data_files_are_copied(hub: HubServer, tmp_path: Path):
     pulled = pull(URI, str(tmp_path / "m"))
     there = files(tmp_path / "m")
     record = json.loads(there.pop("pull.json"))
@@ -113,7 +113,7 @@ def test_the_same_commit_again_copies_nothing(hub: HubServer, tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_what_is_missing_or_cut_is_copied_again(hub: HubServer, tmp_path: Path):
+def test_missing_and_truncated_files_are_copied_again(hub: HubServer, tmp_path: Path):
     pull(URI, str(tmp_path))
     (tmp_path / "config.json").unlink()
     (tmp_path / LARGE).write_bytes(b"cut")
@@ -121,7 +121,7 @@ def test_what_is_missing_or_cut_is_copied_again(hub: HubServer, tmp_path: Path):
     assert {**files(tmp_path), "pull.json": b""} == {**DATA, "pull.json": b""}
 
 
-def test_files_that_are_asked_for_join_those_of_the_same_commit(hub: HubServer, tmp_path: Path):
+def test_included_files_are_added_to_the_same_commit(hub: HubServer, tmp_path: Path):
     first = pull(URI, str(tmp_path), include=["*.json"])
     assert LARGE not in files(tmp_path)
     then = pull(URI, str(tmp_path), include=[LARGE, "onnx/*"])
@@ -148,7 +148,7 @@ def language_model(folder: Path) -> Path:
     ],
     ids=["language model", "sentence-transformers", "clip", "audio"],
 )
-def test_the_reader_finds_all_that_it_reads(
+def test_all_files_that_the_reader_needs_are_copied(
     hub: HubServer, tmp_path: Path, make: Callable[[Path], Path]
 ):
     original = make(tmp_path / "original")
@@ -212,7 +212,7 @@ def test_a_repository_without_plain_weights_is_refused(hub: HubServer, tmp_path:
 
 
 @pytest.mark.parametrize("name", [LARGE, "config.json"])
-def test_other_content_than_the_hub_says_is_refused(hub: HubServer, tmp_path: Path, name: str):
+def test_a_file_with_another_digest_is_refused(hub: HubServer, tmp_path: Path, name: str):
     data = DATA[name]
     hub.sent_instead[name] = bytes([data[0] ^ 1]) + data[1:]
     message = refusal(URI, tmp_path)
@@ -223,14 +223,14 @@ def test_other_content_than_the_hub_says_is_refused(hub: HubServer, tmp_path: Pa
 
 
 @pytest.mark.parametrize("ignores_range", [False, True])
-def test_a_download_that_was_cut_goes_on(hub: HubServer, tmp_path: Path, ignores_range: bool):
+def test_an_interrupted_download_resumes(hub: HubServer, tmp_path: Path, ignores_range: bool):
     hub.ignores_range = ignores_range
     hub.cuts[LARGE] = [100_000]
     pull(URI, str(tmp_path))
     assert files(tmp_path)[LARGE] == DATA[LARGE]
 
 
-def test_a_download_that_is_cut_again_and_again_is_given_up(hub: HubServer, tmp_path: Path):
+def test_a_download_that_keeps_breaking_is_given_up(hub: HubServer, tmp_path: Path):
     hub.cuts[LARGE] = [70_000] * 20
     message = refusal(URI, tmp_path, error_type=InfraError)
     assert message.startswith(f"{URI}: the hub does not answer (")
@@ -243,7 +243,7 @@ def test_a_download_that_is_cut_again_and_again_is_given_up(hub: HubServer, tmp_
     assert hub.downloads["config.json"] == count, "what had come is not downloaded again"
 
 
-def test_a_hub_that_is_overloaded_for_a_while_is_asked_again(hub: HubServer, tmp_path: Path):
+def test_an_overloaded_hub_is_retried(hub: HubServer, tmp_path: Path):
     hub.statuses[f"/api/models/{REPO}"] = [503, 429]
     hub.statuses[f"/{REPO}/resolve/{COMMIT}/config.json"] = [500, 503]
     pull(URI, str(tmp_path))
@@ -261,7 +261,7 @@ def test_a_hub_that_is_overloaded_for_a_while_is_asked_again(hub: HubServer, tmp
         ("hf://org/a--b", "Cannot have -- or .."),
     ],
 )
-def test_what_is_not_there_is_the_users_to_cure(
+def test_a_missing_repository_or_revision_is_a_job_error(
     hub: HubServer, tmp_path: Path, uri: str, words: str
 ):
     assert words in refusal(uri, tmp_path)
@@ -299,7 +299,7 @@ def test_a_token_that_is_stored_elsewhere_is_not_sent(
     assert not any("Authorization" in headers for _, _, headers in hub.requests)
 
 
-def test_a_gated_repository_is_said(hub: HubServer, tmp_path: Path):
+def test_a_gated_repository_is_reported(hub: HubServer, tmp_path: Path):
     hub.gated = {REPO}
     assert "is gated, and HF_TOKEN is not set: accept its terms" in refusal(URI, tmp_path)
 
@@ -320,7 +320,7 @@ def test_a_folder_keeps_its_commit(hub: HubServer, tmp_path: Path):
     assert files(tmp_path) == before
 
 
-def test_a_damaged_record_is_said(hub: HubServer, tmp_path: Path):
+def test_a_damaged_record_is_reported(hub: HubServer, tmp_path: Path):
     (tmp_path / "pull.json").write_text("{}")
     with pytest.raises(JobError, match=r"pull\.json: damaged .*; delete the folder"):
         pull(URI, str(tmp_path))
@@ -357,9 +357,7 @@ def listing(**changed: Any) -> bytes:
     ],
     ids=lambda answer: answer[:80].decode(errors="replace"),
 )
-def test_an_answer_that_describes_no_repository_is_said(
-    hub: HubServer, tmp_path: Path, answer: bytes
-):
+def test_an_invalid_answer_of_the_hub_is_reported(hub: HubServer, tmp_path: Path, answer: bytes):
     hub.describes = answer
     assert "answer describes no repository" in refusal(URI, tmp_path, error_type=InfraError)
 
@@ -374,31 +372,31 @@ def test_an_answer_that_describes_no_repository_is_said(
     ],
     ids=lambda answer: answer[:80].decode(errors="replace"),
 )
-def test_an_answer_that_lists_no_files_is_said(hub: HubServer, tmp_path: Path, answer: bytes):
+def test_an_answer_without_files_is_reported(hub: HubServer, tmp_path: Path, answer: bytes):
     hub.lists = answer
     assert "answer describes no repository" in refusal(URI, tmp_path, error_type=InfraError)
 
 
-def test_a_digest_that_is_none_is_one_that_differs(hub: HubServer, tmp_path: Path):
+def test_an_invalid_digest_counts_as_different(hub: HubServer, tmp_path: Path):
     hub.repos[REPO] = {LARGE: b"abc"}
     lfs = {"oid": "../../x", "size": 3, "pointerSize": 1}
     for hub.lists in (listing(oid=3), listing(lfs=lfs)):
         assert "the hub has " in refusal(URI, tmp_path)
 
 
-def test_what_does_not_fit_the_disk_is_refused(hub: HubServer, tmp_path: Path):
+def test_files_that_do_not_fit_the_disk_are_refused(hub: HubServer, tmp_path: Path):
     hub.lists = listing(size=10**15)
     assert "has 1000000000000000 bytes, and" in refusal(URI, tmp_path, error_type=InfraError)
     assert not hub.downloads
 
 
-def test_a_folder_that_cannot_be_made_is_said(hub: HubServer, tmp_path: Path):
+def test_a_folder_that_cannot_be_created_is_reported(hub: HubServer, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(JobError, match=r"cannot write .*/file/m/\.pull"):
         pull(URI, str(tmp_path / "file" / "m"))
 
 
-def test_a_disk_that_takes_no_more_is_not_called_the_hubs(hub: HubServer, tmp_path: Path):
+def test_a_full_disk_is_not_reported_as_a_failure_of_the_hub(hub: HubServer, tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(DATA[LARGE]) // 2, hard))
     try:
@@ -426,7 +424,7 @@ def test_the_command_prints_commit_and_digest(hub: HubServer, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_hub_that_is_not_there_is_exit_7(hub: HubServer, tmp_path: Path):
+def test_an_unreachable_hub_exits_with_7(hub: HubServer, tmp_path: Path):
     done = pipeline("pull", URI, str(tmp_path), env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert done.code == 7
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -1,4 +1,4 @@
-"""Of a job `status` also says which dates are missing or stale, and writes nothing."""
+"""`pipeline status` of a job: missing and stale dates; it writes nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_missing_stale_running_and_without_input(tmp_path: Path, store: Store):
     assert (one.state, one.a_run_would) == ("running", "end with 4: it is running")
 
 
-def test_a_date_whose_source_has_grown_since_is_stale_until_it_is_run_again(tmp_path: Path):
+def test_a_date_whose_source_has_grown_is_stale_until_its_next_run(tmp_path: Path):
     job, day = job_over(tmp_path), DAYS[0]
 
     def seen() -> PartitionStatus:
@@ -74,7 +74,7 @@ def test_a_date_whose_source_has_grown_since_is_stale_until_it_is_run_again(tmp_
         assert (seen().state, seen().rows) == ("complete", 6)
 
 
-def test_a_range_of_dates_has_to_make_sense(tmp_path: Path):
+def test_an_invalid_range_of_dates_is_refused(tmp_path: Path):
     job = job_over(tmp_path)
     with pytest.raises(JobError, match=r"the job has \$\{date\}: give --from"):
         pipeline.status(job)

@@ -1,4 +1,4 @@
-"""The ids of attempts, and which attempt a submission is about."""
+"""Ids of attempts, and the attempt that a submission is about."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def attempt(status: str, started_s_ago: float = 0.0, code: int | None = None) ->
     return Attempt("a-b-12345678-a1", "a-b-12345678", 1, details)
 
 
-def test_an_id_has_its_names_and_is_another_for_whatever_differs():
+def test_an_id_has_the_names_and_differs_for_any_difference():
     key = key_of("nightly", "date=2026-11-24", ["run --date 2026-11-24", "{}", ""])
     assert re.fullmatch(r"nightly-date=2026-11-24-[0-9a-f]{8}", key)
     parts = ["ab", "c"], ["a", "bc"], ["ab", "c", ""], ["ab"]
@@ -42,19 +42,19 @@ def test_an_id_has_its_names_and_is_another_for_whatever_differs():
 
 
 @pytest.mark.parametrize("name", ["my job", "../../x", "a/b?c#d", "\N{SNOWMAN}", "x" * 400])
-def test_an_id_is_a_part_of_a_path_and_of_a_file_name_whatever_the_job_is_called(name: str):
+def test_an_id_is_a_valid_file_name_for_any_name_of_a_job(name: str):
     key = key_of(name, name, [])
     assert re.fullmatch(r"[A-Za-z0-9._=-]{1,200}", key)
 
 
-def test_a_job_that_never_got_a_driver_does_not_go_on():
+def test_a_job_pending_for_too_long_does_not_count_as_running():
     assert attempt("PENDING", 5).goes_on(60)
     assert not attempt("PENDING", 65).goes_on(60)
     assert attempt("RUNNING", 6500).goes_on(60)
     assert not any(attempt(end).goes_on(60) for end in ("STOPPED", "FAILED", "SUCCEEDED"))
 
 
-def test_exit_codes_are_those_of_the_run():
+def test_an_attempt_has_the_exit_code_of_the_run():
     ends = itertools.product(["FAILED"], range(1, 9))
     assert [attempt(status, code=code).exit_code for status, code in ends] == [*range(1, 9)]
     assert attempt("SUCCEEDED", code=0).exit_code == 0
@@ -91,7 +91,7 @@ class ListedJobs:
         return jobs[0]
 
 
-def test_attempts_are_in_the_order_of_their_numbers_and_the_next_one_is_new():
+def test_attempts_are_numbered_and_the_next_one_is_new():
     client, key = ListedJobs(), "a-b-12345678"
     assert _choose(client, key, lambda: True, 60) == (f"{key}-a1", True)
     for number in range(1, 11):
@@ -118,7 +118,7 @@ def teams(tmp_path: Path) -> dict[str, str]:
     return paths
 
 
-def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_name(
+def test_a_job_file_selects_only_its_own_submissions(
     teams: dict[str, str],
 ):
     client = ListedJobs()
@@ -147,14 +147,14 @@ def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_n
         find_newest(client, "typo.yaml")
 
 
-def test_who_follows_a_pending_job_waits_as_long_as_its_submission_said():
+def test_a_follower_uses_the_start_timeout_of_the_submission():
     client, job_id = ListedJobs(), "a-b-12345678-a1"
     client.add(job_id, "PENDING", start_timeout_s="-1")
     with pytest.raises(InfraError, match="pending for -1 s, and no driver has started"):
         wait_for_driver(client, job_id, None, stops=False)
 
 
-def test_of_two_submissions_of_one_id_the_job_belongs_to_that_which_started_it(
+def test_of_two_submissions_with_one_id_one_owns_the_job(
     teams: dict[str, str],
 ):
     client, asked, package = ListedJobs(), Submission(teams["a"]), Package(Path(), "")

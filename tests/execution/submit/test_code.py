@@ -1,4 +1,4 @@
-"""The code that goes along with a job: all that is needed, no secret, no cache, not too much."""
+"""The code sent with a job: complete, without secrets and caches, limited in size."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def test_code_goes_without_secrets_caches_links_and_what_is_ignored(
+def test_secrets_caches_links_and_ignored_files_are_not_sent(
     job: str, tree: Path, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.INFO)
@@ -78,7 +78,7 @@ def test_code_goes_without_secrets_caches_links_and_what_is_ignored(
     assert ".aws" in left_out
 
 
-def test_a_file_name_that_is_no_text_is_named_in_one_line(job: str, tree: Path):
+def test_a_file_name_that_is_not_utf_8_is_refused(job: str, tree: Path):
     (tree / "l\N{LATIN SMALL LETTER E WITH ACUTE}.py").write_text("x = 1")
     (tree / os.fsdecode(b"x\xff.py")).write_text("x = 1")
     with pytest.raises(JobError, match=r"file name 'x\\udcff.py' is not UTF-8"):
@@ -87,7 +87,7 @@ def test_a_file_name_that_is_no_text_is_named_in_one_line(job: str, tree: Path):
     assert "l\N{LATIN SMALL LETTER E WITH ACUTE}.py" in sent(job, tree)
 
 
-def test_a_wheel_goes_as_it_would_be_installed(job: str, tmp_path: Path):
+def test_a_wheel_is_sent_unpacked(job: str, tmp_path: Path):
     wheel = tmp_path / "nets-1.0-py3-none-any.whl"
     files = {**GOES, "nets-1.0.dist-info/METADATA": "Name: nets"}
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -102,7 +102,7 @@ def test_a_wheel_goes_as_it_would_be_installed(job: str, tmp_path: Path):
     assert not (tmp_path / "outside.py").exists()
 
 
-def test_the_fingerprint_is_that_of_what_is_sent(job: str, tree: Path):
+def test_the_fingerprint_covers_the_sent_files(job: str, tree: Path):
     def digest() -> str:
         with packed(job, str(tree)) as package:
             return package.code_digest

@@ -1,4 +1,4 @@
-"""A log is followed to the end of its job, through lost answers; the job API is made up."""
+"""Following the log of a job through lost answers, with a made-up job API."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class GrowingLog:
         ([9, GONE], LOG[:9]),
     ],
 )
-def test_no_line_is_lost_or_shown_twice_whatever_is_lost(
+def test_no_line_is_lost_or_repeated_over_broken_connections(
     lengths: list[int | Exception], shown: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(job, "PAUSE_S", 0)

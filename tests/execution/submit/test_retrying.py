@@ -1,4 +1,4 @@
-"""Requests to a job API: sent again while that may help, through real sockets; what is final."""
+"""Retries of requests to a job API, over real sockets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ask(script: list[Answer], *, is_known: bool = True) -> tuple[Any, int]:
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_what_may_pass_is_asked_again(is_known: bool):
+def test_temporary_failures_are_retried(is_known: bool):
     answer, times = ask([*AGAIN, GOOD], is_known=is_known)
     assert (answer.json(), times) == ({"jobs": []}, len(AGAIN) + 1)
 
@@ -46,12 +46,12 @@ def test_what_may_pass_is_asked_again(is_known: bool):
         ok(b""),
     ],
 )
-def test_what_the_cluster_has_decided_is_not_asked_again(final: Answer):
+def test_final_answers_are_not_retried(final: Answer):
     _, times = ask([final, GOOD])
     assert times == 1
 
 
-def test_after_a_while_one_line_says_what_came_last(monkeypatch: pytest.MonkeyPatch):
+def test_giving_up_reports_the_last_failure_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client, "GIVE_UP_S", 0.0)
     with pytest.raises(InfraError, match=r"^the cluster: does not answer: 503 Said: <html> busy$"):
         ask([answer(503, b"<html>\n busy")])
@@ -60,7 +60,7 @@ def test_after_a_while_one_line_says_what_came_last(monkeypatch: pytest.MonkeyPa
         ask([PAGE], is_known=False)
 
 
-def test_of_a_traceback_of_the_cluster_the_last_line_is_shown():
+def test_a_traceback_of_the_cluster_is_shown_by_its_last_line():
     text = (
         "status code 500: Traceback (most recent call last):\n  File x\nValueError: no such env\n"
     )

@@ -1,4 +1,4 @@
-"""Dates, hours and deadlines are read, written and counted alike, wherever they come from."""
+"""Dates, hours and deadlines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIVE = dt.datetime(2026, 11, 24, 5, tzinfo=dt.UTC)
 
 
 @given(st.dates(dt.date(1000, 1, 1)), st.datetimes(dt.datetime(1000, 1, 1)))
-def test_what_is_written_is_read_back(day: dt.date, moment: dt.datetime) -> None:
+def test_a_written_date_is_read_back(day: dt.date, moment: dt.datetime) -> None:
     hour = whole(moment)
     assert parse_date(date_text(day)) == whole(day) == day
     assert parse_date(date_text(hour)) == whole(hour) == hour
@@ -54,7 +54,7 @@ def test_a_time_is_its_hour_in_utc(moment: dt.datetime, hour: dt.datetime) -> No
         ("2026-11-24T24", "there is no such hour"),
     ],
 )
-def test_what_is_no_date_is_refused_with_what_is_wrong(text: str, message: str) -> None:
+def test_an_invalid_date_is_refused_with_the_reason(text: str, message: str) -> None:
     with pytest.raises(JobError, match=message):
         parse_date(text)
 
@@ -68,7 +68,7 @@ def test_days_and_hours_are_both_included() -> None:
     assert dates_between(DAY, FIVE, "hour") == hours[:6]
 
 
-def test_a_range_has_to_make_sense() -> None:
+def test_an_invalid_range_is_refused() -> None:
     with pytest.raises(JobError, match="from 2026-11-24T05 to 2026-11-24: hours need --every hour"):
         dates_between(FIVE, DAY)
     with pytest.raises(JobError, match="from 2026-11-24 to 2026-11-23: --from is after --to"):
@@ -98,11 +98,11 @@ JOB = {"source": {"uri": "in", "format": "images"}, "model": {"name": "x"}, "sin
         ("1h1m1s", 3661),
     ],
 )
-def test_a_deadline_is_so_many_seconds_after_the_start(deadline: str, seconds: float):
+def test_a_deadline_becomes_seconds_after_the_start(deadline: str, seconds: float):
     assert seconds_until(deadline, START) == seconds
 
 
-def test_a_time_of_day_is_that_of_utc():
+def test_a_time_of_day_is_in_utc():
     start = dt.datetime(2026, 11, 24, 1, 0, tzinfo=dt.timezone(dt.timedelta(hours=2)))
     assert seconds_until("23:30", start) == 1800
 
@@ -119,7 +119,7 @@ def test_a_time_of_day_is_the_next_one(start: dt.datetime, time: dt.time):
 @pytest.mark.parametrize(
     "wrong", ["", "0m", "24:00", "6:30", "06:60", "90", "1d", "-2h", "2h ", "06:30:00", "m", "h30"]
 )
-def test_another_deadline_is_refused_and_the_right_ones_are_named(wrong: str):
+def test_an_invalid_deadline_is_refused_with_valid_forms(wrong: str):
     with pytest.raises(JobError, match=r"run\.deadline = .*06:30.*90m, 2h or 1h30m"):
         parse_job({**JOB, "run": {"deadline": wrong}}, date=START.date(), origin="job.yaml")
 

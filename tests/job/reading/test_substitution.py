@@ -1,4 +1,4 @@
-"""Values of the environment are in no message, as they are or as Python quotes them."""
+"""Values of environment variables appear in no message, in any form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_secret_is_hidden_however_it_is_shown(value: str):
         assert repr(value)[1:-1] not in hidden
 
 
-def test_the_longer_of_two_secrets_is_hidden_whole_and_short_values_are_none():
+def test_the_longer_of_two_secrets_is_hidden_whole_and_short_values_are_shown():
     secrets = Secrets(values={"A": "token", "B": "token-and-more", "C": "abc"})
     assert secrets.hide("token-and-more, token, abc") == "${env:B}, ${env:A}, abc"
     assert Secrets(values={"D": "four"}).hide("four") == "${env:D}"
@@ -38,7 +38,7 @@ def test_what_was_substituted_is_remembered_with_its_place():
     assert problem.text == "c: ${env:GONE}: environment variable GONE is not set"
 
 
-def test_an_hour_is_filled_in_and_missed_where_only_a_date_is_given():
+def test_an_hour_is_substituted_and_required():
     text = "hour=${date}T${hour}"
     five = dt.datetime(2026, 11, 24, 5, tzinfo=dt.UTC)
     assert Substitution(five, {}).apply(text) == "hour=2026-11-24T05"
@@ -50,7 +50,7 @@ def test_an_hour_is_filled_in_and_missed_where_only_a_date_is_given():
     )
 
 
-def test_a_key_with_half_a_character_is_said_and_becomes_text():
+def test_a_key_with_a_lone_surrogate_is_reported():
     filled = Substitution(DAY, {})
     assert filled.apply({"a": {"x\ud800": "${date}", 3: 1}}) == {"a": {"x?": "2026-11-24", 3: 1}}
     assert [(problem.path, problem.text) for problem in filled.problems] == [
@@ -58,7 +58,7 @@ def test_a_key_with_half_a_character_is_said_and_becomes_text():
     ]
 
 
-def test_what_is_no_variable_is_shown_unless_it_may_be_a_credential():
+def test_an_unknown_variable_is_shown_unless_it_may_be_a_credential():
     filled = Substitution(DAY, {})
     filled.apply({"source": {"uri": "${day}", "storage_options": {"key": "${hunter2}"}}})
     only = "only ${date}, ${hour} and ${env:NAME} are substituted"

@@ -1,4 +1,4 @@
-"""Where a value stands in a document, and what is said of a text that is none."""
+"""Lines of values in a YAML document, and errors of YAML."""
 
 from __future__ import annotations
 
@@ -27,13 +27,11 @@ c: {<<: *one, d: 2}
         ((), 0, None),
     ],
 )
-def test_a_path_has_the_line_of_the_last_part_that_is_there(
-    path: Path, depth: int, line: int | None
-):
+def test_a_path_has_the_line_of_its_last_existing_part(path: Path, depth: int, line: int | None):
     assert parse(TEXT).line(path) == (depth, line)
 
 
-def test_a_list_in_lists_is_read_down_to_a_depth():
+def test_nested_lists_are_read_down_to_a_depth():
     deepest = "[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1)
     assert str(parse(deepest).value) == deepest
     with pytest.raises(ValueError, match=f"^line 1: nested more than {MAX_DEPTH} levels deep$"):
@@ -48,12 +46,12 @@ def test_a_list_in_lists_is_read_down_to_a_depth():
         ("a: *x", r"^line 1: .* \(quote strings that begin with \*\)$"),
     ],
 )
-def test_what_is_likely_meant_is_said_beside_what_is_wrong(text: str, message: str):
+def test_errors_of_yaml_have_a_hint(text: str, message: str):
     with pytest.raises(ValueError, match=message):
         parse(text)
 
 
-def test_a_key_that_is_there_twice_is_shown_unless_it_may_be_a_credential():
+def test_a_duplicate_key_is_shown_unless_it_may_be_a_credential():
     problems = parse("a: {storage_options: {k: 1, k: 2}}\nb: {k: 1, k: 2}").problems
     assert [(problem.text, problem.line) for problem in problems] == [
         ("a key occurs twice", 1),

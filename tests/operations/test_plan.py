@@ -1,4 +1,4 @@
-"""What a plan says of a job over texts before anything is computed."""
+"""`pipeline plan` for texts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def job_of(folder: Path, model: dict[str, Any], **sections: Any) -> Job:
     )
 
 
-def test_a_plan_says_what_was_read_from_the_model_directory(tmp_path: Path, directory: Path):
+def test_a_plan_shows_the_settings_of_the_model_directory(tmp_path: Path, directory: Path):
     job = job_of(tmp_path, {"path": str(directory)})
     planned = plan(job, tries=False)
     model = planned["model"]
