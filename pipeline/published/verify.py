@@ -46,6 +46,7 @@ _PART_THREADS = 4
 _TRIES = 3
 BATCH_ROWS = 65_536
 _CHUNK_BYTES = 8 * 2**20
+_MARKED = "the marker is there, the list equals the manifest"
 Hashes = npt.NDArray[np.uint64]
 
 
@@ -120,7 +121,7 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
     checks = [
         _check_parts(parts),
         _check_folder(store, layout, manifest),
-        _check_success(store, layout),
+        verdict("success", marker_problems(store, layout), _MARKED),
         _check_log(store, layout, manifest),
         plan_check,
         check_keys(store, layout, manifest),
@@ -179,7 +180,8 @@ def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
     return verdict("folder", sorted(problems), f"exactly the {len(named)} parts of the manifest")
 
 
-def _check_success(store: Store, layout: Layout) -> Check:
+def marker_problems(store: Store, layout: Layout) -> list[str]:
+    """Say why the success marker and the copy of the manifest are not of the last entry."""
     problems = []
     # Compared as bytes: another version of this package may have written them.
     entry = store.read_bytes(layout.log_entry(log_numbers(store, layout)[-1]))
@@ -189,7 +191,7 @@ def _check_success(store: Store, layout: Layout) -> Check:
                 problems.append(f"{path} is not as published; run the job again")
         except FileNotFoundError:
             problems.append(f"{path} is missing; run the job again")
-    return verdict("success", problems, "the marker is there, the list equals the manifest")
+    return problems
 
 
 def _check_table(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:

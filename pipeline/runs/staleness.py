@@ -15,6 +15,7 @@ from pipeline.core.printable import clean_message, num_of
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor_key import why_other
+from pipeline.published.verify import marker_problems
 from pipeline.runs.context import RunContext
 from pipeline.storage.store import Store
 
@@ -165,10 +166,15 @@ def note_unchanged(run: RunContext) -> None:
 
 
 def tidy_if_free(run: RunContext) -> None:
-    """Complete the publication of a run that crashed after its commit, unless another run works."""
+    """Complete the publication of a run that crashed after its commit, unless another run works.
+
+    Raises:
+        PartitionBusy: The other run has to complete it.
+    """
     try:
         with hold_lease(run.store, run.layout, run.record.run_id, run.job.run.lease_ttl_s):
             keep = run.job.sink.keep_versions
             repair(run.store, run.layout, keep, table=run.table, is_last=True)
     except PartitionBusy:
-        return
+        if marker_problems(run.store, run.layout):  # exit 0 promises the success marker
+            raise

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from support.runs.cli import photos_job
 from support.runs.plan_examples import SPEC, inputs_of, job, planned, shard_extents
 from support.runs.published import DAY, Rows, make_manifest, make_plan
 
 from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.core.errors import PartitionBusy
+from pipeline.operations.run import run
 from pipeline.planning.plan import fingerprint_parts
 from pipeline.runs.staleness import is_published, next_step, shards_changed, what_changed
+from pipeline.storage.store import Store
 
 
 @pytest.mark.parametrize(
@@ -84,3 +90,18 @@ def test_what_changed_of_a_model_is_named_if_both_are_known():
     models = ({"weights_sha256": "a", "layer": None}, {"weights_sha256": "b", "layer": None})
     assert what_changed(then, now, models=models) == "the weights"
     assert what_changed(then, then, models=models) == ""
+
+
+@pytest.mark.usefixtures("without_ray_here")
+def test_a_run_is_busy_until_the_marker_of_the_version_is_written(tmp_path: Path):
+    job = photos_job(tmp_path, 4)
+    assert run(job, date="2026-11-24", allow_import=["models"]).status == "published"
+    out, layout = Store(str(tmp_path / "out")), Layout("date=2026-11-24")
+    with hold_lease(out, layout, "suspended", 60.0):
+        again = run(job, date="2026-11-24", allow_import=["models"])
+        assert again.status == "nothing_to_do"
+        out.delete([layout.success])
+        with pytest.raises(PartitionBusy):
+            run(job, date="2026-11-24", allow_import=["models"])
+    again = run(job, date="2026-11-24", allow_import=["models"])
+    assert (again.status, out.exists(layout.success)) == ("nothing_to_do", True)
