@@ -1,4 +1,4 @@
-"""The dataset card: what it says is so, and each engine reads the output by it."""
+"""Promise: the dataset card describes the output, and engines read it with the code of the card."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, list[
 
 
 @pytest.mark.parametrize("engine", ["pipeline", "pyarrow", "duckdb", "polars"])
-def test_an_engine_reads_the_output_as_the_card_says(
+def test_an_engine_reads_the_output_with_the_code_of_the_card(
     output: tuple[Store, list[str]], engine: str
 ) -> None:
     store, expected = output
@@ -111,7 +111,7 @@ def test_an_engine_reads_the_output_as_the_card_says(
 @pytest.mark.slow
 @pytest.mark.skipif(ENGINES is None, reason="`make engines` installs Spark, Daft and datasets")
 @pytest.mark.parametrize("engine", OTHERS)
-def test_an_engine_of_another_environment_reads_the_output_as_the_card_says(
+def test_an_engine_of_another_environment_reads_the_output_with_the_code_of_the_card(
     output: tuple[Store, list[str]], engine: str, tmp_path: Path
 ) -> None:
     store, expected = output
@@ -128,7 +128,7 @@ def test_an_engine_of_another_environment_reads_the_output_as_the_card_says(
     assert sorted(json.loads(done.stdout.splitlines()[-1])) == expected
 
 
-def test_a_card_says_what_was_published(tmp_path: Path) -> None:
+def test_a_card_describes_what_was_published(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     manifest = published(store, DAYS[0])
     _, head, body = card(store).split("---\n", 2)
@@ -157,7 +157,7 @@ def test_a_card_says_what_was_published(tmp_path: Path) -> None:
         assert line in lines
 
 
-def test_the_card_is_of_the_partition_that_was_published_last(tmp_path: Path) -> None:
+def test_the_card_describes_the_partition_published_last(tmp_path: Path) -> None:
     store, layouts = Store(str(tmp_path)), [Layout(day) for day in DAYS]
     first = published(store, DAYS[0])
     last = replace(published(store, DAYS[1], 1), created_at="2026-11-26T00:00:00+00:00")
@@ -168,7 +168,7 @@ def test_the_card_is_of_the_partition_that_was_published_last(tmp_path: Path) ->
     assert "| partition | `date=2026-11-24` |" in card(store)
 
 
-def test_a_file_of_ones_own_stays_and_so_does_an_output_without_a_card(tmp_path: Path) -> None:
+def test_a_readme_of_the_user_stays_and_an_output_without_a_card_gets_none(tmp_path: Path) -> None:
     store, layout = Store(str(tmp_path)), Layout(DAYS[0])
     without = publish_rows(store, DAYS[0])
     sync_published_folder(store, layout, without, 2)
@@ -178,7 +178,7 @@ def test_a_file_of_ones_own_stays_and_so_does_an_output_without_a_card(tmp_path:
     assert store.read_bytes(CARD) == b"# Mine\n"
 
 
-def test_a_card_that_a_killed_run_left_out_is_written_by_the_next(
+def test_the_next_run_writes_the_card_of_a_killed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, layout = Store(str(tmp_path)), Layout(DAYS[0])

@@ -1,5 +1,4 @@
-"""The Delta table names exactly the published parts, once, whatever is killed and whatever else
-is committed; every version of it that is current has all its files."""
+"""Promise: the Delta table names exactly the published parts, whatever is killed or committed."""
 
 from __future__ import annotations
 
@@ -84,7 +83,7 @@ def assert_exact(store: Store, manifest: Manifest, rows: Rows, num_publishes: in
     verify_output(store.uri, DAY, dict(store.storage_options))
 
 
-def test_each_publish_is_one_commit_that_replaces_the_partition(any_store: Store):
+def test_each_publication_is_one_commit_that_replaces_the_partition(any_store: Store):
     manifests = []
     for edition in (1, 2):
         rows = Rows(edition, num_slices=2 + edition)
@@ -151,7 +150,7 @@ def test_polars_and_duckdb_read_the_table(tmp_path: Path):
     assert only == [(sum(row["kind"] == "a/b" for row in pl.read_delta(folder).to_dicts()),)]
 
 
-def test_a_table_asked_for_later_begins_with_what_is_current(usual_store: Store):
+def test_a_table_added_later_starts_with_the_current_versions(usual_store: Store):
     for edition in (1, 2):
         publish_rows(usual_store, rows=Rows(edition))
     repair(usual_store, LAYOUT, 2, table=Delta(usual_store))
@@ -162,7 +161,7 @@ def test_a_table_asked_for_later_begins_with_what_is_current(usual_store: Store)
 
 
 @pytest.mark.slow
-def test_of_many_who_commit_the_same_version_one_does(any_store: Store):
+def test_one_of_many_writers_commits_a_version(any_store: Store):
     for edition in (1, 2):
         ours, folder = prepare_version(any_store, LAYOUT, Rows(edition), edition, "ours")
         placed = commit(any_store, LAYOUT, ours, folder)
@@ -174,7 +173,7 @@ def test_of_many_who_commit_the_same_version_one_does(any_store: Store):
     assert_exact(any_store, placed, Rows(2), 2)
 
 
-def test_partitions_published_at_once_all_get_in(usual_store: Store):
+def test_partitions_published_at_once_are_all_committed(usual_store: Store):
     days = [f"date=2026-11-{day}" for day in range(10, 14)]
     with ThreadPoolExecutor(len(days)) as pool:
         for edition in (1, 2):
@@ -185,7 +184,7 @@ def test_partitions_published_at_once_all_get_in(usual_store: Store):
     assert len(commits_of(table_of(usual_store))) == 2 * len(days)
 
 
-def test_a_checkpoint_still_knows_what_was_committed(usual_store: Store):
+def test_a_checkpoint_keeps_what_was_committed(usual_store: Store):
     publish(usual_store, Rows(1), "date=2026-11-25")
     manifest = publish(usual_store, Rows(1))
     table_of(usual_store).create_checkpoint()
@@ -199,7 +198,7 @@ def test_a_checkpoint_still_knows_what_was_committed(usual_store: Store):
     assert read(usual_store) == good(Rows(1)) | good(Rows(2))
 
 
-def test_what_others_made_of_the_partition_is_replaced(usual_store: Store):
+def test_changes_of_other_writers_are_replaced(usual_store: Store):
     publish(usual_store, Rows(1))
     publish(usual_store, Rows(1), "date=2026-11-25")
     table = table_of(usual_store)
@@ -225,7 +224,7 @@ def append_rows(table: DeltaTable) -> None:
 
 
 @pytest.mark.parametrize("others", [delete_rows, delete_partition, append_rows])
-def test_what_others_took_away_or_added_is_found_and_put_right_by_the_next_run(
+def test_files_removed_or_added_by_other_writers_are_found_and_corrected_by_the_next_run(
     others: Callable[[DeltaTable], None], tmp_path: Path
 ):
     store = Store(str(tmp_path))
@@ -286,7 +285,7 @@ def test_a_broken_connection_is_tried_again(rule: Rule, s3: S3Server):
     assert_exact(store, manifest, Rows(2), 2)
 
 
-def test_a_commit_that_fails_for_good_says_that_the_version_is_published(
+def test_a_commit_that_keeps_failing_reports_that_the_version_is_published(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(delta, "_TRIES", 2)
@@ -337,7 +336,7 @@ def test_a_new_column_is_added_and_null_in_older_partitions(usual_store: Store):
     ],
     ids=["type", "columns", "whole", "unsigned", "ns", "time", "nested", "name"],
 )  # fmt: skip
-def test_what_the_table_cannot_take_is_refused_before_the_work(
+def test_types_that_a_table_cannot_hold_are_refused_before_the_run_starts(
     usual_store: Store,
     partition: str | None,
     columns: dict[str, str],

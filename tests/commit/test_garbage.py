@@ -1,4 +1,4 @@
-"""What is collected is what nothing needs any more, and killed in between it is done again."""
+"""Promise: garbage collection deletes only what nothing needs, also after it was killed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.storage.store import Store
 LAYOUT = Layout(DAY)
 
 
-def test_models_that_nothing_names_any_more_are_garbage(usual_store: Store):
+def test_models_that_nothing_names_are_garbage(usual_store: Store):
     assert unneeded_models(usual_store, grace_s=-3600) == []
     named = {"profiles/a.json": "1" * 64, "date=2026-11-24/choice/f.json": "2" * 64}
     for path, sha256 in named.items():
@@ -39,7 +39,7 @@ def test_models_that_nothing_names_any_more_are_garbage(usual_store: Store):
     assert unneeded.path == calibrated_model("3" * 64)
 
 
-def test_what_is_younger_than_the_grace_period_stays(tmp_path: Path):
+def test_files_younger_than_the_grace_period_stay(tmp_path: Path):
     store = Store(str(tmp_path))
     for edition in (1, 2):
         prepare_version(store, LAYOUT, Rows(edition), edition, "r")
@@ -58,7 +58,7 @@ def test_what_is_younger_than_the_grace_period_stays(tmp_path: Path):
     assert collect_garbage(store, LAYOUT, grace_s=3600) == Garbage(0, 0)
 
 
-def test_of_many_versions_only_what_a_kept_one_or_the_last_run_names_stays(tmp_path: Path):
+def test_plans_and_leases_stay_only_if_a_kept_version_or_the_last_run_names_them(tmp_path: Path):
     store = Store(str(tmp_path))
     done = [run_once(store, Rows(edition)) for edition in range(1, 7)]
     interrupted = adopt_plan(store, LAYOUT, make_plan(Rows(7)))

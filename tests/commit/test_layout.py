@@ -1,4 +1,4 @@
-"""Output paths: names read back exactly, sort as they should, and partitions stay apart."""
+"""Promise: output paths read back exactly and sort in order, and one file spells them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_staged_names_sort_as_their_slices(keys: list[tuple[int, int, int]]):
         "part-00000-000001-0123456789ab.parquet",
     ],
 )
-def test_any_other_name_is_no_staged_part(name: str):
+def test_other_names_are_not_staged_parts(name: str):
     assert parse_staged_name(name) is None
 
 
@@ -96,7 +96,7 @@ def test_a_part_name_tells_its_log_number(index: int, number: int):
         "part-00000-000001-0123456789ab.parquet.crc",
     ],
 )
-def test_any_other_file_is_no_part_of_ours(name: str):
+def test_other_files_are_not_published_parts(name: str):
     assert part_target(name) is None
     assert part_target(f"predictions/{name}") is None
 
@@ -106,7 +106,7 @@ def test_parts_sort_in_input_order():
     assert names == sorted(names)
 
 
-def test_the_layout_is_that_of_the_contract():
+def test_paths_are_those_of_the_contract():
     layout = Layout("date=2026-11-24")
     assert layout.name == "date=2026-11-24"
     assert layout.predictions == "predictions/date=2026-11-24"
@@ -132,7 +132,7 @@ def test_the_layout_is_that_of_the_contract():
     assert whole.control == "_control/all"
 
 
-def test_run_ids_sort_by_time_and_never_repeat():
+def test_run_ids_sort_by_time_and_are_unique():
     start = dt.datetime(2026, 12, 31, 23, 59, 58, tzinfo=dt.UTC)
     steps_s = (0, 1e-6, 0.1, 0.999_999, 1, 2)
     ids = [new_run_id(start + dt.timedelta(seconds=step_s)) for step_s in steps_s]
@@ -152,13 +152,11 @@ def test_run_ids_sort_by_time_and_never_repeat():
         ("model=v2", ["model=v1", "model=2"], []),
     ],
 )
-def test_only_what_has_an_order_has_earlier_partitions(
-    name: str, names: list[str], earlier: list[str]
-):
+def test_only_ordered_partitions_have_earlier_ones(name: str, names: list[str], earlier: list[str]):
     assert earlier_names(name, names) == earlier
 
 
-def test_partitions_sort_by_date_or_number_behind_those_that_have_none():
+def test_partitions_sort_by_date_or_number_after_those_without():
     names = ["hour=10", "region=us", "hour=9", "date=2026-11-24", "all", "date=2026-11-09"]
     assert sorted(names, key=partition_order) == [
         "all", "region=us", "hour=9", "hour=10", "date=2026-11-09", "date=2026-11-24"
@@ -172,7 +170,7 @@ def test_another_index_keeps_the_folder_and_the_version_of_a_part(folder: str):
     assert renumber(path, 12) == f"{folder}{part_name(12, version)}"
 
 
-def test_a_path_inside_a_partition_is_that_without_it():
+def test_a_path_inside_a_partition_lacks_its_folder():
     layout = Layout("date=2026-11-24")
     for folder in ("predictions", "quarantine"):
         assert layout.inside(f"{folder}/date=2026-11-24/label=a/part") == f"{folder}/label=a/part"

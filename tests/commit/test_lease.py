@@ -1,4 +1,4 @@
-"""The lease: one live run per partition, and no wait for one that has ended."""
+"""Promise: one live run per partition, no wait for an ended one, and progress for readers."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def disk(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def test_a_second_run_is_told_who_holds_the_partition(any_store: Store):
+def test_a_second_run_learns_who_holds_the_partition(any_store: Store):
     with hold_lease(any_store, LAYOUT, "run-1", 60.0) as lease:
         with pytest.raises(PartitionBusy) as caught:
             acquire(any_store)
@@ -104,7 +104,7 @@ def test_a_second_run_is_told_who_holds_the_partition(any_store: Store):
     assert acquire(any_store) == lease.epoch + 1
 
 
-def test_a_damaged_lease_is_held_by_whom_its_heartbeat_names_and_nobody_else(disk: Store):
+def test_the_heartbeat_of_a_damaged_lease_names_its_holder(disk: Store):
     with hold_lease(disk, LAYOUT, "run-1", LONG_S) as lease:
         entry = disk.read_bytes(LAYOUT.lease(1))
         for damaged in (b"", b"[]", entry.replace(b'"pid": ', b'"pid": 1')):
@@ -114,12 +114,12 @@ def test_a_damaged_lease_is_held_by_whom_its_heartbeat_names_and_nobody_else(dis
     assert acquire(disk) == lease.epoch + 1
 
 
-def test_files_beside_the_leases_are_none(disk: Store):
+def test_other_files_beside_leases_are_ignored(disk: Store):
     disk.put(f"{LAYOUT.leases}/old.json", b"{}")
     assert acquire(disk) == 1
 
 
-def test_the_files_of_a_lease_say_who_holds_it_until_it_is_released(disk: Store):
+def test_the_files_of_a_lease_name_its_holder_until_it_is_released(disk: Store):
     def read(path: str) -> dict[str, Any]:
         return dict(json.loads(disk.read_bytes(path)))
 
@@ -140,13 +140,13 @@ def test_the_files_of_a_lease_say_who_holds_it_until_it_is_released(disk: Store)
     assert renewing() == []
 
 
-def test_a_process_that_has_to_end_in_the_body_lets_go(disk: Store):
+def test_a_process_that_must_end_releases_its_lease(disk: Store):
     with new_scope() as life, hold_lease(disk, LAYOUT, "run-1", LONG_S):
         life.close(60.0)
         assert acquire(disk) == 2
 
 
-def test_the_lease_of_a_run_that_is_gone_is_released_and_no_other(disk: Store):
+def test_only_the_lease_of_a_lost_run_is_released(disk: Store):
     lost = InfraError("lost")
     release_lost(disk, LAYOUT, "the-silent-run", lost)
     assert disk.list_files() == []
@@ -158,7 +158,7 @@ def test_the_lease_of_a_run_that_is_gone_is_released_and_no_other(disk: Store):
     assert acquire(disk) == epoch + 1
 
 
-def test_of_two_that_look_at_the_same_time_the_later_one_is_told(
+def test_the_later_of_two_runs_that_start_at_once_is_refused(
     disk: Store, monkeypatch: pytest.MonkeyPatch
 ):
     create_once = Store.create_once
@@ -173,7 +173,7 @@ def test_of_two_that_look_at_the_same_time_the_later_one_is_told(
         acquire(disk)
 
 
-def test_without_a_proc_folder_a_process_is_told_by_its_time(
+def test_without_a_proc_folder_a_process_is_identified_by_its_start_time(
     disk: Store, monkeypatch: pytest.MonkeyPatch
 ):
     read_text = Path.read_text
@@ -196,7 +196,7 @@ def test_without_a_proc_folder_a_process_is_told_by_its_time(
         acquire(disk)
 
 
-def test_partitions_do_not_wait_for_each_other(usual_store: Store):
+def test_leases_of_partitions_are_independent(usual_store: Store):
     layouts = [LAYOUT, Layout("date=2026-11-25"), Layout(None)]
     with ExitStack() as stack:
         leases = [
@@ -208,7 +208,7 @@ def test_partitions_do_not_wait_for_each_other(usual_store: Store):
         assert [lease.epoch for lease in leases] == [1, 1, 1]
 
 
-def test_a_run_whose_first_renewal_fails_lets_go(disk: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_first_renewal_releases_the_lease(disk: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(failpoints, "_reached", Counter())
     monkeypatch.setenv(FAILPOINT, "leased:raise")
     with pytest.raises(RuntimeError), hold_lease(disk, LAYOUT, "run-1", LONG_S):
@@ -217,7 +217,7 @@ def test_a_run_whose_first_renewal_fails_lets_go(disk: Store, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("is_buried", [False, True], ids=["a zombie", "gone"])
-def test_a_killed_run_is_followed_at_once(disk: Store, is_buried: bool):
+def test_a_killed_run_can_be_followed_at_once(disk: Store, is_buried: bool):
     create_time = psutil.Process.create_time
     with child_that_holds(disk) as child, pytest.MonkeyPatch.context() as patch:
         with pytest.raises(PartitionBusy, match="run-of-the-child"):
@@ -265,7 +265,7 @@ def test_a_silent_run_is_dead_with_its_process_or_elsewhere_after_its_ttl(
         acquire(disk)
 
 
-def test_a_beat_from_before_a_clock_was_set_back_counts_only_while_it_is_renewed(disk: Store):
+def test_a_heartbeat_from_before_a_clock_was_set_back_counts_while_it_is_renewed(disk: Store):
     epoch = leave_behind(disk, machine="elsewhere", ttl_s=2.0)
     age(disk, LAYOUT.heartbeat(epoch), -3600)
     assert acquire(disk) == epoch + 1, "it is not renewed"
@@ -284,7 +284,7 @@ def test_a_beat_from_before_a_clock_was_set_back_counts_only_while_it_is_renewed
             acquire(disk)
 
 
-def test_an_object_stores_own_clock_decides(any_store: Store):
+def test_the_clock_of_an_object_store_decides(any_store: Store):
     leave_behind(any_store, machine="elsewhere")
     with pytest.raises(PartitionBusy):
         acquire(any_store)
@@ -294,7 +294,7 @@ def test_an_object_stores_own_clock_decides(any_store: Store):
     assert acquire(any_store) == epoch + 1
 
 
-def test_a_run_that_was_overtaken_notices_and_does_not_disturb(usual_store: Store):
+def test_a_run_that_was_overtaken_notices_and_changes_nothing(usual_store: Store):
     with hold_lease(usual_store, LAYOUT, "run-1", LONG_S) as lease:
         lease.check()
         later = {**asdict(lease.owner), "run_id": "run-2", "machine": "elsewhere"}
@@ -305,7 +305,7 @@ def test_a_run_that_was_overtaken_notices_and_does_not_disturb(usual_store: Stor
         acquire(usual_store)
 
 
-def test_trouble_with_the_store_does_not_hide_how_the_run_ended(
+def test_a_failing_store_does_not_hide_how_the_run_ended(
     disk: Store, caplog: pytest.LogCaptureFixture
 ):
     def end_badly() -> None:
@@ -323,7 +323,7 @@ def test_trouble_with_the_store_does_not_hide_how_the_run_ended(
     assert "lease of date=2026-11-24 not released: " in caplog.text
 
 
-def test_a_renewal_that_fails_is_said_and_tried_again(
+def test_a_failed_renewal_is_logged_and_tried_again(
     disk: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     put, renewed = Store.put, threading.Event()
@@ -342,7 +342,7 @@ def test_a_renewal_that_fails_is_said_and_tried_again(
     assert "lease of date=2026-11-24 not renewed: no way there" in caplog.text
 
 
-def test_a_renewal_is_no_step_forward(usual_store: Store):
+def test_a_renewal_is_not_progress(usual_store: Store):
     """A run that hangs renews its lease, and must be found hanging all the same."""
     with hold_lease(usual_store, LAYOUT, "a-run", ttl_s=0.2):
         before, seen = last_progress(), set[str]()
@@ -359,7 +359,7 @@ def read_beat(store: Store, epoch: int = 1) -> Heartbeat:
     return read_heartbeat(store, LAYOUT, epoch)
 
 
-def test_each_renewal_says_how_far_the_run_is_and_the_last_one_how_it_ended(any_store: Store):
+def test_each_renewal_has_the_progress_and_the_last_one_the_end_of_the_run(any_store: Store):
     done = 0
 
     def tell() -> dict[str, Any]:
@@ -404,7 +404,7 @@ def test_leases_of_the_same_fingerprint_are_attempts(tmp_path: Any):
 @pytest.mark.parametrize(
     "progress", [RuntimeError("broken"), {"rows": float("nan")}, {"rows": {1}}, 5]
 )
-def test_a_run_that_cannot_say_how_far_it_is_keeps_its_lease(progress: Any, tmp_path: Any):
+def test_a_run_with_unknown_progress_keeps_its_lease(progress: Any, tmp_path: Any):
     store = Store(str(tmp_path))
 
     def tell() -> Any:
@@ -421,7 +421,7 @@ def test_a_run_that_cannot_say_how_far_it_is_keeps_its_lease(progress: Any, tmp_
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"[]", b"null", b'{"rows": "ten", "eta_s": 1e999, "pid": null, "new": [1]}']
 )
-def test_a_heartbeat_of_any_other_form_says_nothing_and_stops_nobody(data: bytes, tmp_path: Any):
+def test_a_heartbeat_of_any_other_form_is_empty_and_stops_nobody(data: bytes, tmp_path: Any):
     store = Store(str(tmp_path))
     assert Heartbeat.from_json(data) == Heartbeat()
     with hold_lease(store, LAYOUT, "run-1", LONG_S):
@@ -433,7 +433,7 @@ def test_a_heartbeat_of_any_other_form_says_nothing_and_stops_nobody(data: bytes
         assert lease.epoch == 2
 
 
-def test_what_a_lost_run_said_last_stays_when_its_lease_is_released_for_it(tmp_path: Any):
+def test_the_last_heartbeat_of_a_lost_run_stays_when_its_lease_is_released_for_it(tmp_path: Any):
     store = Store(str(tmp_path))
     with hold_lease(store, LAYOUT, "run-1", LONG_S, lambda: {"rows": 10, "rows_done": 4}):
         release_lost(store, LAYOUT, "run-1", InfraError("killed"))
@@ -453,7 +453,7 @@ def run_until_stopped(store: Store, before: Callable[[int], object]) -> Pipeline
     return caught.value
 
 
-def test_a_run_that_is_asked_to_stop_ends_as_by_a_signal_and_no_later_one_does(any_store: Store):
+def test_a_run_asked_to_stop_ends_as_by_a_signal_and_later_runs_do_not(any_store: Store):
     stopped = run_until_stopped(any_store, lambda _: ask_to_stop(any_store, LAYOUT, 1, "me\n@pc"))
     assert str(stopped) == "pipeline stop by me @pc"
     assert (read_beat(any_store).exit_code, read_beat(any_store).error) == (6, str(stopped))
@@ -465,7 +465,7 @@ def test_a_run_that_is_asked_to_stop_ends_as_by_a_signal_and_no_later_one_does(a
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"by": 1}', b"{}"])
-def test_a_file_of_that_name_stops_the_run_whatever_is_in_it(data: bytes, tmp_path: Any):
+def test_a_stop_file_stops_the_run_whatever_its_content(data: bytes, tmp_path: Any):
     store = Store(str(tmp_path))
     assert "pipeline stop" in str(
         run_until_stopped(store, lambda epoch: store.put(LAYOUT.stop(epoch), data))

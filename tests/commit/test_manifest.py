@@ -1,4 +1,4 @@
-"""The manifest reads back exactly, and what is none, or not published, is said in one line."""
+"""Promise: a manifest reads back exactly; a damaged or missing one is an error of one line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_manifest_reads_back_exactly(tmp_path: Path):
     assert read_manifest(store, layout, 1) == MANIFEST
 
 
-def test_fields_of_a_newer_version_are_left_out_and_those_of_an_older_one_are_empty():
+def test_newer_fields_are_ignored_and_missing_fields_are_empty():
     part = {"path": "p", "num_rows": 2, "size_bytes": 10, "sha256": "ab", "mood": "good"}
     document = unsealed(changed(parts=[part], mood="good"))
     del document["skipped"]
@@ -83,7 +83,7 @@ def test_fields_of_a_newer_version_are_left_out_and_those_of_an_older_one_are_em
         changed(gates=1),
     ],
 )
-def test_what_is_no_manifest_is_refused(data: bytes, tmp_path: Path):
+def test_bytes_that_are_not_a_manifest_are_refused(data: bytes, tmp_path: Path):
     with pytest.raises(InfraError, match=r"^here: not a manifest: "):
         Manifest.from_json(data, "here")
     store, layout = Store(str(tmp_path)), Layout(DAY)
@@ -92,7 +92,7 @@ def test_what_is_no_manifest_is_refused(data: bytes, tmp_path: Path):
         read_manifest(store, layout, 1)
 
 
-def test_a_manifest_with_another_bit_is_none_or_says_the_same():
+def test_a_flipped_bit_in_a_manifest_is_found_or_changes_nothing():
     whole = MANIFEST.to_json()
     for bit in range(8 * len(whole)):
         data = bytearray(whole)
@@ -116,7 +116,7 @@ def test_a_manifest_of_a_newer_version_is_refused():
         ("f", [], False),
     ],
 )
-def test_a_version_is_of_a_run_with_its_rows_and_its_folders(
+def test_a_version_is_that_of_a_run_with_equal_rows_and_folders(
     fingerprint: str, columns: list[str], is_of: bool
 ):
     assert MANIFEST.is_of(fingerprint, columns) is is_of
@@ -149,7 +149,7 @@ def test_only_numbered_files_are_log_entries(tmp_path: Path):
         ),
     ],
 )
-def test_of_a_partition_that_is_not_published_the_last_run_is_told(
+def test_the_error_of_an_unpublished_partition_names_its_last_run(
     report: dict[str, Any], message: str, tmp_path: Path
 ):
     store = Store(str(tmp_path))
@@ -163,7 +163,7 @@ def test_of_a_partition_that_is_not_published_the_last_run_is_told(
 
 
 @pytest.mark.parametrize("report", [{}, {"status": "failed", "gates": [{}]}, []])
-def test_a_report_that_tells_nothing_is_passed_over(report: Any, tmp_path: Path):
+def test_an_unreadable_report_is_ignored(report: Any, tmp_path: Path):
     store = Store(str(tmp_path))
     publish_rows(store, rows=Rows(num_slices=0))
     put_report(store, OTHER_DAY, "1-a", report)
@@ -200,7 +200,7 @@ def test_an_output_may_be_called_predictions(tmp_path: Path):
     assert locate(f"{store.uri}/predictions/{DAY}") == (store, Layout(DAY))
 
 
-def test_columns_are_read_in_the_order_that_is_asked_for(tmp_path: Path):
+def test_columns_are_read_in_the_order_asked_for(tmp_path: Path):
     store = Store(str(tmp_path))
     publish_rows(store, rows=Rows(partition_columns=("kind",), kinds=("a", "b")))
     whole = read_predictions(store.uri, DAY)

@@ -1,4 +1,4 @@
-"""A plan is stored whole: it reads back exactly, and all that it says is in its name."""
+"""Promise: a stored plan reads back exactly, and its name covers its content."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_stored_plan_reads_back_exactly():
 
 
 @pytest.mark.parametrize("change", OTHER_EXTENTS.values(), ids=OTHER_EXTENTS)
-def test_what_was_listed_names_the_plan(change: dict[str, Any]):
+def test_the_listing_decides_the_name_of_a_plan(change: dict[str, Any]):
     bad = Extent("bad.parquet", 9, "v", 0, 1, 0.0, Reason.UNREADABLE_SHARD, "no footer")
     plan, other = (
         replace(example_plan(), units=(Unit(0, (extent,), (0, extent.num_rows)),))
@@ -76,7 +76,7 @@ def test_what_was_listed_names_the_plan(change: dict[str, Any]):
     assert named(plan).work != named(other).work
 
 
-def test_how_the_rows_are_cut_and_what_is_retried_name_the_plan(usual_store: Store):
+def test_cuts_and_retried_rows_decide_the_name_of_a_plan(usual_store: Store):
     layout, extents = Layout(None), shard_extents([[1000]])
     plans = [planned(extents, run__slice_rows=rows) for rows in (10, 50)]
     assert plans[0].fingerprint == plans[1].fingerprint
@@ -87,7 +87,7 @@ def test_how_the_rows_are_cut_and_what_is_retried_name_the_plan(usual_store: Sto
         assert read_plan(usual_store, layout, plan.work).units == plan.units
 
 
-def test_what_decides_no_row_names_no_plan():
+def test_facts_that_decide_no_row_do_not_change_the_name_of_a_plan():
     plan = example_plan()
     others = [
         without_messages(plan),
@@ -107,7 +107,7 @@ def test_what_decides_no_row_names_no_plan():
         text_fields(has_pair=True),
     ],
 )
-def test_the_input_columns_of_a_stored_plan_are_those_that_it_had(fields: pa.Schema):
+def test_a_stored_plan_keeps_its_input_columns(fields: pa.Schema):
     plan = replace(example_plan(), fields=fields)
     assert stored(plan).fields.equals(fields, check_metadata=True)
 
@@ -124,7 +124,7 @@ def test_a_shard_of_many_row_groups_is_stored_once():
     assert plan_to_json(planned(extents)).count(b"a/rather/long/name/" * 5) == 1
 
 
-def test_a_plan_takes_the_same_room_for_every_file():
+def test_the_size_of_a_plan_grows_linearly_with_its_files():
     def size(num_files: int) -> int:
         names = [f"camera-{i % 8}/2026-11-24/photo-{i:08d}.jpg" for i in range(num_files)]
         shards = zip(shard_extents([[1]] * num_files), names, strict=True)
@@ -162,7 +162,7 @@ def with_units(document: dict[str, Any], edit: Callable[[list[dict[str, Any]]], 
         (lambda d: with_units(d, lambda u: u[0]["bounds"].reverse()), "are not its"),
     ],
 )
-def test_a_plan_whose_pieces_are_not_all_rows_is_refused(edit: Any, why: str):
+def test_a_plan_with_gaps_or_overlaps_is_refused(edit: Any, why: str):
     document = json.loads(plan_to_json(planned(shard_extents([[40], [40]]), run__slice_rows=8)))
     data, name = renamed(edit(document))
     with pytest.raises(InfraError, match=f"^plan {name[:12]}: the stored plan is damaged: .*{why}"):
@@ -176,7 +176,7 @@ def test_a_stored_plan_of_a_newer_version_is_refused():
         plan_from_json(data, name)
 
 
-def test_a_plan_of_before_it_was_named_by_its_content_is_read():
+def test_a_plan_named_by_its_fingerprint_is_read():
     plan = without_messages(example_plan())
     document = json.loads(plan_to_json(plan))
     document |= {"version": 1, "fingerprint": "f", "shards": [s[:3] for s in document["shards"]]}
@@ -215,7 +215,7 @@ def test_credentials_are_in_no_stored_plan():
     assert b"storage_options" not in stored
 
 
-def test_a_stored_plan_never_says_what_is_skipped_now(tmp_path: Path):
+def test_a_stored_plan_does_not_have_the_skipped_files(tmp_path: Path):
     """Two globs without a shard have one fingerprint, and one plan."""
     store, layout = Store(str(tmp_path)), Layout(None)
     skipped = Skipped(

@@ -1,4 +1,4 @@
-"""A partition is replaced whole or not at all, whatever happens in between."""
+"""Promise: a partition is replaced as a whole or not at all, whatever happens meanwhile."""
 
 import datetime as dt
 import json
@@ -100,7 +100,7 @@ def test_a_replaced_version_moves_to_the_history_byte_by_byte(usual_store: Store
     assert sorted(history.values()) == sorted(before.values())
 
 
-def test_the_marker_and_the_list_of_an_earlier_layout_are_put_right(usual_store: Store):
+def test_marker_and_list_of_an_earlier_layout_are_corrected(usual_store: Store):
     """The marker held the list before."""
     first = publish_rows(usual_store, rows=Rows(1))
     usual_store.delete([LAYOUT.current])
@@ -114,7 +114,7 @@ def damage_entry(store: Store, number: int) -> None:
     store.put(path, store.read_bytes(path).replace(b'"num_rows": ', b'"num_rows": 1', 1))
 
 
-def test_a_damaged_log_entry_is_written_again_from_its_copy(usual_store: Store):
+def test_a_damaged_log_entry_is_restored_from_its_copy(usual_store: Store):
     first = publish_rows(usual_store, rows=Rows(1))
     before = snapshot(usual_store, "")
     damage_entry(usual_store, 1)
@@ -122,7 +122,7 @@ def test_a_damaged_log_entry_is_written_again_from_its_copy(usual_store: Store):
     assert snapshot(usual_store, "") == before
 
 
-def test_of_a_damaged_log_entry_without_a_copy_all_stays_until_the_next_version(usual_store: Store):
+def test_without_a_copy_of_a_damaged_log_entry_all_files_stay(usual_store: Store):
     for edition in (1, 2):
         publish_rows(usual_store, rows=Rows(edition))
     for number in (1, 2):
@@ -138,7 +138,7 @@ def test_of_a_damaged_log_entry_without_a_copy_all_stays_until_the_next_version(
     assert_whole(usual_store, publish_rows(usual_store, rows=Rows(3)))
 
 
-def test_the_same_again_publishes_nothing(usual_store: Store):
+def test_publishing_the_same_rows_again_changes_nothing(usual_store: Store):
     publish_rows(usual_store, rows=Rows(1))
     second = publish_rows(usual_store, rows=Rows(2))
     before = snapshot(usual_store, "")
@@ -148,7 +148,7 @@ def test_the_same_again_publishes_nothing(usual_store: Store):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2])
-def test_the_history_keeps_as_many_versions_as_the_job_says(usual_store: Store, keep: int):
+def test_the_history_keeps_as_many_versions_as_the_job_asks_for(usual_store: Store, keep: int):
     for edition in range(1, 5):
         last = publish_rows(usual_store, rows=Rows(edition), keep_versions=keep)
     assert history_numbers(usual_store, LAYOUT) == [1, 2, 3][3 - keep :]
@@ -156,7 +156,7 @@ def test_the_history_keeps_as_many_versions_as_the_job_says(usual_store: Store, 
     assert_whole(usual_store, last)
 
 
-def test_of_two_different_versions_the_first_in_the_log_wins_untouched(usual_store: Store):
+def test_the_first_of_two_different_versions_in_the_log_wins_unchanged(usual_store: Store):
     publish_rows(usual_store, rows=Rows(1))
     ours, our_folder = prepare_version(usual_store, LAYOUT, Rows(2), 2, "ours")
     theirs, their_folder = prepare_version(usual_store, LAYOUT, Rows(3), 2, "theirs")
@@ -172,7 +172,7 @@ def test_of_two_different_versions_the_first_in_the_log_wins_untouched(usual_sto
     assert_whole(usual_store, winner)
 
 
-def test_settling_leaves_what_a_suspended_run_is_about_to_commit(
+def test_syncing_the_folder_leaves_parts_that_a_suspended_run_may_commit(
     usual_store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     first = publish_rows(usual_store, rows=Rows(1))
@@ -189,7 +189,7 @@ def test_settling_leaves_what_a_suspended_run_is_about_to_commit(
 
 
 @pytest.mark.parametrize("table", [None, "delta"])
-def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing_to_do(
+def test_parts_of_a_run_with_other_settings_are_deleted_even_if_there_is_nothing_to_do(
     usual_store: Store, monkeypatch: pytest.MonkeyPatch, table: str | None
 ):
     names = table_of(sink_of(table), usual_store)
@@ -211,7 +211,7 @@ def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing
     assert history_numbers(usual_store, LAYOUT) == [2]
 
 
-def test_a_suspended_run_that_commits_while_it_is_tidied_up_after_has_won(
+def test_a_suspended_run_that_commits_during_the_cleanup_wins(
     usual_store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     publish_rows(usual_store, rows=Rows(1))
@@ -230,7 +230,7 @@ def test_a_suspended_run_that_commits_while_it_is_tidied_up_after_has_won(
     assert_whole(usual_store, repaired)
 
 
-def test_a_late_announcement_is_put_right_by_the_run_that_made_it(
+def test_a_run_corrects_the_list_that_it_wrote_too_late(
     usual_store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     first = publish_rows(usual_store, rows=Rows(1))
@@ -252,7 +252,7 @@ def test_a_late_announcement_is_put_right_by_the_run_that_made_it(
 
 
 @pytest.mark.parametrize("field", ["parts", "quarantine_parts"])
-def test_a_published_part_that_is_lost_is_said_by_the_next_run(usual_store: Store, field: str):
+def test_the_next_run_reports_a_lost_part(usual_store: Store, field: str):
     manifest = publish_rows(usual_store)
     lost = getattr(manifest, field)[-1].path
     usual_store.delete([lost])
@@ -260,7 +260,7 @@ def test_a_published_part_that_is_lost_is_said_by_the_next_run(usual_store: Stor
         repair(usual_store, LAYOUT, 2)
 
 
-def test_of_two_equal_versions_the_loser_adopts_the_winner(usual_store: Store):
+def test_the_loser_of_two_equal_versions_adopts_the_winner(usual_store: Store):
     ours, our_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "ours")
     theirs, their_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "theirs")
     winner = commit(usual_store, LAYOUT, theirs, their_folder)
@@ -271,7 +271,7 @@ def test_of_two_equal_versions_the_loser_adopts_the_winner(usual_store: Store):
     assert_whole(usual_store, winner)
 
 
-def test_equal_rows_into_which_other_ones_were_merged_are_another_version(usual_store: Store):
+def test_a_version_of_another_plan_is_a_conflict(usual_store: Store):
     ours, our_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "ours")
     theirs, their_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "theirs")
     winner = commit(usual_store, LAYOUT, replace(theirs, plan="f" * 64), their_folder)
@@ -280,7 +280,7 @@ def test_equal_rows_into_which_other_ones_were_merged_are_another_version(usual_
     assert files_of(usual_store) == named_by(winner)
 
 
-def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(usual_store: Store):
+def test_a_rollback_publishes_the_old_bytes_and_another_one_goes_forward(usual_store: Store):
     first, second = (publish_rows(usual_store, rows=Rows(edition)) for edition in (1, 2))
     back = rollback(usual_store, LAYOUT, "back", keep_versions=2)
     assert (back.number, back.kind, back.restored_from) == (3, "rollback", 1)
@@ -298,7 +298,7 @@ def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(usual_
     assert edition_of(usual_store) == {2}
 
 
-def test_what_is_not_in_the_history_cannot_be_rolled_back_to(usual_store: Store):
+def test_only_versions_in_the_history_can_be_rolled_back_to(usual_store: Store):
     with pytest.raises(JobError, match="nothing is published"):
         rollback(usual_store, LAYOUT, "r", keep_versions=2)
     only = publish_rows(usual_store)
@@ -311,7 +311,7 @@ def test_what_is_not_in_the_history_cannot_be_rolled_back_to(usual_store: Store)
     assert edition_of(usual_store) == {2}
 
 
-def test_foreign_files_in_log_and_history_are_passed_over(usual_store: Store):
+def test_foreign_files_in_log_and_history_are_ignored(usual_store: Store):
     publish_rows(usual_store, rows=Rows(1))
     for path in ("log/abc.json", "log/notes.txt", "history/old/part.parquet"):
         usual_store.put(f"{LAYOUT.control}/{path}", b"{}")
@@ -321,7 +321,7 @@ def test_foreign_files_in_log_and_history_are_passed_over(usual_store: Store):
     assert rollback(usual_store, LAYOUT, "r", keep_versions=1).restored_from == 1
 
 
-def test_a_rollback_whose_history_goes_meanwhile_says_so(tmp_path: Path):
+def test_a_rollback_reports_that_its_history_was_deleted_meanwhile(tmp_path: Path):
     usual = Store(str(tmp_path))
     publish_rows(usual, rows=Rows(1))
     second = publish_rows(usual, rows=Rows(2))
@@ -349,7 +349,7 @@ def test_a_rollback_copies_each_part_once_and_leaves_nothing_behind(tmp_path: Pa
 @pytest.mark.parametrize(
     "point", ["after_log", "after_table", "before_current", "before_success", "kept", "retired"]
 )
-def test_a_rollback_takes_back_a_version_that_died_behind_its_log_entry(
+def test_a_rollback_takes_back_a_version_whose_run_died_after_its_log_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ):
     store, table = Store(str(tmp_path)), "delta" if point == "after_table" else None
@@ -406,7 +406,7 @@ def test_a_publication_reads_as_many_manifests_as_versions_are_kept(tmp_path: Pa
     assert len(set(reads)) <= 4, "the new version, the one before, and those that are kept"
 
 
-def test_partitions_do_not_touch_each_other(usual_store: Store):
+def test_partitions_are_independent(usual_store: Store):
     first = publish_rows(usual_store, rows=Rows(1))
     before = snapshot(usual_store, *FOLDERS, LAYOUT.control)
     publish_rows(usual_store, "date=2026-11-25", Rows(2))
@@ -438,7 +438,7 @@ def test_partitions_are_found_without_listing_their_staging(usual_store: Store):
     assert sorted(store.asked) == [f"{LAYOUT.control}/log", "_control/date=2026-11-25/log"]
 
 
-def test_temporary_files_of_killed_writers_go_when_they_are_old(tmp_path: Path):
+def test_old_temporary_files_of_killed_writers_are_deleted(tmp_path: Path):
     store = Store(str(tmp_path))
     manifest = publish_rows(store)
     old = [f"{LAYOUT.predictions}/.tmp-{'a' * 32}", f"{LAYOUT.control}/lease/.tmp-{'b' * 32}"]
@@ -452,7 +452,7 @@ def test_temporary_files_of_killed_writers_go_when_they_are_old(tmp_path: Path):
     assert_whole(store, manifest)
 
 
-def test_every_part_says_who_made_it_and_how(usual_store: Store):
+def test_every_part_has_metadata_of_how_it_was_made(usual_store: Store):
     manifest = publish_rows(usual_store, run_id="me")
     for part in manifest.all_parts:
         metadata = read_part_table(usual_store, part).schema.metadata

@@ -1,4 +1,4 @@
-"""A slice is staged whole, in one put, or not at all."""
+"""Promise: a slice is staged as a whole, in one put, or not at all; damage is found."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def rows_of(num_rows: int) -> pa.Table:
 
 
 @pytest.mark.parametrize("num_rows", [0, 3, 5])
-def test_a_slice_of_another_number_of_rows_than_its_key_is_not_staged(
-    tmp_path: Path, num_rows: int
-):
+def test_a_slice_with_a_wrong_number_of_rows_is_not_staged(tmp_path: Path, num_rows: int):
     store = Store(str(tmp_path))
     writer = StagingWriter(store, "staging", "r", "zstd", {})
     with pytest.raises(InfraError, match=f"slice 7-10-14: has {num_rows} rows, expected 4"):
@@ -50,7 +48,7 @@ def test_a_slice_of_another_number_of_rows_than_its_key_is_not_staged(
     assert store.list_files() == []
 
 
-def test_a_staged_slice_is_found_by_its_key_and_says_what_it_holds(tmp_path: Path):
+def test_a_staged_slice_is_found_by_its_key_and_has_its_figures(tmp_path: Path):
     store, key = Store(str(tmp_path)), SliceKey(7, 10, 14, is_last=False)
     staged = StagingWriter(store, "staging", "r", "zstd", {}).write(key, {}, rows_of(4))
     files = list_staged(store, "staging")
@@ -59,7 +57,7 @@ def test_a_staged_slice_is_found_by_its_key_and_says_what_it_holds(tmp_path: Pat
     assert (footer.name, footer.num_rows, footer.run_id) == (staged.name, 4, "r")
 
 
-def test_rows_that_were_set_aside_are_staged_in_their_places_and_counted(tmp_path: Path):
+def test_rows_set_aside_are_staged_at_their_places_and_counted(tmp_path: Path):
     store, key = Store(str(tmp_path)), SliceKey(7, 10, 14, is_last=False)
     rows = rows_of(4).append_column("label", pa.array(["red", "red", "blue", "blue"]))
     aside = pa.table(
@@ -96,7 +94,7 @@ def test_rows_that_were_set_aside_are_staged_in_their_places_and_counted(tmp_pat
         writer.write(key, {}, rows, aside)
 
 
-def test_of_two_attempts_at_a_slice_the_first_by_name_counts(tmp_path: Path):
+def test_the_first_of_two_attempts_by_name_counts(tmp_path: Path):
     store, key = Store(str(tmp_path)), SliceKey(0, 0, 4, is_last=True)
     writer = StagingWriter(store, "staging", "r", "zstd", {})
     names = sorted(writer.write(key, {}, rows_of(4)).name for _ in range(3))
@@ -107,7 +105,7 @@ def test_of_two_attempts_at_a_slice_the_first_by_name_counts(tmp_path: Path):
     }
 
 
-def test_of_a_published_plan_the_parts_of_other_runs_stay(tmp_path: Path):
+def test_parts_of_other_runs_of_a_published_plan_stay(tmp_path: Path):
     store, layout = Store(str(tmp_path)), Layout("p")
     published, other = (layout.compacted("f", version) for version in ("000002-a", "000002-b"))
     folder = layout.staging("f")
@@ -117,7 +115,7 @@ def test_of_a_published_plan_the_parts_of_other_runs_stay(tmp_path: Path):
     assert [file.path for file in store.list_files(folder)] == [f"{other}/1.parquet"]
 
 
-def test_a_part_that_is_not_staged_by_this_pipeline_is_refused(tmp_path: Path):
+def test_a_part_that_was_not_staged_is_refused(tmp_path: Path):
     store = Store(str(tmp_path))
     pq.write_table(rows_of(4), tmp_path / "x.parquet")
     with pytest.raises(InfraError, match=r"x\.parquet: is damaged \(it is not a staged part of"):
@@ -142,7 +140,7 @@ def test_each_damaged_bit_of_a_staged_part_is_found(tmp_path: Path):
     assert not find_damaged(store, [path])
 
 
-def test_the_footer_says_what_the_slice_holds_and_what_was_done_for_it(tmp_path: Path):
+def test_the_footer_has_the_counts_and_counters_of_the_slice(tmp_path: Path):
     store, key = Store(str(tmp_path)), SliceKey(0, 0, 10, is_last=True)
     rows = slice_table(Rows(rows_per_slice=10, fail_every=4), 0)
     writer = StagingWriter(store, "staging", "r", "zstd", {"pipeline.model": "m"}, ("score",))
@@ -173,7 +171,7 @@ def test_the_footer_says_what_the_slice_holds_and_what_was_done_for_it(tmp_path:
     assert pq.read_table(tmp_path / path).equals(rows)
 
 
-def test_a_footer_with_fields_of_a_newer_version_is_read_without_them():
+def test_fields_of_a_newer_version_in_a_footer_are_ignored():
     footer = StagedSlice("r", 3, "n", {"timeout": 1}, {"cat": 2})
     newer = json.dumps({**json.loads(footer.to_json()), "mood": "good"})
     assert StagedSlice.from_json(newer) == StagedSlice.from_json(footer.to_json()) == footer
@@ -189,14 +187,14 @@ def test_a_footer_with_fields_of_a_newer_version_is_read_without_them():
         ({}, False),
     ],
 )
-def test_a_slice_that_one_reason_kept_from_any_prediction_is_told(
+def test_a_slice_without_predictions_for_one_reason_is_recognised(
     reasons: dict[str, int], is_without: bool
 ):
     footer = StagedSlice("r", 4, reasons=reasons)
     assert footer.is_without_predictions_by(Reason.MODEL_ERROR) is is_without
 
 
-def test_without_a_label_of_the_row_those_of_counted_entries_are_counted(tmp_path: Path):
+def test_labels_of_counted_entries_are_counted_if_rows_have_no_label(tmp_path: Path):
     entry = pa.struct([("label", pa.string()), ("score", pa.float32())])
     entries = [
         [{"label": "cat", "score": 0.5}, {"label": "dog", "score": 0.4}],
@@ -213,7 +211,7 @@ def test_without_a_label_of_the_row_those_of_counted_entries_are_counted(tmp_pat
     assert StagingWriter(store, "staging", "r", "zstd", {}).write(key, {}, rows).labels == {}
 
 
-def test_whole_numbers_that_hardly_repeat_are_stored_as_differences():
+def test_integers_that_hardly_repeat_are_stored_as_differences():
     columns: dict[str, Any] = {
         "often": [7] * 50,
         "rarely": [*range(50)],
@@ -225,7 +223,7 @@ def test_whole_numbers_that_hardly_repeat_are_stored_as_differences():
     assert encodings(pa.table({"often": [7] * 50}))["column_encoding"] is None
 
 
-def test_of_a_row_without_folders_the_first_column_is_blamed_and_its_failure_stays(tmp_path: Path):
+def test_a_row_without_folders_names_the_first_column_and_keeps_its_failure(tmp_path: Path):
     kinds, rooms = ["", "a", "b", "", "c"], ["x" * 300, "y" * 300, "b", "b", None]
     failures = [None, None, None, Failure(Reason.TIMEOUT, "predict", "too slow"), None]
     fields = [pa.field("kind", pa.string()), pa.field("room", pa.string())]

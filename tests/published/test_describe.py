@@ -1,4 +1,4 @@
-"""What is said of a job, an output or a past run is what is there, and saying it writes nothing."""
+"""Promise: `inspect`, `report` and `plan` show what there is, and write nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def report_of(run_id: str, partition: str = DAY) -> dict:
 # What is published
 
 
-def test_a_partition_is_described_as_it_is(usual_store: Store):
+def test_a_partition_is_described(usual_store: Store):
     rows = Rows(unreadable_shards=1)
     for version in (rows, dataclasses.replace(rows, edition=2)):
         manifest = publish_rows(usual_store, rows=version)
@@ -101,7 +101,7 @@ def test_a_partition_is_described_as_it_is(usual_store: Store):
     assert snapshot(usual_store, "") == before, "describing writes nothing"
 
 
-def test_of_several_partitions_all_are_listed_and_the_last_date_is_shown(store: Store):
+def test_all_partitions_are_listed_and_the_last_date_is_described(store: Store):
     publish_rows(store, NEXT_DAY, Rows(1))
     publish_rows(store, DAY, Rows(2))
     publish_rows(store, DAY, Rows(3))
@@ -127,7 +127,7 @@ def test_an_output_without_predictions_or_failures_is_described(store: Store, ro
     assert shown(output)
 
 
-def test_what_is_not_published_is_the_users_error(store: Store):
+def test_an_unpublished_partition_is_a_job_error(store: Store):
     with pytest.raises(JobError, match=f"^{store.uri}: nothing is published there$"):
         describe_output(store.uri, None, {})
     nothing = f"^{store.uri}: partition {NEXT_DAY} is not published: nothing is published there$"
@@ -144,7 +144,7 @@ def test_what_is_not_published_is_the_users_error(store: Store):
         describe_output(store.uri, NEXT_DAY, {})
 
 
-def test_a_partition_that_is_not_named_or_not_there_is_answered_with_those_that_are(store: Store):
+def test_a_missing_partition_is_answered_with_those_that_exist(store: Store):
     for edition, day in enumerate((DAY, NEXT_DAY)):
         publish_rows(store, day, Rows(edition))
     for ask in (lambda: read_predictions(store.uri), lambda: describe_output(store.uri, "all", {})):
@@ -152,7 +152,7 @@ def test_a_partition_that_is_not_named_or_not_there_is_answered_with_those_that_
             ask()
 
 
-def test_a_partition_that_was_refused_is_answered_with_its_last_run(store: Store):
+def test_a_refused_partition_is_answered_with_its_last_run(store: Store):
     publish_rows(store)
     gates = [{"name": "max_error_pct", "status": "fail"}, {"name": "volume", "status": "pass"}]
     put_report(store, NEXT_DAY, "1-a", report_of("1-a", NEXT_DAY))
@@ -169,7 +169,7 @@ def test_a_partition_that_was_refused_is_answered_with_its_last_run(store: Store
             ask()
 
 
-def test_a_lost_part_is_said_to_be_lost(store: Store):
+def test_a_lost_part_is_an_error(store: Store):
     manifest = publish_rows(store)
     store.delete([manifest.parts[1].path])
     message = f"{manifest.parts[1].path}.*is gone"
@@ -177,7 +177,7 @@ def test_a_lost_part_is_said_to_be_lost(store: Store):
         describe_output(store.uri, None, {})
 
 
-def test_of_rows_without_a_label_the_first_plain_columns_are_shown():
+def test_rows_without_a_label_are_shown_with_their_first_plain_columns():
     vector = pa.list_(pa.float32(), 2)
     names = ["row_id", "uri", "label", *"abcdefg"]
     fields = [pa.field(name, vector if name == "b" else pa.string()) for name in names]
@@ -209,7 +209,7 @@ def test_the_latest_report_is_found_by_root_partition_run_and_file(usual_store: 
         assert report == Report(**report_of(expected, name))
 
 
-def test_a_report_that_is_not_there_is_the_users_error(store: Store):
+def test_a_missing_report_is_a_job_error(store: Store):
     with pytest.raises(JobError, match="no report of any run; it has 0 reports"):
         load_report(store.uri, None, None, {})
     put_report(store, DAY, "1-a", report_of("1-a"))
@@ -242,7 +242,7 @@ def test_a_stored_report_is_compared_with_the_one_before(store: Store):
         (b"\xff{", InfraError, "not a report"),
     ],
 )
-def test_what_is_not_a_report_is_refused(store: Store, data, error, message: str):
+def test_a_file_that_is_not_a_report_is_refused(store: Store, data, error, message: str):
     if isinstance(data, dict):
         data = json.dumps(report_of("1-a") | data).encode()
     store.put(Layout(DAY).report("1-a", "report.json"), data)
@@ -293,7 +293,7 @@ def past_report(job: Job) -> dict:
     )
 
 
-def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Store):
+def test_a_plan_shows_what_a_run_would_do_and_writes_nothing(job: Job, store: Store):
     plan = planned(job)
     assert not Path(store.uri).exists()
     assert plan["partition"] == DAY
@@ -330,7 +330,7 @@ def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):
     assert snapshot(store, "") == before
 
 
-def test_a_plan_says_what_would_be_replaced_and_when_all_is_done(job: Job, store: Store):
+def test_a_plan_shows_what_would_be_replaced_or_that_all_is_done(job: Job, store: Store):
     base = publish_rows(store)
     preview = planned(job)
     assert preview["a_run_would"] == "replace version 1"
@@ -411,7 +411,7 @@ def test_long_values_are_folded_and_never_cut():
     assert "".join(shown({"sha256": digest, "rows": [{"x": digest}]}).split()).count("ab") == 400
 
 
-def test_a_page_of_inspect_says_what_the_command_says(tmp_path: Path):
+def test_the_page_of_inspect_has_the_content_of_the_command(tmp_path: Path):
     store = Store(str(tmp_path / "out"))
     for day in (23, 24):
         publish_rows(store, f"date=2026-11-{day}")
@@ -425,7 +425,7 @@ def test_a_page_of_inspect_says_what_the_command_says(tmp_path: Path):
         assert words in text
     assert "does not tell how its input was read" in text
     assert "<th>unreadable shards</th><td>0</td>" in text, "what is zero is said, too"
-    places = [text.index(words) for words in (">predicted<", "does not say", "fingerprint")]
+    places = [text.index(words) for words in (">predicted<", "does not tell", "fingerprint")]
     assert places == sorted(places), "what was predicted, pictures, then ids and hashes"
     inspect(store.url(""), html=page, samples=0)
     assert "Least certain" not in page.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The originals of rows are what the run has read, from every format, and nothing else is read."""
+"""Promise: the originals of rows are those that the run has read, from every format."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Night:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_originals_are_what_was_read_in_the_order_of_the_rows(tmp_path: Path, case: str):
+def test_originals_are_those_of_the_run_in_the_order_of_the_rows(tmp_path: Path, case: str):
     night = Night(tmp_path, case)
     some = night.some([11, 0, night.rows.num_rows - 1, 3])
     wanted = some.column(night.column).to_pylist()
@@ -138,7 +138,7 @@ def test_originals_are_what_was_read_in_the_order_of_the_rows(tmp_path: Path, ca
             night.partition.images(some)
 
 
-def test_ids_alone_do_if_they_say_where_rows_lie(tmp_path: Path):
+def test_ids_alone_suffice_if_they_tell_where_rows_lie(tmp_path: Path):
     night = Night(tmp_path, "parquet")
     assert night.partition.images(["1.parquet#5"])[0].data == image(305)
     ids = night.some([0, 1]).to_pandas()["row_id"]
@@ -148,14 +148,14 @@ def test_ids_alone_do_if_they_say_where_rows_lie(tmp_path: Path):
             night.partition.images([row_id])
 
 
-def test_after_a_retry_the_plan_of_all_rows_is_the_one_that_says_where_they_lie(tmp_path: Path):
+def test_after_a_retry_the_plan_of_all_rows_tells_where_they_lie(tmp_path: Path):
     night = Night(tmp_path, "parquet")
     manifest = replace(night.partition.manifest, fingerprint="first")
     night.partition = replace(night.partition, manifest=manifest)
     assert night.partition.images(["1.parquet#5"])[0].data == image(305)
 
 
-def test_an_input_that_is_gone_or_changed_is_said(tmp_path: Path):
+def test_a_missing_or_changed_input_is_an_error(tmp_path: Path):
     night = Night(tmp_path, "files")
     some = night.some([0, 1])
     (night.folder / "sub" / "00#x.png").unlink()
@@ -169,7 +169,7 @@ def test_an_input_that_is_gone_or_changed_is_said(tmp_path: Path):
         night.partition.images(some)
 
 
-def test_no_thumbnail_is_beyond_its_limit(tmp_path: Path):
+def test_thumbnails_keep_their_limit(tmp_path: Path):
     night = Night(tmp_path, "files")
     noisy = io.BytesIO()
     base_image(1, 60, 50).save(noisy, "PNG")

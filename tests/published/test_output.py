@@ -1,4 +1,4 @@
-"""What Python sees of an output: whole versions by their manifest, on every store."""
+"""Promise: `open_output` reads whole versions by their manifest, on every store."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def opened(store: Store) -> pipeline.Output:
     return pipeline.open_output(store.url(""), storage_options=store.storage_options)
 
 
-def test_a_version_is_read_whole_and_only_what_is_asked_for(any_store: Store):
+def test_a_version_is_read_whole_and_only_the_columns_asked_for(any_store: Store):
     made = Made(kinds=("a", "b"))
     publish_rows(any_store, DAYS[0], made)
     any_store.put(f"predictions/{DAYS[0]}/stray.parquet", b"no part of it")
@@ -90,7 +90,7 @@ def test_other_libraries_get_the_same_rows(tmp_path: Path):
 
 
 @pytest.mark.parametrize("library", ["polars", "duckdb"])
-def test_a_library_that_is_missing_is_one_line(
+def test_a_missing_library_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
 ):
     store = Store(str(tmp_path))
@@ -117,7 +117,7 @@ def test_versions_stay_readable_while_they_are_kept(usual_store: Store):
         second.predictions().to_table()
 
 
-def test_an_output_is_its_partitions_by_date(usual_store: Store):
+def test_an_output_has_its_partitions_by_date(usual_store: Store):
     with pytest.raises(JobError, match="nothing is published there"):
         opened(usual_store)
     for number, day in enumerate(DAYS[::-1]):
@@ -146,7 +146,7 @@ def test_the_latest_of_numbered_partitions_has_the_highest_number(tmp_path: Path
     assert pipeline.open_output(tmp_path).latest.name == "batch=10"
 
 
-def test_of_partitions_of_two_kinds_the_latest_was_published_last(tmp_path: Path):
+def test_the_latest_of_partitions_of_two_kinds_was_published_last(tmp_path: Path):
     """As an output has them that an earlier version of this package made."""
     store = Store(str(tmp_path))
     for number, name in enumerate((None, "trial=1", DAYS[0], DAYS[1], None, "region=a")):
@@ -167,14 +167,14 @@ def test_the_least_certain_rows_come_first(usual_store: Store, monkeypatch: pyte
     assert len(set(rows.column("row_id").to_pylist())) == 5
 
 
-def test_the_report_of_a_version_is_that_of_its_run(usual_store: Store):
+def test_a_version_has_the_report_of_its_run(usual_store: Store):
     manifest = publish_rows(usual_store, DAYS[0])
     put_report(usual_store, DAYS[0], manifest.run_id, document_of(run_id=manifest.run_id))
     put_report(usual_store, DAYS[0], "99", document_of(run_id="99"))
     assert opened(usual_store).latest.report.run_id == manifest.run_id
 
 
-def test_pages_of_a_notebook_are_small_and_escaped(tmp_path: Path):
+def test_html_for_notebooks_is_small_and_escaped(tmp_path: Path):
     store = Store(str(tmp_path))
     for number in range(1, 13):
         publish_rows(store, f"part={number:03d}", Made(num_slices=1))
@@ -201,7 +201,7 @@ def test_pages_of_a_notebook_are_small_and_escaped(tmp_path: Path):
     assert HOSTILE.split()[0][1:] in opened(store)._repr_html_()
 
 
-def test_what_was_shown_once_is_shown_again_without_the_store(tmp_path: Path):
+def test_html_shown_once_is_shown_again_without_the_store(tmp_path: Path):
     for day in DAYS:
         publish_rows(Store(str(tmp_path / "out")), day)
     out = opened(Store(str(tmp_path / "out")))

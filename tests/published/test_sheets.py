@@ -1,4 +1,4 @@
-"""Sheets show what rows were predicted from; hostile inputs cost their own picture at most."""
+"""Promise: sheets show the least certain rows; a hostile input costs at most its own picture."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def photos(tmp_path: Path) -> OriginalFinder:
     return publish_over(tmp_path, ROWS, image)
 
 
-def test_a_sheet_of_pictures_has_those_that_can_be_decoded(photos: OriginalFinder):
+def test_a_sheet_has_the_pictures_that_can_be_decoded(photos: OriginalFinder):
     html = try_sheet(photos, 6)
     titles = re.findall("<h2>([^<]*)</h2>", html)
     assert titles == ["Least certain"]
@@ -53,7 +53,7 @@ def test_a_sheet_of_pictures_has_those_that_can_be_decoded(photos: OriginalFinde
 
 
 @pytest.mark.slow
-def test_a_row_that_ends_the_process_costs_its_own_picture(photos: OriginalFinder):
+def test_a_row_that_ends_the_process_costs_only_its_own_picture(photos: OriginalFinder):
     deadly = DeadlyFinder(photos.store, photos.layout, photos.manifest, {})
     rows = [(f"shard-0.parquet#{row}", f"in/shard-0.parquet#{row}") for row in (0, 3, 5)]
     small = read_small(deadly, rows)
@@ -61,7 +61,7 @@ def test_a_row_that_ends_the_process_costs_its_own_picture(photos: OriginalFinde
     assert [small[row_id].picture is not None for row_id, _ in rows] == [True, False, True]
 
 
-def test_an_input_that_is_gone_costs_the_pictures_and_no_more(
+def test_a_missing_input_costs_only_the_pictures(
     photos: OriginalFinder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     for shard in (tmp_path / "in").iterdir():
@@ -111,7 +111,7 @@ def entries(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("column", [DETECTIONS, ENTITIES, SCORE])
 @pytest.mark.parametrize("part_rows", [7, 1000])
-def test_parts_give_what_all_rows_at_once_give(
+def test_the_least_certain_rows_of_parts_are_those_of_all_rows(
     column: str, part_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sheets, "_BATCH_ROWS", 5)
@@ -146,7 +146,7 @@ def parts_of(folder: Path, table: pa.Table, part_rows: int) -> PublishedParts:
     return PublishedParts(store, "predictions", tuple(parts))
 
 
-def test_labels_that_are_folders_are_those_of_the_rows(tmp_path: Path):
+def test_labels_from_folders_are_those_of_the_rows(tmp_path: Path):
     store, layout = Store(str(tmp_path)), Layout("date=2026-11-24")
     manifest = publish_rows(store, layout.partition, Rows(partition_columns=("label",)))
     parts = PublishedParts.of(store, [(layout, manifest)], "predictions")

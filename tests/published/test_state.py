@@ -1,4 +1,4 @@
-"""The state of a partition follows from its version and its last run."""
+"""Promise: the state of a partition follows from its version and its last run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def looked_at(
         ({"exit_code": 1}, "failed", "exit 1"),
     ],
 )  # fmt: skip
-def test_a_run_that_came_to_nothing_is_told_whatever_is_published(
+def test_the_state_shows_a_failed_run_whatever_is_published(
     published_s: float | None, fields: dict[str, Any], state: str, why: str
 ):
     status = looked_at(published_s=published_s, **fields)
@@ -72,18 +72,18 @@ def test_a_run_that_came_to_nothing_is_told_whatever_is_published(
         {"exit_code": 3, "heard_s": 200},  # what was published came later
     ],
 )
-def test_what_is_published_and_not_tried_again_is_complete(how: dict[str, Any]):
+def test_a_published_partition_without_a_later_run_is_complete(how: dict[str, Any]):
     status = looked_at(published_s=100, **how)
     assert (status.state, status.why, status.version, status.rows) == ("complete", None, 3, 9)
     assert (status.quarantined, status.carried) == (1, 0)
 
 
 @pytest.mark.parametrize("how", [{"heard_s": None}, {"exit_code": 0}])
-def test_without_a_version_and_a_failure_nothing_came_of_it(how: dict[str, Any]):
+def test_a_partition_without_a_version_and_without_a_failure_is_unpublished(how: dict[str, Any]):
     assert looked_at(**how).state == "unpublished"
 
 
-def test_how_long_it_took_is_unknown_where_a_time_is():
+def test_the_duration_is_unknown_if_a_time_is():
     times = {"started_at": "2026-11-24T10:00:00+00:00", "written_at": "2026-11-24T10:01:30+00:00"}
     assert looked_at(**times).duration_s == 90
     assert looked_at(**{**times, "started_at": "yesterday"}).duration_s is None

@@ -1,4 +1,4 @@
-"""What the output alone tells of its partitions, with two requests for each."""
+"""Promise: the output alone tells the states of its partitions, with two requests for each."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_week(store: Store) -> None:
     store.put(Layout(DAYS[4]).heartbeat(lease.epoch), json.dumps(lost).encode())
 
 
-def test_a_week_is_told_right_and_two_requests_for_a_partition_are_enough(
+def test_the_states_of_a_week_are_right_with_two_requests_per_partition(
     any_store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     make_week(any_store)
@@ -110,7 +110,7 @@ def test_a_later_run_that_failed_before_it_had_a_lease_is_the_last_one(tmp_path:
     assert states(store) == {day: "complete"}, "what another version wrote says nothing"
 
 
-def test_a_partition_that_cannot_be_read_is_told_and_hides_no_other(tmp_path: Path):
+def test_an_unreadable_partition_is_reported_and_hides_no_other(tmp_path: Path):
     store = Store(str(tmp_path))
     for day in DAYS[:2]:
         run(store, day)

@@ -1,4 +1,4 @@
-"""Whatever is lost, doubled or changed after (or before) publishing is found, and named."""
+"""Promise: `verify` finds and names whatever is lost, doubled or changed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def failures(store: Store) -> tuple[list[str], str]:
     ids=["some_fail", "none_fails", "all_fail", "empty", "unreadable", "same_ids", "keys", "files"],
 )
 @pytest.mark.parametrize("partition", [DAY, None])
-def test_what_was_published_is_proved(store: Store, rows: Rows, partition: str | None):
+def test_a_published_version_passes_all_checks(store: Store, rows: Rows, partition: str | None):
     publish_rows(store, partition, rows)
     statuses = verify(store)
     assert verify(store, partition or "all") == statuses
@@ -105,12 +105,12 @@ def test_what_was_published_is_proved(store: Store, rows: Rows, partition: str |
     assert set(statuses.values()) <= {"pass", "skipped"}
 
 
-def test_a_version_without_keys_is_proved_without_them(store: Store):
+def test_a_version_without_keys_passes_without_their_check(store: Store):
     edit(store, publish_rows(store), keys={})
     assert verify(store) == {**dict.fromkeys(CHECKS, "pass"), "keys": "skipped"}
 
 
-def test_rows_that_only_reading_counts_are_proved_without_their_number(store: Store):
+def test_uncounted_rows_pass_without_the_check_of_their_number(store: Store):
     """As those of a tar; here the stored plan alone is one of such rows."""
     rows = Rows(unreadable_shards=1)
     manifest, plan = publish_rows(store, rows=rows), make_plan(rows)
@@ -124,7 +124,7 @@ def test_rows_that_only_reading_counts_are_proved_without_their_number(store: St
     assert {status for status, _ in results.values()} == {"pass", "skipped"}
 
 
-def test_an_entry_of_another_version_of_the_package_is_whole_and_stays_as_it_is(store: Store):
+def test_an_entry_of_another_version_of_the_package_passes_and_stays_unchanged(store: Store):
     manifest = publish_rows(store)
     document = unsealed(manifest.to_json())
     del document["ctimes_sha256"]
@@ -136,7 +136,7 @@ def test_an_entry_of_another_version_of_the_package_is_whole_and_stays_as_it_is(
     assert store.read_bytes(LAYOUT.current) == entry
 
 
-def test_hidden_files_beside_the_parts_are_no_parts(store: Store):
+def test_hidden_files_beside_the_parts_are_ignored(store: Store):
     part = publish_rows(store).parts[0]
     path = Path(store.uri) / part.path
     path.with_name(f".{path.name}.crc").write_bytes(b"of another program")
@@ -152,7 +152,7 @@ def test_a_gap_in_the_log_is_found(store: Store):
     assert "the entries are not 1 to 1" in message
 
 
-def test_a_version_that_is_replaced_while_it_is_read_proves_nothing(
+def test_a_version_replaced_while_it_is_read_is_not_judged(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     publish_rows(store, rows=Rows(1))
@@ -315,12 +315,12 @@ def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
         (["a", "b", "c"], "fail", "a (and 2 more)"),
     ],
 )
-def test_of_several_problems_one_is_told(problems: list[str], status: str, message: str):
+def test_one_of_several_problems_is_named(problems: list[str], status: str, message: str):
     result = verdict("rows", problems, "fine")
     assert (result.name, result.status, result.message) == ("rows", status, message)
 
 
-def test_what_is_not_published_is_the_users_error(store: Store):
+def test_an_unpublished_partition_is_a_job_error(store: Store):
     with pytest.raises(JobError, match="nothing is published"):
         verify(store)
     publish_rows(store)
@@ -328,7 +328,7 @@ def test_what_is_not_published_is_the_users_error(store: Store):
         verify(store, "date=2020-01-01")
 
 
-def test_without_a_name_all_partitions_are_proved(store: Store):
+def test_without_a_name_all_partitions_are_checked(store: Store):
     days = [DAY, "date=2026-11-25", "date=2026-11-26"]
     for day in days:
         manifest = publish_rows(store, day)
@@ -413,7 +413,7 @@ def changed(number: int, **how: object) -> tuple[KnownShard, ...]:
     return tuple(replace(s, **how) if n == number else s for n, s in enumerate(SOUND))
 
 
-def test_what_is_sound_passes_and_shards_that_could_not_be_read_may_be_missing(tmp_path: Path):
+def test_a_sound_table_of_shards_passes_and_unreadable_shards_may_be_missing(tmp_path: Path):
     result = check(tmp_path)
     assert (result.status, result.message) == ("pass", "3 shards, as written")
     assert check(tmp_path, ()).status == "pass"
@@ -433,7 +433,7 @@ def test_what_is_sound_passes_and_shards_that_could_not_be_read_may_be_missing(t
         (changed(2, num_rows=6), 1, BEYOND),
     ],
 )
-def test_shards_whose_rows_cannot_be_are_named(
+def test_shards_with_impossible_rows_are_named(
     tmp_path: Path, shards: tuple[KnownShard, ...], unreadable: int, message: str
 ):
     result = check(tmp_path, shards, unreadable)

@@ -1,4 +1,4 @@
-"""The commit protocol of a run that carries rows over, at each of its steps.
+"""Promise: a fault at any step of a run that carries rows does not change its result.
 
 As `test_protocol.py`: the process is killed or stands still, it fails, or an answer is lost; then
 it is run again. What is published in the end is what a run of all rows publishes, rows of it can
@@ -69,7 +69,7 @@ def collect(store: Store) -> None:
     indirect=["place"],
     ids=lambda value: value.name.replace(":", "-") if isinstance(value, Point) else value,
 )
-def test_a_fault_at_any_step_of_a_run_with_carried_rows_changes_nothing_in_the_end(
+def test_a_fault_at_any_step_of_a_run_with_carried_rows_does_not_change_its_result(
     point: Point, fault: str, place: Disk, photos: EarlierPartition, whole: EarlierPartition
 ):
     store = place.store

@@ -1,4 +1,4 @@
-"""Which rows are computed where a night alone does not show it: settings, old and damaged versions.
+"""Promise: rows that may not be carried are computed: after changes, from old or damaged versions.
 
 That each night is as if all rows were computed, and that rows that are known are not computed, is
 tried by `test_nights.py`.
@@ -149,7 +149,7 @@ CASES = quick_cases(
 
 
 @pytest.mark.parametrize(("case", "is_retry"), CASES)
-def test_all_rows_are_computed_where_none_may_be_carried_and_why_is_reported(
+def test_all_rows_are_computed_if_none_may_be_carried_and_the_reason_is_reported(
     case: str, is_retry: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     input_format, act, why = NOTHING[case]
@@ -173,7 +173,7 @@ def test_all_rows_are_computed_where_none_may_be_carried_and_why_is_reported(
 
 
 @pytest.mark.parametrize("reuse", ["inputs", pytest.param("content", marks=pytest.mark.slow)])
-def test_altered_predictions_are_refused_by_name_and_mended_without_reuse(
+def test_altered_predictions_are_refused_by_name_and_computed_without_reuse(
     reuse: str, tmp_path: Path
 ):
     partition = nightly(tmp_path, reuse=reuse)
@@ -235,7 +235,7 @@ def write_anew(path: Path) -> None:
     [("inputs", Path.unlink), ("inputs", write_anew), ("content", damage)],
     ids=["lost", "of other bytes", "damaged"],
 )
-def test_where_no_part_can_be_read_all_rows_are_computed_in_pieces_and_counted(
+def test_if_no_part_can_be_read_all_rows_are_computed_in_pieces_and_counted(
     reuse: str, act: Callable[[Path], None], tmp_path: Path
 ):
     partition = nightly(tmp_path, num_rows=120, reuse=reuse)
@@ -265,7 +265,7 @@ def test_where_no_part_can_be_read_all_rows_are_computed_in_pieces_and_counted(
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_a_row_that_is_found_by_its_content_has_the_hash_that_was_looked_for(tmp_path: Path):
+def test_a_row_found_by_its_content_has_the_hash_looked_for(tmp_path: Path):
     # Of 40 rows, fewer than 16 would be drawn once in thirteen times, and none be carried.
     partition = nightly(tmp_path, num_rows=120, reuse="content")
     partition.run()
@@ -289,7 +289,7 @@ def test_a_row_that_is_found_by_its_content_has_the_hash_that_was_looked_for(tmp
 
 
 @pytest.mark.parametrize(("num_known", "is_carried"), [(30, False), (100, True)])
-def test_of_rows_that_are_found_by_their_content_at_least_16_are_checked_or_none_is_carried(
+def test_at_least_16_rows_found_by_their_content_are_checked_or_none_is_carried(
     num_known: int, is_carried: bool, tmp_path: Path
 ):
     num_rows = 300
@@ -307,7 +307,7 @@ def test_of_rows_that_are_found_by_their_content_at_least_16_are_checked_or_none
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_a_shard_that_is_as_it_was_long_ago_is_as_old_as_then(tmp_path: Path):
+def test_predictions_of_an_unchanged_shard_keep_their_age(tmp_path: Path):
     """An older version than the newest that knows its name is the one that it is carried from."""
     partition = make_partition(tmp_path, num_rows=20, folders="abc", has_weights=True)
     one, other = (Path(partition.inputs) / name for name in "ab")
@@ -325,7 +325,7 @@ def test_a_shard_that_is_as_it_was_long_ago_is_as_old_as_then(tmp_path: Path):
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_rows_by_content_of_which_no_day_is_known_are_computed(tmp_path: Path):
+def test_rows_found_by_content_without_a_day_are_computed(tmp_path: Path):
     """Those of a tar that breaks off: it is no known shard, so nothing says how old they are."""
     partition = nightly(tmp_path, "tars", num_rows=80, reuse="content")
     path = Path(partition.inputs) / "s1.tar"
@@ -340,7 +340,7 @@ def test_rows_by_content_of_which_no_day_is_known_are_computed(tmp_path: Path):
     assert int(partition.current().carried["content_rows"]) > 0
 
 
-def test_nothing_is_carried_from_a_version_of_some_rows(tmp_path: Path):
+def test_nothing_is_carried_from_a_version_of_limited_rows(tmp_path: Path):
     partition = nightly(tmp_path, "parquet", limit_rows=NUM_ROWS - 5)
     assert partition.run().keys == {}
     partition.sections["run"] = {}
@@ -348,7 +348,7 @@ def test_nothing_is_carried_from_a_version_of_some_rows(tmp_path: Path):
     assert (carried_rows(partition), len(partition.computed)) == (0, NUM_ROWS)
 
 
-def test_of_rows_with_uris_the_bytes_that_they_lead_to_decide(tmp_path: Path):
+def test_rows_with_uris_are_known_by_the_bytes_behind_them(tmp_path: Path):
     partition = nightly(tmp_path, "uris", num_rows=80, reuse="content")
     partition.run()
     photos = Path(partition.inputs) / "photos"
@@ -362,7 +362,7 @@ def test_of_rows_with_uris_the_bytes_that_they_lead_to_decide(tmp_path: Path):
 
 
 @pytest.mark.parametrize("input_format", ["tars", "jsonl"])
-def test_of_a_known_shard_that_breaks_off_all_rows_behind_fail_under_ids_of_their_places(
+def test_rows_behind_the_break_of_a_known_shard_fail_under_ids_of_their_places(
     input_format: str, tmp_path: Path
 ):
     partition = make_partition(tmp_path, input_format, num_rows=120, shard_rows=120, contents=7)
@@ -381,5 +381,5 @@ def test_of_a_known_shard_that_breaks_off_all_rows_behind_fail_under_ids_of_thei
         assert ids == [f"{path.name}#{row}" for row in behind]
 
 
-def test_rows_of_a_straggler_that_found_them_are_too_old_where_nothing_is_carried():
+def test_rows_carried_by_a_straggler_are_computed_where_nothing_is_carried():
     assert Reuse(make_plan(Rows())).oldest_day == 0

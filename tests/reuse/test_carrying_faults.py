@@ -1,4 +1,4 @@
-"""What goes wrong while rows are looked up and taken over: the run computes them, and says so."""
+"""Promise: if a look-up or a version fails, its rows are computed and the report says so."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_rows_come_from_three_versions(
     ("partition", "number", "carried_from"),
     [(TODAY, 1, (TODAY, 2)), (TODAY, 2, (YESTERDAY, 1)), (YESTERDAY, 1, (TODAY, 2))],
 )
-def test_of_a_version_whose_log_entry_is_damaged_nothing_is_carried(
+def test_nothing_is_carried_from_a_version_with_a_damaged_log_entry(
     partition: str,
     number: int,
     carried_from: tuple[str, int],
@@ -85,7 +85,7 @@ def test_of_a_version_whose_log_entry_is_damaged_nothing_is_carried(
 
 @pytest.mark.parametrize("turn", range(4))
 @pytest.mark.slow
-def test_a_look_up_that_fails_computes_the_rows_whichever_it_is(
+def test_rows_of_a_failed_look_up_are_computed(
     turn: int,
     photos: EarlierPartition,
     before: Path,

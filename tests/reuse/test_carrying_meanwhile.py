@@ -1,4 +1,4 @@
-"""What becomes of versions while rows of them are carried, and of runs that are overtaken."""
+"""Promise: a version replaced while its rows are carried costs no row; of two runs one wins."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def replace_source(
         pytest.param("replaced twice", marks=pytest.mark.slow),
     ],
 )
-def test_of_a_source_that_is_replaced_while_it_is_read_rows_are_taken_over_or_computed(
+def test_rows_of_a_version_replaced_while_it_is_read_are_carried_or_computed(
     how: str, photos: EarlierPartition, out: Store, whole: EarlierPartition
 ):
     acts: dict[str, Callable[[], object]] = {
@@ -99,7 +99,7 @@ def test_of_a_source_that_is_replaced_while_it_is_read_rows_are_taken_over_or_co
     ],
     ids=["staging", "reading", "keys", "placing", "log"],
 )
-def test_of_two_runs_that_carry_rows_one_wins_and_the_other_leaves_nothing(
+def test_one_of_two_runs_that_carry_rows_wins_and_the_other_leaves_nothing(
     moment: str, other: bool, photos: EarlierPartition, out: Store, whole: EarlierPartition
 ):
     """One is suspended there, its lease is lost, another one publishes, and it goes on."""

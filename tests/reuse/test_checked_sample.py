@@ -1,4 +1,4 @@
-"""Known rows that are predicted again: enough of each part, drawn the same each time, compared."""
+"""Promise: enough known rows of each part are predicted again and compared, always the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = AgreementLimits(0.01, 0.999, 0.01)
     st.lists(st.integers(0, 2_000), max_size=8),
     st.booleans(),
 )
-def test_of_every_part_and_of_all_rows_enough_are_chosen(
+def test_enough_rows_of_every_part_and_of_all_rows_are_chosen(
     pieces: list[tuple[int, int]], cuts: list[int], is_thorough: bool
 ):
     counts, gaps = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
@@ -58,7 +58,7 @@ def test_other_plans_choose_other_rows():
 
 
 @pytest.mark.parametrize("probability", [0.001, 0.01, 0.5])
-def test_rows_are_drawn_by_their_content_with_their_probability(probability: float):
+def test_rows_are_drawn_by_content_with_the_given_probability(probability: float):
     hashes = np.random.default_rng(5).integers(0, 256, (400_000, 16), np.uint8)
     for order in (slice(None), np.argsort(hashes[:, 0], kind="stable")):
         chosen = are_drawn(hashes[order], probability, SEED)
@@ -80,7 +80,7 @@ def numbers(values: list[float | None], reason: str = "too_large") -> pa.Table:
     return pa.table({**columns, "value": pa.array(values, pa.float32())})
 
 
-def test_numbers_are_compared_by_the_usual_size_of_the_slice_and_what_fails_differs():
+def test_numbers_are_compared_by_the_usual_size_of_the_slice_and_failed_rows_differ():
     checker = Checker(TaskSpec("regress", targets=("value",)), LIMITS)
     known, others = numbers([0.0, 100.0, 5.0]), numbers([100.0] * 20)
     assert checker(known, numbers([0.5, 100.5, 5.0]), others) == (3, [])

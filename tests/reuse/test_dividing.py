@@ -1,4 +1,4 @@
-"""What is known of a plan's rows, by a plain model of it, however the plan is cut."""
+"""Promise: known rows are those of a plain model, for any cut of the plan."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def by_row(plan: Plan, units: tuple[Unit, ...], runs: np.ndarray) -> dict[tuple[
 
 
 @given(SHARDS, st.floats(1, 1e9))
-def test_rows_are_known_as_their_shards_say_however_the_plan_is_cut(
+def test_known_rows_are_those_of_known_shards_for_any_cut_of_the_plan(
     shards: list[tuple[int, int | None, set[int]]], row_bytes: float
 ):
     plan = planned(shard_extents([[rows] for rows, _, _ in shards]))
@@ -110,7 +110,7 @@ def test_a_shard_of_another_size_version_or_number_of_rows_is_not_known():
 
 
 @given(st.integers(0, 50), st.integers(1, 20), st.sets(st.integers(0, 49), max_size=6))
-def test_slices_of_a_shard_that_only_reading_counts_fill_what_is_not_staged(
+def test_slices_of_an_uncounted_shard_fill_what_is_not_staged(
     num_rows: int, most_rows: int, bounds: set[int]
 ):
     [extent] = [e for unit in planned(shard_extents([[9]])).units for e in unit.extents]
@@ -127,7 +127,7 @@ def test_slices_of_a_shard_that_only_reading_counts_fill_what_is_not_staged(
     assert known_counts([empty], {extent.path: (0, known)}) == {0: num_rows}
 
 
-def test_a_task_gets_the_failed_rows_of_its_own_units_alone():
+def test_a_task_gets_only_the_failed_rows_of_its_units():
     units = [Unit(index, (), ()) for index in range(400)]
     rows = pa.table({"unit": np.repeat(np.arange(400), 50), "row": np.tile(np.arange(50), 400)})
     failures = rows.append_column("message", pa.array(["it cannot be decoded"] * len(rows)))

@@ -1,4 +1,4 @@
-"""Many nights in a row, and what happens between them: each is as if all rows were computed."""
+"""Promise: each of many nights in a row equals a full recompute, whatever happens between them."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def go_through(setting: Setting, nights: list[Night], folder: Path) -> int:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.input_format)
-def test_every_night_of_a_week_is_as_if_all_rows_were_computed(setting: Setting, tmp_path: Path):
+def test_every_night_of_a_week_equals_a_full_recompute(setting: Setting, tmp_path: Path):
     assert go_through(setting, WEEK, tmp_path) > 0
 
 
@@ -346,7 +346,7 @@ def test_every_night_of_a_week_is_as_if_all_rows_were_computed(setting: Setting,
     phases=(Phase.explicit, Phase.generate),
 )
 @given(setting=some_setting, nights=st.lists(some_night, min_size=30, max_size=30))
-def test_every_night_is_as_if_all_rows_were_computed(
+def test_every_night_equals_a_full_recompute(
     input_format: str, setting: Setting, nights: list[Night], tmp_path: Path
 ):
     reuse = "content" if input_format == "uris" else setting.reuse

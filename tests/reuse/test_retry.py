@@ -1,4 +1,4 @@
-"""A retry gives the partition of a run without failures, row for row, whatever failed before."""
+"""Promise: a retry gives the partition of a run without failures, row for row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.process.shared_notes import SharedNotes
 from pipeline.runs.ending import lost_run
 
 
-def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_why(
+def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_reasons(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("INFO", "pipeline")
@@ -57,7 +57,7 @@ def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_why(
 
 
 @pytest.mark.usefixtures("without_ray_here")
-def test_the_operation_retries_only_rows_with_the_reasons_that_it_is_given(tmp_path: Path):
+def test_the_operation_retries_only_rows_with_the_given_reasons(tmp_path: Path):
     job = photos_job(tmp_path, 4, num_bad=1, gates={"max_error_pct": 100.0})
     date, allowed = "2026-11-24", ["models"]
     assert run(job, date=date, allow_import=allowed).rows.quarantined == 1
@@ -67,7 +67,7 @@ def test_the_operation_retries_only_rows_with_the_reasons_that_it_is_given(tmp_p
         assert (report.status, report.retry.not_asked) == ("nothing_to_do", not_asked)
 
 
-def test_rows_that_stay_for_their_ids_are_none_that_failed_again(tmp_path: Path):
+def test_rows_that_stay_for_their_ids_do_not_count_as_failed_again(tmp_path: Path):
     partition = make_partition(tmp_path, "ids", contents=36)
     partition.broken = {"id-5", "id-6"}
     partition.run()
@@ -78,7 +78,7 @@ def test_rows_that_stay_for_their_ids_are_none_that_failed_again(tmp_path: Path)
     assert counts == [1, 1, 4]
 
 
-def test_what_cannot_be_retried_is_refused(tmp_path: Path):
+def test_a_retry_without_a_base_is_refused(tmp_path: Path):
     partition = make_partition(tmp_path, "parquet")
     partition.broken = {"s0.parquet#1"}
     partition.run()
@@ -91,7 +91,7 @@ def test_what_cannot_be_retried_is_refused(tmp_path: Path):
     assert partition.current().number == 1
 
 
-def test_a_retry_keeps_what_it_recovered_although_as_many_rows_fail_as_before(tmp_path: Path):
+def test_a_retry_keeps_recovered_rows_even_if_as_many_rows_fail_as_before(tmp_path: Path):
     partition = make_partition(tmp_path, "tars")
     broken = Path(partition.inputs) / "s1.tar"
     whole = broken.read_bytes()
@@ -104,7 +104,7 @@ def test_a_retry_keeps_what_it_recovered_although_as_many_rows_fail_as_before(tm
     assert partition.retry() == "nothing_to_do"
 
 
-def test_no_prediction_is_lost_of_a_tar_that_breaks_off_earlier_than_it_did(
+def test_no_prediction_of_a_tar_that_breaks_off_earlier_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # Blocks go bad without a write, so that the ctime stays as well.
@@ -131,7 +131,7 @@ def test_no_prediction_is_lost_of_a_tar_that_breaks_off_earlier_than_it_did(
 
 
 @pytest.mark.parametrize("num_read", [2, 0])
-def test_a_retry_predicts_a_tar_anew_that_broke_off_and_was_written_with_its_size_and_time(
+def test_a_retry_predicts_a_broken_tar_again_that_was_rewritten_with_its_size_and_time(
     num_read: int, tmp_path: Path
 ):
     partition = make_partition(tmp_path, "tars", has_weights=True)
@@ -156,7 +156,7 @@ def test_a_retry_in_which_another_row_fails_than_before_is_published(tmp_path: P
     assert partition.retry() == "nothing_to_do"
 
 
-def test_a_retry_after_an_upgrade_publishes_the_rows_of_new_files_although_one_fails_again(
+def test_a_retry_after_an_upgrade_publishes_rows_of_new_files_even_if_one_fails_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     partition = make_partition(tmp_path, "images", has_weights=True)
@@ -173,7 +173,7 @@ def test_a_retry_after_an_upgrade_publishes_the_rows_of_new_files_although_one_f
     assert partition.content() == run_whole(partition, tmp_path).content()
 
 
-def test_a_row_whose_twin_is_gone_is_predicted(tmp_path: Path):
+def test_a_duplicate_whose_first_row_is_gone_is_predicted(tmp_path: Path):
     partition = make_partition(tmp_path, "ids", contents=30, has_weights=True)
     partition.broken = {"id-25"}
     partition.run()
@@ -203,7 +203,7 @@ def test_rows_that_stay_failed_are_counted_once(tmp_path: Path):
     assert constant["message"] == "4 computed predictions; not judged below 100"
 
 
-def test_of_a_retry_that_is_killed_its_parent_counts_what_the_retry_has_staged(
+def test_the_parent_of_a_killed_retry_counts_its_staged_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     partition = make_partition(tmp_path, "parquet")
@@ -234,7 +234,7 @@ def test_a_version_without_any_prediction_can_be_retried(tmp_path: Path):
     assert_as(partition, whole)
 
 
-def test_of_code_that_was_mended_the_other_rows_stay_and_the_next_run_computes_all(
+def test_after_a_fix_of_the_code_a_retry_keeps_other_rows_and_the_next_run_computes_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     partition = make_partition(tmp_path, "images", has_weights=True)
@@ -249,7 +249,7 @@ def test_of_code_that_was_mended_the_other_rows_stay_and_the_next_run_computes_a
     assert len(partition.computed) == 40, "no version is of two codes for longer"
 
 
-def test_of_two_that_publish_at_once_the_second_does_not_pass_for_the_first(tmp_path: Path):
+def test_a_version_published_meanwhile_is_not_taken_for_the_base(tmp_path: Path):
     """What was published meanwhile is of the same fingerprint, and yet other rows."""
     partition = make_partition(tmp_path, "images")
     partition.broken = {"003.jpg", "004.jpg"}

@@ -1,4 +1,4 @@
-"""Rows of a version are read as they were published, or not at all."""
+"""Promise: rows of a version are read as they were published, or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.reuse.version_rows import NotReadable, PartReader, Version
 from pipeline.storage.store import Store
 
 
-def test_rows_that_a_version_does_not_have_as_they_were_written_are_not_read(tmp_path: Path):
+def test_damaged_rows_of_a_version_are_not_read(tmp_path: Path):
     store = Store(str(tmp_path))
     manifest = publish_rows(store)
     whole = pa.concat_tables([read_part_table(store, part) for part in manifest.parts])

@@ -1,4 +1,4 @@
-"""Parts come out near their target size, in input order, and the way that readers like them."""
+"""Promise: parts have about their target size, and rows stay in input order."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_small_output_is_one_part(tmp_path: Path):
 
 
 @pytest.mark.parametrize("compression", ["zstd", pytest.param("none", marks=pytest.mark.slow)])
-def test_a_part_is_written_for_its_readers(tmp_path: Path, compression: str):
+def test_a_part_has_statistics_and_dictionaries_for_its_readers(tmp_path: Path, compression: str):
     store = Store(str(tmp_path))
     tables = [make_rows(index, 7000, tail="", bad=set()) for index in range(10)]
     (part,) = compact(store, stage(store, tables), 2.0**27, compression).predictions
@@ -201,7 +201,7 @@ print(len(parts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_a_part_however_many_there_are(tmp_path: Path):
+def test_memory_is_bounded_by_one_part(tmp_path: Path):
     peaks_kib = {}
     for repeats in (25, 150):
         done = subprocess.run(

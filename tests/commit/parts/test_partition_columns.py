@@ -1,4 +1,4 @@
-"""Partition columns: every value has its own folder, in input order, and publishing stays whole."""
+"""Promise: each value of a partition column has its folder, in input order, published at once."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_every_value_has_a_folder_with_its_rows_in_input_order(any_store: Store)
     assert {row["column"] for row in description["schema"]} == set(good_rows(ROWS).column_names)
 
 
-def test_versions_with_other_folders_replace_each_other_and_come_back(usual_store: Store):
+def test_versions_with_different_folders_replace_each_other_and_can_be_restored(usual_store: Store):
     plain = dataclasses.replace(ROWS, edition=1, partition_columns=())
     in_folders = dataclasses.replace(ROWS, edition=2, partition_columns=("kind",))
     versions = [plain, in_folders, dataclasses.replace(ROWS, edition=3)]
@@ -160,7 +160,7 @@ def by_place(store: Store, slices: list[tuple[SliceKey, str, float]], target: fl
     return compact_by_value(compactor, ["place"], slices, (), {}, run_here)
 
 
-def test_a_value_that_is_everywhere_is_one_file_not_one_a_group(tmp_path: Path):
+def test_a_value_in_all_groups_is_one_file(tmp_path: Path):
     store = Store(str(tmp_path))
     # The first folders by name come with the last slices.
     places = [[max(row % 90, 11 - nth) for row in range(500)] for nth in range(12)]
@@ -212,6 +212,6 @@ def test_values_are_counted_over_all_groups(tmp_path: Path):
         by_place(store, slices, 2.0**27)
 
 
-def test_values_that_are_all_folders_are_staged_as_they_are():
+def test_rows_whose_values_can_name_folders_are_staged_unchanged():
     rows = slice_table(ROWS, 0)
     assert quarantine_without_folder(rows, ("kind", "label")) is rows

@@ -1,4 +1,4 @@
-"""Of equal row ids the first in input order keeps its prediction, wherever the others lie."""
+"""Promise: of equal row ids the first in input order keeps its prediction."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def duplicates_of(
     return {key.unit: rows for key, rows in find_duplicates(store, paths, hashes).items()}
 
 
-def test_of_equal_ids_in_different_slices_the_first_stays(tmp_path: Path):
+def test_the_first_of_equal_ids_in_different_slices_stays(tmp_path: Path):
     slices: list[list[Row]] = [
         [("a", "cat"), ("b", "dog")],
         [("c", "fox"), ("a", "ant"), ("d", "bee")],
@@ -55,12 +55,12 @@ def test_of_equal_ids_in_different_slices_the_first_stays(tmp_path: Path):
     assert duplicates == {1: ((1, "ant"),), 3: ((0, "dog"), (1, "asp"))}
 
 
-def test_of_equal_ids_in_one_slice_the_first_stays(tmp_path: Path):
+def test_the_first_of_equal_ids_in_one_slice_stays(tmp_path: Path):
     duplicates = duplicates_of(Store(str(tmp_path)), [[("a", "cat"), ("b", "dog"), ("a", "fox")]])
     assert duplicates == {0: ((2, "fox"),)}
 
 
-def test_a_duplicate_that_had_failed_has_no_label_and_one_without_labels_an_empty_one(
+def test_a_failed_duplicate_has_no_label_and_one_without_labels_an_empty_label(
     tmp_path: Path,
 ):
     slices: list[list[Row]] = [[("a", "cat"), ("b", None)], [("b", "dog"), ("a", None)]]
@@ -69,12 +69,12 @@ def test_a_duplicate_that_had_failed_has_no_label_and_one_without_labels_an_empt
     assert duplicates == {1: ((0, ""), (1, None))}
 
 
-def test_ids_that_are_all_different_have_no_duplicates(tmp_path: Path):
+def test_different_ids_have_no_duplicates(tmp_path: Path):
     assert duplicates_of(Store(str(tmp_path)), [[("a", "x")], [("b", "x"), ("c", None)]]) == {}
     assert find_duplicates(Store(str(tmp_path)), [], []) == {}
 
 
-def test_the_sum_of_hashes_is_that_of_the_ids_in_any_order_and_differs_for_others():
+def test_the_sum_of_hashes_depends_on_the_ids_and_not_on_their_order():
     def total(*ids: str) -> str:
         return sum_hashes(hash_ids(pa.array(ids, pa.string())).tolist())
 

@@ -99,7 +99,7 @@ def test_a_text_beside_the_pixels_of_a_png_may_be_long(head: bytes):
     assert made == wanted
 
 
-def test_no_thumbnail_is_beyond_its_limit():
+def test_thumbnails_keep_their_limit():
     noise = np.random.default_rng(1).integers(0, 255, (300, 200, 3), np.uint8)
     for image in (Image.fromarray(noise), base_image(1, 400, 300)):
         made = make_thumbnail(encode(image, "PNG"), LIMITS, side_px=176, max_bytes=6000)

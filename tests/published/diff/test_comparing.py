@@ -1,4 +1,4 @@
-"""Two versions compared: equal to a naive comparison, whatever the columns and the buckets are."""
+"""Promise: a comparison of two versions finds what a naive comparison finds, for all columns."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def compare(before: Version, now: Version, **how: Any) -> Difference:
     seed=st.integers(0, 2**32 - 1),
     num_rows=st.integers(0, 30),
 )
-def test_it_finds_what_a_naive_comparison_does(
+def test_a_comparison_finds_what_a_naive_one_does(
     tmp_path_factory: pytest.TempPathFactory, bucket_rows: int, seed: int, num_rows: int
 ):
     draw = np.random.default_rng(seed)
@@ -223,7 +223,7 @@ def test_files_that_both_versions_have_are_equal_and_are_not_read(tmp_path: Path
     assert compare(now, now).is_equal
 
 
-def test_rows_that_left_for_the_quarantine_or_came_from_it_are_told_apart(tmp_path: Path):
+def test_rows_that_moved_to_or_from_the_quarantine_are_counted_apart(tmp_path: Path):
     before = publish(tmp_path / "a", 1, rows("cat", "dog").slice(0, 1), failed={"r1": "timeout"})
     now = publish(tmp_path / "b", 1, rows("cat", "dog").slice(1), failed={"r0": "undecodable"})
     diff = compare(before, now)
@@ -232,7 +232,7 @@ def test_rows_that_left_for_the_quarantine_or_came_from_it_are_told_apart(tmp_pa
     assert diff.verdict.endswith("1 added; 1 removed (1 of them in quarantine now)")
 
 
-def test_the_rows_that_differ_most_come_first_and_say_what_they_were(tmp_path: Path):
+def test_the_rows_that_differ_most_come_first_with_both_values(tmp_path: Path):
     before = publish(tmp_path / "a", 1, rows("cat", "dog", "fox", score=0.5))
     changed = rows("cat", "dog", "cat", score=0.5).to_pylist()
     changed[1]["score"] = 0.75
@@ -262,7 +262,7 @@ def test_columns_of_one_side_or_of_other_types_are_named_and_not_compared(tmp_pa
         ((), "no row id is in both; 2 removed"),
     ],
 )
-def test_rows_that_only_came_or_went_or_changed_are_a_difference(
+def test_added_removed_and_changed_rows_are_differences(
     tmp_path: Path, labels: tuple[str, ...], verdict: str
 ):
     before = publish(tmp_path / "a", 1, rows("cat", "dog"))
@@ -310,7 +310,7 @@ def test_lists_differ_by_their_numbers_or_as_values(tmp_path: Path, now: list[An
     assert diff.is_equal == (not differs)
 
 
-def test_a_row_that_lies_elsewhere_is_the_same(tmp_path: Path):
+def test_a_row_at_another_uri_is_equal(tmp_path: Path):
     sides = [pa.table({"row_id": ["a"], "uri": [f"in/{day}/a"], "score": [0.5]}) for day in "12"]
     before, now = (publish(tmp_path / str(n), 1, side) for n, side in enumerate(sides))
     assert compare(before, now).is_equal
@@ -338,7 +338,7 @@ def test_ids_that_are_not_unique_cannot_be_matched(tmp_path: Path):
         compare(publish(tmp_path / "a", 1, twice), publish(tmp_path / "b", 1, other))
 
 
-def test_what_is_null_on_one_side_alone_differs(tmp_path: Path):
+def test_null_on_one_side_differs(tmp_path: Path):
     one = pa.table({"row_id": ["a", "b", "c"], "score": [None, 1.0, None]})
     other = pa.table({"row_id": ["a", "b", "c"], "score": pa.array([None, None, 2.0])})
     diff = compare(publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other))
@@ -346,7 +346,7 @@ def test_what_is_null_on_one_side_alone_differs(tmp_path: Path):
     assert (score.differing, score.became_null, score.was_null) == (2, 1, 1)
 
 
-def test_whatever_values_there_are_it_has_a_json_form(tmp_path: Path):
+def test_a_difference_of_any_values_has_a_json_form(tmp_path: Path):
     odd: dict[str, list[Any]] = {
         "blob": [b"x" * 100],
         "at": [dt.datetime(2026, 11, 28, tzinfo=dt.UTC)],
