@@ -1,9 +1,8 @@
-"""Clips of sound: encoded bytes become float32 samples at the model's rate, or features of them.
+"""Input `audio`: encoded clips become float32 samples at the model's rate, or features of them.
 
-Samples cross the object store as float32 of each clip's own length: a model with 16-bit samples
-would hear another clip where one is quiet, for most models scale each to one loudness, and scores
-would not be those of the library. Nothing is padded: a batch has clips of one length, so that no
-prediction depends on its neighbours; many models hear padding.
+Samples stay float32 in transit: most models scale a clip to one loudness, so 16-bit samples of a
+quiet clip would give other scores than the library's. Nothing is padded: a batch has clips of one
+length, as padding changes the predictions of many models.
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ if TYPE_CHECKING:
 TENSOR = "audio"
 _EPSILON = 1e-7
 _USUAL_ROWS = {False: 4, True: 16}
-"""Whether it is on a GPU -> clips of a batch. A clip of 30 s takes 200 MB in the first layer of a
-usual model."""
+"""Whether the model is on a GPU -> clips of a batch. A clip of 30 s takes 200 MB in the first layer
+of a typical model."""
 
 
 @dataclass(frozen=True)
 class AudioInput(Input):
-    """One tensor `audio`, float32: (B, T) samples, T alike in a batch, or features (B, ...)."""
+    """One tensor `audio`, float32: (B, T) samples, all clips of one length, or features (B, ...)."""
 
     audio: AudioSettings
     name: ClassVar[str] = "audio"
@@ -77,7 +76,7 @@ class AudioInput(Input):
 
     @classmethod
     def slice_rows(cls, job: Job) -> SliceRows:
-        """Return few: samples are ten times the bytes of an MP3, and a clip takes long to hear."""
+        """Return few rows: samples have ten times the bytes of an MP3, and a clip takes long."""
         return SliceRows(near=64, small_near=128, uncounted=64, few=16, weight=3.0)
 
     @classmethod
@@ -104,7 +103,7 @@ class AudioInput(Input):
         return [pa.field(AUDIO, dtype)]
 
     def published_fields(self) -> list[pa.Field]:
-        """Return how long the clip is, before its rate is changed."""
+        """Return the duration of the clip before its rate is changed."""
         return [pa.field(DURATION_S, pa.float32())]
 
     def prepare(
@@ -135,7 +134,7 @@ class AudioInput(Input):
         return pa.table(columns | failure_columns(failures))
 
     def _to_arrow(self, clips: Sequence[Samples | None]) -> pa.Array:
-        """Copy features into one column; those of failed rows are null, or zeros of the shape."""
+        """Copy features into one column; failed rows are null, or zeros if there is a shape."""
         number = pa.float32()
         if self.audio.shape:
             size = math.prod(self.audio.shape)
@@ -153,7 +152,7 @@ class AudioInput(Input):
         )
 
     def arrays(self, rows: pa.Table) -> Arrays:
-        """View features as float32 (N, ...); samples as (N,) of arrays, float32 (T,), read-only."""
+        """View features as float32 (N, ...), or samples as (N,) arrays, float32 (T,), read-only."""
         if self.audio.shape:
             features = features_from_arrow(rows.column(AUDIO))
             return {TENSOR: features.reshape(len(features), *self.audio.shape)}
@@ -179,8 +178,8 @@ def extracted(settings: AudioSettings, samples: Samples) -> Samples:
     """Return the features of a clip.
 
     Args:
-        settings: The model's.
-        samples: float32 (T,), at its rate, at least one.
+        settings: The model's settings.
+        samples: float32 (T,) at the model's rate, T > 0.
 
     Returns:
         float32 of `settings.shape`; (T,) if that is ().
@@ -190,21 +189,21 @@ def extracted(settings: AudioSettings, samples: Samples) -> Samples:
     if settings.extractor == NORMALISED:
         return _normalised(samples) if settings.options["do_normalize"] else samples
     extract = _extractor(settings.extractor, json.dumps(settings.options, sort_keys=True))
-    # Resampling may round up; of what is too long CLAP takes a part by chance.
+    # Resampling may round up, and CLAP takes a random part of a longer clip.
     heard = samples[: settings.max_samples]
     features: Samples = extract(heard).astype(np.float32, copy=False)
     return features
 
 
 def _normalised(samples: Samples) -> Samples:
-    """Do what `Wav2Vec2FeatureExtractor` does, whose import takes seconds, to a clip alone."""
+    """Normalise a clip as `Wav2Vec2FeatureExtractor`, whose import takes seconds."""
     normalised: Samples = (samples - samples.mean()) / np.sqrt(samples.var() + _EPSILON)
     return normalised
 
 
 @functools.cache
 def _extractor(name: str, options: str) -> Callable[[Samples], Any]:
-    """Make a feature extractor of the installed transformers; its filters are computed once."""
+    """Return a feature extractor of the installed transformers; its filters are computed once."""
     import transformers
 
     numbers, cls = json.loads(options), getattr(transformers, name)

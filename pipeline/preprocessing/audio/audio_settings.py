@@ -1,7 +1,6 @@
-"""What a clip of sound becomes: the settings. The driver reads them, so nothing here imports torch.
+"""Settings by which a clip becomes model input; read by the driver, so without torch.
 
-The classes of feature extractors are those of the installed transformers; a model directory gives
-their numbers.
+Feature extractors are classes of the installed transformers; a model directory has their options.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pipeline.core.errors import JobError
 
 USUAL_MAX_S = 30.0
 NORMALISED = "Wav2Vec2FeatureExtractor"
-"""The extractor whose features are the samples themselves, normalised or not."""
+"""The extractor whose features are the samples, normalised or not."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,16 @@ class AudioSettings:
     sample_rate_hz: int
     max_s: float
     extractor: str = ""
-    """`NORMALISED`, a class of transformers whose features have one shape, whatever the length of
-    the clip, or '': the samples as they are."""
+    """`NORMALISED`, another class of transformers whose features have a fixed shape, or '' for the
+    plain samples."""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Arguments of the extractor: JSON values."""
     shape: tuple[int, ...] = ()
-    """Of the features of a clip; (): one number per sample, as many as the clip has."""
+    """Shape of a clip's features; () for one number per sample."""
 
     @property
     def max_samples(self) -> int:
-        """Return the most samples of a clip at the model's rate."""
+        """The most samples of a clip at the model's rate."""
         return int(self.max_s * self.sample_rate_hz)
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,7 +42,7 @@ class AudioSettings:
 
 
 def require_decoders() -> None:
-    """Refuse clips where the libraries of the extra are not installed.
+    """Check that the libraries of the extra are installed.
 
     Raises:
         JobError: Names the extra.

@@ -35,23 +35,22 @@ _CONVERT = "convert it: ffmpeg -i IN OUT.flac"
 _BLOCK_VALUES = 1 << 20
 _RATES_HZ = range(1_000, 768_001)
 _UNKNOWN_FRAMES = 1 << 62
-"""From so many on a header means: not known."""
+"""A header with at least so many frames does not know their number."""
 _STREAMED_BYTES = 0x7FFF_0000
-"""Of the data of a WAV: from so many on its writer did not know the size, as of a pipe."""
+"""A WAV with at least so many bytes of data was written without knowing the size, as to a pipe."""
 
 _OF_WHOLE_BYTES = frozenset([1, 3, 6, 7, 0xFFFE])
-"""Formats of a WAV with a sample in so many bytes: PCM, floats, A-law, mu-law, and those that a
-longer header names."""
+"""Formats of a WAV with whole bytes per sample: PCM, floats, A-law, mu-law, and extensible ones."""
 _FORMAT = struct.Struct("<HH8xHH8xH")
 _MAX_CHUNKS = 1_000
-"""Of a WAV: libsndfile takes a second for 100,000."""
+"""Most chunks of a WAV; libsndfile takes a second for 100,000."""
 _BEGINS = {
     "FLAC": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
     "Ogg": re.compile(rb"OggS\x00[\x02\x03\x06\x07]"),
 }
 """How a stream begins: the marker and the first block's header, or a page with its flags."""
 _END_SAMPLES = 2 * 1152
-"""Of an MP3: two frames that its tag counts and that are not there, as some encoders have it."""
+"""Samples of two frames of an MP3, which some encoders count in the tag but do not write."""
 
 
 _KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
@@ -61,14 +60,14 @@ _MP3_RATES_HZ = {
     2: (22_050, 24_000, 16_000),
     0: (11_025, 12_000, 8_000),
 }
-"""Bits of the version -> rates; 3 is MPEG 1."""
+"""Version bits -> rates; 3 is MPEG 1."""
 _MP3_HEADER = re.compile(
     rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][%s]"
     % b"".join(b"\\x%02x" % byte for byte in range(0x10, 0xF0) if byte & 0x0C != 0x0C)
 )
-"""How a frame of layer III begins whose rate and bitrate are said."""
+"""Header of a frame of layer III with a known rate and bitrate."""
 _TAG_BITRATE = 0x80
-"""Makes a frame of 192 bytes or more."""
+"""Gives a frame of at least 192 bytes."""
 
 
 class Undecodable(RowError):
@@ -84,7 +83,7 @@ class Clip(NamedTuple):
 
     @property
     def duration_s(self) -> float:
-        """Return how long it is."""
+        """Length in seconds."""
         return len(self.samples) / self.rate_hz
 
 
@@ -145,11 +144,11 @@ def identified(data: bytes) -> MediaFormat:
 
 
 def check_whole(container: str, data: bytes) -> None:
-    """Check what the decoder would take for a shorter clip.
+    """Check for damage that the decoder would take for the end of a shorter clip.
 
     Raises:
-        Undecodable: A WAV or an Ogg ends before its last chunk or page does, or a FLAC or Ogg has
-            another stream behind its first.
+        Undecodable: A WAV or Ogg ends within its last chunk or page, or a FLAC or Ogg has a second
+            stream.
     """
     missing = {"WAV": _missing_of_wav, "Ogg": _missing_of_ogg}.get(container, lambda _: 0)(data)
     if missing > 0:
@@ -193,9 +192,9 @@ def _missing_of_wav(data: bytes) -> int:
 
 
 def _unpadded(data: bytes) -> bytes:
-    """Return a WAV that says the 32 bits of its containers, if its integers are padded to them.
+    """Return a WAV of integers padded to 32 bits with a header that says 32 bits.
 
-    Only an extensible header puts their bits first: others may be Cool Edit's floats "of 24 bits".
+    Only in extensible headers, as others may be Cool Edit's floats "of 24 bits".
     """
     at = data.find(b"fmt ", 12) + 8
     form, channels, block, bits, subformat = _FORMAT.unpack(data[at : at + 26].ljust(26))
@@ -205,13 +204,13 @@ def _unpadded(data: bytes) -> bytes:
 
 
 def _require_blocks(header: bytes, num_bytes: int) -> None:
-    """Refuse a WAV with another number of bytes for a sample of all channels than it says.
+    """Refuse a WAV whose header contradicts itself about the bytes of a sample.
 
     Raises:
-        Undecodable: libsndfile would take its bytes for other samples.
+        Undecodable: libsndfile would decode noise.
     """
     if len(header) < 16:
-        return  # which libsndfile refuses
+        return  # libsndfile refuses it
     form, channels, _, _, block, bits = struct.unpack("<HHIIHH", header)
     if form in _OF_WHOLE_BYTES and block != channels * -(-bits // 8):
         message = f"WAV of {num_bytes} bytes: {channels} channels of {bits} bits in {block} bytes"
@@ -290,15 +289,15 @@ class Mp3(NamedTuple):
 
     data: bytes
     num_frames: int
-    """0 if they cannot be counted: their header does not say their size."""
+    """0 if they cannot be counted, as their header lacks their size."""
     num_declared: int
-    """What the tag says."""
+    """Frames by the tag."""
 
 
 def with_frame_count(data: bytes) -> Mp3:
-    """Return an MP3 with its own tag, if that counts the frames, otherwise with one that does.
+    """Return an MP3 with its own tag if that counts the frames, otherwise with a new tag.
 
-    Its tags ID3 are left out: libsndfile takes two for another format.
+    ID3 tags are removed, as libsndfile takes a file with two of them for another format.
     """
     first = _next_frame(data, id3_bytes(data), is_first=True)
     if first < 0:
@@ -316,7 +315,7 @@ def with_frame_count(data: bytes) -> Mp3:
 
 
 def _size(data: bytes, at: int) -> int:
-    """Return the bytes of the frame of layer III that begins here, or 0."""
+    """Return the bytes of the frame of layer III at this place; 0 if there is none."""
     if at + 4 > len(data) or not _MP3_HEADER.match(data, at):
         return 0
     version, bitrate, rate = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3
@@ -325,9 +324,9 @@ def _size(data: bytes, at: int) -> int:
 
 
 def _next_frame(data: bytes, at: int, *, is_first: bool = False) -> int:
-    """Return where the next three frames in a row begin, -1 if none do.
+    """Return where the next three consecutive frames begin, -1 if nowhere.
 
-    Of a short clip, which has fewer, the first frames may be the last ones.
+    The first frames of a short clip may be fewer.
     """
     for match in _MP3_HEADER.finditer(data, at):
         end, num_frames = match.start(), 0
@@ -348,7 +347,7 @@ def _count(data: bytes, at: int) -> int:
 
 
 def _tag(data: bytes, at: int, num_frames: int) -> bytes:
-    """Return a frame that counts those of a stream, which begins here."""
+    """Return a frame whose tag counts the frames of the stream that begins at this place."""
     version, channels = data[at + 1] | 1, data[at + 3]
     header = bytes([0xFF, version, data[at + 2] & 0x0C | _TAG_BITRATE, channels])
     side_bytes = (17, 9) if version >> 3 & 3 != 3 else (32, 17)

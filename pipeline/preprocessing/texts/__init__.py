@@ -1,4 +1,4 @@
-"""From texts to token ids of each row's own length, by whole columns.
+"""Texts: whole columns become token ids, each row with its own length.
 
-Begin with `text_input.py`; `tokenizer.py` is the only file that knows the tokenizers library.
+Begin with `text_input.py`; only `tokenizer.py` knows the tokenizers library.
 """

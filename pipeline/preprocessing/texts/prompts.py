@@ -1,8 +1,8 @@
-"""Tokenise prompts: the text of a row between constant parts, and it stays text.
+"""Tokenise prompts: a row's text between two constant parts.
 
-Before and after it a prompt may have control tokens, such as those that begin the turn of a role.
-In a text they would be control tokens as well, so a text that has some is tokenised in pieces, none
-of which has a whole one.
+The constant parts may have control tokens, such as those that begin the turn of a role. In the text
+of a row they must have no effect, so a text that contains one is tokenised in pieces, none of which
+has a whole one.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _VARIED = ("", "a", "Zz", "\n", "1", "\u00e9")
-"""Texts whose prompts have in common what all prompts have."""
+"""Texts whose prompts share exactly the beginning that all prompts share."""
 
 
 class PromptTokenizer:
-    """The tokenizer of a model, and the prompt of a job."""
+    """The tokenizer of a model with the prompt of a job."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
-        """Take both; truncation and padding of the tokenizer are switched off."""
+        """Take both, and switch off truncation and padding of the tokenizer."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer, self._prompt = tokenizer, prompt
@@ -61,14 +61,14 @@ class PromptTokenizer:
 
     @property
     def num_fixed(self) -> int:
-        """Return the tokens of a prompt without a text."""
+        """Number of tokens of a prompt without a text."""
         return len(self._before) + len(self._after)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of the prompt of each text.
 
         Raises:
-            RowError: The tokenizer fails over one of these texts, or makes control tokens of it.
+            RowError: The tokenizer fails over a text, or makes control tokens of it.
         """
         encode = functools.partial(
             self._tokenizer.encode_batch_fast, add_special_tokens=self._prompt.adds_special
@@ -83,24 +83,24 @@ class PromptTokenizer:
         ]
 
     def cut(self, ids: list[int], max_tokens: int) -> list[int]:
-        """Return a prompt without the end of its text, if it has more tokens than `max_tokens`."""
+        """Return a prompt, with the end of its text removed if it exceeds `max_tokens`."""
         if len(ids) <= max_tokens:
             return ids
         end = len(ids) - len(self._after)
         return [*ids[: max_tokens - len(self._after)], *ids[end:]]
 
     def shared(self) -> list[int]:
-        """Return the token ids that prompts begin with, whatever their text is."""
-        # The tokens next to a text may be others, so the last one is left out.
+        """Return the token ids that all prompts begin with."""
+        # The token next to the text may depend on it, so the last one is omitted.
         columns = zip(*self.prompts(_VARIED), strict=False)
         alike = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
         return [column[0] for column in alike][:-1]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of answers as they continue a prompt.
+        """Return the token ids of answers that continue a prompt.
 
-        After a word an answer begins with a space, after white space it does not. Its tokens depend
-        on what stands before it.
+        An answer begins with a space unless the prompt ends in white space. Its tokens depend on
+        the text before it.
         """
         space = "" if self._prompt.after[-1:].isspace() else " "
         context = self._prompt.after or "."
@@ -112,11 +112,11 @@ class PromptTokenizer:
         return answers
 
     def targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of answers by themselves, with the tokenizer's special tokens."""
+        """Return the token ids of answers alone, with the tokenizer's special tokens."""
         return [self._tokenizer.encode(text).ids for text in texts]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens that a model has written, without control tokens."""
+        """Return the text of tokens, without control tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def to_json(self) -> str:
@@ -177,7 +177,7 @@ def tokenise_prompts(settings: TextSettings, texts: Sequence[str]) -> Tokens:
 
 
 def _require_room(rows: Sequence[Sequence[int]], settings: TextSettings) -> None:
-    """Refuse prompts that leave no room for what the model writes, or that have no token."""
+    """Refuse prompts that leave no room for new tokens, or that have no token."""
     longest, least = max(map(len, rows), default=1), min(map(len, rows), default=1)
     if longest > settings.max_tokens:
         raise RowError(
@@ -190,7 +190,7 @@ def _require_room(rows: Sequence[Sequence[int]], settings: TextSettings) -> None
 
 
 def prompt_tokenizer(settings: TextSettings) -> PromptTokenizer:
-    """Return the tokenizer of settings with a prompt, from this node's copy.
+    """Return the tokenizer with the prompt of settings, from the node cache.
 
     Raises:
         JobError: The tokenizer cannot be read.
@@ -205,7 +205,7 @@ def _opened(path: str, overlay: str, prompt: Prompt) -> PromptTokenizer:
 
 
 def _unknown(tokenizer: Tokenizer) -> str | None:
-    """Return the token that stands for what the tokenizer does not know, in any text."""
+    """Return the token for unknown characters; None if there is none."""
     model = json.loads(tokenizer.to_str())["model"]
     number = model.get("unk_id")
     unknown: str | None = model.get("unk_token")
@@ -213,7 +213,7 @@ def _unknown(tokenizer: Tokenizer) -> str | None:
 
 
 def _pieces(text: str, words: Iterable[str]) -> list[str]:
-    """Cut a text behind the first character of each of these words, wherever they stand in it."""
+    """Cut a text after the first character of each occurrence of these words."""
     cuts = {0, len(text)}
     for word in words:
         place = text.find(word)

@@ -1,4 +1,4 @@
-"""Texts: token ids of each row's own length; batches of rows of like length, padded on the host."""
+"""Input `text`: token ids per row; batches of rows of similar length, padded on the host."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from pipeline.preprocessing.texts.tokenizer import Tokens
 
 _ROUND_TO = 8
-"""Batches are padded to a multiple of this, so that a runtime sees few shapes."""
+"""Batches are padded to a multiple of this, so that a runtime gets few shapes."""
 _LIKE, _PARTS = 0.85, 4
-"""Rows of at least this share of the longest row's length are alike; batches of at least a fourth
-of the limit consist of such rows."""
+"""Rows of at least this fraction of the longest row's length are similar; a batch of at least a
+quarter of the limit has only similar rows."""
 _ROWS_AT_ONCE = 64
 _TRIED = ("a", *["the cat and the dog sat; " * 6] * 2)
 _USUAL = ("text", "content", "body", "sentence", "document", "passage")
@@ -83,7 +83,7 @@ class TextInput(Input):
 
     @classmethod
     def slice_rows(cls, job: Job) -> SliceRows:
-        """Return many, of which no number is a multiple: batches are filled by tokens."""
+        """Return many rows, of any number, as batches are filled by tokens."""
         return SliceRows(512, 2_048, bytes_near=512 * 1024, uncounted=1_024, has_batches=False)
 
     @classmethod
@@ -96,7 +96,7 @@ class TextInput(Input):
         return {TOKENIZE: SEMANTICS[TOKENIZE]}
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
-        if self.text.new_tokens:  # a step takes as long for many rows as for one
+        if self.text.new_tokens:  # a step of many rows takes no longer than of one
             return BatchLimits(256, 65_536) if is_on_gpu else BatchLimits(64, 8_192)
         return BatchLimits(1_024, 65_536) if is_on_gpu else BatchLimits(256, 1_024)
 
@@ -117,13 +117,13 @@ class TextInput(Input):
 
     def published_fields(self) -> list[pa.Field]:
         if self.text.new_tokens:
-            return []  # the task says how long prompts are, and none is cut
+            return []  # the task publishes the length of prompts, and none is cut
         return [pa.field(NUM_TOKENS, pa.int32()), pa.field(TRUNCATED, pa.bool_())]
 
     def prepare(
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
-        """Tokenise the texts of rows without an error; the tokens of other rows are null."""
+        """Tokenise rows without an error; the tokens of other rows are null."""
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
         failed: dict[int, Failure] = {}
         with measure(counters, TOKENIZE) as done:
@@ -155,7 +155,7 @@ class TextInput(Input):
     def _tokenised_apart(
         self, rows: pa.Table, chosen: Rows, failed: dict[int, Failure]
     ) -> pa.Table:
-        """Return the columns of `_tokenised`, without rows that fail; those become `failed`."""
+        """Return the columns of `_tokenised` without rows that fail, which go to `failed`."""
         try:
             return self._tokenised(rows, chosen)
         except RowError as error:
@@ -168,7 +168,7 @@ class TextInput(Input):
         )
 
     def _tokenised(self, rows: pa.Table, chosen: Rows) -> pa.Table:
-        """Return the columns of `fields` and `published_fields` for some rows."""
+        """Return the columns of `fields` and `published_fields` of some rows."""
         some = rows.select([c for c in (TEXT, TEXT_PAIR) if c in rows.column_names])
         some = some.take(pa.array(chosen, pa.int64()))
         tokens = self._tokens_of(some)
@@ -202,7 +202,7 @@ class TextInput(Input):
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Sort rows by length, the longest first, and fill batches up to `limits.tokens`.
 
-        A batch with a quarter of that ends before a row that is much shorter than its longest.
+        A batch with a quarter of the tokens ends before a row that is much shorter than its first.
         """
         order = rows[np.argsort(-inputs[NUM_TOKENS][rows].astype(np.int64), kind="stable")]
         lengths = inputs[NUM_TOKENS][order].astype(np.int64)
@@ -244,7 +244,7 @@ class TextInput(Input):
         return dict.fromkeys(self._tensor_names, slot)
 
     def _width(self, length: int) -> int:
-        """Return what rows of a length are padded to; never more than the model takes."""
+        """Return the padded length of rows, at most what the model takes."""
         if not self.is_padded:
             return max(1, length)
         return min(max(1, -(-length // _ROUND_TO)) * _ROUND_TO, self.text.max_tokens)
@@ -286,7 +286,7 @@ def _failure(error: RowError, row: pa.Table) -> Failure:
 
 
 def _padded(column: pa.ChunkedArray, counts: npt.NDArray[Any], pad: int) -> npt.NDArray[Any]:
-    """Return the lists of a column as (N, L), L the longest, filled up with `pad`."""
+    """Return the lists of a column as (N, L), padded with `pad` to the longest."""
     lists = as_array(column)
     values = lists.flatten().to_numpy()
     padded = np.full((len(counts), int(counts.max(initial=0))), pad, values.dtype)

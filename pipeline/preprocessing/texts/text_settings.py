@@ -1,4 +1,4 @@
-"""What decides how a text becomes tokens: the tokenizer's file and its limits, as plain values."""
+"""Settings by which a text becomes tokens: the tokenizer's file, the prompt and limits."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 IDS, MASK, TYPES = TENSORS = ("input_ids", "attention_mask", "token_type_ids")
-"""What a model may take of a text."""
+"""Names of the tensors that a model may take."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What stands around the text of a row, for a model that continues it."""
+    """The text before and after the text of a row, for a model that continues it."""
 
     before: str
     after: str
     adds_special: bool = True
-    """Whether the tokenizer adds its special tokens: a chat template has written them itself."""
+    """Whether the tokenizer adds its special tokens; a chat template writes them itself."""
     strips: Literal["", "both", "left", "right"] = ""
-    """Ends at which a text loses its white space, as chat templates that strip a message have it;
-    of a blank text what stands before (`right`) or behind it (`left`) loses its own."""
+    """Ends at which a text is stripped of white space, as some chat templates do. For a blank text,
+    `right` also strips the part before it, and `left` the part after it."""
     is_open: bool = False
-    """Whether control tokens in the text of a row count as such, as encoders have it."""
+    """Whether control tokens in the text of a row take effect, as in encoders."""
 
     def around(self, text: str) -> str:
-        """Return the prompt of a text."""
+        """Return the prompt with a text."""
         before, text, after = self.before, self.stripped(text), self.after
         if not text:
             before = before.rstrip() if self.strips == "right" else before
@@ -34,46 +34,45 @@ class Prompt:
         return f"{before}{text}{after}"
 
     def stripped(self, text: str) -> str:
-        """Return what of a text is in its prompt."""
+        """Return the stripped text of a row."""
         text = text.lstrip() if self.strips in ("both", "left") else text
         return text.rstrip() if self.strips in ("both", "right") else text
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what decides the tokens, as JSON values, for fingerprints."""
+        """Return all settings that decide the tokens as JSON values, for fingerprints."""
         values = asdict(self)
         return {k: v for k, v in values.items() if v or k not in ("strips", "is_open")}
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How texts become tokens; for JSON, and can be pickled."""
+    """How texts become tokens; becomes JSON, and can be pickled."""
 
     tokenizer_uri: str
-    """Where its tokenizer.json is; workers copy it into the node cache."""
+    """URI of the tokenizer.json; workers copy it into the node cache."""
     tokenizer_sha256: str
     max_tokens: int
-    """A longer row is cut to this, with its special tokens, and marked as truncated."""
+    """A longer row is cut to this length, special tokens included, and marked as truncated."""
     prefix: str = ""
-    """Put before each text, as some encoders were trained."""
+    """Prepended to each text, as in the training of some encoders."""
     pad_id: int = 0
     tensor_names: tuple[str, ...] = (IDS, MASK)
-    """What the model takes of `TENSORS`."""
+    """The tensors that the model takes, some of `TENSORS`."""
     has_pair: bool = False
     """Whether a row is a pair of texts."""
     types_alone: bool = False
-    """Whether rows of one text have token types, too: the model does not take zeros without."""
+    """Whether rows of one text have token types, too, as the model requires them."""
     has_offsets: bool = False
-    """Whether the places of tokens in the text are kept, for entities."""
+    """Whether the offsets of tokens in the text are kept, for entities."""
     prompt: Prompt | None = None
-    """What stands around each text; a longer row is cut at the end of the text."""
+    """The prompt around each text; a longer row is cut at the end of its text."""
     new_tokens: int = 0
-    """The most tokens that the model writes for a row: then a longer prompt is refused, as each has
-    a place for them behind it. 0: it writes none."""
+    """The most tokens that the model writes for a row; a prompt without room for them is refused.
+    0: it writes none."""
     cuts_start: bool = False
-    """Whether a longer row loses the start of a text, not its end."""
+    """Whether a longer row loses the start of its text instead of the end."""
     overlay: str = ""
-    """JSON of the sections of tokenizer.json in whose place the model's library has others; '':
-    none."""
+    """JSON of sections that replace those of tokenizer.json; '' for none."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -82,7 +81,7 @@ class TextSettings:
         return self.has_pair or self.types_alone
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what decides the tokens, as JSON values, for fingerprints."""
+        """Return all settings that decide the tokens as JSON values, for fingerprints."""
         overlay_sha256 = hashlib.sha256(self.overlay.encode()).hexdigest()
         return {
             "tokenizer_sha256": self.tokenizer_sha256,

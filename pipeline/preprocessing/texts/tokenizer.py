@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 MAX_BYTES = 128 * 2**20
-"""Larger tokenizer files are refused; the largest of multilingual models have about 35 MB."""
+"""Limit of tokenizer files; those of multilingual models have up to about 35 MB."""
 _FILE = "tokenizer.json"
 _EXTRA = "tokenizers is not installed: pip install 'batch-inference-pipeline[transformers]'"
 
@@ -37,24 +37,24 @@ Number = TypeVar("Number", np.int8, np.int32)
 NONE = np.zeros(0, np.int32)
 NO_TYPES = np.zeros(0, np.int8)
 NO_WORD = -1
-"""The word of a special token."""
+"""Word id of special tokens."""
 
 
 class Tokens(NamedTuple):
-    """The tokens of N rows, one row after the other."""
+    """The tokens of N rows, concatenated."""
 
     ids: npt.NDArray[np.int32]
     """(T,), special tokens included."""
     types: npt.NDArray[np.int8]
-    """(T,): 0 for the first text of a pair, mostly; empty unless `has_types` of the settings."""
+    """(T,): usually 0 for the first text of a pair; empty unless the settings have types."""
     counts: npt.NDArray[np.int32]
     """(N,): tokens per row."""
     truncated: npt.NDArray[np.bool_]
     """(N,)."""
     offsets: npt.NDArray[np.int32]
-    """(2 T,): start and end of each token, in characters of the text; empty unless kept."""
+    """(2 T,): start and end of each token in characters of the text; empty unless kept."""
     word_ids: npt.NDArray[np.int32]
-    """(T,): the word of each token, -1 for special tokens; empty unless kept."""
+    """(T,): word id of each token, -1 for special tokens; empty unless kept."""
 
 
 def tokenise(
@@ -65,18 +65,18 @@ def tokenise(
     Args:
         settings: The tokenizer and its limits.
         texts: (N,).
-        pairs: (N,), the second text of each row; None: rows are single texts.
+        pairs: (N,), the second text of each row; None if rows are single texts.
 
     Raises:
         JobError: The tokenizer cannot be read.
-        RowError: It fails over one of these texts.
+        RowError: It fails over one of the texts.
     """
     path, overlay = str(local_tokenizer(settings)), settings.overlay
     tokenizer = _opened(path, overlay, settings.max_tokens, cuts_start=settings.cuts_start)
     prefix = settings.prefix
     given = [prefix + text for text in texts] if prefix else list(texts)
     batch = given if pairs is None else list(zip(given, pairs, strict=True))
-    # The fast form leaves the offsets out.
+    # The fast form omits the offsets.
     encode = tokenizer.encode_batch if settings.has_offsets else tokenizer.encode_batch_fast
     encodings = encoded(encode, batch)
     return Tokens(
@@ -96,7 +96,7 @@ def tokenise(
 
 
 def encoded(encode: Callable[[Any], list[Encoding]], batch: Sequence[Any]) -> list[Encoding]:
-    """Encode rows; what the library raises becomes a RowError."""
+    """Encode rows; an error of the library becomes a RowError."""
     try:
         return encode(batch)
     except BaseException as error:
@@ -107,21 +107,21 @@ def encoded(encode: Callable[[Any], list[Encoding]], batch: Sequence[Any]) -> li
 
 
 def is_of_library(error: BaseException) -> bool:
-    """Tell whether an error is one of a library, and no interrupt.
+    """Tell whether a library raised an error, which is not an interrupt.
 
-    A panic of its Rust code, as over a pattern that backtracks without end, is no Exception.
+    A panic of Rust code, as over a pattern that backtracks without end, is not an Exception.
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def joined(values: Sequence[Sequence[int]], dtype: type[Number]) -> npt.NDArray[Number]:
-    """Return the values of all rows, one row after the other."""
+    """Concatenate the values of all rows."""
     return np.array(list(itertools.chain.from_iterable(values)), dtype)
 
 
 def _offsets(encodings: Sequence[Encoding], num_prefix: int) -> npt.NDArray[np.int32]:
     pairs = [pair for encoding in encodings for pair in encoding.offsets]
-    # Places in the text itself: those in the prefix become empty ones at its start.
+    # Relative to the text; tokens of the prefix become empty at its start.
     return np.maximum(np.array(pairs, np.int32).reshape(-1) - num_prefix, 0)
 
 
@@ -132,13 +132,13 @@ def _word_ids(
     for row, encoding in zip(words, encodings, strict=True):
         for token, (_, end) in enumerate(encoding.offsets):
             if end <= num_prefix:
-                row[token] = NO_WORD  # the prefix is no part of the text
+                row[token] = NO_WORD  # the prefix is not part of the text
     return joined(words, np.int32)
 
 
 @functools.lru_cache(maxsize=4)
 def _rule(path: str, overlay: str) -> WordRule:
-    with tokenizer_errors(f"text.tokenizer = {path}: its words cannot be told"):
+    with tokenizer_errors(f"text.tokenizer = {path}: cannot read its rule of words"):
         return WordRule.of(open_tokenizer(path, overlay))
 
 
@@ -154,8 +154,8 @@ def _opened(path: str, overlay: str, max_tokens: int, *, cuts_start: bool) -> To
 
 
 def open_tokenizer(path: str, overlay: str) -> Tokenizer:
-    """Make a tokenizer of a file for the rows of this process; see `parse_tokenizer`."""
-    # Cores belong to actors: its own threads would take those of others.
+    """Read a tokenizer from a file for the rows of this process; see `parse_tokenizer`."""
+    # Threads of its own would take the cores of other actors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return parse_tokenizer(f"text.tokenizer = {path}", Path(path).read_bytes(), overlay)
 
@@ -189,7 +189,7 @@ def parse_tokenizer(where: str, data: bytes, overlay: str = "") -> Tokenizer:
 
 
 def _require_template(where: str, processor: Mapping[str, Any]) -> None:
-    """Refuse special tokens whose ids and tokens differ in number: those of a text would, too."""
+    """Refuse special tokens that have more ids than tokens, or fewer, as texts would, too."""
     for part in processor.get("processors", [processor]):
         special = part.get("special_tokens", {})
         for name, token in special.items() if isinstance(special, dict) else ():
@@ -203,15 +203,15 @@ def _require_template(where: str, processor: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def tokenizer_errors(what: str) -> Iterator[None]:
-    """Turn what the library raises in the body, panics of its Rust code included, into one line.
+    """Turn errors of the library in the body, panics of its Rust code included, into one line.
 
-    Not for the rows of a run, each of which fails by itself (`tokenise`).
+    Not for rows, each of which fails by itself (`tokenise`).
 
     Args:
-        what: Begins the message: which file, and what it fails at.
+        what: Start of the message: the file, and what failed.
 
     Raises:
-        JobError: The library raised something.
+        JobError: The library raised an error.
     """
     try:
         with native_errors_dropped():  # a panic writes a backtrace there
@@ -227,7 +227,7 @@ def tokenizer_errors(what: str) -> Iterator[None]:
 def special_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the ids of the special tokens before and after a text.
 
-    Truncation and padding of the tokenizer are switched off: padding is no part of a text.
+    Truncation and padding of the tokenizer are switched off.
 
     Raises:
         JobError: It makes no token of a text.
@@ -243,7 +243,7 @@ def special_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def pad_id_of(tokenizer: Tokenizer) -> int:
-    """Return the id that a tokenizer pads with; 0 if it names none."""
+    """Return the padding id of a tokenizer; 0 if it names none."""
     padding = tokenizer.padding
     if padding:
         return int(padding["pad_id"])
@@ -255,7 +255,7 @@ def local_tokenizer(settings: TextSettings) -> Path:
     """Return the tokenizer's file in the node cache, copied there once per node.
 
     Raises:
-        JobError: It is missing, too large, or has another digest than when the run was planned.
+        JobError: It is missing, too large, or has changed since the run was planned.
     """
 
     def fetch(folder: Path) -> None:
@@ -287,17 +287,17 @@ def read_tokenizer_bytes(uri: str, storage_options: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class WordRule:
-    """Which tokens of a text make a word, as transformers' TokenClassificationPipeline decides it.
+    """Groups tokens into words as transformers' TokenClassificationPipeline.
 
-    Its aggregation by words depends on this, and not on the words of the tokenizer: of a tokenizer
-    that marks pieces (`##ing`), a token is a piece if it is longer or shorter than its place in the
-    text; of others, if there is no space before it.
+    Aggregation by words depends on this rule, not on the tokenizer's own words. If the tokenizer
+    marks pieces (`##ing`), a token is a piece of a word if its length differs from that of its
+    span; otherwise if there is no space before it.
     """
 
     marks_pieces: bool
     """Whether pieces have a prefix, such as `##`."""
     unknown_id: int | None
-    """Id of the token for unknown characters, which always begins a word."""
+    """Id of the token for unknown characters, which always starts a word."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
