@@ -55,7 +55,7 @@ of a typical model."""
 
 @dataclass(frozen=True)
 class AudioInput(Input):
-    """One tensor `audio`, float32: (B, T) samples, all clips of one length, or features (B, ...)."""
+    """One tensor `audio`, float32: (B, T) samples of clips of one length, or features (B, ...)."""
 
     audio: AudioSettings
     name: ClassVar[str] = "audio"

@@ -1,7 +1,7 @@
-"""What a directory says of writing texts, as the library's `GenerationConfig` has it.
+"""Read a model directory's rules of writing, as the library's `GenerationConfig`.
 
-Outputs are greedy. What changes greedy outputs is done as transformers does it or refused; what
-asks for other outputs, such as samples, is overridden, and said.
+Outputs are greedy. Settings that change greedy outputs are applied as transformers does, or
+refused. Settings for other outputs, such as samples, are overridden, and reported.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _DONE = frozenset(
         *("suppress_tokens", "is_multilingual", "language", "task"),
     )
 )
-"""What is done here."""
+"""Settings that are applied."""
 OVERRIDDEN = (
     *("do_sample", "num_beams", "num_return_sequences", "max_length", "max_new_tokens", "max_time"),
     *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff"),
     *("eta_cutoff", "penalty_alpha", "num_beam_groups", "prompt_lookup_num_tokens"),
 )
-"""What chooses among several outputs, or how many tokens they have."""
+"""Settings that choose among several outputs, or limit their length."""
 _SILENT = (
     *("_", "assistant_", "cache_", "compile_config", "continuous_", "disable_compile"),
     *("diversity_penalty", "early_stopping", "is_assistant", "length_penalty", "low_memory"),
@@ -51,14 +51,14 @@ _SILENT = (
     *("renormalize_logits", "return_dict_in_generate", "speculation_type", "target_lookbehind"),
     *("transformers_version", "use_"),
 )
-"""Beginnings of what chooses among beams, and of what decides how the library runs."""
+"""Prefixes of settings of beams, and of how the library runs."""
 
 
 def generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
-    """Read the rules of a language model's directory; what is refused there becomes `problem`.
+    """Read the rules of a language model's directory; a refusal becomes `problem`.
 
     Raises:
-        JobError: Its rows can be no batch of texts.
+        JobError: The model does not read texts, or not several at once.
     """
     _require_texts(chosen)
 
@@ -86,7 +86,7 @@ def _require_texts(chosen: ModelClass) -> None:
 
 
 def or_problem(read: Callable[[], GenerationFacts]) -> GenerationFacts:
-    """Return what is read; if that is refused, facts that say why."""
+    """Return the facts that `read` returns, or facts with the problem if it refuses."""
     try:
         return read()
     except JobError as error:
@@ -96,15 +96,15 @@ def or_problem(read: Callable[[], GenerationFacts]) -> GenerationFacts:
 
 
 class Reader:
-    """Reads the library's rules, and refuses what they cannot be."""
+    """Reads the rules of a directory by the library, and checks their values."""
 
     def __init__(self, folder: Path, chosen: ModelClass) -> None:
-        """Make them of a directory's `generation_config.json`, otherwise of its `config.json`.
+        """Read the directory's `generation_config.json`, or else its `config.json`.
 
-        The file itself, for the library's configuration of a model drops rules of writing.
+        The file is read, as the library's configuration of a model drops rules of writing.
 
         Raises:
-            JobError: The library cannot.
+            JobError: The library cannot read it.
         """
         from transformers import GenerationConfig
 
@@ -127,19 +127,19 @@ class Reader:
         self.usual: Mapping[str, Any] = GenerationConfig().to_dict()
 
     def failed(self, error: Exception) -> JobError:
-        """Return the one line of an error of the library."""
+        """Return an error of the library in one line."""
         reason = clean_message(f"{type(error).__name__}: {error}", 200)
-        return JobError(f"model.path: {self.where}: the library makes no rules of it: {reason}")
+        return JobError(f"model.path: {self.where}: the library cannot read its rules: {reason}")
 
     def facts(self, start: tuple[int, ...], **rules: Any) -> GenerationFacts:
         """Return the rules.
 
         Args:
-            start: The tokens that a decoder begins with; () if the prompt is of tokens.
+            start: The tokens that a decoder begins with; () if it continues a prompt.
             rules: Further fields of `Rules`.
 
         Raises:
-            JobError: They are refused.
+            JobError: The rules are refused.
         """
         ends, forced = self.ids("eos_token_id"), self.ids("forced_bos_token_id")
         listed = read_value(self.values, "bad_words_ids", self.where, list, [])
@@ -169,14 +169,14 @@ class Reader:
         return GenerationFacts(all_rules, most, "", f"{self.where}: {ended}{beside}")
 
     def _cleans(self) -> bool:
-        """Tell whether the library cleans the spaces of what its tokenizer decodes."""
+        """Tell whether the library's tokenizer cleans up spaces when it decodes."""
         tokenizer: Any = library_tokens(self._folder, "").tokenizer
         ids = tokenizer(_SPACED, add_special_tokens=False)["input_ids"]
         plain = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return bool(tokenizer.decode(ids) != plain)
 
     def _not_done(self) -> Iterable[str]:
-        """Return the settings that the library's `generate` applies and our loop does not."""
+        """Return the settings that the library's `generate` applies but our loop does not."""
         known = {*self.usual, *inspect.signature(self.module.generate).parameters}
         left = sorted(known - _DONE - {*OVERRIDDEN})
         return [key for key in left if not key.startswith(_SILENT)]
@@ -190,11 +190,11 @@ class Reader:
                 yield f"{key} {preview(value)}"
 
     def refused(self, what: str) -> JobError:
-        """Return the error of what is asked for and not done."""
+        """Return the error of a setting that is not supported."""
         return JobError(f"model.path: {self.where}: {what}: task 'generate' does not do that")
 
     def start(self) -> tuple[int, ...]:
-        """Return the token that a decoder begins with which reads no text.
+        """Return the token that a decoder begins with.
 
         Raises:
             JobError: There is none.
@@ -205,13 +205,13 @@ class Reader:
         return ids[:1]
 
     def ids(self, key: str) -> tuple[int, ...]:
-        """Return a token id or several of them; () if there is none."""
+        """Return the token ids of a setting; () if there is none."""
         value = self.values.get(key)
         listed = value if isinstance(value, list) else [value]
         return () if value is None else self.checked_ids(key, listed)
 
     def checked_ids(self, key: str, value: Any) -> tuple[int, ...]:
-        """Return a list of token ids as a tuple, without -1, which stands for none in old files."""
+        """Return checked token ids, without -1, which means none in old files."""
         from pydantic import Field
 
         most = self.config.vocab_size
@@ -224,9 +224,9 @@ class Reader:
 
 
 def most_places(config: Any) -> int | None:
-    """Return for how many tokens a decoder has positions; None: its configuration does not say.
+    """Return the number of a decoder's positions; None if its configuration has none.
 
-    T5 and its kin have relative positions; what some of them call `n_positions` is no limit.
+    T5 and its relatives have relative positions; the `n_positions` of some is not a limit.
     """
     most = getattr(config, "max_target_positions", None)
     most = getattr(config, "max_position_embeddings", None) if most is None else most

@@ -1,4 +1,4 @@
-"""What a directory's own library writes to a few rows, each alone, by its class's `generate`."""
+"""The texts that a directory's own library writes for a few rows, each row alone."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def written_texts(
     rows: Sequence[Any],
     decode: Callable[[Sequence[int]], str],
 ) -> pa.Table:
-    """Return the text of each row, and how likely it is, as golden rows of the task have them.
+    """Return the text of each row and its mean log probability, as golden rows of the task.
 
     Args:
-        path: The directory.
-        facts: Of it.
-        generation: How many tokens are written, and with which prompt to an image.
-        rows: Texts, or what the input makes of a clip or an image, float32 (1, ...).
-        decode: Makes a text of tokens, as we do it.
+        path: The model directory.
+        facts: Its facts.
+        generation: The number of tokens to write, and the prompt of an image.
+        rows: Texts, or the tensors of clips or images, float32 (1, ...).
+        decode: Our function that decodes tokens.
 
     Raises:
-        JobError: The library makes another text of tokens.
+        JobError: The library decodes tokens to another text.
     """
     import transformers
 
@@ -65,7 +65,7 @@ def _inputs(
     generation: Generation,
     row: str | torch.Tensor,
 ) -> Mapping[str, torch.Tensor]:
-    """Return what the library's `generate` gets of a row."""
+    """Return the arguments of the library's `generate` for a row."""
     if isinstance(row, str):
         made = tokenizer(row, return_tensors="pt", return_token_type_ids=False)
         return {name: made[name] for name in ("input_ids", "attention_mask")}
@@ -87,7 +87,7 @@ def _written(
     text, here = tokenizer.decode(tokens, skip_special_tokens=True), decode(tokens.tolist())
     if text != here:
         raise JobError(
-            f"model.path: of tokens {preview(tokens.tolist())} transformers makes {preview(text)}, "
-            f"and {preview(here)} is made here"
+            f"model.path: transformers decodes tokens {preview(tokens.tolist())} to "
+            f"{preview(text)}, expected {preview(here)}"
         )
     return text, float(logprobs.gather(1, tokens[:, None]).mean())

@@ -1,4 +1,4 @@
-"""Prompts with an image among their tokens, as the library's processor makes them."""
+"""Prompts with an image among their tokens, made by the library's processor."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def image_prompt(
     """Return the tokens of a prompt, or of messages, about an image.
 
     Args:
-        directory: The directory.
-        prompt: Of the job; not read if there are messages.
-        messages: Of the job, which the chat template of the directory writes.
-        mark: What stands for the image in a content or the prompt, and in what a template writes.
+        directory: The model directory.
+        prompt: The job's prompt; unused if there are messages.
+        messages: The job's messages, formatted by the directory's chat template.
+        mark: Text that stands for the image, in the job and in the output of a template.
 
     Raises:
-        JobError: The image is not there, or there several times; or as `ask`.
+        JobError: The image is missing, or occurs several times; or as `ask`.
     """
     contents = [content for _, content in messages] or [prompt]
     if sum(content.count(mark) for content in contents) != 1:
@@ -62,7 +62,7 @@ def _written(processor: Any, messages: Messages, mark: str) -> str:
 
 
 def _parts(content: str, mark: str) -> Sequence[dict[str, str]]:
-    """Return the parts of a content as transformers has them, without empty texts."""
+    """Return a content as the parts of transformers, without empty texts."""
     before, image, behind = content.partition(mark)
     parts = [{"type": "text", "text": before}] if before else []
     parts += [{"type": "image"}] if image else []

@@ -1,4 +1,4 @@
-"""How models write that read no text: what the decoders of Whisper, TrOCR, BLIP ... begin with."""
+"""Read how models write to clips and images: how the decoders of Whisper, TrOCR, BLIP ... begin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.models.generate.decoding import has_image_tokens, takes_tiles
 _NO_TIMES = "no_timestamps_token_id"
 _ANY_LANGUAGE = -1
 _TENSORS = {"input_ids", "attention_mask", "pixel_values", "pixel_attention_mask"}
-"""What the library makes of a prompt with an image for the models that are run here."""
+"""Tensors of a prompt with an image that supported models take."""
 _MOST_PLACES = 1 << 20
 _READS = "makes no prompt with an image, by its processor's files, for"
 _WAY_OUT = (
@@ -36,7 +36,7 @@ _WAY_OUT = (
 
 
 def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
-    """Read how a model writes down clips of sound; what is refused becomes `problem`.
+    """Read how a model transcribes clips; a refusal becomes `problem`.
 
     Raises:
         JobError: The tokenizer is missing or damaged.
@@ -59,15 +59,16 @@ def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
 
 
 def _spoken_start(reader: Reader, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return what Whisper's decoder begins with, and the languages that are tried behind the first.
+    """Return the tokens that Whisper's decoder begins with, and the languages to choose from.
 
-    The library says it; a language that it would ask the model for is the likeliest of these.
+    They come from the library; where it would ask the model for the language, the likeliest one
+    follows the first token.
     """
     import torch
 
     reader.start()
     module = copy.copy(reader.module)
-    module._modules = {"anything": torch.nn.Linear(1, 1)}  # its tokens have numbers, on the CPU
+    module._modules = {"anything": torch.nn.Linear(1, 1)}  # parameters on the CPU
     module.detect_language = lambda **_: torch.tensor([_ANY_LANGUAGE])
     reader.made.return_timestamps = getattr(reader.made, "return_timestamps", False)
     try:
@@ -88,7 +89,7 @@ def _spoken_start(reader: Reader, config: Any) -> tuple[tuple[int, ...], tuple[i
 
 
 def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
-    """Read how a model writes to images; what is refused becomes `problem`.
+    """Read how a model describes images; a refusal becomes `problem`.
 
     Raises:
         JobError: The tokenizer is missing or damaged.
@@ -98,7 +99,7 @@ def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
     def read() -> GenerationFacts:
         reader = Reader(folder, chosen)
         if (decoder := getattr(chosen.module, "text_decoder", None)) is not None:
-            # BLIP's own `generate` has the rules of its decoder alone, and this end.
+            # BLIP's own `generate` uses only the rules of its decoder, and this end.
             reader.values = {
                 **decoder.generation_config.to_dict(),
                 "eos_token_id": reader.config.sep_token_id,
@@ -111,7 +112,7 @@ def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
 
 
 def _image_prompt_facts(folder: Path, reader: Reader, chosen: ModelClass) -> GenerationFacts:
-    """Return how a model writes that has an image among the tokens of its prompt."""
+    """Return how a model writes whose prompt has an image among its tokens."""
     from transformers import AutoProcessor
 
     ids, shapes, tensors = [], set(), set[str]()
@@ -159,18 +160,18 @@ def _image_prompt_facts(folder: Path, reader: Reader, chosen: ModelClass) -> Gen
 
 
 def with_image(processor: Any, prompt: str, image: bytes) -> Any:
-    """Return what a processor makes of a prompt with an image, as one tile of it.
+    """Return a processor's tensors of a prompt with an image, which is one tile.
 
     Args:
-        processor: Of the library, of images and texts.
-        prompt: Has the mark of an image once.
+        processor: The library's processor of images and texts.
+        prompt: Contains the mark of an image once.
         image: Encoded.
     """
     from PIL import Image
 
     options: dict[str, Any] = {}
     begins = processor.tokenizer.bos_token
-    if begins and prompt.startswith(begins):  # as the library does it with a chat
+    if begins and prompt.startswith(begins):  # as the library does with a chat
         options["add_special_tokens"] = False
     if hasattr(processor.image_processor, "do_image_splitting"):
         options["do_image_splitting"] = False

@@ -215,7 +215,7 @@ def test_a_prompt_is_what_the_decoder_begins_with(
         ({"task": "sing"}, "ValueError: The `sing` task is not supported"),
         ({"lang_to_id": {"<|en|>": 10**7}}, "lang_to_id is 10000000, expected less than"),
         ({"forced_decoder_ids": [[1, 5], [3, 5]]}, "do not seem to correctly follow"),
-        ({"forced_decoder_ids": [7]}, "the library makes no rules of it: TypeError"),
+        ({"forced_decoder_ids": [7]}, "the library cannot read its rules: TypeError"),
         ({"forced_decoder_ids": [[1, 10**7]]}, "decoder_start_token_id is 10000000, expected less"),
         ({"no_speech_threshold": 0.6}, "no_speech_threshold 0.6: task"),
         ({"decoder_start_token_id": None, "bos_token_id": None}, "no decoder_start_token_id"),
