@@ -37,8 +37,8 @@ from pipeline.published.survey import survey
 from pipeline.report.showing.blocks import format_duration
 from pipeline.report.showing.printed import Printed
 from pipeline.runs.context import RunOptions
-from pipeline.runs.job_survey import survey_job
 from pipeline.runs.progress import Progress, shown_on
+from pipeline.runs.staleness import survey_job
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from pipeline.operations.arguments import (
 )
 from pipeline.published.state import Status
 from pipeline.published.survey import survey_output
-from pipeline.runs.job_survey import survey_job
+from pipeline.runs.staleness import survey_job
 
 
 def status(

@@ -19,7 +19,7 @@ from pipeline.job.reading.loader import read_job
 from pipeline.operations.arguments import files_in, load_job, run_options
 from pipeline.operations.backfill import Backfill, DateRun
 from pipeline.report.showing.printed import Printed
-from pipeline.runs.job_survey import survey_job
+from pipeline.runs.staleness import survey_job
 
 log = logging.getLogger(__name__)
 

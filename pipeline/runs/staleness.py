@@ -1,22 +1,29 @@
-"""The published version beside a plan: whether they are the same, and how they differ."""
+"""Compare what is published with what a run would publish: differences, and what it would do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
-from pipeline.commit.manifest import Manifest
-from pipeline.commit.plan_store import read_plan
+from pipeline.commit.manifest import Manifest, current_or_unknown, require_one_key
+from pipeline.commit.plan_store import named, read_plan
 from pipeline.commit.publish import repair
-from pipeline.core.errors import PartitionBusy, PipelineError
+from pipeline.commit.staging import list_staged
+from pipeline.core.errors import InputMissing, PartitionBusy, PipelineError
 from pipeline.core.printable import clean_message, num_of
+from pipeline.job.job import Job
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor_key import why_other
+from pipeline.published.state import PartitionStatus
+from pipeline.published.survey import survey
 from pipeline.published.verify import marker_problems
-from pipeline.runs.context import RunContext
+from pipeline.reuse.finding import find_reuse
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.storage.store import Store
 
 _INPUTS = "the input (a name, size or time of a shard)"
@@ -178,3 +185,47 @@ def tidy_if_free(run: RunContext) -> None:
     except PartitionBusy:
         if marker_problems(run.store, run.layout):  # exit 0 promises the success marker
             raise
+
+
+def survey_job(job: Job, options: RunOptions) -> PartitionStatus:
+    """Return the state of the partition of a job and what a run would do; writes nothing.
+
+    The input is listed and the model resolved, as at the start of a run.
+    """
+    run = RunContext.of(job, options)
+    (seen,) = survey(run.store, [run.layout.name])
+    if seen.state == "running":
+        return replace(seen, a_run_would="end with 4: it is running")
+    try:
+        return _compared(run.with_settled_source(), seen)
+    except PipelineError as error:
+        is_missing = isinstance(error, InputMissing)
+        state = "no_input" if is_missing and seen.version is None else seen.state
+        return replace(
+            seen,
+            state=state,
+            why=str(error) if state == "no_input" else seen.why,
+            a_run_would=f"end with {error.exit_code}: {error}",
+        )
+
+
+def _compared(run: RunContext, seen: PartitionStatus) -> PartitionStatus:
+    store, layout = run.store, run.layout
+    require_one_key(store, layout)
+    plan, _ = prepare(run)
+    current = current_or_unknown(store, layout)
+    if is_published(current, plan, run.job.sink.partition_columns):
+        return replace(seen, state="complete", why=None, a_run_would="do nothing")
+    is_asked = run.options.reuse
+    reuse = find_reuse(store, layout, run.job, plan, current, is_asked=is_asked)
+    staged = list_staged(store, layout.staging(named(reuse.plan).work))
+    would = next_step(current, has_staged=bool(staged))
+    if current is None:
+        state = "missing" if seen.state in ("unpublished", "no_input") else seen.state
+        return replace(seen, state=state, a_run_would=would)
+    if not current.is_known:
+        return replace(seen, a_run_would=would)
+    changed = why_stale(store, layout, current, plan) or "it was published with other settings"
+    if seen.state != "complete":
+        return replace(seen, a_run_would=f"{would}, which predates a change: {changed}")
+    return replace(seen, state="stale", why=changed, a_run_would=would)

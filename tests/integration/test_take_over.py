@@ -48,9 +48,9 @@ from pipeline.planning.tiling import missing_units
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, require_some_row
-from pipeline.runs.job_survey import survey_job
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import take_over
+from pipeline.runs.staleness import survey_job
 from pipeline.runs.work import divide
 from pipeline.sources.formats.parquet_footers import open_parquet
 from pipeline.sources.reader import read_slices

@@ -13,7 +13,7 @@ from support.runs.earlier_partitions import EarlierPartition
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.publish import history_numbers
-from pipeline.runs.job_survey import survey_job
+from pipeline.runs.staleness import survey_job
 from pipeline.storage.store import Store
 
 
