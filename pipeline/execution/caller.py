@@ -1,4 +1,4 @@
-"""The process that a run is in may be a caller's: a notebook, a scheduler's worker, a program."""
+"""Leave the process of a caller as it was: a notebook, a scheduler's worker, a program."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SIGNALS = (*STOPS, signal.SIGALRM)
 
 @contextlib.contextmanager
 def one_run_at_a_time() -> Iterator[None]:
-    """Let the body be the only run of this process, with a life of its own.
+    """Let the body be the only run of this process, with a scope of its own.
 
     Raises:
         JobError: Another run is in progress here.
@@ -48,7 +48,7 @@ def one_run(*, is_callers: bool) -> Iterator[None]:
     """Let the body be the only run of this process, and leave the process as it was.
 
     Args:
-        is_callers: The process is not there for this run alone: its signal handlers are restored.
+        is_callers: The process does not exist for this run alone: restore its signal handlers.
 
     Raises:
         JobError: Another run is in progress here.
@@ -60,14 +60,14 @@ def one_run(*, is_callers: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restore_process_state(*, signals: bool = False) -> Iterator[None]:
-    """Restore after the body what it changes of the process for Ray's sake.
+    """Restore after the body what it changes in the process for Ray.
 
-    Environment variables, levels of loggers and of their handlers, and warning filters. The
-    DataContext is restored by `default_data_context`, around what needs Ray Data.
+    Restored are environment variables, the levels of loggers and handlers, and warning filters.
+    `default_data_context` restores the DataContext, around code that needs Ray Data.
 
     Args:
-        signals: Signal handlers, too. Not those of the command line, which after a first signal
-            leave the next one to the system.
+        signals: Restore signal handlers, too. Not for the command line, whose handlers leave the
+            second signal to the system.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(_restore_environment, dict(os.environ))
@@ -82,15 +82,15 @@ def restore_process_state(*, signals: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def default_data_context(*, ray_stays: bool = False) -> Iterator[Any]:
-    """Give the current DataContext Ray's defaults for the body, and then its own values again.
+    """Give the current DataContext Ray's defaults for the body; then restore its values.
 
-    A run's rows must not depend on what a caller has set for other datasets, such as
-    `max_errored_blocks`, by which Ray Data drops rows.
+    The rows of a run must not depend on settings of a caller for other datasets, such as
+    `max_errored_blocks`, which lets Ray Data drop rows.
 
     Args:
-        ray_stays: Ray goes on after the body. Actors hold processors for as long as something
-            refers to them, and a next run would wait for those: the frames of an exception are
-            cleared, which a notebook keeps, and what refers to itself is collected.
+        ray_stays: Ray continues after the body. Actors hold processors as long as something refers
+            to them, and the next run would wait for those. So clear the frames of an exception,
+            which a notebook keeps, and collect garbage.
     """
     from ray.data import DataContext
 
@@ -111,9 +111,9 @@ def default_data_context(*, ray_stays: bool = False) -> Iterator[Any]:
 
 
 def _clear_frames(error: BaseException) -> None:
-    """Clear the variables of the functions that an exception, and its causes, have ended.
+    """Clear the local variables of the functions that an exception and its causes have ended.
 
-    Also of those that called them: Ray Data's loop is on another thread, and refers to actors.
+    Their callers are cleared, too: the loop of Ray Data, on another thread, refers to actors.
     """
     seen: list[BaseException] = []
     left: list[BaseException | None] = [error]
@@ -128,7 +128,7 @@ def _clear_frames(error: BaseException) -> None:
 
 def _clear_with_callers(frame: FrameType | None) -> None:
     while frame is not None:
-        with contextlib.suppress(RuntimeError):  # it still runs
+        with contextlib.suppress(RuntimeError):  # the frame is still executing
             frame.clear()
         frame = frame.f_back
 
@@ -140,7 +140,7 @@ def _restore_environment(before: dict[str, str]) -> None:
 
 
 def _logging_state() -> list[tuple[Any, int]]:
-    """Return loggers and handlers, each with its level."""
+    """Return all loggers and handlers with their levels."""
     named = logging.Logger.manager.loggerDict.values()
     loggers: list[logging.Logger] = [
         logging.root,
@@ -164,7 +164,7 @@ def _restore_handlers(before: dict[signal.Signals, Any]) -> None:
 
 @dataclass
 class Sharing:
-    """The Ray of several runs: what ends it, and whether the first of them has started it."""
+    """The Ray of several runs: how to end it, and whether the first run has started it."""
 
     stack: contextlib.ExitStack
     is_embedded: bool = False
@@ -175,8 +175,8 @@ SHARING: ContextVar[Sharing | None] = ContextVar("SHARING", default=None)
 
 @contextlib.contextmanager
 def share_ray() -> Iterator[None]:
-    """Let the runs of the body share one Ray: the first `connect` starts it, leaving stops it."""
-    current_scope().part(health.ConnectedRay)  # which the runs find
+    """Let the runs of the body share one Ray: the first `connect` starts it, the end stops it."""
+    current_scope().part(health.ConnectedRay)  # the runs find it by `nearest`
     with restore_process_state(), contextlib.ExitStack() as stack:
         token = SHARING.set(Sharing(stack))
         try:
@@ -186,6 +186,6 @@ def share_ray() -> Iterator[None]:
 
 
 def is_started() -> bool:
-    """Tell whether an earlier run of the body of `share_ray` has started a Ray."""
+    """Tell whether an earlier run in the body of `share_ray` has started a Ray."""
     shared = SHARING.get()
     return shared is not None and shared.is_embedded

@@ -16,7 +16,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.private_files import home_folder
 from pipeline.execution.private_names import read
 
-# glibc gives large buffers back to the kernel and faults them in again; this keeps them.
+# Otherwise glibc returns large buffers to the kernel and faults them in again.
 WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "-1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -24,13 +24,13 @@ WORKER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
 }
 REMOTE_ENVIRONMENT = {
-    # Ray's 20 tries take a quarter of an hour where nothing answers, 20 s where the token is wrong.
+    # The 20 tries of Ray take a quarter of an hour if nothing answers, 20 s for a wrong token.
     "RAY_NUM_REDIS_GET_RETRIES": "3",
-    # Otherwise the half of the cluster that Ray Data reserves for a driver is free only three
-    # minutes after that was killed, and the run that goes on stages next to nothing meanwhile.
+    # Otherwise the half of the cluster that Ray Data reserves for a driver is released only three
+    # minutes after the driver was killed, and the resumed run stages next to nothing meanwhile.
     "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
 }
-# Whatever the environment of the cluster's nodes says.
+# Overrides the environment of the cluster's nodes.
 NO_AUTOLOAD = {
     "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA": "0",
     "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR": "0",
@@ -39,10 +39,10 @@ NO_AUTOLOAD = {
 _EMBEDDED_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Ray ends workers that idle for a second; the next slice then waits for new imports of torch.
+    # Ray ends workers that are idle for a second; the next slice would import torch again.
     "RAY_idle_worker_killing_time_threshold_ms": "3600000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # A raylet asks for its own object store before that listens, and looks again after a second.
+    # A raylet connects to its object store before that listens, and tries again after a second.
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
     "RAY_raylet_client_num_connect_attempts": "500",
 }
@@ -52,7 +52,7 @@ _ALLOCATOR = "expandable_segments:True"
 
 
 def set_embedded() -> None:
-    """Set what an embedded Ray and its workers are to find, and make its token."""
+    """Set the environment of an embedded Ray and its workers, and make its token."""
     make_private_token()
     if auth_mode(os.environ) != "disabled":
         _ask_for_token()
@@ -60,9 +60,11 @@ def set_embedded() -> None:
 
 
 def _ask_for_token() -> None:
-    """Let the Ray that is started here ask for a token; by itself only 2.59 and newer does."""
+    """Let the Ray that is started here require a token, as only 2.59 and newer do by default."""
     os.environ["RAY_AUTH_MODE"] = "token"
-    if "ray" in sys.modules:  # it has read the environment, and looks again only if it is told to
+    if (
+        "ray" in sys.modules
+    ):  # it has already read the environment, and must be told to read it again
         look_again = read("settings")
         if look_again is None:
             del os.environ["RAY_AUTH_MODE"]
@@ -71,22 +73,22 @@ def _ask_for_token() -> None:
 
 
 def set_remote() -> None:
-    """Set what a driver needs to connect to a cluster, and send the cluster's token."""
+    """Set the environment for a connection to a cluster, and send the cluster's token."""
     os.environ.update(_with_defaults(REMOTE_ENVIRONMENT))
     send_token()
 
 
 def set_gpu_allocator() -> None:
-    """Let torch's memory of a GPU grow in place, so that batches of many sizes leave no holes.
+    """Let the GPU memory of torch grow in place, so that batches of many sizes leave no holes.
 
-    Called before CUDA starts in this process. What the environment says already stays.
+    Call this before CUDA starts in this process. Existing settings are kept.
     """
     if not any(name in os.environ for name in _ALLOCATOR_NAMES):
         os.environ.update(dict.fromkeys(_ALLOCATOR_NAMES, _ALLOCATOR))
 
 
 def refuse_autoload() -> None:
-    """Refuse variables by which Ray Data unpickles, and so runs, what lies in a Parquet file."""
+    """Refuse variables that let Ray Data unpickle, and so run, the content of a Parquet file."""
     for name, value in os.environ.items():
         if name.startswith("RAY_DATA_AUTOLOAD_") and value.lower() not in ("", "0", "false"):
             raise JobError(f"{name}={value}: it lets input files run code; unset it")
@@ -97,40 +99,40 @@ def _with_defaults(values: dict[str, str]) -> dict[str, str]:
 
 
 def auth_mode(environment: Mapping[str, str]) -> str:
-    """Return what RAY_AUTH_MODE says, `token` or `disabled`; '' where it says nothing."""
+    """Return the value of RAY_AUTH_MODE, `token` or `disabled`; '' if it is not set."""
     return environment.get("RAY_AUTH_MODE", "").strip().lower()
 
 
 def has_token(environment: Mapping[str, str]) -> bool:
-    """Tell whether the environment brings a token for a cluster."""
+    """Tell whether the environment has a token for a cluster."""
     return bool(environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH"))
 
 
 def sends_token(environment: Mapping[str, str]) -> bool:
-    """Tell whether requests to a cluster carry a token, by what the environment says."""
+    """Tell whether requests to a cluster carry a token with this environment."""
     mode = auth_mode(environment)
     named = has_token(environment) and mode != "disabled"
     return named or (mode == "token" and token_file(environment).exists())
 
 
 def token_file(environment: Mapping[str, str]) -> Path:
-    """Return the file from which Ray takes its token where no variable holds it."""
+    """Return the file from which Ray reads its token if no variable has it."""
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     return Path(named).expanduser() if named else home_folder() / ".ray" / "auth_token"
 
 
 def about_home(error: Exception) -> str:
-    """Return what to add to an error of Ray if it cannot make its folder in the home folder."""
+    """Return a hint for an error of Ray that cannot make its folder in the home folder, or ''."""
     if not isinstance(error, OSError) or "/.ray" not in str(error.filename):
         return ""
     return ": Ray keeps a token there; set HOME to a folder that this user may write to"
 
 
 def send_token() -> bool:
-    """Turn Ray's token authentication on where the environment has a token for the cluster.
+    """Turn on token authentication if the environment has a token for the cluster.
 
-    Not for the token in the home folder: that one is this machine's, and Ray itself sends it to
-    no cluster that is named by its address.
+    The token in the home folder does not count: it is that of this machine, and Ray does not send
+    it to a cluster that is given by its address.
 
     Returns:
         Whether requests to the cluster carry a token.
@@ -141,23 +143,23 @@ def send_token() -> bool:
 
 
 def authorization() -> dict[str, str]:
-    """Return the header that carries the token, as it is now; {} where none is to be sent.
+    """Return the header with the current token; {} if no token is to be sent.
 
-    Ray reads a token once in a process; one that expires is replaced in its file meanwhile.
+    Ray reads a token once per process; an expired token is replaced in its file meanwhile.
     """
     if auth_mode(os.environ) != "token":
         return {}
     token = os.environ.get("RAY_AUTH_TOKEN", "")
-    with contextlib.suppress(OSError):  # Ray says itself that there is none
+    with contextlib.suppress(OSError):  # Ray itself reports a missing token
         token = token or token_file(os.environ).read_text()
     return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
 
 
 def refused_token(where: str) -> str:
-    """Say that a cluster refuses the token that was sent, or wants one, and what to set.
+    """Return the message that a cluster refuses the token or requires one, and what to set.
 
     Args:
-        where: The cluster, as the message begins.
+        where: The cluster, the start of the message.
     """
     head = "set RAY_AUTH_TOKEN to that of its head"
     if auth_mode(os.environ) != "token":
@@ -167,14 +169,14 @@ def refused_token(where: str) -> str:
 
 
 def make_private_token() -> None:
-    """Make the token of an embedded Ray before Ray does, which would let everybody read it.
+    """Make the token of an embedded Ray before Ray does, which would make it readable for all.
 
-    One that is there and ours becomes private: who reads it can run code as we do.
+    An existing token of ours becomes private: whoever reads it can run code as this user.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or auth_mode(os.environ) == "disabled":
         return
     path = token_file(os.environ)
-    with contextlib.suppress(OSError):  # Ray meets the same trouble, and says so
+    with contextlib.suppress(OSError):  # Ray will report the same error
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -187,7 +189,7 @@ def make_private_token() -> None:
 
 
 def is_open_to_others(path: Path) -> bool:
-    """Tell whether others than the owner may read or write a file."""
+    """Tell whether other users may read or write a file."""
     return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
 
 
@@ -202,8 +204,8 @@ Made = TypeVar("Made")
 def no_gpus() -> Iterator[None]:
     """Hide the GPUs of the node from a task that has none.
 
-    Code of the user that computes on a GPU where there is one would take half a GiB of memory on it
-    in each decoder. Afterwards the process is as before: it may get a GPU for its next task.
+    Otherwise user code that computes on any GPU would take half a GiB of its memory in each
+    decoder. The environment is restored: the process may get a GPU for its next task.
     """
     before = os.environ.get(VISIBLE)
     os.environ[VISIBLE] = ""
@@ -217,7 +219,7 @@ def no_gpus() -> Iterator[None]:
 
 
 def without_gpus(stage: Callable[[Given], Made]) -> Callable[[Given], Made]:
-    """Return a stage that sees no GPU."""
+    """Return the stage with all GPUs hidden."""
 
     @functools.wraps(stage)
     def hidden(block: Given) -> Made:
@@ -228,10 +230,10 @@ def without_gpus(stage: Callable[[Given], Made]) -> Callable[[Given], Made]:
 
 
 def settle_gpus(num_gpus: float) -> None:
-    """Let the process of an actor see the GPU that Ray gave it, and none if it gave none.
+    """Let the process of an actor see the GPU that Ray gave it, or no GPU.
 
     Raises:
-        InfraError: Torch sees more than Ray gave; with one line of what would be right.
+        InfraError: torch sees more GPUs than Ray gave.
     """
     if not num_gpus:
         os.environ[VISIBLE] = ""
@@ -253,8 +255,8 @@ def too_many_reason(given: Sequence[str], num_seen: int) -> str:
     """Return why an actor would compute on a GPU that is not its own, or ''.
 
     Args:
-        given: What Ray gave; an old Ray may not tell.
-        num_seen: How many devices torch sees.
+        given: The ids of the GPUs from Ray; empty if an old Ray does not tell.
+        num_seen: Number of devices that torch sees.
     """
     if not given or num_seen <= len(given):
         return ""

@@ -41,35 +41,35 @@ from pipeline.sources.units import Unit
 
 
 class UnitRead(NamedTuple):
-    """What is read of a unit; plain enough for Ray."""
+    """The slices of a unit to read; picklable for Ray."""
 
     unit: Unit
     starts: frozenset[int]
-    """First rows of its wanted slices; empty if only reading counts its rows."""
+    """First rows of the wanted slices; empty if the rows are counted only by reading."""
     known: Known | None
-    """Sets rows aside that need no model; None: all are computed."""
+    """Sets rows aside that need no model; None: all rows are computed."""
 
 
 class StreamParts(NamedTuple):
-    """The stages in order; each takes a block of packed slices and returns one."""
+    """The stages in order; each takes and returns a block of packed slices."""
 
     units: Sequence[UnitRead]
     read: Callable[[UnitRead], Iterable[pa.Table]]
     """Yields a packed row per slice."""
     preprocess: Stage | None
-    """In actors of its own; None: those of the model preprocess, or there is nothing to do."""
+    """Runs in its own actors; None: the model's actors do it, or it is not needed."""
     actor: ActorConfig
-    """Of the PredictorActors."""
+    """Configuration of the PredictorActors."""
     write: Stage | None
-    """In actors of its own; None: those of the model write."""
+    """Runs in its own actors; None: the model's actors write."""
 
 
 def unit_reads(units: Mapping[Unit, Sequence[int]], known: Known | None) -> list[UnitRead]:
-    """Return what is read: the slices that have no staged part yet, and only those.
+    """Return the slices to read: those without a staged part.
 
     Args:
-        units: Each with the first rows of its wanted slices, if known.
-        known: Sets rows aside that need no model; None: all are computed.
+        units: Each unit with the first rows of its wanted slices, if known.
+        known: Sets rows aside that need no model; None: all rows are computed.
     """
     return [
         UnitRead(unit, frozenset(starts), known and known.of_unit(unit.index))
@@ -83,7 +83,7 @@ def read_unit(
     """Yield the wanted slices of a unit, packed.
 
     Args:
-        row_timeout_s: How long the reading of a row may take.
+        row_timeout_s: Time limit for reading a row.
     """
 
     def read(some: Unit, starts: frozenset[int]) -> Iterable[pa.Table]:
@@ -151,29 +151,29 @@ def _stage_options(number: int, cpus: float, given: int | None = None) -> dict[s
 
 
 class Executor(NamedTuple):
-    """What a run is executed with."""
+    """Executes the stages and tasks of a run."""
 
     hardware: Hardware
     start_s: float
-    """What its start took."""
+    """Seconds that its start took."""
     on_cluster: bool
-    """It is not one on this machine that was started for these runs alone."""
+    """Ray was not started on this machine for these runs alone."""
     stream: Callable[[StreamParts, Allocation], Generator[StagedSlice, None, None]]
-    """Computes slices, and yields each one when it is committed."""
+    """Computes slices, and yields each slice when it is committed."""
     run_tasks: RunTasks
     look: Callable[[], Hardware]
-    """Tells what hardware there is now."""
+    """Returns the current hardware."""
     measures: bool = True
-    """It has processes in which runtimes can be measured."""
+    """Runtimes can be measured in its processes."""
 
 
 @contextlib.contextmanager
 def start_executor(address: str | None, say: Callable[[str], None]) -> Iterator[Executor]:
-    """Start or connect to what executes a run, for the body.
+    """Start Ray, or connect to it, for the body.
 
     Args:
-        address: Of the Ray cluster; None: this machine.
-        say: Shows what is being done.
+        address: The address of the Ray cluster; None: this machine.
+        say: Shows the current step.
 
     Raises:
         JobError: As `connect`.
@@ -188,7 +188,7 @@ def start_executor(address: str | None, say: Callable[[str], None]) -> Iterator[
 
 
 def _ray_stream(parts: StreamParts, allocation: Allocation) -> Generator[StagedSlice, None, None]:
-    """Read, decode, transform, predict and stage slices; yield each one when it is committed."""
+    """Read, decode, transform, predict and stage slices; yield each slice when it is committed."""
     import ray
 
     limit_read_ahead(allocation.max_actors)
@@ -207,7 +207,7 @@ def _ray_stream(parts: StreamParts, allocation: Allocation) -> Generator[StagedS
             (Write, [parts.write, deadline], write_options),
         ]
         dataset = ray.data.from_items(list(range(num_units)), override_num_blocks=num_units)
-        # A row of what follows is a slice (slices.pack): Ray cannot cut or merge slices.
+        # From here on a row is a slice (slices.pack): Ray cannot cut or merge slices.
         shares = dict[str, Share]()
         for actor, arguments, options_of in stages:
             if arguments[0] is not None:

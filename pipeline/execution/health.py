@@ -1,7 +1,7 @@
-"""Whether the Ray that a run uses still runs, and an end for what is left of it.
+"""Check that the Ray of a run still works, and end what is left of it.
 
-Without its head Ray waits for a minute and then ends the driver without a word, so a run looks for
-itself, from a thread of its own.
+Without its head Ray waits for a minute and then ends the driver without a word. So a run checks for
+itself, on a thread of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.process.run_scope import current_scope
 log = logging.getLogger(__name__)
 
 _EXECUTOR = "StreamingExecutor"
-"""How Ray Data names the threads that execute a Dataset."""
+"""Start of the names of the threads with which Ray Data executes a Dataset."""
 _STOP_S = 5.0
 _SILENCE_S = 25.0
 _ASK_EVERY_S = 5.0
@@ -36,32 +36,32 @@ _DIE_S = 3.0
 _LOOK_S = 0.01
 _LOGGED = re.compile(r" (?P<level>[ECF]) \d+ \d+\] \(\w+\) \S+ (?P<text>.*)")
 _VITAL = ("gcs_server", "raylet")
-"""Without the other processes Ray can go on."""
+"""Processes without which Ray cannot continue."""
 
 Check = Callable[[], str | None]
-"""Returns what is wrong, or None; never waits long."""
+"""Returns a problem, or None; never waits long."""
 
 
 @dataclass
 class ConnectedRay:
-    """What is known of the Ray that is connected."""
+    """The checks and processes of the connected Ray."""
 
     checks: list[Check] = field(default_factory=list)
     roots: list[psutil.Process] = field(default_factory=list)
-    """The processes that this one has started for it."""
+    """The processes of Ray that this process has started."""
 
 
 def _connected() -> ConnectedRay:
-    return current_scope().nearest(ConnectedRay)  # that of all runs which share a Ray
+    return current_scope().nearest(ConnectedRay)  # runs that share a Ray share it
 
 
 @contextlib.contextmanager
 def watched(ray: Any, *, is_ours: bool) -> Iterator[None]:
-    """Let `trouble` and `end` know of the Ray that is connected while in the body.
+    """Let `trouble` and `end` know the connected Ray during the body.
 
     Args:
-        ray: Its module.
-        is_ours: This process has started it, and is to end it.
+        ray: The module.
+        is_ours: This process has started Ray and must end it.
     """
     connected = _connected()
     if is_ours:
@@ -70,7 +70,7 @@ def watched(ray: Any, *, is_ours: bool) -> Iterator[None]:
         for process_type, infos in processes.items():
             for info in infos:
                 started(process_type, info)
-        if not connected.roots:  # private names of Ray tell nothing: what this process has started
+        if not connected.roots:  # private names are not readable: use our child processes
             _note_children(connected)
     else:
         outer = connected.checks
@@ -82,7 +82,7 @@ def watched(ray: Any, *, is_ours: bool) -> Iterator[None]:
 
 
 def started(process_type: str, info: Any) -> None:
-    """Note a process of an embedded Ray, by Ray's own word for it."""
+    """Note a process of an embedded Ray, by the type that Ray gives it."""
     connected = _connected()
     with contextlib.suppress(psutil.NoSuchProcess):
         connected.roots.append(psutil.Process(info.process.pid))
@@ -99,13 +99,13 @@ def _note_children(connected: ConnectedRay) -> None:
 
 
 def trouble() -> str | None:
-    """Return what is wrong with the Ray that is connected; None if nothing is, or there is none."""
+    """Return a problem of the connected Ray; None if there is no problem, or no Ray."""
     checks = list(_connected().checks)
     return next((problem for check in checks if (problem := check()) is not None), None)
 
 
 class ChildLives:
-    """Sees that a process of an embedded Ray has ended, but not how."""
+    """Checks whether a process of an embedded Ray has ended, but not how."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process, self._name = process, process.name()
@@ -115,7 +115,7 @@ class ChildLives:
 
 
 class ProcessLives:
-    """Sees at once when a process of an embedded Ray has ended, and how."""
+    """Checks whether a process of an embedded Ray has ended, and how."""
 
     def __init__(self, process_type: str, info: Any) -> None:
         self._type, self._info = process_type, info
@@ -128,7 +128,7 @@ class ProcessLives:
 
 
 def _complaint(info: Any) -> str:
-    """Return what a process says in its own log before the check that ended it."""
+    """Return the last error in the log of a process, before the check that ended it."""
     error_text = ""
     try:
         lines = Path(info.stderr_file).read_text(errors="replace").splitlines()
@@ -142,7 +142,7 @@ def _complaint(info: Any) -> str:
 
 
 class HeadAnswers:
-    """Sees when nothing has taken a connection at the head of a cluster for a while."""
+    """Checks whether the head of a cluster has accepted no connection for a while."""
 
     def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._address, self._clock = address, clock
@@ -163,7 +163,7 @@ class HeadAnswers:
 
 
 def end(ray: Any) -> None:
-    """Disconnect from Ray; an embedded one ends, and nothing that it started is left."""
+    """Disconnect from Ray; end an embedded one with all its processes."""
     ours, connected = family(), _connected()
     connected.checks = []
     _stop_executors()
@@ -178,16 +178,16 @@ def end(ray: Any) -> None:
 
 
 def _stop_executors() -> None:
-    """Stop what Ray Data still executes, as after a signal.
+    """Stop executions of Ray Data that are still in progress, as after a signal.
 
-    A thread of its own schedules it, and Ray (2.51) ends the process of a thread that uses it when
-    it is shut down. Without such threads, or if they are other ones, nothing is done.
+    Each has a scheduling thread, and Ray (2.51) ends the process of a thread that uses Ray when it
+    is shut down. If there are no such threads, nothing is done.
     """
     for thread in threading.enumerate():
         if thread.name.startswith(_EXECUTOR) and hasattr(thread, "shutdown"):
             try:
                 thread.shutdown(force=False)
-            except Exception as error:  # noqa: BLE001  # what it still had to do is of no use now
+            except Exception as error:  # noqa: BLE001  # its remaining work is of no use
                 log.debug("%s: %s", thread.name, error)
             thread.join(_STOP_S)
 
@@ -196,8 +196,8 @@ def _stop_executors() -> None:
 def node_left_alone(ray: Any) -> Iterator[None]:
     """Let `ray.shutdown` in the body end no processes: a patch.
 
-    Ray ends them one after the other and waits for each, which takes two seconds; all that they
-    could still write is written, so `end` kills them, all at once.
+    Ray ends them one by one and waits for each, which takes two seconds. They have nothing left to
+    write, so `end` kills them all at once.
     """
     node = ray._private.worker._global_node
     if node is None or not _connected().roots:
@@ -218,7 +218,7 @@ def _is_running(process: psutil.Process) -> bool:
 
 
 def family() -> list[psutil.Process]:
-    """Return the processes of an embedded Ray: its own, and their descendants."""
+    """Return the processes of an embedded Ray and their descendants."""
     roots = _connected().roots
     processes = list(roots)
     for root in roots:
@@ -228,7 +228,7 @@ def family() -> list[psutil.Process]:
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """Kill processes; one that has ended is fine, also when another has its number now."""
+    """Kill processes; ignore those that have ended, also if their number is used again."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

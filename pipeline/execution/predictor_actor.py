@@ -1,4 +1,4 @@
-"""The stage that is an actor pool: an actor holds one engine and predicts slice after slice."""
+"""The actor pool of the model: each actor holds one engine and predicts slice after slice."""
 
 from __future__ import annotations
 
@@ -47,46 +47,45 @@ if TYPE_CHECKING:
 
 _MAX_LOADS = 6
 _NOT_LOADED = (
-    "model {}: loading it ended its process {} times; the worker's log in Ray's session folder "
-    "says where. If that was lack of memory, run fewer actors (resources.max_actors)"
+    "model {}: loading it ended its process {} times; see the worker's log in Ray's session "
+    "folder. If memory ran out, run fewer actors (resources.max_actors)"
 )
 
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """All that an actor of the pool is made from; it goes to each of them by way of Ray."""
+    """The configuration of an actor of the pool; Ray sends it to each actor."""
 
     predictor: PredictorConfig
-    """What the engine is made from."""
+    """Configuration of the engine."""
     row_timeout_s: float
-    """How long a batch, or the decoding of a row, may take."""
+    """Time limit for a batch, or for decoding a row."""
     memory: MemoryShare
-    """How much memory it may take."""
+    """Limit of its memory."""
     fields: pa.Schema
-    """The columns of the source that hold the input."""
+    """The columns of the source with the input."""
     preprocessing: Preprocessing | None = None
-    """How to decode what comes; None where tasks have done it already."""
+    """How to decode rows; None if other actors have decoded them."""
     asked_at_s: float | None = None
-    """The driver's clock, seconds since 1970, when it asked for actors; None if the pool may
-    grow."""
+    """Time at which the driver asked for actors, seconds since 1970; None if the pool may grow."""
     deadline_at_s: float | None = None
     """When the run stops, seconds since 1970; None if it has no deadline. For all stages."""
     golden: GoldenRows | None = None
-    """Rows that must come out as they are known to before anything else is predicted."""
+    """Rows whose known predictions must come out before anything else is predicted."""
     writer: StagingWriter | None = None
-    """Commits what was predicted; None where tasks do it."""
+    """Commits predictions; None if other actors do it."""
     first_rows: SystematicFailureDetector | None = None
-    """Watches the first rows; None where the cause of what fails is taken to be the row."""
+    """Watches the first rows; None if each failure is taken as the fault of its row."""
 
 
 class PredictorActor:
     """An actor of the pool."""
 
     def __init__(self, config: ActorConfig) -> None:
-        """Import what runs the model, and load it, timing both.
+        """Import the engine and load the model, timing both.
 
-        A failure is kept and raised at the first call: what an actor's constructor raises
-        reaches the driver only as text.
+        A failure is kept and raised at the first call, because an error in the constructor of an
+        actor reaches the driver only as text.
         """
         stop_retrying_at(config.deadline_at_s)
         if config.predictor.num_gpus:
@@ -114,9 +113,9 @@ class PredictorActor:
             self._failure = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Predict every slice of a block, and commit it if that is this actor's to do.
+        """Predict every slice of a block, and commit it if this actor writes.
 
-        With a GPU two threads call it at once: one's slice begins while the other's ends.
+        With a GPU two threads call this at once: one slice begins while the other ends.
 
         Args:
             block: Packed slices of the rows of the source, or of decoded images.
@@ -141,7 +140,7 @@ class PredictorActor:
         return done if self._commit is None else self._commit(done)
 
     def close(self) -> None:
-        """Give up the model, and end the child; for an actor whose process goes on without it."""
+        """Give up the model, and end the child; for an actor whose process continues."""
         self._guard.close()
         self._model.close()
         tell_parent()
@@ -157,10 +156,10 @@ class _Model:
     """The engine of an actor: loaded when the actor starts, and again after it made room."""
 
     def __init__(self, config: ActorConfig, startup: Counters) -> None:
-        """Take what to load, and the counters that get the seconds it takes."""
+        """Take the configuration, and the counters for the time of loading."""
         self._config, self._startup = config, startup
         self._limits = config.predictor.limits
-        """How far rows may be from eager fp32; None once the reference check was made."""
+        """Allowed distance from eager fp32; None after the reference check."""
         self._predictor: Engine | None = None
         self._loading = threading.Lock()
 
@@ -169,11 +168,11 @@ class _Model:
 
         Raises:
             InfraError: Loading it has ended this actor's process several times.
-            PipelineError: It cannot be loaded, or golden rows come out otherwise.
+            PipelineError: It cannot be loaded, or golden rows have other predictions.
         """
         config, golden = self._config.predictor, self._config.golden
         ray = connected_ray()
-        # An actor keeps its id when it is started again.
+        # An actor that is started again keeps its id.
         actor_id = "local" if ray is None else ray.get_runtime_context().get_actor_id()
         with attempts.attempt(f"load-{actor_id}") as earlier:
             if earlier.exits >= _MAX_LOADS:
@@ -189,12 +188,12 @@ class _Model:
 
     @property
     def _awaits_check(self) -> bool:
-        """Tell whether the reference check is still to be made in this actor."""
+        """Tell whether the reference check of this actor is still to come."""
         predictor = self._predictor
         return self._limits is not None and (predictor is None or predictor.awaits_reference_check)
 
     def count_unchecked(self, predicted: pa.Table, counters: Counters) -> None:
-        """Note in a slice with predictions that the check is still to be made: a gate asks."""
+        """Note in a slice with predictions that the check is still to come, for a gate."""
         if self._awaits_check and predicted.column(ERROR).null_count:
             SliceFigures(reference_check=Comparison()).add_to(counters)
 
@@ -207,7 +206,7 @@ class _Model:
         return preprocessing(counters, rows)
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
-        """Predict rows; those that have failed before pass."""
+        """Predict rows; rows that have failed before pass unchanged."""
         config, first = self._config.predictor, self._config.first_rows
         if first is not None:
             first.prepared(rows)
@@ -222,7 +221,7 @@ class _Model:
             return predictor.predict(rows, counters)
 
     def make_room(self) -> None:
-        """Take the model off the GPU: a child that needs the same memory is about to load it."""
+        """Remove the model from the GPU: a child is about to load it into the same memory."""
         if self._config.predictor.num_gpus and self._predictor is not None:
             if not self._predictor.awaits_reference_check:
                 self._limits = None
@@ -230,7 +229,7 @@ class _Model:
             self._predictor = None
 
     def close(self) -> None:
-        """Give up the engine, if it could be loaded."""
+        """Close the engine, if there is one."""
         if self._predictor is not None:
             self._predictor.close()
 
@@ -242,7 +241,7 @@ class _Model:
 
 
 def _guard(config: ActorConfig, model: _Model, attempts: CrashMarks) -> Guard:
-    """Return what does the stages of a slice: here, and in a child where that is not safe."""
+    """Return the guard of the stages of a slice: here, or in a child if that is not safe."""
     preprocessing, predictor = config.preprocessing, config.predictor
     plans = [StagePlan(PREDICT, predictor.batch_size, model.predict)]
     if preprocessing is not None:
@@ -260,11 +259,11 @@ def _guard(config: ActorConfig, model: _Model, attempts: CrashMarks) -> Guard:
 
 
 def _waited_s(asked_at_s: float | None) -> float:
-    """Return how long this actor's process took to be there; 0 if it is not the first one."""
+    """Return how long the process of this actor took to start; 0 if it was restarted."""
     if asked_at_s is None:
         return 0.0
     import ray
 
     if ray.get_runtime_context().was_current_actor_reconstructed:
         return 0.0
-    return max(0.0, time() - asked_at_s)  # of two machines' clocks one may be ahead
+    return max(0.0, time() - asked_at_s)  # the clocks of two machines may differ

@@ -1,4 +1,4 @@
-"""Look up names of Ray that its public interface does not promise: they may go with any version."""
+"""Private names of Ray, which may disappear with any version: look them up safely."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ READS = {
     "processors": "ray._private.utils:get_num_cpus(override_docker_cpu_warning)",
     "accelerators": "ray._private.accelerators:get_accelerator_manager_for_resource(resource_name)",
 }
-"""Private names that are only read, on any cluster: without one, less is known."""
+"""Private names that are only read, on any cluster; without one, less is known."""
 
 
 class NameMissing(Exception):
-    """Ray has no such name, or it means something else by it."""
+    """Ray does not have the name, or uses it for something else."""
 
 
 def is_plain() -> bool:
-    """Tell whether private names of Ray are to be left alone."""
+    """Tell whether private names of Ray must not be used."""
     return os.environ.get(PLAIN_RAY, "").strip().lower() not in ("", "0", "false")
 
 
 def look_up(name: str) -> Any:
-    """Return what a private name stands for.
+    """Return the object of a private name.
 
     Args:
-        name: `module:attribute.attribute`, with `(parameter, ...)` behind it where a function must
-            have these parameters; `module:`, which gives None, where a module has to be there.
+        name: `module:attribute.attribute`, followed by `(parameter, ...)` if a function must have
+            these parameters; `module:`, which gives None, if a module must exist.
 
     Raises:
-        NameMissing: It is not there, or the function has other parameters.
+        NameMissing: It does not exist, or the function has other parameters.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -76,7 +76,7 @@ def _require_parameters(name: str, function: Any, parameters: str) -> None:
 
 
 def read(what: str) -> Any:
-    """Return what one of `READS` stands for; None without it, or where Ray is to be plain."""
+    """Return the object of a name in `READS`; None if it is missing or must not be used."""
     if is_plain():
         return None
     try:

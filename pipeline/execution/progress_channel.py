@@ -1,7 +1,7 @@
-"""Tells the driver how its actors get on within a long slice, by a Ray actor without CPUs.
+"""Progress within long slices, from actors to the driver, through a Ray actor without CPUs.
 
-It feeds the watchdog of the run and those who watch, and only where a slice takes some seconds:
-shorter ones tell by being committed. Lost messages do no harm.
+It feeds the supervisor of the run and the progress display, and only for slices that take seconds:
+shorter ones count when they are committed. Lost messages do no harm.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _WHAT = "rows or tokens within slices"
 
 
 class BeatCounter:
-    """Counts that actors got on, and what they have done of their slices."""
+    """Counts signs of progress, and the finished rows and tokens of unfinished slices."""
 
     def __init__(self) -> None:
-        """Begin at 0."""
+        """Start at 0."""
         self._num_beats = 0
         self._unfinished: dict[str, tuple[int, int]] = {}
 
     def beat(self, sender: str, num_rows: int, num_tokens: int) -> None:
-        """Count once more; rows and tokens are those of the sender's slice."""
+        """Count a sign of progress; rows and tokens are those of the sender's slice."""
         self._num_beats += 1
         self._unfinished[sender] = (num_rows, num_tokens)
 
     def read(self) -> tuple[int, int, int]:
-        """Return the count, and the rows and tokens of all slices under way."""
+        """Return the count, and the rows and tokens of all unfinished slices."""
         slices = self._unfinished.values()
         return self._num_beats, sum(rows for rows, _ in slices), sum(tokens for _, tokens in slices)
 
 
 class _Sender:
-    """Notes in an actor what gets on; a thread tells the counter, so that nothing waits for Ray."""
+    """Notes progress in an actor; a thread tells the counter, so that nothing waits for Ray."""
 
     def __init__(self, run_id: str) -> None:
         self._name = _name(run_id)
@@ -51,23 +51,23 @@ class _Sender:
         self._is_counted = False
         """The counter has rows or tokens of this actor."""
         self._counter: Any = None
-        """The counter, if this actor has started it: it lives as long as it is kept."""
+        """The counter, if this actor has started it; it lives as long as this reference."""
 
     def note(self, num_rows: int, num_tokens: int) -> None:
-        """Note that rows got on."""
+        """Note progress of rows and tokens."""
         self._num_rows += num_rows
         self._num_tokens += num_tokens
         self._has_news.set()
 
     def slice_began(self) -> None:
-        """Forget what got on before."""
+        """Forget the progress of the slice before."""
         self._slice_from_s = monotonic()
         self._num_rows = self._num_tokens = 0
         if not self._is_counted:
             self._has_news.clear()
 
     def run(self) -> None:
-        """Tell now and then."""
+        """Tell the counter every few seconds."""
         pause = threading.Event()
         while not pause.wait(EVERY_S):
             self._has_news.wait()
@@ -75,7 +75,7 @@ class _Sender:
             if is_long or self._is_counted:
                 self._has_news.clear()
                 self._is_counted = is_long
-                with contextlib.suppress(Exception):  # if Ray fails, the run itself says so
+                with contextlib.suppress(Exception):  # the run itself reports a failed Ray
                     self._tell()
 
     def _tell(self) -> None:
@@ -83,17 +83,17 @@ class _Sender:
 
         try:
             counter = ray.get_actor(self._name)
-        except ValueError:  # none was started, or who started it has ended
+        except ValueError:  # none was started, or its starter has ended
             options = {"name": self._name, "num_cpus": 0}
             counter = self._counter = ray.remote(**options)(BeatCounter).remote()
         counter.beat.remote(self._sender, self._num_rows, self._num_tokens)
 
 
 def tell_of_slices(run_id: str) -> Callable[[], object]:
-    """Tell the driver of a run from now on whenever a row of this process is `still_alive`.
+    """Tell the driver of a run about each `still_alive` of this process from now on.
 
     Returns:
-        What is to be called when a slice begins.
+        A function to call when a slice begins.
     """
     if connected_ray() is None:  # then this process is the driver
         tell_parent(of_life=lambda num_rows, num_tokens: note_progress(_WHAT))
@@ -106,7 +106,7 @@ def tell_of_slices(run_id: str) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def listening(run_id: str) -> Iterator[None]:
-    """Note progress in the driver while the body runs and its actors tell that they get on."""
+    """Note progress of actors in the driver during the body."""
     is_over = threading.Event()
     arguments = (_name(run_id), is_over)
     thread = threading.Thread(target=_listen, args=arguments, name="progress-listener", daemon=True)
@@ -124,7 +124,7 @@ def _listen(name: str, is_over: threading.Event) -> None:
 
     before = 0
     while not is_over.wait(EVERY_S):
-        with contextlib.suppress(Exception):  # no slice has taken long yet, or Ray fails
+        with contextlib.suppress(Exception):  # no slice has taken long yet, or Ray has failed
             read = ray.get_actor(name).read.remote()
             num_beats, num_rows, num_tokens = ray.get(read, timeout=_ANSWER_S)
             note_unfinished(num_rows, num_tokens)

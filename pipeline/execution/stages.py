@@ -1,6 +1,6 @@
-"""The stages beside the model's: unpack the slices of a block, call the stage, pack again.
+"""Stages other than the model's: unpack the slices of a block, call the stage, pack them again.
 
-The driver builds the dataset from here without importing torch: workers import what they run.
+The driver builds the dataset without importing torch; workers import what they run.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from pipeline.job.source import Source
 
 Stage = Callable[[pa.Table], pa.Table]
-"""A block of packed slices in, a block of packed slices (or of results) out."""
+"""Takes a block of packed slices, returns a block of packed slices or of results."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How rows of the source become model input; plain enough for Ray."""
+    """How rows of the source become model input; picklable for Ray."""
 
     input: Input
     max_image_bytes: int
     max_image_px: int
     fields: pa.Schema
-    """The columns of the source that hold the input."""
+    """The columns of the source with the input."""
     num_threads: int = 1
 
     @classmethod
     def of(
         cls, source: Source, seen: Input, num_threads: int, fields: pa.Schema
     ) -> Preprocessing | None:
-        """Return what a job asks for; None if the input needs no preparing."""
+        """Return the preprocessing of a job; None if the input needs none."""
         if not seen.stage_names:
             return None
         limits = (source.max_image_bytes, source.max_image_px)
@@ -61,33 +61,33 @@ class Preprocessing:
             return self.input.prepare(rows, counters, limits, self.num_threads)
 
     def step(self, rows: pa.Table, counters: Counters) -> pa.Table:
-        """Do the same, as a child does it."""
+        """Do the same, with the arguments of a `Step`."""
         return self(counters, rows)
 
     def step_with_reference(self, rows: pa.Table, counters: Counters) -> pa.Table:
-        """Do the same, and add exact pixels of the rows that eager fp32 is to predict, too."""
+        """Do the same, and add exact pixels for rows that eager fp32 predicts, too."""
         names = pixel_columns(self.input)
         return self(counters, with_reference_pixels(rows, counters, self.exact, names))
 
     def exact(self, rows: pa.Table) -> pa.Table:
-        """Prepare rows to the values that others are compared with."""
+        """Prepare rows exactly, for comparison."""
         return replace(self, input=self.input.exact())({}, rows)
 
     @property
     def plan(self) -> StagePlan:
-        """Return how to find the rows that end processes: one by one."""
+        """Return the plan to find rows that end processes: one by one."""
         return StagePlan(self.input.stage_names[0], 1, self.step)
 
 
 @dataclass(frozen=True)
 class SliceWork:
-    """What a child does with the rows of a slice, where that is not safe in a worker."""
+    """The work of a child on the rows of a slice, if it is not safe in a worker."""
 
     preprocessing: Preprocessing | None
     config: PredictorConfig | None
 
     def open(self) -> Mapping[str, Step]:
-        """Load the model, if there is one to load."""
+        """Load the model, if there is one."""
         steps: dict[str, Step] = {}
         if self.preprocessing is not None:
             steps[self.preprocessing.plan.stage] = self.preprocessing.step
@@ -105,11 +105,11 @@ def preprocess_stage(
     run_id: str,
     row_timeout_s: float,
 ) -> Stage:
-    """Return the stage of the tasks that decode and transform.
+    """Return the stage that decodes and transforms.
 
     Args:
         compared: Unit and first row of the slices that carry exact pixels to the actors.
-        row_timeout_s: How long the decoding of a row may take.
+        row_timeout_s: Time limit for decoding a row.
     """
 
     def stage(block: pa.Table) -> pa.Table:
@@ -129,7 +129,7 @@ def preprocess_stage(
 
 
 def writer_stage(writer: StagingWriter) -> Stage:
-    """Return the stage that commits slices; its rows are `StagedSlice`s as JSON."""
+    """Return the stage that commits slices; it returns `StagedSlice`s as JSON."""
 
     def stage(block: pa.Table) -> pa.Table:
         staged = [writer.write(*packed).to_json() for packed in unpack(block)]
@@ -139,10 +139,10 @@ def writer_stage(writer: StagingWriter) -> Stage:
 
 
 class StageActor:
-    """Runs a stage slice after slice, in a process that is kept.
+    """Runs a stage slice after slice, in a process that lasts.
 
-    The worker of a task is not: a node ends one that idles for a second if it has more processes
-    than CPUs, which actors alone may be. The next slice would wait for seconds, for a new process
+    The worker of a task does not last: a node with more processes than CPUs, which actors alone may
+    be, ends a worker that is idle for a second. The next slice would wait seconds for a new process
     and its imports.
     """
 
@@ -151,7 +151,7 @@ class StageActor:
         self._stage = stage
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Do the work of the stage."""
+        """Run the stage on a block."""
         return self._stage(block)
 
 
@@ -176,7 +176,7 @@ class Read:
         """Take what reads a unit, as `executors.read_unit` does, and a reference to each.
 
         Args:
-            get: Gets the unit of a reference: those of a million photos are half a GiB.
+            get: Gets the unit of a reference: the units of a million photos are half a GiB.
             deadline_at_s: When the run stops, seconds since 1970; None if it has no deadline.
         """
         stop_retrying_at(deadline_at_s)
@@ -186,7 +186,7 @@ class Read:
         """Yield each slice of a unit as soon as it is read.
 
         Args:
-            block: A row, whose `item` is the place of the unit among all.
+            block: One row, whose `item` is the index of the unit.
         """
         for index in block.column("item").to_pylist():
             yield from self._read(self._get(self._units[index]))

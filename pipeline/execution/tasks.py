@@ -1,4 +1,4 @@
-"""Run plain functions as Ray tasks, and translate what Ray raises."""
+"""Run functions as Ray tasks, and translate the errors of Ray."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _LOST = (
     "OutOfMemoryError",
     "RaySystemError",
 )
-"""Ray's errors where workers, nodes or objects were lost beyond its retries."""
+"""Errors of Ray for workers, nodes or objects lost beyond its retries."""
 
 
 @contextlib.contextmanager
 def ray_errors() -> Iterator[None]:
-    """Translate what Ray raises into our own errors.
+    """Translate errors of Ray in the body into our own.
 
     Raises:
         PipelineError: One of ours that a worker raised, unwrapped.
         InfraError: Workers, nodes or objects were lost beyond Ray's retries, or Ray has no room
             for more objects.
-        PipelineError: Something else that a task raised, in one line: type, message, and where.
+        PipelineError: Any other error of a task, in one line: type, message and place.
     """
     from ray import exceptions
 
@@ -77,13 +77,13 @@ def ray_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lost_nodes_blamed() -> Iterator[None]:
-    """Take what Ray's own code raises after a node was lost in the body for trouble of the cluster.
+    """Turn any error in the body into an InfraError if a node was lost meanwhile.
 
-    Not all of that are errors of Ray: of a node that was preempted in the wrong moment its
+    Not all such errors are errors of Ray: if a node is preempted at the wrong moment, its
     bookkeeping may raise anything.
 
     Raises:
-        InfraError: Something was raised, and a node is gone.
+        InfraError: An error was raised, and a node is gone.
     """
     import ray
     from ray import exceptions
@@ -105,17 +105,17 @@ def lost_nodes_blamed() -> Iterator[None]:
 
 
 def _live_nodes() -> dict[str, str]:
-    """Return the id of each node that is up -> its name."""
+    """Return id -> host name of each live node."""
     import ray
 
     return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
 
 
 def crash_marks_of(run_id: str) -> CrashMarks:
-    """Return the marks of a run on this worker's node; they go with Ray's own temporary files.
+    """Return the marks of a run on this worker's node, in a folder of Ray's session.
 
-    Those are open to everybody on a cluster that is not ours, so the marks have a folder of their
-    own there; where another user has taken its name, one among the system's temporary files.
+    On a cluster that is not ours everybody can write there, so the marks have a private folder; if
+    another user has taken its name, it is a folder among the system's temporary files.
 
     Raises:
         InfraError: Neither folder can be this user's alone.
@@ -124,17 +124,17 @@ def crash_marks_of(run_id: str) -> CrashMarks:
 
 
 def crash_marks_in(folders: Sequence[Path], run_id: str) -> CrashMarks:
-    """Return the marks of a run below the first folder in which this user's own can lie.
+    """Return the marks of a run below the first folder that can hold a private folder.
 
     Raises:
-        InfraError: There is none.
+        InfraError: There is no such folder.
     """
     name = f"pipeline-attempts-{os.geteuid()}"
     return CrashMarks(first_of(folder / name for folder in folders) / run_id)
 
 
 def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
-    """Run a function for every tuple of arguments as Ray tasks; results in the order of calls."""
+    """Run a function for each tuple of arguments as a Ray task; return results in order."""
     import ray
 
     remote = ray.remote(num_cpus=_TASK_CPUS, max_retries=MAX_TASK_RETRIES)(_call)
@@ -155,7 +155,7 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
 
 @contextlib.contextmanager
 def _ended_with(pending: Mapping[Any, int]) -> Iterator[None]:
-    """End the tasks that are pending when the body fails."""
+    """End pending tasks if the body fails."""
     try:
         yield
     except BaseException:
@@ -166,11 +166,11 @@ def _ended_with(pending: Mapping[Any, int]) -> Iterator[None]:
 
 
 class TaskLost(Exception):
-    """What a task was to return cannot be had; the text is the kind of Ray's error."""
+    """The result of a task is lost; the text is the type of Ray's error."""
 
 
 class TaskLate(TaskLost):
-    """A task has taken too long, and was ended."""
+    """A task took too long and was ended."""
 
 
 def start(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -181,10 +181,10 @@ def start(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def value_of(reference: Any, limit_s: float | None = None) -> Any:
-    """Wait for what a task returns, for so long at most.
+    """Wait for the result of a task, at most `limit_s`.
 
     Raises:
-        TaskLate: It takes longer.
+        TaskLate: The task takes longer.
         PipelineError: As `ray_errors`.
     """
     import ray
@@ -199,11 +199,11 @@ def value_of(reference: Any, limit_s: float | None = None) -> Any:
 
 
 def value_if_kept(reference: Any, limit_s: float | None = None) -> Any:
-    """Wait likewise, where a task that fails decides nothing about the run.
+    """Wait for the result of a task whose failure does not matter to the run.
 
     Raises:
-        TaskLate: It takes longer.
-        TaskLost: It raised, its process ended, or its node is gone.
+        TaskLate: The task takes longer.
+        TaskLost: It raised an error, its process ended, or its node is gone.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -220,7 +220,7 @@ def value_if_kept(reference: Any, limit_s: float | None = None) -> Any:
 def are_done(
     references: Sequence[Any], timeout_s: float | None = None
 ) -> tuple[list[Any], list[Any]]:
-    """Wait for tasks, for at most `timeout_s`; return those that are done, and the others."""
+    """Wait for tasks, at most `timeout_s`; return finished and unfinished tasks."""
     import ray
 
     done, late = ray.wait([*references], num_returns=len(references), timeout=timeout_s)
@@ -228,7 +228,7 @@ def are_done(
 
 
 def give_up(reference: Any) -> None:
-    """End a task, with its process."""
+    """End a task and its process."""
     import ray
 
     ray.cancel(reference, force=True)

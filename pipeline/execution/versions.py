@@ -1,4 +1,4 @@
-"""What differs between the versions of Ray, 2.51 to the newest: nothing else asks for a version."""
+"""Differences between versions of Ray, from 2.51 to the newest; no other file checks a version."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ OLDEST = "2.51"
 
 
 def actor_pool(min_size: int, max_size: int, given: int | None = None) -> Any:
-    """Return a pool of actors that starts with all of them, where this Ray can start it so.
+    """Return a pool of actors that starts all actors at once, if this Ray can.
 
-    Otherwise actors come one by one, and stages before them, which start at once, get the nodes.
+    Otherwise actors start one by one, and earlier stages, which start at once, get the nodes.
 
     Args:
-        given: Most calls that an actor has or waits to begin; None: as many as is usual.
+        given: Most calls that an actor runs or has waiting; None: the default of Ray.
     """
     from ray.data import ActorPoolStrategy
 
@@ -47,14 +47,14 @@ def actor_pool(min_size: int, max_size: int, given: int | None = None) -> Any:
 
 
 def with_calls_at_once(options: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the options of an actor pool so that actors run several calls at once.
+    """Return the options of an actor pool whose actors run several calls at once.
 
-    Where the actor pools of this Ray have no such choice, there is one call at a time. Later ones
-    take the number themselves; before, it is an option of the actor.
+    If the actor pools of this Ray have no such option, there is one call at a time. Newer pools
+    take the number; for older ones it is an option of the actor.
 
     Args:
-        options: Of `map_batches`, with `compute`.
-        number: Calls of an actor at once.
+        options: The options of `map_batches`, with `compute`.
+        number: Concurrent calls per actor.
     """
     pool = options["compute"]
     known = inspect.signature(type(pool)).parameters
@@ -69,7 +69,7 @@ def with_calls_at_once(options: Mapping[str, Any], number: int) -> dict[str, Any
 
 
 def set_callbacks(context: Any, callbacks: list[type]) -> None:
-    """Let executions call callbacks: by their classes from 2.55 on, by objects before."""
+    """Register callbacks of executions: by class from 2.55 on, by object before."""
     if hasattr(context, "custom_execution_callback_classes"):
         context.custom_execution_callback_classes = callbacks
     else:
@@ -77,24 +77,24 @@ def set_callbacks(context: Any, callbacks: list[type]) -> None:
 
 
 def set_known(context: Any, settings: Mapping[str, Any]) -> None:
-    """Set what this Ray's DataContext has; `execution_no_progress_timeout_s` came with 2.59."""
+    """Set the settings that this DataContext has; `execution_no_progress_timeout_s` is of 2.59."""
     for name, value in settings.items():
         if hasattr(context, name):
             setattr(context, name, value)
 
 
 def refused_errors() -> tuple[type[Exception], ...]:
-    """Return what Ray raises where a token is refused; before 2.52 it knows no tokens."""
+    """Return the errors of Ray for a refused token; none before 2.52, which has no tokens."""
     return known_errors("AuthenticationError")
 
 
 def knows_tokens() -> bool:
-    """Tell whether this Ray can ask for a token."""
+    """Tell whether this Ray can require a token."""
     return bool(refused_errors())
 
 
 def known_errors(*names: str) -> tuple[type[Exception], ...]:
-    """Return those of Ray's exceptions that this version has."""
+    """Return the exceptions of Ray with these names that this version has."""
     from ray import exceptions
 
     errors = (getattr(exceptions, name, None) for name in names)
@@ -102,16 +102,16 @@ def known_errors(*names: str) -> tuple[type[Exception], ...]:
 
 
 def connected_ray() -> Any | None:
-    """Return the module of the Ray that this process is connected to; None without one."""
+    """Return the module of Ray if this process is connected to one, otherwise None."""
     ray = sys.modules.get("ray")
     return ray if ray is not None and ray.is_initialized() else None
 
 
 def session_folder() -> Path:
-    """Return the folder of Ray's session on this node; without Ray that of temporary files.
+    """Return the folder of Ray's session on this node; without Ray, the temporary folder.
 
-    The runtime context tells it from 2.55 on. Before, only private names do; without those it is
-    the folder of the system's temporary files, where the node's processes meet as well.
+    From 2.55 on the runtime context has it, before only private names do. Without those, use the
+    temporary folder of the system, which the processes of the node share as well.
     """
     if (ray := connected_ray()) is None:
         return Path(tempfile.gettempdir())
@@ -127,8 +127,8 @@ def require_supported(where: str, version: str) -> None:
     """Refuse a Ray that is too old.
 
     Args:
-        where: Begins the message: what runs that Ray.
-        version: Such as `2.60.0`; anything else is taken for a Ray of the future.
+        where: The start of the message.
+        version: Such as `2.60.0`; anything else counts as a future version.
 
     Raises:
         JobError: It is older than `OLDEST`.
@@ -139,11 +139,11 @@ def require_supported(where: str, version: str) -> None:
 
 
 def note_other_version(where: str, version: str) -> None:
-    """Log that a cluster has another minor version of Ray than this process, if so.
+    """Log if a cluster has another minor version of Ray than this process.
 
     Args:
-        where: The cluster, as the line begins.
-        version: The cluster's, such as `2.60.0`.
+        where: The cluster, the start of the line.
+        version: The version of the cluster, such as `2.60.0`.
     """
     import ray
 
@@ -157,10 +157,10 @@ def note_other_version(where: str, version: str) -> None:
 
 
 def different_versions(message: str) -> str | None:
-    """Return one line where Ray says that a cluster's Ray or Python differs; None otherwise.
+    """Return one line if an error says that Ray or Python of a cluster differs, else None.
 
     Args:
-        message: Of the error that Ray raised.
+        message: The message of the error of Ray.
     """
     match = _MISMATCH.search(message)
     if match is None:

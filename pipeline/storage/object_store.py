@@ -56,12 +56,12 @@ class ObjectStore:
         return cls(fs, facts)
 
     def list_page(self, folder: str, delimited: bool, token: str | None) -> Page:
-        """Return a page of the objects below a folder; delimited: down to the next `/`."""
+        """Return a page of objects below a folder; delimited: up to the next `/`."""
         ask = self.facts.list_page
         return self._page(folder, lambda *at: ask(self.fs, at[0], at[1], delimited, token))
 
     def list_after(self, folder: str, path: str) -> Page:
-        """Return one page of the objects below a folder after a path; the token is its last path."""
+        """Return a page of objects below a folder after a path; its token is its last path."""
         list_after = self.facts.list_after
         assert list_after is not None, "asked before"
         bucket, _, key = path.partition("/")

@@ -188,7 +188,7 @@ class Store:
         self._call("write", path, lambda at: at.put(self._full(path), data))
 
     def put_file(self, path: str, source: str) -> None:
-        """Write a whole file from local disk, replacing an existing one, without reading it whole."""
+        """Write a file from local disk, replacing an existing one, without reading it whole."""
         self._call("write", path, lambda at: at.put_file(self._full(path), source))
 
     def create_once(self, path: str, data: bytes, token: str) -> CreateOutcome:

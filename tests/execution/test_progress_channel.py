@@ -76,7 +76,7 @@ THEIRS = actor("ALIVE", 9, job=2)
         ),
         ([{**THEIRS, "State": "PENDING_CREATION", "Address": {"IPAddress": ""}}], ""),
         ([actor("PENDING_CREATION", 0, "")], "waiting for 1 x 0.75 CPU: "),
-        ([actor("ALIVE", 3), actor("PENDING_CREATION", 1)], "were started anew: 4 times so far"),
+        ([actor("ALIVE", 3), actor("PENDING_CREATION", 1)], "were restarted: 4 times so far"),
         ([{**actor("RESTARTING", 9, ""), "ActorClassName": "BeatCounter"}], ""),
     ],
 )

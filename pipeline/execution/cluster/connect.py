@@ -77,8 +77,8 @@ def connect(address: str | None) -> Iterator[Connection]:
     A Ray that is initialised in this process already is used instead, and left running.
 
     Raises:
-        JobError: `address` is of another kind, or not that of the Ray that is initialised here, or
-            the environment lets Ray unpickle what it reads.
+        JobError: `address` is malformed, or not that of the Ray that is initialised here; or the
+            environment lets Ray unpickle its input.
         InfraError: No cluster answers at `address`.
     """
     refuse_autoload()
@@ -106,17 +106,17 @@ def connect(address: str | None) -> Iterator[Connection]:
 
 
 class Connection(NamedTuple):
-    """The Ray that a run uses."""
+    """The Ray of a run."""
 
     hardware: Hardware
     start_s: float
-    """What connecting took, importing Ray included."""
+    """Seconds to connect, with the import of Ray."""
     on_cluster: bool
-    """It is not one that was started for these runs alone."""
+    """Ray was not started for these runs alone."""
 
 
 def _initialised(address: str | None) -> Any:
-    """Return the module of the Ray that is initialised in this process; None without.
+    """Return the module of Ray if it is initialised in this process, otherwise None.
 
     Raises:
         JobError: It is not the one at `address`.
@@ -134,10 +134,10 @@ def _initialised(address: str | None) -> Any:
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
-    """Connect to Ray in the body; yields its module.
+    """Connect to Ray for the body; yield its module.
 
     Args:
-        address: Where it is; None: start one.
+        address: The address of the cluster; None: start Ray.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_ray_folder()) if address is None else None
@@ -157,7 +157,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         try:
             _connect(ray, address, server, folder)
         except BaseException:
-            _end(ray)  # what it has started
+            _end(ray)  # end the processes that it has started
             raise
         if folder is None:
             name = f"driver-native-{secrets.token_hex(8)}.err"
@@ -173,7 +173,7 @@ def _end(ray: Any) -> None:
 
 @contextlib.contextmanager
 def _ray_folder() -> Iterator[RayFolder]:
-    """Make the folder of an embedded Ray, for the body; what went wrong there leaves its logs."""
+    """Make the folder of an embedded Ray for the body; keep its logs after an error."""
     folder, keep_logs = RayFolder(), log.isEnabledFor(logging.DEBUG)
     try:
         note(ray_folders=list(map(str, folder.folders)))
@@ -194,22 +194,22 @@ def _connect(
     server: ForkServer | None,
     folder: RayFolder | None,
 ) -> None:
-    """Connect.
+    """Connect to Ray, or start it.
 
     Raises:
-        InfraError: It does not come to be.
+        InfraError: This fails.
     """
-    # 1.5 s of importing, while Ray's own processes start.
+    # Importing takes 1.5 s: do it while the processes of Ray start.
     importing = threading.Thread(target=_import_data, daemon=True)
     importing.start()
-    _silence_ray()  # after its import, which sets filters of its own
+    _silence_ray()  # after the import, which sets its own filters
     try:
-        # Ray's handler, which ends the process with another code, would be there for seconds.
+        # Ray's handler would be installed for seconds; it ends the process with another code.
         with restore_signal_handlers(), applied(SIGTERM, ray=ray, on_cluster=address is not None):
             _init(ray, address, server, folder)
     except PipelineError:
         raise
-    except Exception as error:  # noqa: BLE001  # Ray raises bare ones, too
+    except Exception as error:  # noqa: BLE001  # Ray raises bare exceptions, too
         cause = health.trouble() or different_versions(str(error))
         cause = cause or f"cannot connect: {clean_message(str(error), 200)}{about_home(error)}"
         raise InfraError(f"Ray at {address or 'this machine'}: {cause}") from None
@@ -218,7 +218,7 @@ def _connect(
 
 
 def _import_data() -> None:
-    with contextlib.suppress(ImportError):  # what needs it imports it again, and says so
+    with contextlib.suppress(ImportError):  # a later import reports it
         importlib.import_module("ray.data")
 
 
@@ -227,17 +227,17 @@ def _configure_data() -> None:
 
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.CRITICAL)  # an error reaches the user as ours, in one line
+            handler.setLevel(logging.CRITICAL)  # the user gets our one line for an error
     context = DataContext.get_current()
     settings = {
-        # Every slice leaves its task as a block of its own as soon as it is there.
+        # Every slice leaves its task as its own block as soon as it is finished.
         "target_max_block_size": 1,
         "enable_progress_bars": False,
-        # Ray's own wrapper loses the cause on the way to the driver.
+        # Ray's wrapper loses the cause on the way to the driver.
         "raise_original_map_exception": True,
         "print_on_execution_start": False,
-        "memory_usage_poll_interval_s": None,  # a thread for each task, which nothing reads
-        # A run that gets no further is seen by us (run.stall_s), who can say what is in flight.
+        "memory_usage_poll_interval_s": None,  # a thread per task, whose result nothing reads
+        # Our supervisor detects a stall (run.stall_s) and can list what is in flight.
         "execution_no_progress_timeout_s": -1,
     }
     set_known(context, settings)
@@ -259,7 +259,7 @@ def _init(
         _reach(address)
         ray.init(address=address, runtime_env=_remote_environment(), **common)
         return
-    # Inside a Ray job RAY_ADDRESS is set and the caller passes it; here a local Ray is meant.
+    # Inside a Ray job RAY_ADDRESS is set, and the caller passes it; here Ray must be local.
     options: dict[str, Any] = {
         **common,
         "address": "local",
@@ -273,17 +273,17 @@ def _init(
     except BROKEN as error:
         if is_plain():
             raise
-        # A patch has the names that it needs, but Ray means something else by one of them.
-        log.debug("patched Ray does not start, so it starts by itself: %r", error)
+        # A patch has found its names, but Ray uses one of them for something else.
+        log.debug("patched Ray does not start; starting it without patches: %r", error)
         _end(ray)
         ray.init(**options)
 
 
 def _reach(address: str) -> None:
-    """Check that a head listens at `HOST:PORT` and lets us in; Ray finds what `auto` means.
+    """Check that a head listens at `HOST:PORT` and lets us in; Ray itself resolves `auto`.
 
     Raises:
-        JobError: The cluster wants another token.
+        JobError: The cluster requires another token.
         OSError: Nothing listens there.
     """
     host, _, port = address.rpartition(":")
@@ -291,7 +291,7 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
         from ray.exceptions import RaySystemError
 
-        # Of a wrong token Ray itself says only that it cannot connect.
+        # For a wrong token Ray itself reports only that it cannot connect.
         with contextlib.suppress(OSError, RuntimeError, RaySystemError):
             is_let_in(address)
 
@@ -299,33 +299,33 @@ def _reach(address: str) -> None:
 def _remote_environment() -> dict[str, Any]:
     environment: dict[str, Any] = {"env_vars": {**WORKER_ENVIRONMENT, **NO_AUTOLOAD}}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        # Not a submitted job: send our own code along, so that driver and workers agree.
+        # Not a submitted job: send this package along, so that driver and workers agree.
         environment["py_modules"] = [str(Path(__file__).parents[2])]
     return environment
 
 
 def _silence_ray() -> None:
-    """Keep Ray's own talk out of the user's terminal; its log files still have everything."""
+    """Keep messages of Ray out of the user's terminal; its log files still have them."""
     warnings.filterwarnings("ignore", module=r"ray(\.|$)")
-    # Ray attributes its own deprecations to its caller.
+    # Ray attributes its deprecations to its caller.
     warnings.filterwarnings("ignore", message=r".*deprecated and will be removed in Ray")
     for name in ("ray", "ray.data", "ray.serve", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-_TAKES_CONNECTIONS = "its head takes connections; whether it lets us in shows when a run starts"
+_TAKES_CONNECTIONS = "its head accepts connections; a run will show whether it lets us in"
 LOCAL = ("auto", "local")
-"""Addresses that Ray finds by itself, and that name no cluster to log in to."""
+"""Addresses that Ray resolves itself; they name no cluster to log in to."""
 
 
 def log_in(address: str) -> str:
-    """Ask a cluster something that it only tells whom it lets in; return what was found.
+    """Ask a cluster a question that it answers only after a login; describe the result.
 
     Args:
         address: `HOST:PORT` of its head, or `http://HOST:PORT` of its job API.
 
     Raises:
-        JobError: It does not let us in, or the address is wrong.
+        JobError: The cluster does not let us in, or the address is wrong.
         InfraError: Nothing answers.
     """
     if address in LOCAL:
@@ -355,10 +355,10 @@ def _ask_head(address: str) -> str:
 
 
 def is_let_in(address: str) -> bool:
-    """Ask the head of a cluster whether it takes our token; False if this Ray has no such question.
+    """Ask the head of a cluster whether it accepts our token; False if this Ray cannot ask.
 
     Raises:
-        JobError: It does not.
+        JobError: It does not accept the token.
         OSError, RuntimeError, RaySystemError: It does not answer.
     """
     client = read("head client")
@@ -368,7 +368,7 @@ def is_let_in(address: str) -> bool:
         with native_errors_dropped():
             client(address=address).check_alive([], timeout=_REACH_S)
     except (AttributeError, TypeError) as error:
-        log.debug("this Ray's head is asked another way: %s", error)
+        log.debug("the head of this Ray has another interface: %s", error)
         return False
     except refused_errors():
         raise JobError(refused_token(f"Ray at {address}")) from None

@@ -1,4 +1,4 @@
-"""What a Ray has: nodes, processors, GPUs; and how much memory an embedded one gets for objects."""
+"""The hardware of a Ray: nodes, processors, GPUs; and the object store of an embedded Ray."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STORE_MAX_BYTES = 8 << 30
 
 
 def embedded_store_bytes() -> int:
-    """Return the size of the object store that an embedded Ray gets."""
+    """Return the size in bytes of the object store of an embedded Ray."""
     import psutil
 
     memory = node_bytes()
@@ -43,7 +43,7 @@ def embedded_store_bytes() -> int:
 
 
 def hardware_of(ray: Any) -> Hardware:
-    """Return what the cluster has, or may grow to where an autoscaler says so."""
+    """Return the hardware of the cluster, or what its autoscaler may grow it to."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [node["Resources"] for node in alive]
     limits = read("autoscaler limits")
@@ -55,13 +55,13 @@ def hardware_of(ray: Any) -> Hardware:
 def hardware_from(
     total: Mapping[str, float], nodes: Sequence[Mapping[str, float]], limits: Mapping[str, float]
 ) -> Hardware:
-    """Put together what a cluster has.
+    """Return the hardware of a cluster from the resources that Ray reports.
 
     Args:
         total: The resources of all nodes together, by Ray's names.
-        nodes: The resources of each node that runs. One without CPUs, as a head may be, computes
+        nodes: The resources of each running node. A node without CPUs, such as some heads, computes
             nothing.
-        limits: What the autoscaler may grow the cluster to; empty without one.
+        limits: The limits of the autoscaler; empty without one.
     """
     names = (
         key.partition(_ACCELERATOR_TYPE)[2] for key in total if key.startswith(_ACCELERATOR_TYPE)
@@ -80,7 +80,7 @@ def hardware_from(
 
 
 def embedded_hardware() -> Hardware:
-    """Return what an embedded Ray of this process has, or would have; starts none."""
+    """Return the hardware of an embedded Ray in this process; do not start one."""
     if (ray := connected_ray()) is not None:
         return hardware_of(ray)
     cpus, gpus = ask_ray()
@@ -111,13 +111,13 @@ def ask_ray() -> tuple[float | None, float | None]:
 
 
 def this_machine(cpus: float | None = None, gpus: float = 0.0) -> Hardware:
-    """Return this machine as the one node, with as many processors as it has if None are given."""
+    """Return this machine as a single node; with all its processors if `cpus` is None."""
     cpus = float(os.cpu_count() or 1) if cpus is None else cpus
     return Hardware(1, cpus, gpus, node_cpus=(cpus,), node_gpus=(gpus,))
 
 
 def counted_by_ray() -> tuple[float | None, float | None]:
-    """Return the processors and GPUs that Ray finds on this machine; None: it does not tell."""
+    """Return the processors and GPUs that Ray finds on this machine; None if unknown."""
     count, managers = read("processors"), read("accelerators")
     cpus = None if count is None else float(count(override_docker_cpu_warning=True))
     if managers is None:
@@ -131,7 +131,7 @@ def counted_by_ray() -> tuple[float | None, float | None]:
 
 
 def workers() -> list[dict[str, Any]]:
-    """Return the nodes, as Ray describes them, that are up and have processors or GPUs."""
+    """Return the live nodes with processors or GPUs, as Ray describes them."""
     import ray
 
     return [
@@ -144,7 +144,7 @@ def workers() -> list[dict[str, Any]]:
 def start_on_workers(
     function: Callable[[], Any], nodes: Sequence[Mapping[str, Any]] | None = None
 ) -> list[Any]:
-    """Start a function on each of some nodes, in their order; None: on all `workers`."""
+    """Start a function on each of the nodes, in order; None: on all `workers`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -162,7 +162,7 @@ _ANSWER_S = 30.0
 
 
 def ray_versions() -> list[tuple[str, str]]:
-    """Return the host and the Ray of each node that computes; without those that do not answer."""
+    """Return the host and the Ray version of each computing node that answers."""
     versions = list[tuple[str, str]]()
     nodes = workers()
     asked = start_on_workers(_version, nodes)
@@ -171,7 +171,7 @@ def ray_versions() -> list[tuple[str, str]]:
         host = node["NodeManagerHostname"]
         if reference in late:
             give_up(reference)
-            log.warning("node %s has not answered for %.0f s, and is not checked", host, _ANSWER_S)
+            log.warning("node %s has not answered for %.0f s and is not checked", host, _ANSWER_S)
             continue
         try:
             versions.append((host, value_if_kept(reference)))
@@ -181,10 +181,13 @@ def ray_versions() -> list[tuple[str, str]]:
 
 
 def require_one_version(versions: Sequence[tuple[str, str]]) -> None:
-    """Refuse nodes, host and version of each, that run several versions of Ray.
+    """Refuse several versions of Ray in a cluster.
+
+    Args:
+        versions: Host and Ray version of each node.
 
     Raises:
-        InfraError: They do.
+        InfraError: The versions differ.
     """
     hosts = dict[str, list[str]]()
     for host, version in versions:

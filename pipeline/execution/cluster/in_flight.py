@@ -1,6 +1,6 @@
-"""What a run has in flight: Ray Data's operators, Ray's actors, the stacks of the driver's threads.
+"""Work in flight: operators of Ray Data, actors of Ray, stacks of the driver's threads.
 
-For looking at a run that hangs, so nothing here waits for anything but `actors`, which asks Ray.
+This is for diagnosing a run that hangs, so nothing here waits, except `actors`, which asks Ray.
 Stacks show places in code, never values.
 """
 
@@ -33,11 +33,11 @@ _ACTORS = {
 }
 _MAX_ACTORS, _MAX_JOBS = 200, 3
 _NOISE = 0.01
-"""Amounts of resources below it are none: the sum of what tasks hold for an instant."""
+"""Smaller amounts of resources count as none: tasks may hold some for an instant."""
 
 
 class Share(NamedTuple):
-    """What an actor reserves."""
+    """The resources that an actor reserves."""
 
     cpus: float
     gpus: float
@@ -54,21 +54,21 @@ class _Executing:
 
 
 def note_shares(shares: Mapping[str, Share]) -> None:
-    """Note what an actor of each stage reserves, by its class."""
+    """Note the share of an actor of each stage, by class name."""
     current_scope().part(_Executing).shares = shares
 
 
 class ExecutorSeen:
-    """An execution callback of Ray Data: remembers what executes, for those who look later.
+    """An execution callback of Ray Data that remembers the current executor.
 
-    Not a subclass of Ray's, whose module is private; what that may learn to call, does nothing.
+    It does not derive from the class of Ray, whose module is private; unknown hooks do nothing.
     """
 
     def before_execution_starts(self, executor: Any) -> None:
         current_scope().part(_Executing).executor = weakref.ref(executor)
 
     def on_execution_step(self, executor: Any) -> None:
-        """Do nothing: it runs in Ray's own loop."""
+        """Do nothing: this runs in the loop of Ray."""
 
     def after_execution_succeeds(self, executor: Any) -> None:
         current_scope().part(_Executing).executor = None
@@ -89,7 +89,7 @@ def _do_nothing(*_: Any, **__: Any) -> None:
 def _operators() -> list[Any]:
     seen = current_scope().part(_Executing).executor
     executor = seen() if seen else None
-    # Ray's public statistics would cost time that grows with the blocks, and lack the queues.
+    # Ray's public statistics take time proportional to the blocks, and lack the queues.
     topology = getattr(executor, "_topology", None) or {}
     return [
         operator for operator in list(topology) if getattr(operator, "input_dependencies", None)
@@ -101,7 +101,7 @@ def _metrics(operator: Any) -> Any:
 
 
 def mark() -> tuple[int, ...]:
-    """Return numbers that change when an operator gets on: a task finished, an actor is ready."""
+    """Return numbers that change with progress: finished tasks, outputs, ready actors."""
     names = ("num_tasks_finished", "num_outputs_taken", "num_alive_actors")
     return tuple(
         getattr(_metrics(operator), name, 0) for operator in _operators() for name in names
@@ -109,7 +109,7 @@ def mark() -> tuple[int, ...]:
 
 
 def operators() -> list[str]:
-    """Describe each operator of what executes now, one line each."""
+    """Describe each operator of the current execution, one line each."""
     return [_describe(operator) for operator in _operators()]
 
 
@@ -122,7 +122,7 @@ def _describe(operator: Any) -> str:
 
 
 def actors() -> list[str]:
-    """Describe this run's actors that have not ended, by what Ray's head knows; may wait for it."""
+    """Describe the live actors of this run, one line each; may wait for the head of Ray."""
     job_id, table = _actors()
     alive = [a for a in table if a["State"] != "DEAD" and a["JobID"] == job_id]
     lines = [
@@ -136,9 +136,9 @@ def actors() -> list[str]:
 
 
 def actors_in_trouble() -> str:
-    """Say that actors of this run's pool wait or were started anew; '' if none is known to.
+    """Say that actors of this run wait or were restarted; '' if none is known to.
 
-    May wait for Ray's head.
+    May wait for the head of Ray.
     """
     job_id, table = _actors()
     if not table:
@@ -150,7 +150,7 @@ def actors_in_trouble() -> str:
 
 
 def _actors() -> tuple[str, list[Mapping[str, Any]]]:
-    """Return this run's job, and the actors of all jobs as Ray's table has them."""
+    """Return the Ray job of this run, and the actors of all jobs from Ray's table."""
     ray = connected_ray()
     actor_table = None if ray is None else read("actors")  # asking would start one
     if ray is None or actor_table is None:
@@ -165,14 +165,14 @@ def pool_trouble(
     has: Mapping[str, float],
     free: Mapping[str, float],
 ) -> str:
-    """Return what `actors_in_trouble` says of the actors of a job.
+    """Return the text of `actors_in_trouble` for a job.
 
     Args:
-        actors: Those of all jobs, as Ray's table has them.
+        actors: The actors of all jobs, from Ray's table.
         job_id: The job.
-        shares: What an actor of each stage reserves, by its class.
+        shares: The share of an actor of each stage, by class name.
         has: The resources of the cluster, by Ray's names.
-        free: Those that are not in use.
+        free: The free resources.
     """
     ours = [actor for actor in actors if actor["JobID"] == job_id]
     pool = [(actor, name) for actor in ours if (name := _stage_of(actor)) in shares]
@@ -193,9 +193,7 @@ def pool_trouble(
         others = {name: has.get(name, 0) - free.get(name, 0) - held[name] for name in names}
         problems.append(f"waiting for {needed}: {left} free{_held(others, actors, job_id)}")
     if num_restarts:
-        problems.append(
-            f"actors' processes ended and were started anew: {num_restarts} times so far"
-        )
+        problems.append(f"actors' processes ended and were restarted: {num_restarts} times so far")
     return "; ".join(problems)
 
 
@@ -205,7 +203,7 @@ def _stage_of(actor: Mapping[str, Any]) -> str:
 
 
 def _held(amounts: Mapping[str, float], actors: Sequence[Mapping[str, Any]], job_id: str) -> str:
-    """Say what other jobs hold, and which have actors; '' if that is nothing."""
+    """Say what other jobs hold, and which jobs have actors; '' if nothing."""
     amount = " and ".join(f"{n:.3g} {name}" for name, n in amounts.items() if n > _NOISE)
     alive = [a for a in actors if a["State"] == "ALIVE" and not a["IsDetached"]]
     others = Counter(a["JobID"] for a in alive if a["JobID"] != job_id)
@@ -214,7 +212,7 @@ def _held(amounts: Mapping[str, float], actors: Sequence[Mapping[str, Any]], job
 
 
 def stacks() -> Iterator[str]:
-    """Yield the stack of each thread of this process but the one that asks."""
+    """Yield the stack of each thread of this process except the calling one."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         if ident != threading.get_ident():

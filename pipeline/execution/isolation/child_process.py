@@ -1,7 +1,7 @@
-"""A child process that works on rows and may crash or hang without taking its parent along.
+"""A child process that works on rows, and may crash or hang without its parent.
 
-It is a fresh Python (a fork of a process full of threads is none), loads what the work needs and no
-more, and ends with its parent.
+It is a new Python process, because a fork of a process with many threads is unsafe. It loads only
+what the work needs, and ends with its parent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.process.parent_death import die_with
 log = logging.getLogger(__name__)
 
 Step = Callable[[pa.Table, Counters], pa.Table]
-"""Rows in, rows out; counts what it did."""
+"""Takes rows and counters; returns rows and adds to the counters."""
 
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -51,16 +51,16 @@ _LEAST_START_S = 60.0
 
 
 class Work(Protocol):
-    """What a child is to do; plain enough to be pickled."""
+    """The work of a child; picklable."""
 
     def open(self) -> Mapping[str, Step]:
-        """Load what is needed; return what is done at each stage."""
+        """Load what is needed; return the step of each stage."""
         ...
 
 
 @dataclass(frozen=True)
 class ChildResult:
-    """What the child returned: the rows of its step, and what it counted."""
+    """The result of a child: the rows of its step, and its counters."""
 
     rows: pa.Table
     counters: Counters
@@ -68,32 +68,32 @@ class ChildResult:
 
 @dataclass(frozen=True)
 class ChildExit:
-    """How a child ended."""
+    """The end of a child."""
 
     reason: Reason
     message: str
     had_started: bool = True
-    """False: it ended while it started, so no row is the cause."""
+    """False if it ended while it started, so no row is the cause."""
     input_name: str = ""
-    """Which of several inputs it worked on; '' if it worked on the only one, or on none."""
+    """The input on which it worked, if there are several; otherwise ''."""
     max_bytes: int = 0
-    """The limit of its memory, if it was ended for that; otherwise 0."""
+    """The limit of its memory, if it exceeded that; otherwise 0."""
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """Says before an answer which input a child works on."""
+    """Sent before an answer: the input on which the child works."""
 
     input_name: str
 
 
 @dataclass(frozen=True)
 class _Alive:
-    """Says before an answer that a child gets on."""
+    """Sent before an answer: the child gets on."""
 
 
 class Child:
-    """Starts a process when it has to, and again after each end; has one at a time."""
+    """One process at a time, started when needed and again after each end."""
 
     def __init__(
         self,
@@ -107,12 +107,11 @@ class Child:
         """Take the work.
 
         Args:
-            work: What to do.
-            call_s: How long one call may take without a step that is `still_alive`.
-            start_s: How long a start may take, importing and loading the model; a minute at least.
-            max_bytes: How much memory of its own it may take; None: any number.
-            is_silent: What it writes, and libraries in it, goes to the debug log, escaped, and not
-                to this process's standard error.
+            work: The work.
+            call_s: Time limit of a call between two calls of `still_alive`.
+            start_s: Time limit of a start with imports and loading the model; at least a minute.
+            max_bytes: Limit of its own memory; None: no limit.
+            is_silent: Write its standard error, escaped, to the debug log.
         """
         self._work, self._call_s, self._start_s = work, call_s, max(start_s, _LEAST_START_S)
         self._max_bytes, self._is_silent = max_bytes, is_silent
@@ -120,16 +119,16 @@ class Child:
         self._pipe: Connection | None = None
 
     def start(self) -> ChildExit | None:
-        """Make sure that there is a process; return how it ended if it did while it started."""
+        """Start a process unless there is one; return how it ended if it failed to start."""
         return self._start() if self._process is None else None
 
     def call(self, stage: str, rows: pa.Table, *, is_load: bool = False) -> ChildResult | ChildExit:
-        """Let the child do its work at a stage.
+        """Let the child run a stage.
 
         Args:
-            stage: Its name.
-            rows: What it works on.
-            is_load: It loads a model, so it may take as long as a start.
+            stage: The name of the stage.
+            rows: The rows to work on.
+            is_load: The call loads a model, so it may take as long as a start.
 
         Raises:
             PipelineError: The work raised it.
@@ -144,7 +143,7 @@ class Child:
         return ChildResult(_from_bytes(data), counters)
 
     def close(self) -> None:
-        """End the process, with all that it started, and wait for its end."""
+        """End the process and all that it started, and wait for its end."""
         process, pipe = self._process, self._pipe
         self._process = self._pipe = None
         if pipe is not None:
@@ -174,7 +173,7 @@ class Child:
         return replace(answer, message=message, had_started=False)
 
     def _ask(self, request: Any, limit_s: float) -> Any:
-        """Return the answer, or how the child ended; what it raised is raised."""
+        """Return the answer, or how the child ended; raise the error that it raised."""
         process, pipe = self._process, self._pipe
         assert process is not None, "started before"
         assert pipe is not None, "started before"
@@ -222,14 +221,14 @@ class Child:
 
 
 def _log(stream: IO[bytes]) -> None:
-    """Log what a child writes until it ends: names in a model file may hold any bytes."""
+    """Log the output of a child until it ends; names in a model file may hold any bytes."""
     with stream:
         while line := stream.readline(_LINE_BYTES):
-            log.debug("a child says: %s", clean_message(line.decode(errors="backslashreplace")))
+            log.debug("child process: %s", clean_message(line.decode(errors="backslashreplace")))
 
 
 def describe_exit(code: int) -> ChildExit:
-    """Say what an exit code means, negative ones being signals."""
+    """Describe an exit code; a negative one is minus a signal."""
     if code == -signal.SIGKILL:
         message = "its process was killed, as happens when memory runs out"
         return ChildExit(Reason.OUT_OF_MEMORY, message)
@@ -241,7 +240,7 @@ def describe_exit(code: int) -> ChildExit:
 
 
 def serve(descriptor: int, parent: int) -> None:
-    """Be the child: open the work that comes first, then work on whatever rows come."""
+    """Run the child: receive and open the work, then work on rows as they come."""
     die_with(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with Connection(descriptor) as pipe, contextlib.suppress(EOFError, ConnectionError):
@@ -258,17 +257,17 @@ def serve(descriptor: int, parent: int) -> None:
             pipe.send(error)
         except (EOFError, ConnectionError):
             raise
-        except Exception as error:  # noqa: BLE001  # it goes on in the parent
+        except Exception as error:  # noqa: BLE001  # the parent raises it
             pipe.send(PipelineError(describe_user_error(error)))
 
 
 def _telling(pipe: Connection) -> Callable[[int, int], None]:
-    """Return what tells a parent now and then that this thread, which answers it, gets on."""
+    """Return a function that tells the parent, at intervals, that this thread gets on."""
     answering_thread, sent_s = threading.get_ident(), monotonic()
 
     def tell(_num_rows: int, _num_tokens: int) -> None:
         nonlocal sent_s
-        # Another thread's steps are no progress of what the parent waits for.
+        # Steps of other threads are not progress of the thread that answers.
         if threading.get_ident() == answering_thread and monotonic() - sent_s >= _TELL_S:
             sent_s = monotonic()
             pipe.send(_Alive())
@@ -277,7 +276,7 @@ def _telling(pipe: Connection) -> Callable[[int, int], None]:
 
 
 def _to_bytes(rows: pa.Table) -> bytes:
-    # Pickling would take along all that a slice of a table is a slice of.
+    # Pickling a slice of a table would include the whole table.
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)

@@ -27,11 +27,11 @@ from pipeline.process.liveness import hang_guard
 from pipeline.process.memory import at_most
 
 MAX_EXITS = 32
-"""Children that may end over the rows of one stage of a slice before the rest is given up."""
+"""Ended children for one stage of a slice after which the rest of its rows is given up."""
 _A_HANG_COUNTS = 4
-"""A hang takes the whole time limit, and a slice must not take as long as a run may stand still."""
+"""A hang takes the whole time limit, and a slice must take less time than a stalled run."""
 MAX_EXITS_IN_A_ROW = 8
-"""Children that may end one after the other without a row done."""
+"""Ended children in a row, without a finished row, after which the rest is given up."""
 MAX_STARTS = 3
 
 
@@ -41,24 +41,24 @@ class StagePlan:
 
     stage: str
     rows_at_once: int
-    """Rows of one call; 1 where rows are worked on one by one anyway."""
+    """Rows of one call; 1 if the stage works row by row anyway."""
     here: Step
-    """The same in this process; rows that have failed pass it without being touched."""
+    """The stage in this process; rows that have failed pass unchanged."""
 
 
 class IsolatedRunner:
-    """Works on one slice in children, until all of it is done or given up."""
+    """Works on one slice in children, until all rows are done or given up."""
 
     def __init__(
         self, child: Child, note: Callable[[str, str | None], None], fields: pa.Schema
     ) -> None:
-        """Take what works.
+        """Take the child.
 
         Args:
-            child: Is not closed here.
-            note: Called with the stage and the row id before a row is worked on alone, and with
-                None before a batch is; the child runs then, so that its start is on no row.
-            fields: The columns of the source that hold a row's input, for its digest.
+            child: The child; it is not closed here.
+            note: Called with the stage and the row id before work on a single row, and with None
+                before a batch; the child has started then, so its start is blamed on no row.
+            fields: The columns of the source with a row's input, for its digest.
         """
         self._child, self._note, self._fields = child, note, fields
         self._left = self._in_a_row = self._starts = 0
@@ -68,12 +68,12 @@ class IsolatedRunner:
     def run(
         self, plan: StagePlan, rows: pa.Table, counters: Counters, *, one_by_one: bool
     ) -> pa.Table:
-        """Do one stage; rows that end the child are failed rows of what is returned.
+        """Run one stage; rows that end the child are returned as failed rows.
 
         Args:
-            rows: Those that have failed already stay as they are.
-            counters: Gets what the stage did.
-            one_by_one: Do not even try batches.
+            rows: Rows that have already failed stay unchanged.
+            counters: Counters of the stage.
+            one_by_one: Do not try batches.
         """
         self._left, self._in_a_row, self._starts = MAX_EXITS, MAX_EXITS_IN_A_ROW, MAX_STARTS
         if not rows.num_rows:
@@ -97,7 +97,7 @@ class IsolatedRunner:
             num_bytes = failure.num_bytes or 0
             add(counters, plan.stage, StageCounters(1, 0, 1, num_bytes))
         if poison and not one_by_one:
-            # The others together once more: a batch of one may differ in the last digit.
+            # Run the other rows together again: a batch of one may differ in the last digit.
             done = self._call(plan.stage, fail(rows, poison))
             if isinstance(done, ChildResult):
                 return _take(done, counters)
@@ -107,7 +107,7 @@ class IsolatedRunner:
     def _one_by_one(
         self, plan: StagePlan, rows: pa.Table, counters: Counters
     ) -> tuple[list[pa.Table], dict[int, Failure]]:
-        """Return what became of each row, and those that ended the child."""
+        """Return the result of each row, and the failures of rows that ended the child."""
         pieces: list[pa.Table] = []
         poison: dict[int, Failure] = {}
         ids = rows.column(ROW_ID).to_pylist()
@@ -128,9 +128,9 @@ class IsolatedRunner:
     def _call(
         self, stage: str, rows: pa.Table, alone: str | None = None
     ) -> ChildResult | ChildExit:
-        """Let the child work on rows, or on one row alone, whose id is given.
+        """Let the child work on rows, or on the single row with the id `alone`.
 
-        One that is killed has another try: nothing of its own may have been the reason.
+        A killed child gets another try: the cause may have been outside of it.
         """
         was_killed = False
         while min(self._left, self._in_a_row, self._starts) > 0:
@@ -140,7 +140,7 @@ class IsolatedRunner:
                 return done
             self.num_exits += 1
             self._left -= _A_HANG_COUNTS if done.reason is Reason.TIMEOUT else 1
-            was_ours = done.max_bytes > 0  # its own memory is what ended it, and would again
+            was_ours = done.max_bytes > 0  # its own memory ended it, and would do so again
             is_doubtful = done.reason is Reason.OUT_OF_MEMORY and done.had_started and not was_ours
             if is_doubtful and not was_killed:
                 was_killed = True
@@ -161,10 +161,10 @@ class IsolatedRunner:
 
 
 def _batches(rows: pa.Table, size: int) -> list[pa.Table]:
-    """Cut rows where the stage itself does: those that have failed are in none of its batches.
+    """Cut rows into the batches of the stage itself, which leaves out failed rows.
 
-    Rows must come out as if no process had ended, and a batch of another size may differ in the
-    last digit.
+    Results must be as if no process had ended, and a batch of another size may differ in the last
+    digit.
     """
     good = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
     starts = [0, *good[size::size].tolist()]
@@ -178,14 +178,13 @@ def _take(done: ChildResult, counters: Counters) -> pa.Table:
 
 
 def failure_of(row: pa.Table, stage: str, ended: ChildExit, fields: pa.Schema) -> Failure:
-    """Describe a row that ended a process; with the digest of its input if that is still there.
+    """Return the failure of a row that ended a process, with the digest of its input if possible.
 
     Args:
         row: The row as it came to the stage.
-        stage: That it ended.
-        ended: How.
-        fields: The columns of the source that hold the input; a stage before may have replaced
-            them by what it made of them.
+        stage: The stage.
+        ended: How the process ended.
+        fields: The columns of the source with the input; an earlier stage may have replaced them.
     """
     types = dict(zip(row.column_names, row.schema.types, strict=True))
     is_there = len(fields) and all(types.get(field.name) == field.type for field in fields)
@@ -199,7 +198,7 @@ def failure_of(row: pa.Table, stage: str, ended: ChildExit, fields: pa.Schema) -
 
 
 def fail(rows: pa.Table, failures: Mapping[int, Failure]) -> pa.Table:
-    """Return the same rows, some of them failed; failures that were there before are kept."""
+    """Return the rows with some of them failed; existing failures are kept."""
     columns = failure_columns(
         [failure or failures.get(index) for index, failure in enumerate(failures_of(rows))]
     )
@@ -210,14 +209,14 @@ def fail(rows: pa.Table, failures: Mapping[int, Failure]) -> pa.Table:
 
 
 GIVE_UP_AFTER = 12
-"""Workers that may end over one slice before it is given up: more than preemption and lack of
-memory explain."""
+"""Ended workers after which a slice is given up: more than preemption and lack of memory
+explain."""
 _START_LIMITS = 10
-"""Loading a model may take so many times as long as a row."""
+"""Time limit of loading a model, in time limits of a row."""
 
 
 class Guard:
-    """Does the stages of slices; several threads may call it at once."""
+    """Runs the stages of slices; several threads may call it at once."""
 
     def __init__(
         self,
@@ -230,16 +229,16 @@ class Guard:
         fields: pa.Schema,
         max_bytes: int | None = None,
     ) -> None:
-        """Take what is to be done.
+        """Take the work.
 
         Args:
-            work: The stages, as a child does them.
-            plans: The same, in order.
+            work: The stages, as a child runs them.
+            plans: The stages, in order.
             attempts: The crash marks of this node.
-            row_timeout_s: How long one batch, or the decoding of a row, may take.
-            release: Called before a child works: makes room for its model.
-            fields: The columns of the source that hold a row's input.
-            max_bytes: How much memory this process, and a child, may take; None: any number.
+            row_timeout_s: Time limit for a batch, or for decoding a row.
+            release: Called before a child works, to make room for its model.
+            fields: The columns of the source with a row's input.
+            max_bytes: Memory limit of this process, and of a child; None: no limit.
         """
         self._fields, self._max_bytes = fields, max_bytes
         self._plans, self._attempts, self._release = plans, attempts, release
@@ -247,11 +246,11 @@ class Guard:
         self._child = Child(work, row_timeout_s, _START_LIMITS * row_timeout_s, max_bytes=max_bytes)
 
     def run(self, name: str, rows: pa.Table, counters: Counters) -> pa.Table:
-        """Do all stages with the rows of a slice; what cannot be done is failed rows.
+        """Run all stages on the rows of a slice; rows that end processes are returned as failed.
 
         Args:
-            name: Of the slice among all that this run attempts.
-            counters: Gets what the stages did, and the figure `isolated` if there was need.
+            name: The name of the slice within the run.
+            counters: Counters of the stages, with the figure `isolated` if a child was needed.
         """
         with self._attempts.attempt(name) as earlier, at_most(self._max_bytes):
             if not earlier.exits and not self._attempts.are_unsafe:
@@ -263,7 +262,7 @@ class Guard:
                 try:
                     return self._isolate(name, earlier, rows, counters)
                 finally:
-                    if not self._attempts.are_unsafe:  # the next slice will not need it
+                    if not self._attempts.are_unsafe:  # the next slice will not need the child
                         self._child.close()
 
     def close(self) -> None:
@@ -279,7 +278,7 @@ class Guard:
         note = functools.partial(self._attempts.note, name)
         isolated = IsolatedRunner(self._child, note, self._fields)
         for plan in self._plans:
-            # A worker that ended while its child worked did not crash: take less, as for memory.
+            # A worker that ended while its child worked did not crash: use fewer rows at once.
             rows = isolated.run(plan, rows, counters, one_by_one=earlier.end_in_batches)
         num_poison += isolated.num_poison
         if num_poison:
@@ -293,14 +292,14 @@ class Guard:
 def fail_poison_rows(
     earlier: Earlier, stage: str, rows: pa.Table, counters: Counters, fields: pa.Schema
 ) -> pa.Table:
-    """Fail the rows over which several workers ended; all of them after `GIVE_UP_AFTER` workers.
+    """Fail the rows over which several workers ended; all rows after `GIVE_UP_AFTER` workers.
 
     Args:
-        earlier: What is known of earlier attempts at the rows.
-        stage: That gives up, where all are failed.
-        rows: With ids and the columns of failures.
-        counters: Gets what is failed.
-        fields: The columns of the source that hold a row's input, for its digest.
+        earlier: Facts about earlier attempts at the rows.
+        stage: The stage that gives up, if all rows fail.
+        rows: Rows with ids and error columns.
+        counters: Counters of the failed rows.
+        fields: The columns of the source with a row's input, for its digest.
     """
     failures: dict[int, Failure] = {}
     have_failed = rows.column(ERROR).is_valid().to_pylist()
@@ -324,6 +323,6 @@ def _verdict(earlier: Earlier, stage: str, row_id: str) -> tuple[str, ChildExit]
 
 
 def given_up(earlier: Earlier) -> ChildExit:
-    """Say why work is not even tried once more."""
+    """Return why the work is not tried again."""
     message = f"given up: {earlier.exits} workers ended over its slice"
     return ChildExit(Reason.NATIVE_CRASH, message)

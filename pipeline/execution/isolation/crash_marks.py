@@ -28,16 +28,16 @@ _MANY = f"{_POISON}-many"
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is known of the attempts that began at a piece of work and did not end."""
+    """Facts about earlier attempts at a piece of work that ended their process."""
 
     exits: int = 0
     ended_at: tuple[tuple[str, str | None], ...] = ()
-    """(stage, row id) that each of them worked on at its end, if that is known; None for a batch.
-    Of an attempt whose child was still starting it is unknown."""
+    """(stage, row id) on which each attempt worked at its end, if known; None for a batch. It is
+    unknown for an attempt whose child was still starting."""
 
     @property
     def suspected_rows(self) -> dict[str, tuple[str, int]]:
-        """Return the rows over which several attempts ended: row id -> (stage, how many)."""
+        """Return the rows over which several attempts ended: row id -> (stage, attempts)."""
         times = Counter((row, stage) for stage, row in self.ended_at if row is not None)
         return {row: (stage, n) for (row, stage), n in times.items() if n >= _ENDED_AT}
 
@@ -52,10 +52,10 @@ class CrashMarks:
     """The marks of one run on one node."""
 
     folder: Path
-    """On this node, of this run alone."""
+    """A folder on this node, for this run alone."""
 
     def forget_old_runs(self) -> None:
-        """Remove the marks of runs on this node that no attempt has touched for a week."""
+        """Remove marks of runs on this node that no attempt has touched for a week."""
         for other in self.folder.parent.iterdir():
             with contextlib.suppress(OSError):
                 if time.time() - other.lstat().st_mtime > _KEPT_S:
@@ -63,7 +63,7 @@ class CrashMarks:
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[Earlier]:
-        """Mark the body as an attempt at `name`; the mark stays only if the process ends in it.
+        """Mark the body as an attempt at `name`; the mark remains only if the process ends in it.
 
         Raises:
             InfraError: The folder is not this user's own, or others may write to it.
@@ -76,12 +76,12 @@ class CrashMarks:
             (self.folder / name).unlink(missing_ok=True)
 
     def note(self, name: str, stage: str, row_id: str | None) -> None:
-        """Note what the attempt at `name` works on now: one row alone, or (None) a batch."""
+        """Note what the attempt at `name` works on: one row alone, or a batch (None)."""
         with opened(self.folder) as folder:
             _append(folder, name, {"stage": stage, "row": row_id})
 
     def mark_poison(self, name: str) -> None:
-        """Note that `name` has poison rows: rows that end processes."""
+        """Note that `name` has poison rows, which end processes."""
         with opened(self.folder / _POISON) as poison:
             os.close(open_file(poison, name, os.O_CREAT | os.O_WRONLY))
             is_many = len(os.listdir(poison)) >= _UNSAFE_FROM
@@ -91,7 +91,7 @@ class CrashMarks:
 
     @property
     def are_unsafe(self) -> bool:
-        """Tell whether so many slices had poison rows here that work is isolated from the start."""
+        """Tell whether so many slices had poison rows that all work is to be isolated."""
         return os.path.lexists(self.folder / _MANY)
 
 
@@ -100,7 +100,7 @@ def _begin(folder: int, name: str) -> Earlier:
         try:
             os.close(open_file(folder, name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
-            # Ray may have given the same work to two processes: the other one may end now.
+            # Ray may have given the same work to two processes, and the other one may end now.
             with contextlib.suppress(FileNotFoundError):
                 earlier = _read(folder, name)
                 _append(folder, name, {})
@@ -110,14 +110,14 @@ def _begin(folder: int, name: str) -> Earlier:
 
 
 def _append(folder: int, name: str, entry: dict[str, str | None]) -> None:
-    # Made anew where another attempt at it has just ended.
+    # Made again if another attempt at the same work has just ended.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     with os.fdopen(open_file(folder, name, flags), "a") as marks:
         marks.write(json.dumps(entry) + "\n")
 
 
 def _read(folder: int, name: str) -> Earlier:
-    """Read the mark: an empty line begins each attempt but the first one."""
+    """Read a mark: an empty entry begins each attempt except the first."""
     exits, ended_at = 1, list[tuple[str, str | None]]()
     last: tuple[str, str | None] | None = None
     with os.fdopen(open_file(folder, name, os.O_RDONLY)) as marks:

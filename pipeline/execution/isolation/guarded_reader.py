@@ -1,8 +1,7 @@
 """Read the slices of a unit; a shard that crashes or hangs its reader costs its rows, not the run.
 
-The first attempt reads in this process, under the watchdog. If it ends the process, later attempts
-read in a child process, extent by extent; the rows of an extent that ends the child are failed
-rows.
+The first attempt reads in this process, under the hang guard. If it ends the process, later
+attempts read in a child, extent by extent; the rows of an extent that ends the child are failed.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ from pipeline.sources.source_format import failed_rows, failed_shard
 from pipeline.sources.units import Extent, Unit
 
 SLICE_LIMITS = 10
-"""Time limit of a slice, in time limits of a row: stores have time limits of their own."""
+"""Time limit of a slice, in time limits of a row; stores have their own time limits."""
 _SLICE, _EXTENT = "slice", READ
-"""What a child reads: the next slice, or one piece of an extent."""
+"""Stages of a child: read the next slice, or one piece of an extent."""
 _MAX_TRIES = 2
 _NO_ROWS = pa.Table.from_batches([], pa.schema([("unit", pa.int64())]))
 _NO_FIELDS = pa.schema([])
-"""A shard that ends its reader has no input with a digest."""
+"""No input columns: the input of a shard that ends its reader has no digest."""
 _PIECES = pa.schema(
     [
         pa.field("extent", pa.int64()),
@@ -66,7 +65,7 @@ def read_guarded(
     Args:
         starts: First rows of the slices to read, as in `read_slices`.
         attempts: The crash marks of this node.
-        row_timeout_s: Time limit per row; a slice has `SLICE_LIMITS` times as long.
+        row_timeout_s: Time limit per row; a slice has `SLICE_LIMITS` times as much.
 
     Raises:
         InfraError: As `read_slices`; or a shard ended its readers although other readers had

@@ -125,7 +125,7 @@ def test_what_a_silent_child_writes_is_one_printable_line_of_the_debug_log(
         assert isinstance(child.call(STAGE, rows), ChildResult)
     assert wait_until(lambda: len(caplog.records) >= 2)
     messages = [record.getMessage() for record in caplog.records]
-    assert "a child says: \\x1b]0;T\\x07" in messages
+    assert "child process: \\x1b]0;T\\x07" in messages
     assert all(message.isprintable() for message in messages)
     assert capfd.readouterr().err == ""
 
