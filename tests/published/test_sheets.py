@@ -23,7 +23,7 @@ from pipeline.preprocessing.images.thumbnails import Thumbnail
 from pipeline.published import sheets
 from pipeline.published.dataset import PublishedPart, PublishedParts
 from pipeline.published.originals import OriginalFinder
-from pipeline.published.sheets import least_certain, read_small, try_sheet
+from pipeline.published.sheets import _read_small, least_certain, try_sheet
 from pipeline.report.showing.samples import Small, sheet_html
 from pipeline.reuse.version_rows import PartPlace
 from pipeline.storage.store import Store
@@ -56,7 +56,7 @@ def test_a_sheet_has_the_pictures_that_can_be_decoded(photos: OriginalFinder):
 def test_a_row_that_ends_the_process_costs_only_its_own_picture(photos: OriginalFinder):
     deadly = DeadlyFinder(photos.store, photos.layout, photos.manifest, {})
     rows = [(f"shard-0.parquet#{row}", f"in/shard-0.parquet#{row}") for row in (0, 3, 5)]
-    small = read_small(deadly, rows)
+    small = _read_small(deadly, rows)
     assert small[rows[1][0]] == Small(problem="its process was ended by SIGSEGV")
     assert [small[row_id].picture is not None for row_id, _ in rows] == [True, False, True]
 

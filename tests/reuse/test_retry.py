@@ -6,7 +6,6 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from pipeline.sources.extents import Extent
 from support.faults.watched_store import Event, WatchedStore
 from support.runs.carried_runs import assert_as, change, make_partition, run_whole
 from support.runs.cli import photos_job
@@ -23,6 +22,7 @@ from pipeline.operations.run import run
 from pipeline.process import shared_notes
 from pipeline.process.shared_notes import SharedNotes
 from pipeline.runs.ending import lost_run
+from pipeline.sources.units import Extent
 
 
 def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_reasons(
