@@ -226,7 +226,7 @@ class Causes:
         """Add causes."""
         for cause in causes:
             key = (cause.reason, cause.stage, None if cause.message is None else cause.key)
-            if key not in self._causes and len(self._causes) >= self._most:
+            if key not in self._causes and self._num_messages() >= self._most:
                 key = (cause.reason, cause.stage, None)
                 cause = Cause(cause.reason, cause.stage, num_rows=cause.num_rows)
             before = self._causes.get(key, cause)
@@ -234,6 +234,9 @@ class Causes:
             first = min(before, cause, key=lambda example: (example.row_id is None, example.row_id))
             num_rows = cause.num_rows + (before.num_rows if key in self._causes else 0)
             self._causes[key] = replace(first, num_rows=num_rows)
+
+    def _num_messages(self) -> int:
+        return sum(message is not None for _, _, message in self._causes)
 
     def complete(self, reasons: Mapping[str, int]) -> Causes:
         """Return causes that add up to these counts; rows of unknown causes have no message."""
