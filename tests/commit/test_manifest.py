@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from support.runs.published import DAY, Rows, publish_rows, put_report
-from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import (
@@ -198,14 +197,3 @@ def test_an_output_may_be_called_predictions(tmp_path: Path):
     assert locate(store.uri)[0] == store
     assert locate(f"{store.uri}/predictions")[0] == store
     assert locate(f"{store.uri}/predictions/{DAY}") == (store, Layout(DAY))
-
-
-def test_columns_are_read_in_the_order_asked_for(tmp_path: Path):
-    store = Store(str(tmp_path))
-    publish_rows(store, rows=Rows(partition_columns=("kind",), kinds=("a", "b")))
-    whole = read_predictions(store.uri, DAY)
-    assert whole.column_names[0] == "row_id"
-    assert whole.column_names[-1] == "kind"
-    for columns in (["score", "row_id"], ["kind", "label"], ["kind"]):
-        rows = read_predictions(f"{store.uri}/predictions/{DAY}", columns=columns)
-        assert rows.equals(whole.select(columns))

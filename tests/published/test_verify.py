@@ -31,7 +31,7 @@ from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
 from pipeline.commit.shard_table import About, KnownShard, write_shard_table
 from pipeline.core.documents import sealed, unsealed
-from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.errors import InfraError, PipelineError
 from pipeline.published import verify as verify_module
 from pipeline.published.verify import Check, check_keys, verdict, verify_output
 from pipeline.sources.units import UncountedPlan
@@ -318,14 +318,6 @@ def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
 def test_one_of_several_problems_is_named(problems: list[str], status: str, message: str):
     result = verdict("rows", problems, "fine")
     assert (result.name, result.status, result.message) == ("rows", status, message)
-
-
-def test_an_unpublished_partition_is_a_job_error(store: Store):
-    with pytest.raises(JobError, match="nothing is published"):
-        verify(store)
-    publish_rows(store)
-    with pytest.raises(JobError, match="date=2020-01-01 is not published"):
-        verify(store, "date=2020-01-01")
 
 
 def test_without_a_name_all_partitions_are_checked(store: Store):
