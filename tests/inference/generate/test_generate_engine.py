@@ -1,9 +1,9 @@
-"""The engine that writes: rows at fault, what is counted, and the check by one pass."""
+"""Test engine generate: rows at fault, counters, the reference check, and lack of memory."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from support.faults.fake_device import FakeGpu, installed
 from support.models.language_models import NEW_TOKENS, make_writer, prepared, writing
 
 from pipeline.core.failures import SystematicFailure
 from pipeline.core.figures import PREFILL, Counters, SliceFigures
+from pipeline.inference.devices import device_errors
+from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.inference.generate.greedy import is_repeating
@@ -213,3 +216,141 @@ def test_what_repeats_itself_is_told_from_what_does_not():
     assert not is_repeating([*range(100)])
     assert not is_repeating([7] * 10)
     assert not is_repeating([*range(20)] * 2)
+
+
+AT_FAULT, ROOM = 3, 3
+COLUMNS = ["row_id", "text", "num_output_tokens", "finish_reason", "error"]
+
+
+@pytest.fixture(scope="module")
+def rows(spec: ModelSpec) -> pa.Table:
+    return prepared(spec, [*TEXTS[:AT_FAULT], "a film " * 9, *TEXTS[AT_FAULT:6]])
+
+
+@pytest.fixture(scope="module")
+def expected(spec: ModelSpec, rows: pa.Table) -> list[dict[str, Any]]:
+    return written(GenerateEngine(config_of(spec)), rows)
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeGpu]:
+    with installed(FakeGpu()) as made:
+        yield made
+
+
+def written(engine: GenerateEngine, rows: pa.Table) -> list[dict[str, Any]]:
+    outputs: list[dict[str, Any]] = engine.predict(rows, {}).select(COLUMNS).to_pylist()
+    return outputs
+
+
+def no_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate too much")
+
+
+def before_passes(engine: GenerateEngine, hook: Callable[[int], object]) -> None:
+    """Call a function with the number of rows before each pass of the model."""
+    module = engine._model.module
+    assert isinstance(module, Decoding)
+    module.model.register_forward_pre_hook(
+        lambda _, __, given: hook(len(given["input_ids"])), with_kwargs=True
+    )
+
+
+def test_lack_of_memory_in_a_step_halves_the_batch_and_loses_no_row(
+    gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]]
+):
+    engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+    sizes = list[int]()
+
+    def run(num_rows: int) -> None:
+        sizes.append(num_rows)
+        if num_rows > ROOM:
+            no_memory()
+
+    before_passes(engine, run)
+    assert written(engine, rows) == expected
+    assert max(sizes) > ROOM
+    sizes.clear()
+    assert written(engine, rows) == expected  # later slices begin within what there is room for
+    assert max(sizes) <= ROOM
+    assert gpu.pauses_s == []
+
+
+def test_a_row_for_which_there_is_no_memory_alone_costs_itself_alone(
+    gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]]
+):
+    engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+    meeting(engine, spec, rows, [AT_FAULT], no_memory)
+    outputs = written(engine, rows)
+    assert [n for n, row in enumerate(outputs) if row["error"]] == [AT_FAULT]
+    assert (outputs[AT_FAULT]["error"], outputs[AT_FAULT]["text"]) == ("out_of_memory", None)
+    others = [n for n in range(len(expected)) if n != AT_FAULT]
+    assert [outputs[n] for n in others] == [expected[n] for n in others]
+        outputs[:AT_FAULT] + outputs[AT_FAULT + 1 :]
+        == expected[:AT_FAULT] + expected[AT_FAULT + 1 :]
+    )
+    assert gpu.pauses_s == [*PAUSES_S]  # others may have held it
+
+
+@pytest.mark.slow
+def test_a_row_that_lacks_memory_and_then_fails_otherwise_costs_itself_alone(
+    gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]]
+):
+    engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+
+    def fail(*_: object) -> None:
+        if gpu.pauses_s:
+            raise ValueError("what the text says")
+        no_memory()
+
+    meeting(engine, spec, rows, [AT_FAULT], fail)
+    outputs = written(engine, rows)
+    assert [n for n, row in enumerate(outputs) if row["error"]] == [AT_FAULT]
+    assert outputs[AT_FAULT]["error"] == "model_error"
+    assert len(gpu.pauses_s) == 1
+
+
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
+def test_a_row_whose_logits_are_not_finite_fails_alone(
+    gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, precision: str
+):
+    engine = GenerateEngine(replace(config_of(replace(spec, precision=precision)), num_gpus=1.0))
+    meeting(engine, spec, rows, [AT_FAULT], lambda out, place: out.logits[place].fill_(torch.inf))
+    outputs = engine.predict(rows, {}).to_pylist()
+    assert [n for n, row in enumerate(outputs) if row["error"]] == [AT_FAULT]
+    assert outputs[AT_FAULT]["error"] == "non_finite"
+    assert ("model.precision fp32" in outputs[AT_FAULT]["message"]) == (precision == "bf16")
+
+
+@pytest.mark.parametrize("share", [pytest.param(0.95, marks=pytest.mark.slow), 0.6])
+def test_keys_and_values_that_do_not_fit_make_batches_smaller_and_lose_no_row(
+    spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]], share: float
+):
+    with installed(FakeGpu(watches_calls=True)) as gpu:
+        engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+        assert written(engine, rows) == expected
+        assert gpu.pauses_s == []
+        limits = engine._model.limits
+        gpu.total_bytes = int(share * gpu.most_bytes)
+        assert written(engine, rows) == expected
+        assert engine._model.limits.rows < limits.rows
+
+
+def test_a_token_beyond_the_table_loses_the_context_and_ends_the_process(
+    spec: ModelSpec, rows: pa.Table, monkeypatch: pytest.MonkeyPatch
+):
+    class Ended(BaseException):
+        pass
+
+    def end(why: str) -> None:
+        raise Ended(why)
+
+    monkeypatch.setattr(device_errors, "end_process", end)
+    with installed(FakeGpu(watches_calls=True)):
+        engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+        table, beyond = torch.zeros(4, 2), torch.tensor([4])
+        meeting(engine, spec, rows, [AT_FAULT], lambda *_: torch.embedding(table, beyond))
+        with pytest.raises(
+            Ended, match=r"its CUDA context is lost \(RuntimeError: CUDA error: devi"
+        ):
+            written(engine, rows)
