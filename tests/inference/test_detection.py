@@ -1,4 +1,4 @@
-"""Boxes of the pipeline are those of a plain loop, for all orientations, sizes and transforms."""
+"""Test that boxes equal those of a plain loop for all orientations, sizes and transforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first rows: one cause for all of them ends a run, unless rows may be at fault."""
+"""Test that one cause of failure of all first rows ends a run, unless the rows may be at fault."""
 
 from __future__ import annotations
 

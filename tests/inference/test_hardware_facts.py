@@ -1,4 +1,4 @@
-"""Why there is no GPU is told with the versions that decide it; slow precisions are named."""
+"""Test the reasons for a missing GPU and for slow precisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that keep their sizes: batches of one size, buffers that grow, any runtime that can."""
+"""Test images that keep their sizes: batches of one size, growing buffers, and all runtimes."""
 
 from __future__ import annotations
 

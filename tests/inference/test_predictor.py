@@ -1,4 +1,4 @@
-"""The predictor: results of a plain loop for all batch sizes, and failures of the right rows."""
+"""Test that predictions equal a plain loop for all batch sizes, and that only bad rows fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batches of a slice: divided by what the rows have, timed, their results put together."""
+"""Test the batches of a slice, and the table of its results."""
 
 from __future__ import annotations
 

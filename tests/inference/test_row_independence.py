@@ -1,4 +1,4 @@
-"""A prediction is of its row alone: models of which that is not so are refused, or not padded."""
+"""Test that models whose predictions depend on other rows are refused, or not padded."""
 
 from __future__ import annotations
 

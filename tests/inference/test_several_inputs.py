@@ -1,4 +1,4 @@
-"""Models of several inputs predict in batches what a plain loop does row by row, in all tasks."""
+"""Test that batches of models of several inputs equal a plain loop, row by row, in all tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slices in flight at once on a stand-in for a GPU: it waits for none of them, and none mix."""
+"""Test that a stand-in for a GPU never waits between slices in flight, and that none mix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several inputs are prepared, divided into batches and gathered as each would be alone."""
+"""Test that several inputs are prepared, batched and gathered as each would be alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every input follows the protocol: the built-in ones, and one of another distribution."""
+"""Test that every input keeps the protocol: the built-in ones, and one of another distribution."""
 
 from __future__ import annotations
 

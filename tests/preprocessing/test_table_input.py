@@ -1,4 +1,4 @@
-"""Columns by name: each number and text of a row reaches the tensor of its name unchanged."""
+"""Test that each number and text of a row reaches the tensor of its name unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every engine follows the protocol, also one of another distribution."""
+"""Test that every engine keeps the protocol, also one from another distribution."""
 
 from __future__ import annotations
 

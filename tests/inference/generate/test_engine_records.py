@@ -1,4 +1,4 @@
-"""Records of a schema: each row has one, or a reason, whatever is beside it in the batch."""
+"""Test that each row has a record of its schema or a reason, whatever its neighbours are."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""An error at any line of the code that runs a slice: each row comes out as it does undisturbed, or
-failed, or the slice raises; none is lost or changed without a word."""
+"""Test that an error at any line of the code that runs a slice loses and changes no row:
+each row comes out as without the error, or has failed, or the slice raises."""
 
 from __future__ import annotations
 

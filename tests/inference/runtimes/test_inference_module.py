@@ -1,4 +1,4 @@
-"""A model of several tensors gets those that its `forward` takes, by name."""
+"""Test that a model of several tensors gets the ones that its `forward` takes, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""int8 models over rows whose shapes differ: texts, and images that keep their sizes."""
+"""Test int8 models of rows whose shapes vary: texts, and images that keep their sizes."""
 
 from __future__ import annotations
 

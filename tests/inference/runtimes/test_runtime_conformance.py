@@ -1,4 +1,4 @@
-"""Every runtime follows the protocol, and agrees with eager fp32 or says why it cannot run."""
+"""Test that every runtime keeps the protocol, and agrees with eager fp32 or says why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Language models write what transformers' greedy `generate` writes, whatever is beside a row."""
+"""Test that language models write what transformers' greedy `generate` writes, in any batch."""
 
 from __future__ import annotations
 

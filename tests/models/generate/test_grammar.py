@@ -1,4 +1,4 @@
-"""Whatever tokens are chosen of those that may come: a record, by an independent validator."""
+"""Test that any choice of allowed tokens is a record, by an independent validator."""
 
 from __future__ import annotations
 

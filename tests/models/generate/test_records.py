@@ -1,4 +1,4 @@
-"""A text is a record exactly if its schema allows it, and its columns hold what it says."""
+"""Test that a text is a record if and only if its schema allows it, and the columns of records."""
 
 from __future__ import annotations
 

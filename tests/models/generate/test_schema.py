@@ -1,4 +1,4 @@
-"""Which schemas of records there are: one form for equal ones, a line for all others."""
+"""Test which schemas are accepted: equal schemas have one form, others are refused in one line."""
 
 from __future__ import annotations
 

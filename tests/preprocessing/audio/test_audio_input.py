@@ -1,4 +1,4 @@
-"""Clips of a slice become samples of their own lengths; a batch has clips of one length."""
+"""Test that clips keep their own lengths, and that a batch has clips of one length."""
 
 from __future__ import annotations
 

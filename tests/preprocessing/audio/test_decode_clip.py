@@ -1,4 +1,4 @@
-"""Clips become the samples that they hold, or a reason, whatever their headers claim."""
+"""Test that clips become the samples that they hold, or a reason, whatever their headers say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad files get their reasons, valid files Pillow's pixels and a thumbnail; none is filled up."""
+"""Test that bad files get their reasons, and valid files Pillow's pixels and a thumbnail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The size of each image is published: upright, and before any resize or shrinking."""
+"""Test the published size of an image: upright, and before any resize or shrinking."""
 
 from __future__ import annotations
 

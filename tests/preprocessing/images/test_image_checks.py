@@ -1,4 +1,4 @@
-"""TIFF, AVIF and HEIC: the right pixels or a reason, within the memory limit."""
+"""Test that TIFF, AVIF and HEIC give the right pixels or a reason, within a memory limit."""
 
 from __future__ import annotations
 

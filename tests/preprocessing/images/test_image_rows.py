@@ -1,4 +1,4 @@
-"""Decode and transform: each row by itself, so that a bad row does not change the others."""
+"""Test that each image is decoded and transformed by itself, so that bad rows affect no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transform of the user's own: what it gets, what it may return, and what its mistakes cost."""
+"""Test the user's own transform: its input, its allowed results, and the cost of its errors."""
 
 from __future__ import annotations
 

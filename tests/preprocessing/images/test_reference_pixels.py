@@ -1,4 +1,4 @@
-"""The reference check uses exactly decoded pixels of the first rows, whatever the model saw."""
+"""Test that the reference check uses exactly decoded pixels of the first rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of resize gives torchvision's pixels on tensors, bit for bit; lanczos Pillow's."""
+"""Test that every resize gives torchvision's pixels bit for bit, and lanczos Pillow's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How images become model input: what a spec refuses, and its form as JSON."""
+"""Test which transforms are refused, and their form as JSON."""
 
 from __future__ import annotations
 

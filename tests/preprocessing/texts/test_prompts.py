@@ -1,4 +1,4 @@
-"""Prompts are tokenised as the library tokenises them, and the text of a row stays text."""
+"""Test that prompts get the library's tokens, and that the text of a row stays text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows become the tokens of `transformers`; texts over which the tokenizer fails cost their row."""
+"""Test that rows get the tokens of `transformers`, and that only rows that fail are lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that write to clips and images write what transformers' greedy `generate` writes."""
+"""Test that models of clips and images write what transformers' greedy `generate` writes."""
 
 from __future__ import annotations
 
