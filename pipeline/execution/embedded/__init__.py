@@ -1,5 +1,5 @@
-"""The Ray that a run starts for itself on one machine, and what makes its start short.
+"""The Ray that a run starts for itself on one machine, and patches that make it start faster.
 
-Begin with `patches.py`, which lists what is replaced and for what; a name that is missing leaves
-Ray as it is. `forkserver.py` lets workers be forked.
+Begin with `patches.py`, which lists what is replaced and why; without a private name Ray stays as
+it is. `forkserver.py` lets workers be forked.
 """

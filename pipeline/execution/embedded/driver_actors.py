@@ -1,9 +1,9 @@
-"""Patches of the driver: what an embedded Ray would start actors for, its signals and its output.
+"""Patches of the driver: no actors of Ray Data besides ours, and our own signals and output.
 
 Ray Data asks an actor what it may use of the cluster, and starts nothing before that actor runs; it
-tells another, for the dashboard, how far it is; and a third keeps on which node each actor is. Each
-is a process that first imports Ray Data. Where the cluster is one node that only this driver uses,
-a call does the same.
+reports progress to another, for the dashboard; a third keeps the node of each actor. Each is a
+process that first imports Ray Data. On a cluster of one node that only this driver uses, a call in
+the driver gives the same answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NEVER_S = 1e9
 
 @contextlib.contextmanager
 def coordinator_in_driver(ray: Any) -> Iterator[None]:
-    """Ask no actor what Ray Data may use of the cluster."""
+    """Ask the driver, not an actor, what Ray Data may use of the cluster."""
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as module
 
     coordinator = _Called(_make_coordinator(ray, module), ray.put)
@@ -33,7 +33,7 @@ def coordinator_in_driver(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locations_in_driver(ray: Any) -> Iterator[None]:
-    """Ask no actor on which node each actor of a pool is."""
+    """Ask the driver, not an actor, on which node each actor of a pool is."""
     from ray.data._internal.execution.operators import actor_pool_map_operator
     from ray.data._internal.utils import cached_ray_internals
 
@@ -48,7 +48,7 @@ def locations_in_driver(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_statistics(ray: Any) -> Iterator[None]:
-    """Tell no actor, for the dashboard that an embedded Ray has not, how far an execution is."""
+    """Report no progress to an actor: an embedded Ray has no dashboard to show it."""
     from ray.data._internal import stats
 
     with patch.multiple(
@@ -63,7 +63,7 @@ def without_statistics(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_metrics(ray: Any) -> Iterator[None]:
-    """Record no metrics for the same dashboard; every look of Ray Data's loop records dozens."""
+    """Record no metrics for the dashboard; each pass of Ray Data's loop records dozens."""
     from ray.util import metrics
 
     with patch.object(metrics.Metric, "_record", _do_nothing):
@@ -72,8 +72,8 @@ def without_metrics(ray: Any) -> Iterator[None]:
 
 def _make_coordinator(ray: Any, module: Any) -> Any:
     class Coordinator(module._AutoscalingCoordinatorActor):  # type: ignore[misc]
-        # The node stays as it is: nothing has to be looked at again from time to time, and a
-        # thread that does so would outlive the run.
+        # The node does not change, so nothing has to be checked again, and the thread that does it
+        # would outlive the run.
         TICK_INTERVAL_S = _NEVER_S
         _tick_thread = _NeverStarted()
 
@@ -90,7 +90,7 @@ def _do_nothing(*_: Any, **__: Any) -> None:
 
 
 class _Called:
-    """An object in the place of an actor: `handle.method.remote(...)` calls it here."""
+    """A stand-in for an actor: `handle.method.remote(...)` calls the object in this process."""
 
     def __init__(self, target: Any, put: Callable[[Any], Any]) -> None:
         self._target, self._put = target, put
@@ -104,25 +104,25 @@ class _Method:
         self._method, self._put = method, put
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
-        """Call it; what it returns, as a reference."""
+        """Call the method; return a reference to its result."""
         return self._put(self._method(*arguments, **named))
 
 
 class _NeverStarted:
-    """An attribute that is set to a thread, and gives one whose `start` does nothing."""
+    """An attribute that ignores the thread it is set to; its `start` does nothing."""
 
     def __get__(self, owner: Any, owner_type: type) -> _NeverStarted:
         return self
 
     def __set__(self, owner: Any, thread: Any) -> None:
-        """Forget the thread."""
+        """Ignore the thread."""
 
     def start(self) -> None:
-        """Start nothing."""
+        """Do nothing."""
 
 
 class _OneNode:
-    """Ray Data's tracker of where actors are, for one node; the actors get it too."""
+    """Ray Data's tracker of the nodes of actors, for a single node; the actors get it, too."""
 
     def __init__(self, node_id: str, put: Callable[[Any], Any]) -> None:
         self.get_actor_locations = _Method(partial(_all_at, node_id), put)
@@ -131,7 +131,7 @@ class _OneNode:
 
 @contextlib.contextmanager
 def talk_to_log(ray: Any) -> Iterator[None]:
-    """Keep what Ray's processes tell their driver out of its output: "20 retries remaining"."""
+    """Keep messages of Ray's processes, such as "20 retries remaining", out of our output."""
     with patch.object(ray._private.worker, "print_to_stdstream", _to_log):
         yield
 
@@ -142,6 +142,6 @@ def _to_log(message: dict[str, Any], *_: Any, **__: Any) -> None:
 
 @contextlib.contextmanager
 def keep_sigterm_handler(ray: Any) -> Iterator[None]:
-    """Keep our handler of SIGTERM: Ray's ends the process with another exit code."""
+    """Keep our handler of SIGTERM: that of Ray ends the process with another exit code."""
     with patch.object(ray._private.utils, "set_sigterm_handler", _do_nothing):
         yield

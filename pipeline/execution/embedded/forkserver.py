@@ -1,4 +1,4 @@
-"""Lets the workers of an embedded Ray be forked instead of started; see `forkserver_main`."""
+"""Fork the workers of an embedded Ray instead of starting them; see `forkserver_main`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 _MODULES = (
     "ray._private.workers.default_worker",
     "ray.data",
-    "ray.data._internal.issue_detection",  # what Ray Data sends along with every task needs it
+    "ray.data._internal.issue_detection",  # needed to unpickle every task of Ray Data
     "pipeline.execution.predictor_actor",
     "pipeline.inference.engines.torch_engine",
     "pipeline.preprocessing.images.image_rows",
     "pipeline.commit.staging",
 )
-"""What the workers of a run import, all of them or the actors only."""
+"""Modules that the workers of a run import, all of them or only the actors."""
 _WORKER_COMMAND = "--python_worker_command="
 _WORKER = ("_private", "workers", "default_worker.py")
 _PRESTART = "--num_prestart_python_workers="
@@ -39,10 +39,10 @@ _PROCESS_TYPE = "fork_server"
 
 
 class ForkServer:
-    """The process that workers are forked from."""
+    """The process from which workers are forked."""
 
     def __init__(self) -> None:
-        """Start it; it imports while others go on, and ends when this process does."""
+        """Start the process; it imports in parallel, and ends with this process."""
         self.name = f"pipeline-{secrets.token_hex(16)}"
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(forkserver_stub.address(self.name))
@@ -54,7 +54,7 @@ class ForkServer:
                     *(str(os.getpid()), str(descriptor), *_MODULES),
                 ],
                 env={
-                    "OMP_NUM_THREADS": "1",  # as Ray has it for tasks; actors say what they want
+                    "OMP_NUM_THREADS": "1",  # as Ray has it for tasks; actors set theirs
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(sys.path),
                 },
@@ -62,18 +62,18 @@ class ForkServer:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[descriptor],
-                # Ctrl-C is the driver's; a session of its own would get a share of the processor
-                # of its own, where Linux groups by sessions, and actors less than the driver.
+                # Ctrl-C is for the driver. Not a new session: where Linux schedules by sessions,
+                # actors would get less of the processor than the driver.
                 process_group=0,
             )
 
     @property
     def pid(self) -> int:
-        """Return the number of its process."""
+        """Return the process number."""
         return self._process.pid
 
     def asked_by(self, ray: Any, raylet: list[str]) -> list[str]:
-        """Return the command of a raylet that asks for forked workers, from its usual one."""
+        """Return the command of a raylet, changed to ask for forked workers."""
         worker = str(Path(ray.__file__).parent.joinpath(*_WORKER))
         quoted_worker = subprocess.list2cmdline([worker])
         asking = ["-I", "-S", forkserver_stub.__file__, self.name, worker]
@@ -83,27 +83,27 @@ class ForkServer:
             else argument
             for argument in raylet
         ]
-        # Ray waits for workers that it starts before there is work.
+        # Ray would wait for workers that it starts before there is work.
         return [
             *(argument for argument in command if not argument.startswith(_PRESTART)),
             f"{_PRESTART}0",
         ]
 
     def belongs_to(self, ray: Any) -> None:
-        """Let it end with the Ray that this process has started."""
+        """Let the process end with the Ray that this process has started."""
         nothing = dict.fromkeys(ray._private.services.ProcessInfo._fields)
         info = ray._private.services.ProcessInfo(**{**nothing, "process": self._process})
         ray._private.worker._global_node.all_processes[_PROCESS_TYPE] = [info]
 
     def end(self) -> None:
-        """End it, and wait for that."""
+        """End the process and wait for its end."""
         with self._process as process:
             process.kill()
 
 
 @contextlib.contextmanager
 def fork_from(ray: Any, server: ForkServer | None) -> Iterator[None]:
-    """Let the Ray that starts in the body fork its workers from a server, if there is one."""
+    """Let a Ray started in the body fork its workers from a server, if there is one."""
     if server is None:
         yield
         return
@@ -121,9 +121,9 @@ class _Ahead:
 
 @contextlib.contextmanager
 def started_ahead(address: str | None) -> Iterator[None]:
-    """Start the server for a `fork_workers` in the body, if that is to be without an address.
+    """Start the server for a `fork_workers` in the body, if there is no address.
 
-    Importing takes it longer than the rest of a run's start takes. It ends if it is not used.
+    Its imports take longer than the rest of the start of a run. It ends if it is not used.
     """
     ahead = current_scope().part(_Ahead)
     if address is None:
@@ -139,7 +139,7 @@ def started_ahead(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fork_workers() -> Iterator[ForkServer | None]:
-    """Start a server that ends when the body fails; None where the system has not what it needs."""
+    """Start a server that ends if the body fails; None if the system cannot."""
     ahead = current_scope().nearest(_Ahead)
     server, ahead.server = ahead.server or _start(), None
     try:

@@ -1,10 +1,10 @@
-"""Forks the workers of an embedded Ray from a process that has imported what workers import.
+"""A program that forks the workers of an embedded Ray, after importing what workers import.
 
-A worker that Ray starts imports Ray, Ray Data and, where it predicts, torch: seconds for each of
-them, and the same memory again. Here one process imports them while Ray starts.
+A worker that Ray starts imports Ray, Ray Data and, to predict, torch: seconds per worker, and the
+same memory again. Here one process imports them while Ray starts.
 
-Run as a program: `forkserver_main DRIVER FD MODULE...`, with the driver's number, a socket that
-listens, and as standard input a pipe that ends when the driver does.
+Run as `forkserver_main DRIVER FD MODULE...`, with the number of the driver's process, a listening
+socket, and as standard input a pipe that ends with the driver.
 """
 
 from __future__ import annotations
@@ -38,30 +38,29 @@ from pipeline.process.parent_death import die_with
 _SLOW_S = 10.0
 _STDIN = 0
 _NO_JOB = "ffffffff"
-"""The job of a worker that takes the one of its first task."""
+"""The job of a worker that takes the job of its first task."""
 
 
 def main() -> None:
-    """Import, then fork a worker for each that is asked for, until the driver ends."""
+    """Import, then fork a worker per request, until the driver ends."""
     driver, descriptor, *modules = sys.argv[1:]
     die_with(int(driver))  # also while it imports
     gc.disable()  # imports allocate much and free nothing
-    # What Ray reads when it is imported, and never again: without which process a worker ends, and
-    # for which job it is.
+    # Ray reads these only when it is imported: the process with which a worker ends, and its job.
     os.environ |= {"RAY_RAYLET_PID": str(os.getpid()), "RAY_JOB_ID": _NO_JOB}
     _import(modules)
-    gc.freeze()  # what the collector does not look at is not copied
+    gc.freeze()  # pages that the collector does not touch are not copied
     gc.enable()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets workers that end
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps ended workers
     if _random_id() == _random_id():
-        sys.exit("workers would give the same names to different things")
+        sys.exit("workers would give the same ids to different objects")
     program = serve(socket.socket(fileno=int(descriptor)))
     if program is not None:
         runpy.run_path(program, run_name="__main__")
 
 
 def _import(modules: list[str]) -> None:
-    """Import without drawing an identity: forked workers would go on from there, all alike."""
+    """Import without drawing a random id: all forked workers would continue with the same ids."""
     import ray.actor
 
     id_type = ray.actor.ActorClassID
@@ -72,7 +71,7 @@ def _import(modules: list[str]) -> None:
 
 
 def _random_id() -> bytes:
-    """Return the first identity that a forked process draws."""
+    """Return the first random id that a forked process draws."""
     from ray._raylet import ActorClassID
 
     reading, writing = os.pipe()
@@ -85,7 +84,7 @@ def _random_id() -> bytes:
 
 
 def serve(listening: socket.socket) -> str | None:
-    """Fork for each request; return its program in the worker, and None when the driver ends."""
+    """Fork per request; return the program in the worker, and None when the driver ends."""
     waited: list[Any] = [listening, _STDIN]
     server = os.getpid()
     while _STDIN not in select.select(waited, [], [])[0]:
@@ -96,7 +95,7 @@ def serve(listening: socket.socket) -> str | None:
                 request = Request.receive(connection)
                 is_worker = os.fork() == 0
             except (OSError, ValueError):
-                continue  # who asks becomes the worker itself when the connection ends
+                continue  # the asking process becomes the worker when the connection ends
             if is_worker:
                 listening.close()
                 request.become(server)
@@ -109,22 +108,22 @@ def serve(listening: socket.socket) -> str | None:
 
 @dataclass(frozen=True)
 class Request:
-    """What a worker has from the process that asks for it."""
+    """The properties of a worker, from the process that asks for it."""
 
     streams: list[int]
-    """Its standard input, output and error output."""
+    """Standard input, output and error."""
     program: list[str]
-    """A Python file, and arguments."""
+    """A Python file and its arguments."""
     folder: str
     environment: dict[str, str]
     blocked: list[int]
-    """Signals that do not reach it."""
+    """Blocked signals."""
     oom_score: str
-    """How readily the kernel ends it where memory is short."""
+    """How readily the kernel ends the process if memory runs out."""
 
     @classmethod
     def receive(cls, connection: socket.socket) -> Request:
-        """Read what `fork_workers` sends.
+        """Read a request of `forkserver_stub`.
 
         Raises:
             OSError: Another user asks, or the connection fails.
@@ -143,9 +142,9 @@ class Request:
             os.close(stream)
 
     def become(self, server: int) -> None:
-        """Make this process what the one that asks would have become; it ends with the server."""
+        """Turn this process into what the asking process would have become; end with the server."""
         die_with(server)
-        os.setpgid(0, 0)  # a raylet ends the group of a worker that has ended
+        os.setpgid(0, 0)  # a raylet ends the process group of an ended worker
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number, stream in enumerate(self.streams):
             os.dup2(stream, number)
@@ -158,12 +157,12 @@ class Request:
         sys.argv[:] = self.program
         _read_environment_again()
         random.seed()
-        if "numpy" in sys.modules:  # else all workers draw the same numbers
+        if "numpy" in sys.modules:  # otherwise all workers would draw the same numbers
             sys.modules["numpy"].random.seed()
 
 
 def _read_environment_again() -> None:
-    """Let Ray forget what it read from another environment."""
+    """Let Ray forget settings from another environment."""
     raylet: Any = sys.modules["ray._raylet"]
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()

@@ -1,8 +1,8 @@
-"""Runs in place of a worker that a raylet starts, and asks for a forked one.
+"""A program in place of a worker that a raylet starts: it asks for a forked one.
 
-Run as a program by a raylet, with nothing but Python's own modules: `forkserver_stub.py NAME
-PROGRAM ARGUMENT...`. Where no server answers, or the worker is to have an environment of its own,
-this process becomes the program itself.
+A raylet runs it, with nothing but Python's own modules: `forkserver_stub.py NAME PROGRAM
+ARGUMENT...`. If no server answers, or the worker needs its own environment, this process becomes
+the program itself.
 """
 
 import json
@@ -21,7 +21,7 @@ _PEER = struct.Struct("3i")
 
 
 def main() -> None:
-    """Let the server that listens as NAME fork the program, or become it."""
+    """Let the server that listens as NAME fork the program, or become the program."""
     name, *program = sys.argv[1:]
     hashes = [argument for argument in program if argument.startswith(_ENVIRONMENT_HASH)]
     if any(argument != f"{_ENVIRONMENT_HASH}0" for argument in hashes) or not _is_forked(
@@ -31,12 +31,12 @@ def main() -> None:
 
 
 def address(name: str) -> str:
-    """Return the address of an abstract Unix socket: no file, nothing to remove."""
+    """Return the address of an abstract Unix socket, which needs no file."""
     return "\0" + name
 
 
 def is_ours(connection: socket.socket) -> bool:
-    """Tell whether the process at the other end is the same user's."""
+    """Tell whether the process at the other end belongs to the same user."""
     option = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     return bool(_PEER.unpack(option)[1] == os.getuid())
 
@@ -56,7 +56,7 @@ def _is_forked(name: str, program: list[str]) -> bool:
 
 
 def _request(program: list[str]) -> dict[str, object]:
-    """Return what a worker would have from this process."""
+    """Return the properties that a worker would have from this process."""
     with open(OOM_SCORE) as file:
         oom_score = file.read()
     return {

@@ -1,6 +1,6 @@
-"""Does nothing in place of Ray's dashboard agent: a raylet exits when its agent exits.
+"""A program that does nothing in place of Ray's dashboard agent: a raylet ends when its agent ends.
 
-Run as a program by a raylet, with nothing but Python's own modules.
+A raylet runs it, with nothing but Python's own modules.
 """
 
 import os
@@ -10,7 +10,7 @@ _LOOK_S = 1.0
 
 
 def main() -> None:
-    """Do nothing for as long as the raylet lives."""
+    """Do nothing while the raylet lives."""
     raylet = int(os.environ["RAY_RAYLET_PID"])
     while os.getppid() == raylet:
         time.sleep(_LOOK_S)

@@ -1,4 +1,4 @@
-"""Patches that start an embedded Ray without what no run uses, and without needless waiting."""
+"""Patches that start an embedded Ray without parts that no run uses, and without needless waits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LOOK_S = 0.02
 
 @contextlib.contextmanager
 def raylet_command(ray: Any, change: Callable[[list[str]], list[str]]) -> Iterator[None]:
-    """Let a raylet be started by a changed command in the body."""
+    """Start raylets in the body by a changed command."""
     start_process, constants = ray._private.services.start_ray_process, ray._private.ray_constants
 
     def start(command: list[str], process_type: str, **named: Any) -> Any:
@@ -45,7 +45,7 @@ def raylet_command(ray: Any, change: Callable[[list[str]], list[str]]) -> Iterat
 
 @contextlib.contextmanager
 def without_dashboard(ray: Any) -> Iterator[None]:
-    """Leave out the dashboard, the autoscaler's monitor and the one that copies what workers print.
+    """Start no dashboard, no monitor of the autoscaler and no monitor of the output of workers.
 
     `include_dashboard=False` still starts 250 MiB of the dashboard, and waits 0.9 s for it.
     """
@@ -59,12 +59,12 @@ def without_dashboard(ray: Any) -> Iterator[None]:
 def without_agents(ray: Any) -> Iterator[None]:
     """Let a raylet wait for neither of its two agents.
 
-    A raylet lets no worker start before both have written which ports they serve, 0.8 s of
-    importing later, and ends when one of them does. The one that serves the dashboard is of no use
-    without: its ports, none, are written before, and in its place stands a process that does
-    nothing. The other makes environments for workers that are to differ from their driver's; it
-    starts while workers do, on a port that is chosen here. Ray looks whether it could start the
-    first by importing what that imports, 0.3 s long.
+    A raylet starts no worker before both agents have written their ports, after 0.8 s of imports,
+    and ends when one of them ends. The dashboard agent is of no use here: its ports (none) are
+    written in advance, and a process that does nothing takes its place. The other agent makes
+    environments for workers that differ from their driver's; it starts together with the workers,
+    on a port chosen here. To find out whether it can start the dashboard agent, Ray imports its
+    modules for 0.3 s; that is prevented, too.
     """
 
     def without(command: list[str]) -> list[str]:
@@ -78,7 +78,7 @@ def without_agents(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched_start(ray: Any) -> Iterator[None]:
-    """Let `health` know of each of Ray's processes as soon as it is started."""
+    """Tell `health` about each process of Ray as soon as it is started."""
     start_process = ray._private.services.start_ray_process
 
     def start(command: list[str], process_type: str, **named: Any) -> Any:
@@ -92,19 +92,19 @@ def watched_start(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def node_seen_at_once(ray: Any) -> Iterator[None]:
-    """Look every 20 ms whether the node is there, where Ray looks once a second."""
+    """Check every 20 ms for the node; Ray checks once a second."""
     services = ray._private.services
     with patch.object(services, "get_node", _WaitForNode(ray, services.get_node)):
         yield
 
 
 def _start_nothing(node: Any, **_: Any) -> None:
-    node._webui_url = ""  # what Ray sets where no dashboard starts
+    node._webui_url = ""  # as Ray sets it without a dashboard
 
 
 @contextlib.contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Let imports of a module fail; other threads may import others meanwhile."""
+    """Let imports of a module fail in the body; other threads may import other modules."""
     imported = sys.modules.pop(module, None)
     sys.modules[module] = None  # type: ignore[assignment]
     try:
@@ -133,12 +133,12 @@ def _unwaited(argument: str, port: int) -> str:
         command = argument.removeprefix(_ENVIRONMENT_AGENT)
         tie = subprocess.list2cmdline(tied_to(RAYLET, []))
         argument = f"{_ENVIRONMENT_AGENT}{tie} {command}"
-    # The raylet's own flag, and that of the agent in the command by which it is started.
+    # The flag of the raylet, and that in the command of the agent.
     return _ENVIRONMENT_PORT.sub(rf"\g<1>={port}", argument)
 
 
 def _free_port() -> int:
-    """Return a port that nothing listens on, and no outgoing connection is given meanwhile."""
+    """Return a free port outside of the range for outgoing connections."""
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):  # never seeded
         with socket.socket() as one:
             if one.connect_ex(("127.0.0.1", port)):
@@ -147,7 +147,7 @@ def _free_port() -> int:
 
 
 class _WaitForNode:
-    """Ray's own `get_node`, called as soon as the node is there: it sleeps a second, else."""
+    """Calls the `get_node` of Ray once the node exists; otherwise Ray would sleep a second."""
 
     def __init__(self, ray: Any, get_node: Callable[[str, str], Any]) -> None:
         self._ray, self._get_node = ray, get_node
@@ -161,6 +161,6 @@ class _WaitForNode:
             if (lost := health.trouble()) is not None:
                 raise InfraError(lost)
             if time.monotonic() > deadline:
-                break  # Ray's own says what is wrong
+                break  # the function of Ray reports the problem
             time.sleep(_LOOK_S)
         return self._get_node(gcs_address, node_id)

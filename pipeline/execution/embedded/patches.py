@@ -1,10 +1,10 @@
-"""The registry of patches: all that replaces private names of Ray, and what each of them saves.
+"""The registry of patches: each replaces private names of Ray, and says what it saves.
 
-Every patch names what it touches. All of these names are looked up before it is applied; where one
-is missing or has changed, a debug line says so and Ray does as it does by itself, which is slower
-and nothing else. `PIPELINE_PLAIN_RAY=1` applies none. Only a Ray that a run has started itself is
-patched; the few patches marked `on_cluster` concern nothing but this process's own signals and
-output, and apply on a cluster, too.
+Every patch names what it touches. All of these names are looked up before it is applied; if one is
+missing or has changed, there is a debug line and Ray works as it does by itself: slower, with the
+same results. `PIPELINE_PLAIN_RAY=1` applies none. Only a Ray that a run has started itself is
+patched; the few patches marked `on_cluster` concern only the signals and output of this process,
+and apply on a cluster, too.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from pipeline.execution.private_names import NameMissing, is_plain, look_up
 log = logging.getLogger(__name__)
 _LEFT_OUT = "%s is left out, which costs %s: %s"
 BROKEN = (AttributeError, ImportError, KeyError, TypeError)
-"""What a patch raises where Ray means something else by a name than when it was written."""
+"""Errors of a patch if Ray uses a name for something else than when the patch was written."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One change of Ray, which may be left out."""
+    """One optional change of Ray."""
 
     name: str
     touches: tuple[str, ...]
     """Private names, as `look_up` takes them."""
     saves: str
-    """What is lost without it, on a small machine."""
+    """The cost of not applying it, on a small machine."""
     apply: Callable[..., AbstractContextManager[Any]]
-    """Takes Ray's module, and applies it for the body."""
+    """Takes the module of Ray, and applies the patch for the body."""
     on_cluster: bool = False
-    """It changes only what this process does with its own signals and output."""
+    """It changes only the signals and output of this process."""
 
     def missing(self) -> str | None:
-        """Return the first name that this Ray does not have; None if it has all."""
+        """Return the first name that this Ray lacks; None if it has all."""
         for name in self.touches:
             try:
                 look_up(name)
@@ -212,7 +212,7 @@ PATCHES = (TALK, SIGTERM, *START, FORK, *DATA, END)
 
 
 def is_usable(patch: Patch, *, on_cluster: bool = False) -> bool:
-    """Tell whether a patch may be applied to this Ray; a debug line says what is missing."""
+    """Tell whether a patch can be applied to this Ray; log a missing name at debug level."""
     if is_plain() or (on_cluster and not patch.on_cluster):
         return False
     name = patch.missing()
@@ -225,7 +225,7 @@ def is_usable(patch: Patch, *, on_cluster: bool = False) -> bool:
 
 @contextlib.contextmanager
 def applied(*patches: Patch, ray: Any, on_cluster: bool = False, **named: Any) -> Iterator[None]:
-    """Apply those of the patches that can be, for the body."""
+    """Apply the usable patches for the body."""
     with contextlib.ExitStack() as stack:
         for patch in patches:
             if not is_usable(patch, on_cluster=on_cluster):
@@ -238,7 +238,7 @@ def applied(*patches: Patch, ray: Any, on_cluster: bool = False, **named: Any) -
 
 
 def describe() -> str:
-    """Say which patches apply to a Ray that a run starts here, and what the others lack."""
+    """List the patches that apply to a Ray started here, and what the others lack."""
     if is_plain():
         return f"none is applied: {PLAIN_RAY} is set"
     missing = {patch.name: name for patch in PATCHES if (name := patch.missing()) is not None}

@@ -1,7 +1,7 @@
-"""The folder of an embedded Ray: sockets, logs, spilled objects, for this user's eyes alone.
+"""The folder of an embedded Ray, for this user alone: sockets, logs, spilled objects.
 
-Ray makes its own folders writable for all users. So they lie in one that only this user can
-enter. It goes with its run; of a run that failed, Ray's logs stay for a day.
+Ray makes its own folders writable for all users, so they are inside a folder that only this user
+can enter. It is removed with its run; after a failed run Ray's logs are kept for a day.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ _PREFIX = "pl-ray-"
 _LOCK = "lock"
 _RAY = "r"
 _KEPT_S = 86_400.0
-_SYSTEM = "/tmp"  # noqa: S108  # what Ray takes; ours is private
+_SYSTEM = "/tmp"  # noqa: S108  # the default of Ray; our folder in it is private
 _MAX_SOCKET_BYTES = 107
 _SESSION = "session_2026-11-24_00-00-00_000000_"
-"""As long as those that Ray makes, but for the number of the process."""
+"""As long as the names that Ray makes, except for the process number."""
 
 
 class RayFolder:
-    """One folder; `path` is what Ray is to put its files in, `native_log` what its core says.
+    """One folder: `path` is for the files of Ray, `native_log` for the output of its core.
 
-    Ray puts sockets there, whose paths may have 107 bytes. Where that is too little a short link
-    leads to the folder.
+    Ray makes sockets there, whose paths may have at most 107 bytes. If they would be longer, `path`
+    is a short link to the folder.
     """
 
     def __init__(self) -> None:
-        """Make it, and remove those of runs that have ended and are a day old.
+        """Make the folder, and remove those of ended runs that are a day old.
 
         Raises:
-            InfraError: There is no place for it.
+            InfraError: The folder cannot be made.
         """
         base = base_folder()
         self.folders: list[Path] = []
         try:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for place in {base, Path(_SYSTEM)}:  # links to folders of long names lie in the latter
+            for place in {base, Path(_SYSTEM)}:  # the latter has links to folders with long paths
                 _sweep(place)
             folder = self._make(base)
             with opened(folder) as inside:
@@ -81,7 +81,7 @@ class RayFolder:
         return folder
 
     def end(self, *, keep_logs: bool) -> None:
-        """Remove it; with `keep_logs` all but the logs, and say where they are."""
+        """Remove the folder; with `keep_logs` keep the logs and log their place."""
         if keep_logs:
             keep_only_logs(self.folders)
         else:
@@ -91,7 +91,7 @@ class RayFolder:
 
 
 def keep_only_logs(folders: Sequence[Path]) -> None:
-    """Remove what a `RayFolder` has made but for Ray's logs, and say where they are."""
+    """Remove what a `RayFolder` has made, except Ray's logs, and log their place."""
     folder, *links = folders
     for other in (*links, *folder.glob(f"{_RAY}/session_[0-9]*/*")):
         if other.name != "logs":
@@ -100,31 +100,31 @@ def keep_only_logs(folders: Sequence[Path]) -> None:
 
 
 def base_folder() -> Path:
-    """Return where Ray's folder is made, as Ray itself has it: RAY_TMPDIR, TMPDIR, or /tmp."""
+    """Return the parent of Ray's folder, as Ray chooses it: RAY_TMPDIR, TMPDIR, or /tmp."""
     names = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)
     named = next((os.environ[name] for name in names if os.environ.get(name)), _SYSTEM)
     return Path(os.path.abspath(named))
 
 
 def _socket_bytes(path: Path) -> int:
-    """Return how long the path of a socket of Ray's will be, whose files lie in a folder."""
+    """Return the length in bytes of the path of a socket of Ray in a folder."""
     socket = path / f"{_SESSION}{os.getpid()}" / "sockets" / "plasma_store"
     return len(os.fsencode(socket))
 
 
 def weakness(base: Path) -> str | None:
-    """Say why other users could put a folder of theirs in the place of one in `base`, if so."""
+    """Say why other users could replace a folder in `base`; None if they cannot."""
     status = base.stat()
     if status.st_uid not in (0, os.geteuid()):
-        return f"{base}: another user's, who could exchange Ray's folder there; set RAY_TMPDIR"
+        return f"{base}: belongs to another user, who could replace Ray's folder; set RAY_TMPDIR"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
         hint = f"has no sticky bit: chmod +t {base}, or set RAY_TMPDIR"
-        return f"{base}: others may write to it, and exchange Ray's folder there, as it {hint}"
+        return f"{base}: others may write to it and replace Ray's folder, as it {hint}"
     return None
 
 
 def _sweep(base: Path) -> None:
-    """Remove what runs have left that were killed, or whose logs were kept."""
+    """Remove folders of killed runs, and kept logs, after a day."""
     for folder in base.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, InfraError):
             if time.time() - folder.lstat().st_mtime > _KEPT_S and _is_ended(folder):
