@@ -286,9 +286,6 @@ def test_a_row_for_which_there_is_no_memory_alone_costs_itself_alone(
     assert (outputs[AT_FAULT]["error"], outputs[AT_FAULT]["text"]) == ("out_of_memory", None)
     others = [n for n in range(len(expected)) if n != AT_FAULT]
     assert [outputs[n] for n in others] == [expected[n] for n in others]
-        outputs[:AT_FAULT] + outputs[AT_FAULT + 1 :]
-        == expected[:AT_FAULT] + expected[AT_FAULT + 1 :]
-    )
     assert gpu.pauses_s == [*PAUSES_S]  # others may have held it
 
 

@@ -1,4 +1,4 @@
-"""Test that int8 models are calibrated on rows, close to eager fp32, and stored as checked bytes."""
+"""Test that int8 models are calibrated on rows, near eager fp32, and stored as checked bytes."""
 
 from __future__ import annotations
 
