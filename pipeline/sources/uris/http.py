@@ -1,4 +1,9 @@
-"""Fetch over http(s) from checked addresses; try again after transient errors."""
+"""Fetch over http(s) from checked addresses; try again after transient errors.
+
+The standard library parses answers, from a socket of ours: a deadline for a whole answer, dripped
+headers included, cannot be set on urllib3, whose timeouts are those of single reads. Connections
+stay open between the requests of a call.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import functools
 import http.client
 import io
 import ipaddress
+import select
 import socket
 import ssl
 import threading
@@ -96,17 +102,22 @@ class _Wire(io.RawIOBase):
 
 
 class Web:
-    """Fetches over http(s); caches resolved addresses for the time of one call."""
+    """Fetches over http(s); keeps resolved addresses and open connections for one call."""
 
     def __init__(self, policy: FetchPolicy, network: Network) -> None:
         self._policy, self._network = policy, network
         self._lock = threading.Lock()
         self._futures: dict[tuple[str, int], Future[Sequence[str]]] = {}
+        self._idle: dict[tuple[str, str], list[socket.socket]] = {}
+        """Open connections that wait for a request, by scheme and authority."""
         # A lookup takes no timeout, so it runs on a thread of its own.
         self._lookups = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
+        for socks in self._idle.values():
+            for sock in socks:
+                sock.close()
 
     def fetch(self, url: str) -> bytes:
         """Fetch a URL; try again after transient errors.
@@ -133,9 +144,7 @@ class Web:
         came_by = ""
         for _ in range(_REDIRECTS_MAX + 1):
             target = target_of(url, self._policy, came_by)
-            sock = self._connect(target, deadline)
-            with contextlib.closing(sock):
-                answer = self._ask(sock, target, deadline)
+            answer = self._ask(target, deadline)
             if isinstance(answer, bytes):
                 return answer
             url, came_by = _redirected(url, answer), target.scheme
@@ -199,35 +208,80 @@ class Web:
                 raise RowError(Reason.UNREACHABLE, message) from error
             raise _Transient(message) from error
 
-    def _ask(self, sock: socket.socket, target: Target, deadline: float) -> bytes | str:
-        """Send a request and return the body, or where the server redirects to."""
-        request = (
-            f"GET {target.path} HTTP/1.1\r\nHost: {target.authority}\r\nAccept: */*\r\n"
-            f"Accept-Encoding: identity\r\nUser-Agent: {_USER_AGENT}\r\nConnection: close\r\n\r\n"
-        )
-        max_bytes = self._policy.max_bytes
-        wire: Any = _Wire(sock, deadline, 2 * max_bytes + _OVERHEAD_BYTES)
-        try:
-            sock.settimeout(_seconds_until(deadline))
-            sock.sendall(request.encode("ascii"))
-            with contextlib.closing(http.client.HTTPResponse(wire, method="GET")) as response:
-                response.begin()
-                if wire.has_ended:  # which http.client takes for the end of the headers
-                    raise _Transient(f"{target.authority}: broke off within the headers")
-                location = _judge(response, target, self._policy)
-                if location is not None:
-                    return location
-                expected = response.length
-                body = response.read(max_bytes + 1)
-        # ValueError: http.client does not catch that of a malformed length.
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            message = f"{target.authority}: broke off: {error or type(error).__name__}"
-            raise _Transient(message) from error
-        if len(body) > max_bytes:
-            raise RowError(Reason.TOO_LARGE, f"more than {max_bytes} bytes, which is the limit")
-        if expected is not None and len(body) != expected:
-            raise _Transient(f"{target.authority}: sent {len(body)} of {expected} bytes")
-        return body
+    def _ask(self, target: Target, deadline: float) -> bytes | str:
+        """Return the body behind a URL, or where its server redirects to."""
+        while (idle := self._take_idle(target)) is not None:
+            try:
+                return self._exchange(idle, target, deadline)
+            except _Transient as error:
+                if not isinstance(error.__cause__, ConnectionError):
+                    raise  # otherwise the server may have closed it just now, as it may any time
+        return self._exchange(self._connect(target, deadline), target, deadline)
+
+    def _take_idle(self, target: Target) -> socket.socket | None:
+        """Return an open connection on which nothing has come unasked; None if there is none."""
+        with self._lock:
+            socks = self._idle.get((target.scheme, target.authority), [])
+            while socks:
+                sock = socks.pop()
+                if _is_quiet(sock):
+                    return sock
+                sock.close()
+        return None
+
+    def _exchange(self, sock: socket.socket, target: Target, deadline: float) -> bytes | str:
+        """Send a request and return the answer; the connection is kept if that is whole."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(sock.close)
+            answer, stays = _exchange(sock, target, deadline, self._policy)
+            if stays:
+                stack.pop_all()
+                with self._lock:
+                    self._idle.setdefault((target.scheme, target.authority), []).append(sock)
+        return answer
+
+
+def _exchange(
+    sock: socket.socket, target: Target, deadline: float, policy: FetchPolicy
+) -> tuple[bytes | str, bool]:
+    """Return the body, or where the server redirects to; and whether it takes more requests."""
+    request = (
+        f"GET {target.path} HTTP/1.1\r\nHost: {target.authority}\r\nAccept: */*\r\n"
+        f"Accept-Encoding: identity\r\nUser-Agent: {_USER_AGENT}\r\n\r\n"
+    )
+    max_bytes = policy.max_bytes
+    wire: Any = _Wire(sock, deadline, 2 * max_bytes + _OVERHEAD_BYTES)
+    try:
+        sock.settimeout(_seconds_until(deadline))
+        sock.sendall(request.encode("ascii"))
+        with contextlib.closing(http.client.HTTPResponse(wire, method="GET")) as response:
+            response.begin()
+            if wire.has_ended:  # which http.client takes for the end of the headers
+                raise _Transient(f"{target.authority}: broke off within the headers")
+            location = _judge(response, target, policy)
+            if location is not None:
+                return location, False
+            expected = response.length
+            body = response.read(max_bytes + 1)
+            stays = response.isclosed() and not response.will_close
+    # ValueError: http.client does not catch that of a malformed length.
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        message = f"{target.authority}: broke off: {error or type(error).__name__}"
+        raise _Transient(message) from error
+    if len(body) > max_bytes:
+        raise RowError(Reason.TOO_LARGE, f"more than {max_bytes} bytes, which is the limit")
+    if expected is not None and len(body) != expected:
+        raise _Transient(f"{target.authority}: sent {len(body)} of {expected} bytes")
+    return body, stays
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    """Tell whether an idle connection is open, and the server has sent nothing on it."""
+    if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)
 
 
 def _judge(response: http.client.HTTPResponse, target: Target, policy: FetchPolicy) -> str | None:

@@ -246,6 +246,41 @@ def test_a_name_is_resolved_once_a_call(public: FetchPolicy, wires: Wires):
     assert wires.resolved == ["img.example"]
 
 
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_connections_stay_open_for_the_requests_of_a_call(tmp_path: Path, is_secure: bool):
+    certificate = make_certificate(tmp_path, "img.example") if is_secure else None
+    policy = FetchPolicy(
+        LIMIT_BYTES,
+        http_hosts=("img.example",),
+        allow_http=True,
+        threads=2,
+        ca_file=certificate and str(certificate),
+    )
+    with WebServer(certificate=certificate, keeps_open=True) as server:
+        wires = Wires(server.port)
+        server.scripts |= {
+            "/a.jpg": [ok(b"bytes of a")],
+            "/none": [answer(404)],
+            "/empty": [ok(b"")],
+        }
+        names = ["a.jpg", "none", "empty", "a.jpg"] * 5
+        scheme = "https" if is_secure else "http"
+        fetched = fetch_many([f"{scheme}://img.example/{n}" for n in names], policy, wires.network)
+    assert [outcome.data for outcome in fetched] == [b"bytes of a", None, b"", b"bytes of a"] * 5
+    assert len(wires.connected) <= 2 + 5, "an answer that is not read to its end closes its own"
+
+
+def test_an_answer_that_comes_unasked_is_no_answer_to_the_next_request(
+    public: FetchPolicy, wires: Wires, web: WebServer
+):
+    forged = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
+    web.keeps_open = True
+    web.scripts["/two"] = [raw(forged + b"honest" + forged + b"forged")]
+    uris = ["http://img.example/two", "http://img.example/a.jpg"] * 5
+    fetched = fetch_many(uris, replace(public, threads=1), wires.network)
+    assert [outcome.data for outcome in fetched] == [b"honest", b"bytes of a"] * 5
+
+
 def test_the_next_address_is_tried_when_one_does_not_answer(public: FetchPolicy, wires: Wires):
     wires.names["img.example"] = [OTHER_PUBLIC, PUBLIC]
 

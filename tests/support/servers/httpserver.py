@@ -94,7 +94,9 @@ def dripping(head: bytes, drop: bytes = b"x") -> Answer:
 class WebServer:
     """Answers the n-th request for a path with the n-th answer of its script, then the last one."""
 
-    def __init__(self, *, certificate: Path | None = None) -> None:
+    def __init__(self, *, certificate: Path | None = None, keeps_open: bool = False) -> None:
+        self.keeps_open = keeps_open
+        """Whether a connection takes more than one request."""
         self.scripts: dict[str, list[Answer]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         """Path and headers of each request."""
@@ -174,6 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         web: WebServer = self.server.web  # type: ignore[attr-defined]
         with web.answering(self.path, dict(self.headers)) as act:
             act(Exchange(web, self.connection))
+        self.close_connection = not web.keeps_open
 
     def do_POST(self) -> None:
         """Take the body, and answer as to a GET."""
