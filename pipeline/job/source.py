@@ -32,6 +32,18 @@ _FIELDS_OF_FORMATS = (*FIELDS_OF_COLUMNS, "image_extensions", "audio_extensions"
 """Fields of some formats only; each format lists its own."""
 _OTHER_COLUMNS = ("uri_column", "features", "text_column", "inputs")
 
+SettingsDocument = Literal["fingerprint", "rows", "published"]
+"""What holds a job's section: the fingerprint of a plan, the digest that decides whether a row of
+an earlier version is taken over, or the manifest."""
+_LISTING_FIELDS: Mapping[str, tuple[SettingsDocument, ...]] = {
+    "uri": (),
+    "files": ("fingerprint",),
+    "follow_links": ("published",),
+    "storage_options": (),
+}
+"""Fields that only choose files -> the documents that hold them; all hold every other field. Plans
+digest the listed files one by one, and storage options may hold secrets."""
+
 
 class InputColumns(NamedTuple):
     """The columns of a shard that hold the input of a row."""
@@ -204,13 +216,19 @@ class Source(Section):
         The location of the shards, which is in the plan, and fields that may hold secrets are
         omitted: storage options, and options of installed packages.
         """
-        is_built_in = self.format in registry.built_in(registry.SOURCES)
-        hidden = {"uri", "files", "storage_options"}
-        return self.model_dump(
-            mode="json",
-            exclude_defaults=True,
-            exclude=hidden if is_built_in else hidden | {"options"},
-        )
+        settings = self.settings("published")
+        if self.format not in registry.built_in(registry.SOURCES):
+            settings.pop("options", None)
+        return settings
+
+    def settings(self, document: SettingsDocument) -> dict[str, Any]:
+        """Return the fields that a document holds, without those that have their defaults.
+
+        A field that is added leaves the fingerprints of other jobs as they are. To change a
+        default, raise the number of its area in core/semantics.py.
+        """
+        hidden = {name for name, holders in _LISTING_FIELDS.items() if document not in holders}
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
 
     @classmethod
     def from_published(

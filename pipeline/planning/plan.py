@@ -40,11 +40,6 @@ from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
 
 _USUAL_UNITS = 1_000
-# Fields that only select files; the files are digested one by one.
-_OF_LISTING = {"storage_options", "follow_links"}
-_SECTION: dict[str, Any] = {"mode": "json", "exclude_defaults": True}
-"""How a section enters a digest: a new field leaves the fingerprints of other jobs unchanged. A
-changed default needs a new number of its area in core/semantics.py."""
 _OF_DECODING = {"max_image_bytes", "max_image_px"}
 """Limits that apply to a row after it was looked up by its content."""
 
@@ -194,7 +189,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         predictor_key=key,
         has_hashes=job.run.reuse == "content" and is_whole and bool(key),
         row_settings=row_settings(
-            job.source.model_dump(**_SECTION, exclude=_OF_LISTING | {"uri", "files"}),
+            job.source.settings("rows"),
             Store(inputs.root).url(""),
             inputs.pass_through,
             task_fields,
@@ -241,7 +236,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
     pass_through = schema_to_text(inputs.pass_through)
     settings = {
         "output_schema_version": OUTPUT_SCHEMA_VERSION,
-        "source": job.source.model_dump(**_SECTION, exclude=_OF_LISTING | {"uri"}),
+        "source": job.source.settings("fingerprint"),
         "limit_rows": job.run.limit_rows,
     }
     return {
