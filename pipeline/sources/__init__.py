@@ -1,7 +1,7 @@
 """List shards and read their rows: files, Parquet, JSON lines, CSV, WebDataset, URIs.
 
-In: a job's section `source`. Out: shards with sizes and versions, then the rows of units, slice by
-slice. Begin with `inputs.py`, which lists, and `reader.py`, which reads.
+Input: the section `source` of a job. Output: shards with sizes and versions, then the rows of
+units, slice by slice. Begin with `listing/inputs.py` and `reader.py`.
 
 `REGISTRY` names the source formats, each a `SourceFormat` (source_format.py). To add one, write a
 file and a line here, or declare an entry point of the group `pipeline.sources` in a distribution
@@ -16,4 +16,4 @@ REGISTRY = {
     "csv": "pipeline.sources.formats.csv:FORMAT",
     "webdataset": "pipeline.sources.formats.webdataset:FORMAT",
 }
-"""`source.format` -> where its `SourceFormat` is; imported when a job names it."""
+"""`source.format` -> the place of its `SourceFormat`, imported when a job names it."""

@@ -31,15 +31,15 @@ from pipeline.sources.uris.fetch import UriColumn
 
 @dataclass(frozen=True)
 class SeveralColumns(InputReader):
-    """The readers of all inputs as one; their columns have the names of the inputs before theirs.
+    """The reader of several inputs; its columns are prefixed with the names of the inputs.
 
-    The URI of a row is that which the first input of URIs names.
+    The URI of a row is the one that the first input of URIs names.
     """
 
     names: tuple[str, ...]
     rows_at_once: int
     parts: Mapping[str, InputReader]
-    """By the names of the inputs, in the order of the job."""
+    """By the name of the input, in the order of the job."""
 
     @classmethod
     def of(cls, parts: Mapping[str, InputReader]) -> Self:
@@ -91,7 +91,7 @@ class SeveralColumns(InputReader):
 
 
 def _without_failed(column: pa.Array, failures: Failures) -> pa.Array:
-    """Let no input of a failed row stay, except vectors, which have no nulls."""
+    """Remove the inputs of failed rows, except vectors, which have no nulls."""
     is_vector = pa.types.is_fixed_size_list(column.type)
     return column if is_vector else null_where_failed(column, failures)
 
@@ -114,16 +114,16 @@ _READERS: Mapping[str, Callable[[Source, tuple[str, ...]], InputReader]] = {
 
 
 def columns_of(source: Source) -> InputReader:
-    """Return the reader of the columns that hold a job's input."""
+    """Return the reader of the input columns of a job."""
     input_name, names = source.input_columns
     return _READERS[input_name](source, names)
 
 
 def folder_columns(source: Source, path: str) -> dict[str, str | None]:
-    """Return the features and pass-through columns that the names of a shard's folders say.
+    """Return the features and pass-through columns in the names of a shard's folders.
 
-    Columns of the same names in the shard are not read, as Spark, DuckDB and Arrow's data sets do
-    it. Texts, images, URIs and ids are never those of a folder.
+    Columns of the same names in the shard are not read, as in Spark, DuckDB and Arrow's data sets.
+    Texts, images, URIs and ids never come from a folder.
     """
     inside = {source.id_column}
     for part in source.parts.values():
@@ -132,7 +132,7 @@ def folder_columns(source: Source, path: str) -> dict[str, str | None]:
 
 
 def fields_of_parts(source: Source, fields_of: Callable[[Source], pa.Schema]) -> pa.Schema:
-    """Return the columns of all inputs, given those of one that is the only one."""
+    """Return the columns of all inputs, given a function for the columns of a single one."""
     if not source.inputs:
         return fields_of(source)
     return pa.schema(
@@ -143,11 +143,11 @@ def fields_of_parts(source: Source, fields_of: Callable[[Source], pa.Schema]) ->
 
 
 def fields_of_part(part: str, source: Source, fields: pa.Schema) -> pa.Schema:
-    """Return the columns of one of several inputs, named as if it were the only one.
+    """Return the columns of one input, named as if it were the only one.
 
     Args:
-        part: The name of the input, '' of the only one.
-        fields: The columns of all inputs, as readers have them.
+        part: The name of the input; '' for the only one.
+        fields: The columns of all inputs, as in `Reader.fields`.
     """
     if not part:
         return fields
@@ -162,12 +162,12 @@ class Vector(NamedTuple):
     """The feature vector of a row, or of one of several inputs."""
 
     size: int
-    """F, and the texts beside it."""
+    """F, plus the number of texts beside the vector."""
     names: tuple[str, ...]
-    """In order, `age`, `plan=basic`, `seen (weekday)`; a list of numbers is one, `vec[0..7]`."""
+    """In order: `age`, `plan=basic`, `seen (weekday)`; a list of numbers has one, `vec[0..7]`."""
 
     def describe(self) -> str:
-        """Return `12 features (age, income, plan=basic, ...)`, made short."""
+        """Return a short description, `12 features (age, income, plan=basic, ...)`."""
         size = "1 feature" if self.size == 1 else f"{self.size:,} features"
         return f"{size} ({self.first_names()})"
 
@@ -178,11 +178,11 @@ class Vector(NamedTuple):
 
 
 def vectors_of(source: Source, fields: pa.Schema) -> Mapping[str, Vector]:
-    """Return the feature vectors by the name of the input, '' of the only one.
+    """Return the feature vectors by the name of the input; '' for the only one.
 
     Args:
-        source: The job's section, with its categories.
-        fields: The columns of all inputs, as a plan has them; {} if no shard could be read.
+        source: The section of the job, with its categories read.
+        fields: The columns of all inputs, as in a plan; empty if no shard could be read.
     """
     vectors = {
         name: _vector(part.features, fields_of_part(name, source, fields))
@@ -205,7 +205,7 @@ def _vector(features: Sequence[FeatureEntry], fields: pa.Schema) -> Vector | Non
 
 
 def _names(entry: FeatureEntry, width: int) -> Iterator[tuple[str, int]]:
-    """Yield what the numbers of an entry are called, and how many have that name."""
+    """Yield the names of an entry's numbers, and how many numbers have each name."""
     name = column_of(entry)
     if isinstance(entry, FeatureColumn) and entry.is_category:
         if entry.encoding == "index":

@@ -1,8 +1,8 @@
 """Read the rows of a unit and yield them slice by slice.
 
 A row that cannot be read becomes a row with a reason. Errors of the store are raised, because
-reading again may succeed. A changed input is raised too: a new run plans it anew, so that old and
-new bytes are never mixed under one fingerprint.
+reading again may succeed. So are changed inputs: a new run plans them anew, so that old and new
+bytes are never mixed under one fingerprint.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _FILES_AT_ONCE = 64
 def read_slices(
     reader: Reader, unit: Unit, wanted_starts: Set[int]
 ) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
-    """Yield the wanted slices of a unit, in order; one that is too large in pieces.
+    """Yield the wanted slices of a unit in order; a slice that is too large comes in pieces.
 
     Args:
-        wanted_starts: First rows of the slices to read: those without a staged part. Ignored for
-            an uncounted unit, whose `cut.done` names the slices that are staged.
+        wanted_starts: First rows of the slices to read, which have no staged part. Ignored for an
+            uncounted unit, whose `cut.done` names the staged slices.
 
     Yields:
         The slice's key, its counters (stage `read`) and its rows in `source_schema`.
@@ -56,7 +56,7 @@ def read_slices(
 
 
 def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
-    """Read the rows of one counted extent, from the first one on, as far as memory allows.
+    """Read the rows of one counted extent from its first row on, as far as memory allows.
 
     Returns:
         The counters (stage `read`), and the rows in `source_schema`.
@@ -90,7 +90,7 @@ def _read_counted(
 def _read_pieces(
     reader: Reader, stream: Stream, key: SliceKey
 ) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
-    """Yield a slice whole, or, if the stream gives fewer rows at once, piece by piece."""
+    """Yield a slice whole, or piece by piece if the stream gives fewer rows at once."""
     position = key.start
     held: pa.Table | None = None
     while position < key.end:
@@ -118,7 +118,7 @@ def _read_pieces(
 
 
 def _is_in(piece: SliceKey, rows: pa.Table) -> bool:
-    """Tell whether there are the rows of a piece, and not too many bytes of them."""
+    """Tell whether the rows of a piece are there, and are not too many bytes."""
     if piece.num_rows > rows.num_rows:
         return False
     return piece.num_rows == 1 or rows.slice(0, piece.num_rows).nbytes <= 2 * MAX_SLICE_BYTES
@@ -164,14 +164,14 @@ def _count(reader: Reader, table: pa.Table, done: StageCounters) -> None:
 
 
 def _num_bytes(column: pa.ChunkedArray) -> int:
-    """Return the bytes of a column's values, those of texts and images without their offsets."""
+    """Return the bytes of a column's values; of texts and images without their offsets."""
     if pa.types.is_fixed_size_list(column.type):
         return int(column.nbytes)
     return pc.sum(pc.binary_length(column)).as_py() or 0
 
 
 class Stream:
-    """The rows of extents."""
+    """The rows of extents in order, whatever the format; some of them are read ahead."""
 
     def __init__(
         self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan | None = None
@@ -179,21 +179,21 @@ class Stream:
         """Open nothing yet.
 
         Args:
-            cut: Which rows are read, if only reading counts them.
+            cut: The rows to read, if only reading counts them.
         """
         self._reader, self._cut = reader, cut
         self._form = format_of(reader.source)
         self._last = extents[-1]
         self._left = deque(extents)
-        """Extents that were not opened."""
+        """Extents that are still to be opened."""
         self._open: Generator[Piece, None, None] | None = None
         self._ahead: Piece | None = None
         self._num_read = self._num_taken = 0
         self._unchecked: list[Extent] = []
-        """Open, or opened since the last rows were taken."""
+        """Extents that are open, or were opened since rows were last taken."""
 
     def take(self, max_rows: int, max_bytes: int) -> pa.Table:
-        """Return the next rows, one even if it is too large; without rows only if none are left.
+        """Return the next rows, at least one even if it is too large; none only at the end.
 
         Raises:
             InfraError: The store failed, or a shard changed since it was planned.
@@ -219,10 +219,10 @@ class Stream:
         return pa.concat_tables(tables or [self._reader.schema.empty_table()])
 
     def skip(self, num_rows: int) -> None:
-        """Skip the next rows, reading as little as possible.
+        """Skip the next rows and read as little as possible.
 
         Raises:
-            InfraError: Fewer rows are left, so a shard changed since they were staged.
+            InfraError: Fewer rows are left: a shard changed since they were staged.
         """
         while num_rows:
             if not self._has_ahead() and self._left and self._left[0].num_rows:
@@ -236,7 +236,7 @@ class Stream:
                 num_rows -= len(self._advance(num_rows))
 
     def is_at_end(self, max_rows: int = 1) -> bool:
-        """Tell whether no rows are left; if there are, some are read: of files at most so many."""
+        """Tell whether no rows are left; if some are, read ahead, at most `max_rows` files."""
         if self._cut is not None and self._num_taken == self._cut.max_rows:
             return True
         while not self._has_ahead():
@@ -248,13 +248,13 @@ class Stream:
         return False
 
     def close(self) -> None:
-        """Close the open shard, which a reference cycle would keep open."""
+        """Close the open shard, which a reference cycle would otherwise keep open."""
         if self._open is not None:
             self._open.close()
         self._open = self._ahead = None
 
     def _has_ahead(self) -> bool:
-        """Read on in the open extent if no rows are left of it; tell whether there are rows."""
+        """Read on in the open extent if nothing is read ahead; tell whether rows are there."""
         while not self._ahead and self._open is not None:
             self._ahead = next(self._open, None)
             if self._ahead is None:
@@ -262,7 +262,7 @@ class Stream:
         return bool(self._ahead)
 
     def _advance(self, num_rows: int) -> Piece:
-        """Take at most so many rows off those that are read ahead."""
+        """Take at most `num_rows` of the rows that are read ahead."""
         piece = self._ahead
         assert piece is not None, "not at the end"
         self._ahead = None
@@ -286,7 +286,7 @@ class Stream:
                 return
             rows = range(self._num_read, self._num_read + len(piece))
             self._num_read = rows.stop
-            # The row that stands for the unreadable rest of a shard is always yielded.
+            # A row in place of the unreadable rest of a shard is always yielded.
             if cut.rows.only is not None and not piece.is_rest:
                 chosen = [i for i, row in enumerate(rows) if cut.rows.number(row) is not None]
                 piece = piece.take(np.array(chosen, np.int64))
@@ -298,4 +298,4 @@ class Stream:
         except FileNotFoundError:
             raise changed(self._reader.store, extent) from None
         except AccessDenied:
-            pass  # that it cannot be read either becomes the reason of its rows
+            pass  # its rows get that reason when they are read

@@ -29,17 +29,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Reader:
-    """Everything needed to read any unit of one job; can be pickled."""
+    """All that is needed to read any unit of a job; can be pickled."""
 
     store: Store
     source: Source
     pass_through: pa.Schema
     fields: pa.Schema
-    """The columns of a row's input, with the types of the shards."""
+    """The input columns, with the types of the shards."""
     folders: tuple[str, ...] = ()
     """Pass-through columns whose values become folders (`sink.partition_columns`)."""
     row_timeout_s: float = 120.0
-    """How long a row may take, the fetching of its URI among others."""
+    """Seconds that a row may take, including the time to fetch its URI."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -79,10 +79,10 @@ def make_rows(
 def _require_contract(
     fields: pa.Schema, inputs: Mapping[str, Sequence[bytes | None] | pa.Array], num_rows: int
 ) -> None:
-    """Check what a format gives as the input of its rows, which one of another package may mistake.
+    """Check the input columns of a format, which another package may have made wrongly.
 
     Raises:
-        ContractError: Says what was expected.
+        ContractError: The message says what was expected.
     """
     for field in fields:
         if field.name not in inputs:
@@ -107,7 +107,7 @@ def _texts(values: Sequence[str] | pa.Array) -> pa.Array:
 
 
 def chosen(values: Sequence[T], rows: slice | Numbers) -> Sequence[T]:
-    """Return some values, in order."""
+    """Return the values of some rows, in order."""
     return values[rows] if isinstance(rows, slice) else [values[row] for row in rows.tolist()]
 
 
@@ -120,16 +120,16 @@ def to_rows(
     *,
     has_integers: bool = True,
 ) -> pa.Table:
-    """Turn rows of a shard into `reader.schema`.
+    """Turn rows of a shard into a table of `reader.schema`.
 
     Args:
-        numbers: (N,): the rows' numbers in the shard.
+        numbers: (N,), the numbers of the rows in the shard.
         table: N rows with the columns that the job needs.
-        failures: (N,): rows that failed before; grows.
-        has_integers: Whether the shard tells whole numbers from fractions.
+        failures: (N,), earlier failures of the rows; extended.
+        has_integers: Whether the types of the shard distinguish integers from fractions.
 
     Raises:
-        JobError: The job does not allow what a column holds.
+        JobError: The job does not allow the values of a column.
     """
     source = reader.source
     ids = _numbered(path, numbers)
@@ -161,7 +161,7 @@ def to_rows(
 
 
 def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:
-    """Return the ids of rows by their numbers in a shard, text (N,)."""
+    """Return the ids of rows by path and number in the shard, text (N,)."""
     if isinstance(numbers, range):  # a hundred times as fast as number by number
         values = np.arange(numbers.start, numbers.stop, numbers.step, dtype=np.int64)
     else:
@@ -173,15 +173,15 @@ def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:
 def text_ids(
     column: pa.ChunkedArray, fallback: pa.Array
 ) -> tuple[pa.Array, list[int], Mapping[int, str]]:
-    """Return ids as text, the fallback for a null and for an empty text.
+    """Return ids as text; nulls and empty texts get the fallback.
 
     Args:
         column: (N,) text, binary or numbers.
         fallback: (N,) text.
 
     Returns:
-        The ids, text (N,); the rows in which there is none; and row -> printable form of those that
-        are not UTF-8.
+        The ids, text (N,); the rows without one; and row -> printable form of an id that is not
+        UTF-8.
     """
     given = as_array(column)
     if pa.types.is_dictionary(given.type):
@@ -199,7 +199,7 @@ def _id_texts(column: pa.Array) -> tuple[pa.Array, Mapping[int, str]]:
     data = column.cast(pa.large_binary())
     try:
         return data.cast(pa.string()), {}
-    except pa.ArrowInvalid:  # which says of one value only that it is not UTF-8
+    except pa.ArrowInvalid:  # its message names only one of the values that are not UTF-8
         broken = not_utf8(column)
     is_broken = np.zeros(len(column), np.bool_)
     is_broken[[*broken]] = True

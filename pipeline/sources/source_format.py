@@ -1,4 +1,4 @@
-"""The protocol of source formats. Code reads these properties, never the name of a format."""
+"""The protocol of source formats; other code reads its properties, never the name of a format."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from pipeline.sources.units import Extent
 from pipeline.storage.store import Store, StoredFile
 
 RowIds = Literal["path", "path#row", "column", "key"]
-"""Where a row's id comes from: the shard's path (one row per shard), the path and the row's number,
-the value of a column, or a key inside the shard."""
+"""The origin of row ids: the path of the shard (one row per shard), the path and the number of the
+row, the value of a column, or a key inside the shard."""
 CountsRows = Literal["listing", "footer", "reading"]
-"""What counts the rows of a shard."""
+"""The step that counts the rows of a shard."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The shards as far as they are known before their rows are read."""
+    """Facts about the shards that are known before their rows are read."""
 
     extents: tuple[Extent, ...]
-    """In input order; if only reading counts the rows, one extent of 0 rows per shard."""
+    """In input order; one extent of 0 rows per shard if only reading counts the rows."""
     pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """The declared types of the pass-through columns."""
     fields: pa.Schema = field(kw_only=True)
-    """The columns of a row's input, with the types of the shards."""
+    """The input columns, with the types of the shards."""
 
 
 class FirstRows(NamedTuple):
-    """Some first rows of a shard, for who knows nothing of it."""
+    """The first rows of a shard about which nothing is known yet."""
 
     rows: pa.Table
-    """With all columns, in the shard's order."""
+    """All columns, in the order of the shard."""
     trouble: str = ""
-    """What is wrong with lines among them that are no rows; or why there are no rows."""
+    """Why some of the first lines are no rows, or why there are no rows; '' if all is well."""
     doubt: str = ""
-    """Why the names of the columns may be none, and what to do; ''."""
+    """Why the names of the columns may be wrong, and what to do; '' if they look right."""
 
 
 class Piece(Protocol):
-    """Neighbouring rows of a shard that were read and not taken, N of them."""
+    """N neighbouring rows of a shard that were read ahead."""
 
     @property
     def sizes(self) -> Numbers:
-        """Return the bytes of each row, int64 (N,); slices are cut by them."""
+        """Return the bytes of each row, int64 (N,), by which slices are cut."""
         ...
 
     @property
     def is_rest(self) -> bool:
-        """Tell whether this is one row that stands for the unreadable rest of a shard."""
+        """Tell whether this is one row in place of the unreadable rest of a shard."""
         ...
 
     def __len__(self) -> int: ...
@@ -75,14 +75,14 @@ class Piece(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that are a table of `Reader.schema` already."""
+    """Rows that already are a table of `Reader.schema`."""
 
     table: pa.Table
     is_rest: ClassVar[bool] = False
 
     @property
     def sizes(self) -> Numbers:
-        """Return the mean of all rows for each."""
+        """Return the mean size of all rows for each."""
         num_rows = self.table.num_rows
         return np.full(num_rows, self.table.nbytes // max(1, num_rows), np.int64)
 
@@ -99,49 +99,47 @@ class Rows:
 
 
 class SourceFormat(ABC):
-    """One kind of shard; stateless, for workers load it by its name."""
+    """A format of shards; stateless, because workers load it by its name."""
 
     name: str
     """The value of `source.format`."""
     suffixes: tuple[str, ...]
-    """Of the shards' names, lower case, the usual one first."""
+    """Suffixes of the shards' names, in lower case, the usual one first."""
     counts_rows: CountsRows
-    """What counts the rows; what a listing counts are files that are one row each."""
+    """The step that counts the rows; `listing` means files of one row each."""
     semantics: int
-    """The version of the output, raised when the same shard gives other rows."""
+    """The version of the output; raise it when the same shard yields other rows."""
     fields: frozenset[str]
     """The format-specific fields of `source` that a job may give."""
     holds: str = "image"
-    """Which of `ENCODED` the files of rows are, if a job does not say it."""
+    """The key of `ENCODED` for files of rows, unless a job names one."""
     file_types: frozenset[str] = frozenset()
     """Names of the `listing.refused.FILE_TYPES` that its shards have, compressed ones included;
     empty: first bytes prove nothing."""
     Options: type[Section] | None = None
-    """The section that `source.options` is parsed as; None if there are no options."""
+    """The section that parses `source.options`; None if there are no options."""
 
     def check(self, source: Source) -> None:
-        """Check the job's section once its fields are known to be of this format.
+        """Check the section of a job whose fields are known to be those of this format.
 
         Raises:
-            ValueError: A field does not fit; the message says what would.
+            ValueError: A field does not fit; the message says what would be right.
         """
         return
 
     @abstractmethod
     def row_ids(self, source: Source) -> RowIds:
-        """Return where the ids of a job's rows come from."""
+        """Return the origin of the row ids of a job."""
 
     def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows | None:
-        """Return some first rows of a shard as a run would read them.
-
-        None: rows of the format have no columns.
+        """Return the first rows of a shard as a run would read them; None: rows have no columns.
 
         Args:
             source: The job's section, without the columns.
 
         Raises:
-            JobError: The shard is written otherwise than `source.options` say.
-            ArrowException, OSError: It cannot be read as this format.
+            JobError: The shard does not match `source.options`.
+            ArrowException, OSError: The shard cannot be read as this format.
         """
         return None
 
@@ -153,7 +151,7 @@ class SourceFormat(ABC):
 
         Args:
             shards: In input order.
-            max_extent_rows: An extent has up to about this many rows.
+            max_extent_rows: Approximate maximum of rows of an extent.
 
         Raises:
             JobError: No shard has the columns or members that the job names.
@@ -163,12 +161,12 @@ class SourceFormat(ABC):
     def read(
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
     ) -> Iterator[Piece]:
-        """Yield the rows of an extent in order; where pieces end depends on the extent alone.
+        """Yield the rows of an extent in order; the ends of pieces depend on the extent alone.
 
         Args:
-            extents: One; several only of a format whose files are one row each.
-            is_wanted: Of an extent whose rows only reading counts, row number -> whether its
-                content is needed; rows without it are yielded, too.
+            extents: One extent; several only of a format whose files are one row each.
+            is_wanted: Row number -> whether its content is needed, for an extent whose rows only
+                reading counts; rows without content are yielded as well.
 
         Raises:
             InfraError: The store failed, or a shard changed since it was planned.
@@ -181,9 +179,9 @@ def format_of(source: Source) -> SourceFormat:
 
 
 def planned_ids(row_ids: RowIds, extent: Extent, skip: int = 0) -> Iterator[str]:
-    """Yield the ids of an extent's rows that the plan knows, without the first `skip` rows.
+    """Yield the ids of an extent's rows that the plan knows, after the first `skip` rows.
 
-    Ids by `column` and `key` are in the shards; unreadable rows have the ids yielded here.
+    Ids by `column` and `key` are in the shards; rows that cannot be read have these ids.
     """
     if row_ids == "path" or extent.is_whole_shard:
         yield extent.path
@@ -193,7 +191,7 @@ def planned_ids(row_ids: RowIds, extent: Extent, skip: int = 0) -> Iterator[str]
 
 
 def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> pa.Table:
-    """Make a failed row per row of an extent, without its first `skip` rows."""
+    """Make a failed row for each row of an extent after its first `skip` rows."""
     ids = list(planned_ids(format_of(reader.source).row_ids(reader.source), extent, skip))
     num_rows = len(ids)
     uris = [reader.store.url(extent.path)] * num_rows
@@ -202,6 +200,6 @@ def failed_rows(reader: Reader, extent: Extent, skip: int, failure: Failure) -> 
 
 
 def failed_shard(reader: Reader, extent: Extent, failure: Failure) -> pa.Table:
-    """Make one failed row that stands for a shard, or the rest of it, of unknown row count."""
+    """Make one failed row in place of a shard, or the rest of it, whose rows are not counted."""
     stands_for_all = replace(extent, num_rows=1, reason=Reason.UNREADABLE_SHARD, only=None)
     return failed_rows(reader, stands_for_all, 0, failure)

@@ -17,7 +17,7 @@ from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
 MAX_SLICE_BYTES = 256 * 1024 * 1024
-"""Bytes of a slice, about: one that turns out to have more is cut while it is read."""
+"""Usual bytes of a slice: one that turns out to have more is cut while it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,13 @@ class Extent:
     row_bytes: float
     """Mean encoded bytes per row; bounds the memory of a slice."""
     reason: Reason | None = None
-    """Set if the rows cannot be read; `message` says why."""
+    """Why the rows cannot be read, explained by `message`; None if they can."""
     message: str = ""
     only: tuple[int, ...] | None = None
-    """If set, the extent has only these rows of the shard, ascending; `first_row` is only[0]."""
+    """If set, the only rows of the extent, ascending; `first_row` is only[0]."""
     ctime_ns: int = field(default=0, compare=False)
-    """Of a local shard, as this run has listed it; 0: unknown. Not compared; of a stored plan it
-    decides the name, and is not read back."""
+    """The ctime of a local shard when this run listed it; 0: unknown. It is not compared. It enters
+    the name of a stored plan, and is not read back."""
 
     def numbers(self, skip: int = 0) -> Sequence[int]:
         """Return the row numbers in the shard, ascending, without the first `skip` of them."""
@@ -63,27 +63,27 @@ class Extent:
 
     @property
     def exact_version(self) -> str:
-        """The version with all that is known, as `Store.read_many` takes it."""
+        """The version and, if known, the ctime, as `Store.read_many` takes them."""
         return f"{self.version}/{self.ctime_ns}" if self.ctime_ns else self.version
 
     @property
     def is_whole_shard(self) -> bool:
-        """Tell whether this is one row that stands for a shard of unknown row count."""
+        """Tell whether this is one row in place of a shard whose rows cannot be counted."""
         return self.reason in (Reason.UNREADABLE_SHARD, Reason.MISSING)
 
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Which rows of an uncounted unit are read; without arguments all of them.
+    """The rows of an uncounted unit that are read; all of them by default.
 
-    Single rows of a tar that is known are read. They are counted as if it had no others.
+    Chosen rows are counted as if the unit had no others.
     """
 
     only: tuple[int, ...] | None = None
-    """If set, only these rows, ascending."""
+    """The rows, ascending; None: all."""
 
     def number(self, row: int) -> int | None:
-        """Return how many chosen rows are before this one; None if it is not chosen itself."""
+        """Return the number of chosen rows before this one; None if it is not chosen itself."""
         if self.only is None:
             return row
         index = bisect_left(self.only, row)
@@ -99,25 +99,25 @@ ALL_ROWS = RowFilter()
 
 @dataclass(frozen=True)
 class UncountedPlan:
-    """How the reader cuts an uncounted unit into slices.
+    """The rules by which the reader cuts an uncounted unit into slices.
 
-    The same rows are always cut at the same places: where a slice ends depends only on its own
-    rows, whatever was skipped before it.
+    The same rows are always cut at the same places: the end of a slice depends only on its own
+    rows, not on what was skipped before it.
     """
 
     slice_rows: int
-    """Most rows per slice."""
+    """Maximum rows of a slice."""
     slice_bytes: int
-    """A slice ends before the row that would take it beyond this many bytes."""
+    """A slice ends before the row that would exceed this many bytes."""
     max_rows: int | None = None
     """The unit ends after this many rows (`run.limit_rows`)."""
     done: tuple[SliceKey, ...] = ()
-    """Staged slices, in order, that the reader skips; empty in a plan."""
+    """Staged slices, in order, which the reader skips; empty in a plan."""
     rows: RowFilter = ALL_ROWS
-    """Which rows are cut."""
+    """The rows that are cut."""
 
     def needs(self, row: int) -> bool:
-        """Tell whether a row of the unit is chosen, and in no staged slice."""
+        """Tell whether a row of the unit is chosen and lies in no staged slice."""
         number = self.rows.number(row)
         if number is None:
             return False
@@ -145,7 +145,7 @@ class Unit:
     bounds: tuple[int, ...]
     """0 = bounds[0] < ... < bounds[-1] = rows of the unit; slice i is [bounds[i], bounds[i+1])."""
     cut: UncountedPlan | None = None
-    """Set if only reading counts the rows; `bounds` is empty then."""
+    """Set if only reading counts the rows, in which case `bounds` is empty."""
 
     @property
     def num_rows(self) -> int | None:
@@ -153,9 +153,9 @@ class Unit:
         return self.bounds[-1] if self.cut is None else None
 
     def place_of(self, row: int) -> tuple[str | None, int | None]:
-        """Return the path of the shard of a row, and its number there; None where unknown.
+        """Return the path of a row's shard and the row's number there; None where unknown.
 
-        A row that stands for a whole shard has no number.
+        A row in place of a whole shard has no number.
         """
         if self.cut is not None:
             one = len(self.extents) == 1
@@ -183,7 +183,7 @@ class Unit:
 
 
 def with_ctimes(units: Iterable[Unit], ctimes_ns: Mapping[str, int]) -> tuple[Unit, ...]:
-    """Note when local shards were changed, by path; all other units stay as they are."""
+    """Set the ctimes of local shards, by path; other units stay as they are."""
     if not any(ctimes_ns.values()):
         return tuple(units)
     return tuple(
@@ -198,7 +198,7 @@ def with_ctimes(units: Iterable[Unit], ctimes_ns: Mapping[str, int]) -> tuple[Un
 
 
 def only_rows(unit: Unit, rows: Sequence[int]) -> Unit:
-    """Return a unit that has only some rows of a counted unit, as one slice.
+    """Return a unit with some rows of a counted unit, as one slice.
 
     Args:
         unit: The unit; keeps its index.
@@ -220,8 +220,8 @@ def require_unchanged(store: Store, extent: Extent) -> None:
 
     Raises:
         FileNotFoundError: The shard no longer exists.
-        InfraError: Its size or version differs; or the ctime of a local file, which is what tells
-            of new content if size and mtime were put back. After a chmod a new run goes on.
+        InfraError: Its size or version differs, or the ctime of a local file, which reveals new
+            content even if size and mtime were put back. After a chmod a new run goes on.
     """
     file = store.stat(extent.path)
     if file is None:

@@ -1,8 +1,8 @@
-"""A shard that is read from its beginning to its end, and the content of one that is compressed.
+"""Read a shard from its beginning to its end, inflated if it is compressed.
 
-Requests are large, an early end is an error. What cannot be read further raises `Broken`; errors of
-the store are raised as they are. The same compressed bytes always give the same content up to the
-block of input in which damage is, for blocks begin at the same places.
+Requests are large, and an early end is an error. A shard that cannot be read further raises
+`Broken`; errors of the store are raised as they are. The same compressed bytes always give the same
+content up to the block of input that is damaged, because blocks begin at the same places.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.storage.store import Store
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
-"""Behind a byte 0x50 to 0x5f: a frame without content, with which a zstd may begin."""
+"""After a byte 0x50 to 0x5f: a frame without content, which may come first in a zstd file."""
 _INPUT_BYTES = 2**16
 _SKIPPED_BYTES = 2**20
 _LOCAL_BUFFER_BYTES = 256 * 2**10
@@ -32,7 +32,7 @@ _REMOTE_BUFFER_BYTES = 8 * 2**20
 
 
 class Broken(Exception):
-    """The shard cannot be read further; the message says why and where."""
+    """A shard cannot be read further; the message says why and where."""
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def open_sequential(store: Store, extent: Extent) -> Iterator[BinaryIO]:
 
 
 class _Denied(io.BytesIO):
-    """A file that may not be read."""
+    """A file to which access is denied."""
 
     def __init__(self, message: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Denied(io.BytesIO):
 
 
 class _WholeFile(io.RawIOBase):
-    """A file of a known size: an early end is an error of the store, not its end."""
+    """A file of a known size, whose early end is an error of the store."""
 
     def __init__(self, raw: Any, store: Store, extent: Extent) -> None:
         self._raw, self._store, self._extent = raw, store, extent
@@ -112,12 +112,12 @@ class _WholeFile(io.RawIOBase):
 
 
 def opened(handle: BinaryIO) -> BinaryIO:
-    """Return a file, or its content as a file that is read from its beginning to its end.
+    """Return a file, or the content of a compressed one, to be read from beginning to end.
 
-    Reading raises `Broken` once all before damage has been read.
+    Reading raises `Broken` once everything before the damage has been read.
 
     Args:
-        handle: The file, at its beginning; must be seekable.
+        handle: The file at its beginning; must be seekable.
     """
     head = handle.read(4)
     handle.seek(0)
@@ -130,7 +130,7 @@ def opened(handle: BinaryIO) -> BinaryIO:
 
 
 class _Content(io.RawIOBase):
-    """As many bytes of some pieces at once as are wanted."""
+    """A file over pieces of content."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -159,7 +159,7 @@ class _Content(io.RawIOBase):
         return data
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Read on, and drop what is read."""
+        """Read on and drop the content up to an offset."""
         while self.read(min(_SKIPPED_BYTES, offset - self._position)):
             pass
         return self._position
@@ -169,7 +169,7 @@ class _Content(io.RawIOBase):
 
 
 def _gunzipped(handle: BinaryIO) -> Iterator[bytes]:
-    """Yield the content of members one after the other; zeros behind one fill up tapes."""
+    """Yield the content of the members in order; zeros after one are padding of tapes."""
     content = gzip.GzipFile(fileobj=handle)
     while True:
         try:
@@ -182,7 +182,7 @@ def _gunzipped(handle: BinaryIO) -> Iterator[bytes]:
 
 
 def _unzstd(handle: BinaryIO) -> Iterator[bytes]:
-    """Yield the content of frames one after the other, which Arrow decodes."""
+    """Yield the content of the frames in order, as Arrow decodes them."""
     stream = pa.CompressedInputStream(pa.PythonFile(_Open(handle), mode="r"), "zstd")
     while True:
         try:
@@ -199,7 +199,7 @@ def _unzstd(handle: BinaryIO) -> Iterator[bytes]:
 
 
 class _Open:
-    """A file that Arrow does not close: who opened it does."""
+    """A file that Arrow does not close, because its owner does."""
 
     closed = False
 

@@ -1,7 +1,7 @@
-"""Which Arrow types a column of the output can have, and which one a column of a shard becomes.
+"""Arrow types: which one a column of the output can have, and which one a shard's column becomes.
 
-No type is assumed to work: a column of nulls of that type is written, read and filtered with the
-Arrow functions that real columns pass, and must come back with the same type.
+No type is assumed to work: a column of nulls of the type is written, read and filtered by the Arrow
+functions that real columns pass through, and must come back with the same type.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.core.errors import JobError
 
 
 def published_type(dtype: pa.DataType) -> pa.DataType:
-    """Return the type that columns of a type are published as.
+    """Return the type as which columns of a type are published.
 
     Text and binary views become plain text and binary: Arrow cannot choose rows of views. Extension
     types become their storage types: a registered extension may run code when it is read. Other
@@ -61,10 +61,10 @@ def _field(field: pa.Field) -> pa.Field:
 
 
 def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return the published type that holds what columns of two types do; None if there is none.
+    """Return the published type that holds the values of both types; None if there is none.
 
-    As Arrow unifies types, and texts of all kinds are one. Values that the type does not hold, as a
-    double large whole numbers, are those of casts that fail. Decimals are no doubles: that cast
+    Types are unified as Arrow does it, and all text types are one. A value that the type cannot
+    hold, such as a large integer in a double, fails its cast. Decimals do not become doubles, which
     would round them.
     """
     one, other = published_type(one), published_type(other)
@@ -83,7 +83,7 @@ def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def plain_type(dtype: pa.DataType) -> pa.DataType:
-    """Return the type of the values of a dictionary; other types stay."""
+    """Return the value type of a dictionary; other types stay."""
     return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
 
 
@@ -107,7 +107,7 @@ def is_binary(dtype: pa.DataType) -> bool:
 
 
 def is_list(dtype: pa.DataType) -> bool:
-    """Tell whether a type holds lists, of one length or of any."""
+    """Tell whether a type holds lists, of one length or of several."""
     return bool(
         pa.types.is_list(dtype)
         or pa.types.is_large_list(dtype)
@@ -116,7 +116,7 @@ def is_list(dtype: pa.DataType) -> bool:
 
 
 def is_number(dtype: pa.DataType) -> bool:
-    """Tell whether a type holds numbers, or true and false."""
+    """Tell whether a type holds numbers or booleans."""
     return bool(
         pa.types.is_integer(dtype)
         or pa.types.is_floating(dtype)
@@ -135,7 +135,7 @@ def has_extension(dtype: pa.DataType) -> bool:
 def type_trouble(dtype: pa.DataType) -> str:
     """Return why columns of a type cannot be published, or ''."""
     if has_extension(dtype):
-        return "what is made of extension types is not copied"
+        return "extension types are not copied"
     rows = pa.table({"column": pa.nulls(2, dtype)})
     try:
         for _ in range(2):  # staged, then published
@@ -157,7 +157,7 @@ _DECIMAL = re.compile(r"decimal(32|64|128|256)\((\d+), ?(-?\d+)\)")
 
 
 def _with_parameters(alias: str) -> pa.DataType | None:
-    """Return a type whose name Arrow writes but does not read; None for any other one."""
+    """Return a type whose name Arrow writes but does not parse; None for any other."""
     if zoned := _ZONED.fullmatch(alias):
         if not _OFFSET.fullmatch(zoned[2]):
             zoneinfo.ZoneInfo(zoned[2])  # raises if there is none
@@ -169,10 +169,10 @@ def _with_parameters(alias: str) -> pa.DataType | None:
 
 
 def parse_type(column: str, alias: str) -> pa.DataType:
-    """Read a type's name as Arrow spells it, as `timestamp[us, tz=UTC]`.
+    """Parse the name of a type as Arrow spells it, such as `timestamp[us, tz=UTC]`.
 
     Raises:
-        JobError: Arrow has no such type, or it cannot be published.
+        JobError: Arrow has no such type, or the type cannot be published.
     """
     where = f"source.casts.{column} = {alias!r}"
     try:

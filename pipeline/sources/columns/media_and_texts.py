@@ -29,21 +29,21 @@ _BYTES = "bytes"
 _DATA_URI = re.compile(rb"data:([^,]{0,200}),", re.IGNORECASE)
 _WHITESPACE = b" \t\r\n\f\v"
 _ROOM = 1024
-"""Bytes for the head of a `data:` URI."""
+"""Bytes that the head of a `data:` URI may take."""
 
 
 @dataclass(frozen=True)
 class EncodedColumn(InputReader):
-    """A binary column, or the field `bytes` of a struct; in base64 also a column of text."""
+    """A binary column, or the field `bytes` of a struct; for base64 also a text column."""
 
     names: tuple[str, ...]
     is_base64: bool
     max_bytes: int
-    """Limit of an encoded value; of those in base64 before they are decoded."""
+    """Limit of an encoded value; base64 is measured before it is decoded."""
     what: str
-    """What is encoded, for messages: images, or clips of sound."""
+    """The name of the values in messages: images, or clips of sound."""
     target: pa.Schema
-    """The column that rows get."""
+    """The column of the rows."""
     rows_at_once = 256
 
     def line_bytes(self, escaped: int) -> int | None:
@@ -92,7 +92,7 @@ class EncodedColumn(InputReader):
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Return the column as large_binary (N,), however the shard stores it."""
+    """Return a column as large_binary (N,), whatever its type in the shard."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_struct(column.type):
@@ -101,14 +101,14 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def decode_base64(value: memoryview, name: str, max_bytes: int) -> bytes | Failure:
-    """Decode what is in base64, perhaps in a `data:` URI; the size is checked before.
+    """Decode base64, plain or in a `data:` URI; the size is checked first.
 
     Args:
         value: The text, in ASCII.
-        name: Of the column, for messages.
+        name: The name of the column, for messages.
         max_bytes: Limit of the decoded value.
     """
-    # Twice: base64 adds a third, line ends and a head a little.
+    # Twice the limit: base64 adds a third, line ends and a head add a little.
     if len(value) > 2 * max_bytes + _ROOM:
         message = (
             f"{name} has {len(value)} bytes of base64, the limit of what it holds is {max_bytes}"
@@ -134,9 +134,9 @@ class TextColumns(InputReader):
     """Columns of texts."""
 
     names: tuple[str, ...]
-    """One, or two for pairs."""
+    """One column, or two for pairs."""
     max_bytes: int
-    """Limit of a text."""
+    """Limit of a text in UTF-8."""
     rows_at_once = 1024
 
     def line_bytes(self, escaped: int) -> int:
@@ -165,15 +165,15 @@ class TextColumns(InputReader):
 def checked_texts(
     column: pa.Array, name: str, max_bytes: int
 ) -> tuple[pa.Array, Mapping[int, Failure]]:
-    """Check a column of texts; lengths first, so that a huge text is not looked at.
+    """Check a column of texts; lengths first, so that a huge text is not decoded.
 
     Args:
-        column: (N,) text or bytes, perhaps as a dictionary.
-        name: Of the column, for messages.
+        column: (N,) text or bytes, or a dictionary of them.
+        name: The name of the column, for messages.
         max_bytes: Limit of a text in UTF-8.
 
     Returns:
-        The texts, large_string (N,), null where there is none, and row -> why.
+        The texts, large_string (N,), null where a row fails, and row -> failure.
     """
     if pa.types.is_dictionary(column.type):
         return _checked_dictionary(column, name, max_bytes)
@@ -187,7 +187,7 @@ def checked_texts(
     data = _without(data, failures)
     try:
         return data.cast(pa.large_string()), failures
-    except pa.ArrowInvalid:  # which says of one value only that it is not UTF-8
+    except pa.ArrowInvalid:  # its message names only one of the values that are not UTF-8
         failures |= _not_utf8(data, name)
     return _without(data, failures).cast(pa.large_string()), failures
 
@@ -214,7 +214,7 @@ def _nulls(column: pa.Array) -> list[int]:
 
 
 def _without(data: pa.Array, failures: Mapping[int, Failure]) -> pa.Array:
-    """Return a column with nulls at the rows that failed."""
+    """Return a column with nulls at the failed rows."""
     if not failures:
         return data
     has_failed = np.zeros(len(data), np.bool_)

@@ -1,6 +1,6 @@
-"""Pass-through columns: their declared types, and the casts of a shard's columns to them.
+"""Pass-through columns: their declared types, and the casts of a shard's columns to these types.
 
-Pure over Arrow: no storage. A value that does not fit fails its row, never its neighbours.
+A value that does not fit fails its row, never its neighbours.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.sources.columns.arrow_types import (
 )
 
 PASSED = "_passed_"
-"""How columns of lines begin that are only passed through; then comes their published name."""
+"""Prefix of columns of lines that are only passed through, before their published name."""
 Problems = dict[int, str]
 """Row -> message about its value."""
 
@@ -38,8 +38,8 @@ def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
     """Return the declared types of the pass-through columns.
 
     Args:
-        schema: Their types in the shards; those that it lacks are in the names of folders.
-        path: Of a shard, for messages.
+        schema: Their types in the shards; a missing column is in the names of folders.
+        path: The path of a shard, for messages.
 
     Raises:
         JobError: A column cannot be published.
@@ -60,7 +60,7 @@ def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
 
 
 def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
-    """Return which pass-through column has a type that is not unified with others', or ''."""
+    """Return which pass-through column does not have the type of the other shards, or ''."""
     for field in declared:
         column = source.passed[field.name]
         index = schema.get_field_index(column)
@@ -78,7 +78,7 @@ def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
 
 
 def _cast_trouble(given: pa.DataType, target: pa.DataType) -> str:
-    """Return why Arrow has no cast from one type to another for any values, or ''."""
+    """Return why Arrow cannot cast any value from one type to another, or ''."""
     try:
         pa.nulls(1, given).cast(target)
     except pa.ArrowNotImplementedError:
@@ -95,16 +95,16 @@ def pass_through(
     table: pa.Table,
     path: str,
 ) -> tuple[dict[str, pa.Array], Problems]:
-    """Take the pass-through columns out of a shard's rows, or out of its path.
+    """Take the pass-through columns from the rows of a shard, or from its path.
 
     Args:
-        fields: As they are published.
+        fields: The columns as they are published.
         names: Published name -> column of the shard.
-        folders: Those of them whose values become folders.
+        folders: The published names whose values become folders.
         table: N rows of the shard.
 
     Returns:
-        Name -> column (N,), and row -> message for values that do not fit, which are null.
+        Name -> column (N,), and row -> message for values that do not fit and become null.
     """
     columns: dict[str, pa.Array] = {}
     problems: Problems = {}
@@ -136,19 +136,19 @@ def cast_column(
     """Cast a column to its declared type; lossy casts and text that is not UTF-8 are problems.
 
     Text that is not UTF-8 could be copied, but no engine would read a part that holds it. Text must
-    spell the number that it becomes: Arrow reads hexadecimal digits, and rounds.
+    spell the number that it becomes, although Arrow reads hexadecimal digits and rounds.
 
     Args:
         column: (N,).
         field: The type, and the name for messages.
-        may_round: Texts of whole numbers that a floating-point type does not hold are rounded, as
-            fractions always are.
+        may_round: Round integers in text that a floating-point type does not hold; fractions
+            always are rounded.
 
     Returns:
         The column, null at problems, and row -> message.
     """
     is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-    if is_number and is_text(plain_type(column.type)):  # of which Arrow compares no views
+    if is_number and is_text(plain_type(column.type)):  # Arrow cannot compare views
         column = column.cast(pa.large_string())
     try:
         cast, problems = column.cast(field.type), Problems()
@@ -167,7 +167,7 @@ def cast_column(
 
 
 def _not_spelt(texts: pa.Array, numbers: pa.Array, *, may_round: bool) -> list[int]:
-    """Return the rows in which Arrow made another number of a text."""
+    """Return the rows whose text Arrow turned into another number."""
     if pa.types.is_integer(numbers.type):
         return _true_rows(pc.match_substring(texts, "x", ignore_case=True))
     is_large = pc.is_inf(numbers)
@@ -187,7 +187,7 @@ def _not_spelt(texts: pa.Array, numbers: pa.Array, *, may_round: bool) -> list[i
 
 
 def exact_max(dtype: pa.DataType) -> float:
-    """Return up to which number a floating-point type holds all whole ones."""
+    """Return the number up to which a floating-point type holds all integers."""
     return 2.0 ** {16: 11, 32: 24, 64: 53}[dtype.bit_width]
 
 
@@ -227,7 +227,7 @@ def _cast_rows(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
 
 
 def _alone(column: pa.Array, row: int) -> pa.Array:
-    """Return one row as an array of its own: a slice of a list array keeps all the items."""
+    """Return one row as an array of its own, as a slice of a list array keeps all items."""
     try:
         return column.take(pa.array([row]))
     except pa.ArrowNotImplementedError:
@@ -242,7 +242,7 @@ def _explain(column: pa.Array, row: int, field: pa.Field, error: str) -> str:
 
 
 def not_utf8(column: pa.Array) -> Mapping[int, str]:
-    """Return row -> printable form of text that is not UTF-8; {} for columns of other types."""
+    """Return row -> printable form of text that is not UTF-8; {} for other types."""
     if not is_text(column.type):
         return {}
     texts = {}
@@ -258,7 +258,7 @@ def check_names(source: Source) -> None:
     """Check the names of pass-through columns and casts.
 
     Raises:
-        JobError: The output itself has a column of that name, or a cast is of another column.
+        JobError: The output has a column of that name, or a cast names another column.
     """
     for name in sorted(source.passed):
         is_in_transit = name.startswith(TEXT_FEATURE) or (source.inputs and name.startswith(PART))
@@ -271,8 +271,7 @@ def check_names(source: Source) -> None:
 
 
 def taken_name(source: Source, name: str) -> str:
-    """Say that the output makes a column of a published name, and what publishes the shards' own
-    under another one."""
+    """Say that the output has such a column, and how to publish the shards' under another name."""
     other = f"source_{name.strip('_')}"
     names = {other if there == name else there: column for there, column in source.passed.items()}
     return (

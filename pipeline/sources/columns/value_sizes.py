@@ -1,7 +1,7 @@
-"""The bytes of single values, and what becomes of those that are too large to be passed through.
+"""The bytes of single values, and the limits for values that are passed through.
 
-A dictionary stores a value once and refers to it from any number of rows; a row's size is that of
-the value it refers to.
+A dictionary stores a value once, and any number of rows refer to it; the size of a row is that of
+the value that it refers to.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.sources.columns.arrow_types import is_binary, is_text
 from pipeline.sources.columns.input_reader import Failures, fail
 
 MAX_VALUE_BYTES = 16 << 20
-"""Size limit of a value that is passed through, or is an id; a larger one fails its row."""
+"""Size limit of an id and of a value that is passed through; a larger one fails its row."""
 _SMALL_DICTIONARY_BYTES = 1 << 20
 
 
 def value_bytes(column: pa.Array) -> Numbers:
-    """Return the bytes of each value of a column, int64 (N,); 0 for nulls of any length."""
+    """Return the bytes of each value of a column, int64 (N,); 0 for nulls."""
     dtype = column.type
     if isinstance(dtype, pa.BaseExtensionType):
         return value_bytes(column.storage)
@@ -45,7 +45,7 @@ def value_bytes(column: pa.Array) -> Numbers:
     elif is_text(dtype) or is_binary(dtype):
         lengths = pc.binary_length(_plain(column))
         sizes = pc.fill_null(lengths, 0).cast(pa.int64()).to_numpy()
-    else:  # lists as views are rare: each has the same share
+    else:  # list views are rare: each value gets the same share
         sizes = np.full(len(column), -(-column.nbytes // max(1, len(column))), np.int64)
     return sizes
 
@@ -58,7 +58,7 @@ def _items(column: pa.Array, ends: Numbers) -> pa.Array:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Return text or bytes as a type whose lengths Arrow knows: not those of views."""
+    """Return text or bytes as a type whose lengths Arrow computes; for views it does not."""
     if pa.types.is_string_view(column.type):
         return column.cast(pa.large_string())
     if pa.types.is_binary_view(column.type) or pa.types.is_fixed_size_binary(column.type):
@@ -67,12 +67,12 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def without_large(table: pa.Table, names: Mapping[str, str], failures: Failures) -> pa.Table:
-    """Fail rows with a value that is too large to be passed through; it becomes null.
+    """Fail rows with a value that is too large to be passed through; such values become null.
 
     Args:
         table: N rows of a shard.
-        names: The columns to look at, some of which may not be there -> names for messages.
-        failures: (N,): grows.
+        names: The columns to check, which may be missing -> names for messages.
+        failures: (N,), extended.
     """
     for key, name in names.items():
         index = table.schema.get_field_index(key)
@@ -100,7 +100,7 @@ def _without(column: pa.Array, rows: npt.NDArray[np.bool_]) -> pa.Array:
 
 
 def with_compact_dictionaries(table: pa.Table) -> pa.Table:
-    """Let large dictionaries have no more values than the rows refer to: each slice carries one."""
+    """Drop values of large dictionaries that no row refers to, as each slice carries a copy."""
     for index, field in enumerate(table.schema):
         if not pa.types.is_dictionary(field.type):
             continue
@@ -111,7 +111,7 @@ def with_compact_dictionaries(table: pa.Table) -> pa.Table:
 
 
 def bounded(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:
-    """Cut rows whose values are more bytes than a bound, once taken out of their dictionaries."""
+    """Cut a batch where its values, taken out of their dictionaries, exceed a number of bytes."""
     sizes = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         is_encoded = pa.types.is_dictionary(column.type)

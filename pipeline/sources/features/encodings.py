@@ -27,12 +27,12 @@ Codes = npt.NDArray[np.int32]
 
 
 class CategoryCodes(NamedTuple):
-    """What the values of N rows are."""
+    """The categories of the values of N rows."""
 
     codes: Codes
-    """int32 (N,): places in the list of categories; `NONE` for other values and nulls."""
+    """int32 (N,), places in the list of categories; `NONE` for other values and nulls."""
     is_null: npt.NDArray[np.bool_] | None
-    """bool (N,); None: no row is null."""
+    """bool (N,); None if no row is null."""
 
 
 def category_trouble(dtype: pa.DataType) -> str:
@@ -43,10 +43,10 @@ def category_trouble(dtype: pa.DataType) -> str:
 
 
 def find_categories(column: pa.Array, categories: tuple[str, ...]) -> CategoryCodes:
-    """Look the values of a column up.
+    """Look up the values of a column.
 
     Args:
-        column: (N,) text, whole numbers or booleans, perhaps as a dictionary.
+        column: (N,) text, integers or booleans, or a dictionary of them.
         categories: The known values, in order.
     """
     is_null = _nulls(column)
@@ -81,7 +81,7 @@ def _codes(column: pa.Array, categories: tuple[str, ...]) -> Codes:
 
 
 def _whole_numbers(categories: tuple[str, ...], dtype: pa.DataType) -> tuple[pa.Array, Codes]:
-    """Return the categories that a column of whole numbers can hold, and their places."""
+    """Return the categories that a column of integers can hold, and their places."""
     bounds = np.iinfo(dtype.to_pandas_dtype())
     numbers = {
         place: int(text)
@@ -93,7 +93,7 @@ def _whole_numbers(categories: tuple[str, ...], dtype: pa.DataType) -> tuple[pa.
 
 
 def as_texts(column: pa.Array) -> pa.Array:
-    """Return the values of a column, not of a dictionary, as text."""
+    """Return the values of a column that is no dictionary as text."""
     if pa.types.is_string_view(column.type):
         return column.cast(pa.large_string())
     return column if is_text(column.type) else column.cast(pa.string())
@@ -106,10 +106,10 @@ def _nulls(column: pa.Array) -> npt.NDArray[np.bool_] | None:
 
 
 def with_categories(source: Source) -> Source:
-    """Return a job's section with the lists that its features name by URI in place of the URIs.
+    """Return the section of a job with the lists of categories in place of their URIs.
 
     Raises:
-        JobError: A file is not there, or holds no list of different values.
+        JobError: A file is missing, or holds no list of distinct values.
     """
     if features := _read_all(source.features, source.storage_options):
         source = source.model_copy(update={"features": features})
@@ -124,7 +124,7 @@ def with_categories(source: Source) -> Source:
 def _read_all(
     features: Sequence[FeatureEntry], options: Mapping[str, Any]
 ) -> tuple[FeatureEntry, ...]:
-    """Return the entries with their lists; () if none of them names a file."""
+    """Return the entries with their lists; () if none names a file."""
     entries = tuple(
         entry.model_copy(update={"categories": _read(entry.categories, options, entry.column)})
         if isinstance(entry, FeatureColumn) and isinstance(entry.categories, str)
@@ -135,7 +135,7 @@ def _read_all(
 
 
 def _read(uri: str, storage_options: Mapping[str, Any], column: str) -> tuple[str, ...]:
-    """Read a list of values, as JSON or one a line; an empty text is a value, too."""
+    """Read a list of values, as JSON or one per line; an empty text is a value, too."""
     what = f"source.features: {column}: categories"
     data = read_file(uri, storage_options, what)
     where = f"{what} = {uri}"
@@ -154,7 +154,7 @@ def _read(uri: str, storage_options: Mapping[str, Any], column: str) -> tuple[st
 
 
 def _lines(text: str) -> list[str]:
-    """Return the lines of a text, which \\n or \\r\\n ends; the last one may have no end."""
+    """Return the lines of a text, which end in \\n or \\r\\n, the last one perhaps in neither."""
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()

@@ -1,4 +1,4 @@
-"""Columns of numbers, of categories and of dates, which become one vector per row; and texts."""
+"""The reader of feature columns: one vector per row, and texts beside it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _DATES = "expected numbers: dates and times become features as {{column: {0}, re
 
 @dataclass(frozen=True)
 class FeatureColumns(InputReader):
-    """Numeric columns and lists of numbers of one length; others with what becomes of them."""
+    """Numeric columns, lists of numbers of one length, and columns that the job encodes."""
 
     names: tuple[str, ...]
     source: Source
@@ -87,7 +87,7 @@ class FeatureColumns(InputReader):
         return InputRows({**vector, **texts})
 
     def _texts(self, name: str, table: pa.Table, failures: Failures, place: Place) -> pa.Array:
-        """Return texts, large_string (N,); a row without one fails and gets a null."""
+        """Return texts, large_string (N,); a row without a text fails and gets a null."""
         if name in table.column_names:
             column = as_array(table.column(name))
         else:
@@ -107,17 +107,17 @@ class FeatureColumns(InputReader):
         return entries
 
     def _features(self, table: pa.Table, failures: Failures, place: Place) -> FeatureRows:
-        """Return the feature vectors, (N, F); a row without them fails and gets zeros.
+        """Return the feature vectors, (N, F); a row without a vector fails and gets zeros.
 
         Raises:
-            JobError: Integers would be rounded, and the job does not allow it.
+            JobError: Integers would be rounded, which the job does not allow.
         """
         rows = feature_rows(self.source, table, has_integers=place.has_integers, path=place.path)
         if rows.inexact and not self.source.lossy_features:
             name, number = next(iter(rows.inexact.items()))
             dtype = rows.values.dtype
             rounded = int(dtype.type(number))
-            # Numbers of JSON lines are read as float64, and may have been others.
+            # Numbers of JSON lines are read as float64, which may have rounded them.
             why = f"which {dtype} rounds to {rounded}" if rounded != number else f"beyond {dtype}"
             raise JobError(
                 f"source.features: {name} holds {number} in {place.path}, {why}; "

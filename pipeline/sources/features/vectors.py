@@ -1,9 +1,9 @@
-"""Feature columns: the columns of a shard become one vector per row, of float32 or float64.
+"""Join feature columns of a shard to one vector per row, of float32 or float64.
 
 An integer beyond 2^24 may become another one in float32, perhaps another key: it is refused unless
 the job allows it. Fractions are rounded to seven digits.
-Columns stay where Arrow has them until all are joined at once: 1,000 columns of float32 are joined
-at the speed of memory.
+All columns are joined at once from Arrow's buffers: 1,000 columns of float32 are joined at the
+speed of memory.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """The feature vectors of N rows, and which values they cannot hold."""
+    """The feature vectors of N rows, and the values that they cannot hold."""
 
     values: Values
-    """float32 or float64 (N, F); a null is what the job says, NaN where it costs the row."""
+    """float32 or float64 (N, F); nulls are replaced, by NaN where they cost the row."""
     nulls: dict[str, Mask] = field(default_factory=dict)
     """Column with nulls that cost their rows -> bool (N,)."""
     unknown: dict[str, Mask] = field(default_factory=dict)
-    """Column with values that are no category, or no date, and cost their rows -> bool (N,)."""
+    """Column with values that are no category or date and cost their rows -> bool (N,)."""
     overflows: dict[str, Mask] = field(default_factory=dict)
-    """Column with finite numbers beyond float32 -> bool (N,): rows that have one."""
+    """Column with finite numbers beyond float32 -> bool (N,)."""
     inexact: dict[str, int] = field(default_factory=dict)
-    """Column with integers that float32 cannot hold -> one of these integers."""
+    """Column with integers that are too large for the vectors -> one of them."""
 
     def is_bad(self) -> Mask:
-        """Return bool (N,): rows that have no vector."""
+        """Return bool (N,), the rows without a vector."""
         masks = (*self.nulls.values(), *self.unknown.values(), *self.overflows.values())
         none = np.zeros(len(self.values), np.bool_)
         return np.asarray(np.logical_or.reduce([none, *masks]), np.bool_)
@@ -58,29 +58,29 @@ class FeatureRows:
 
 @dataclass(frozen=True)
 class Piece:
-    """What becomes of one entry."""
+    """The numbers of one entry."""
 
     name: str
     values: Values
-    """(N, W) of any type of numbers; anything at nulls."""
+    """(N, W), of any numeric type; anything at nulls."""
     column: pa.Array | None = None
-    """(N * W,) the numbers; None if they are exact in float32."""
+    """(N * W,), the numbers; None if float32 holds all numbers of their type."""
     nulls: Mask | None = None
-    """bool (N, W); None: there are none."""
+    """bool (N, W); None if there are none."""
     null_means: float | None = None
-    """The number in place of a null; None: it costs the row."""
+    """The number in place of a null; None if a null costs the row."""
     unknown: Mask | None = None
-    """bool (N,): rows that a value costs; None: none."""
+    """bool (N,), rows whose value costs them; None if there are none."""
 
 
 def number_type(features: Sequence[FeatureEntry]) -> pa.DataType:
-    """Return the type of the vector's numbers: float64 if one of them is declared as such."""
+    """Return the type of the vector: float64 if an entry is declared as float64."""
     is_wide = any(getattr(entry, "read_as", None) == "float64" for entry in features)
     return pa.float64() if is_wide else pa.float32()
 
 
 def text_names(features: Sequence[FeatureEntry]) -> list[str]:
-    """Return the columns whose texts stay as they are, beside the vector."""
+    """Return the columns whose texts stay texts, beside the vector."""
     return [column_of(entry) for entry in features if _is_text(entry)]
 
 
@@ -89,17 +89,17 @@ def _is_text(entry: FeatureEntry) -> bool:
 
 
 def count_features(source: Source, schema: pa.Schema) -> int:
-    """Return F, the length of the feature vector: lists count all their items.
+    """Return F, the length of the feature vector, to which lists add all their items.
 
     Args:
-        source: Names the columns.
+        source: The section that names the columns.
     """
     pairs = zip(source.features, list_widths(source, schema), strict=True)
     return sum(_width(entry, width) for entry, width in pairs if not _is_text(entry))
 
 
 def list_widths(source: Source, schema: pa.Schema) -> list[int]:
-    """Return the length of each feature that is a list of numbers in a shard, 0 for others."""
+    """Return the length of each feature that is a list of numbers, 0 for others."""
     widths = []
     for entry in source.features:
         index = schema.get_field_index(column_of(entry))
@@ -116,7 +116,7 @@ def _width(entry: FeatureEntry, list_width: int) -> int:
 
 
 def categories_of(entry: FeatureColumn) -> tuple[str, ...]:
-    """Return the categories of a column that has some, in order."""
+    """Return the categories of a categorical column, in order."""
     assert isinstance(entry.categories, tuple), "`with_categories` has read the file"
     return entry.categories
 
@@ -124,14 +124,13 @@ def categories_of(entry: FeatureColumn) -> tuple[str, ...]:
 def feature_rows(
     source: Source, table: pa.Table, *, has_integers: bool = True, path: str = ""
 ) -> FeatureRows:
-    """Join the feature columns to (N, F), of `number_type`; those that stay texts are left out.
+    """Join the feature columns, except texts, to (N, F) of `number_type`.
 
     Args:
-        source: Names the columns, in the order of the vector.
+        source: The section that names the columns, in the order of the vector.
         table: N rows of a shard.
-        has_integers: Whether the types of columns tell whole numbers from fractions; if not, a
-            number is whole if its value is.
-        path: Of the shard, whose folders may name a column.
+        has_integers: Whether types distinguish integers from fractions; if not, values do.
+        path: The path of the shard, whose folders may hold a column.
     """
     vector_type = number_type(source.features)
     if (joined := _joined_at_once(source, table, vector_type)) is not None:
@@ -220,9 +219,9 @@ def _rows(where: Mask) -> Mask:
 
 
 def _joined_at_once(source: Source, table: pa.Table, vector_type: pa.DataType) -> Values | None:
-    """Return the vectors if all columns are of their type without nulls, as Arrow joins them.
+    """Return the vectors as Arrow joins them, if all columns have their type and no nulls.
 
-    Of 1,000 columns a look at each costs several times as much as joining them.
+    Looking at each of 1,000 columns costs several times as much as joining them.
     """
     names = [*source.features]
     types = dict(zip(table.column_names, table.schema.types, strict=True))
@@ -241,13 +240,13 @@ def _joined_at_once(source: Source, table: pa.Table, vector_type: pa.DataType) -
 def with_fixed_lists(
     source: Source, fields: pa.Schema, table: pa.Table, failures: Failures
 ) -> pa.Table:
-    """Return a table whose features are numbers, or lists of the lengths that were planned.
+    """Return a table whose features are numbers, or lists of the planned lengths.
 
     Args:
-        source: Names the columns.
-        fields: The columns of the input, which say the lengths.
+        source: The section that names the columns.
+        fields: The input columns, which hold the lengths.
         table: N rows of a shard.
-        failures: (N,): grows by the rows that have another number of numbers.
+        failures: (N,), extended by rows whose lists have another length.
     """
     widths = widths_of(fields)
     if not widths and not any(dtype.num_fields for dtype in table.schema.types):
@@ -279,7 +278,7 @@ def is_number_entry(entry: FeatureEntry) -> bool:
 
 
 def _fixed(column: pa.Array, width: int) -> tuple[pa.Array, dict[int, int]]:
-    """Return lists of one length, null where they have another one, and row -> that length."""
+    """Return lists of one length, null where it differs, and row -> differing length."""
     if pa.types.is_fixed_size_list(column.type):
         if column.type.list_size == width:
             return column, {}
@@ -298,19 +297,19 @@ _MAX_DIGITS = 76
 def _column(
     entry: FeatureEntry, columns: Mapping[str, pa.Array], num_rows: int, path: str
 ) -> pa.Array:
-    """Return a column of a shard, or of the names of its folders."""
+    """Return a column of a shard or of the names of its folders."""
     name = column_of(entry)
     if name in columns:
         return as_array(columns[name])
     value = hive_values(path).get(name)
     if isinstance(entry, FeatureColumn) and (entry.is_category or entry.part):
         return pa.repeat(pa.scalar(value, pa.string()), num_rows)
-    number = None if value is None else number_of(value)  # no number fails the rows before
+    number = None if value is None else number_of(value)  # others fail before
     return pa.repeat(pa.scalar(number, _type_of(number)), num_rows)
 
 
 def number_of(text: str) -> int | float | None:
-    """Return the number that a folder's name spells, None if it is no finite one."""
+    """Return the finite number that a text spells; None if it spells none."""
     try:
         number = float(text)
     except ValueError:
@@ -372,7 +371,7 @@ def _numbers(name: str, column: pa.Array, means: float | None) -> Piece:
 
 
 def _view(column: pa.Array) -> Values:
-    """View a column of numbers as an array; anything where it is null."""
+    """View a numeric column as an array, with anything at nulls."""
     dtype = np.dtype(column.type.to_pandas_dtype())
     data = column.buffers()[1]
     if data is None or not len(column):
@@ -384,7 +383,7 @@ def _category_piece(entry: FeatureColumn, column: pa.Array, means: float | None)
     categories = categories_of(entry)
     codes, is_null = find_categories(column, categories)
     is_unknown = codes < 0
-    # Of unknown values that cost their rows, nulls are told apart.
+    # Unknown values that cost their rows are no nulls.
     if entry.null == "unknown" and entry.unknown != "quarantine":
         is_null = None
     if is_null is not None:

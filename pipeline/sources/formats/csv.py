@@ -43,7 +43,7 @@ _SIGNS: Sequence[Mapping[str, str]] = (
     *({}, {"decimal": ","}, {"thousands": ","}, {"decimal": ",", "thousands": "."}),
     *({"thousands": " "}, {"decimal": ",", "thousands": " "}),
 )
-"""How others write numbers: options, those of most files first."""
+"""Options for other ways to write numbers, the most usual ones first."""
 _ESCAPED = 2
 """CSV may write a quote as two."""
 
@@ -118,7 +118,7 @@ class CsvOptions(Section):
 
 @functools.cache
 def _number_in(decimal: str, thousands: str | None) -> re.Pattern[str]:
-    """Return what numbers look like with these signs, and what else a feature may be."""
+    """Return the pattern of numbers with these signs, and of other values of a feature."""
     point, group = re.escape(decimal), re.escape(thousands or "")
     whole = f"[0-9]{{1,3}}(?:{group}[0-9]{{3}})+|[0-9]+"
     number = f"(?:(?:{whole})(?:{point}[0-9]*)?|{point}[0-9]+)(?:e[+-]?[0-9]+)?"
@@ -126,9 +126,9 @@ def _number_in(decimal: str, thousands: str | None) -> re.Pattern[str]:
 
 
 def number_options(texts: Sequence[str]) -> str:
-    """Return how options of CSV make numbers of all texts; '' if they are so anyway, or never.
+    """Return the options that make all texts numbers; '' if they are anyway, or never can be.
 
-    Of `1,234` both ways are named: only who wrote it knows.
+    For `1,234` both ways are named, because only its writer knows.
     """
     fitting = [
         " ".join(f"--set 'source.options.{name}=\"{sign}\"'" for name, sign in signs.items())
@@ -139,7 +139,7 @@ def number_options(texts: Sequence[str]) -> str:
 
 
 def csv_shard(reader: Reader, extent: Extent, options: CsvOptions) -> Shard[Records]:
-    """Return how a shard is read."""
+    """Return a shard with the functions that read and parse its records."""
     max_bytes, nulls = max_record_bytes(reader.source), frozenset(options.nulls)
     columns = columns_for(reader, extent.path)
 
@@ -173,7 +173,7 @@ def csv_shard(reader: Reader, extent: Extent, options: CsvOptions) -> Shard[Reco
 
 
 def _failure(lines: Records, row: int, max_bytes: int) -> Failure | None:
-    """Return why a record has no fields, if that is so."""
+    """Return why a record is no row; None if it is one."""
     fields, size_bytes = lines.fields[row], int(lines.sizes[row])
     where = f"line {lines.numbers[row]}"
     if size_bytes > max_bytes:
@@ -187,7 +187,7 @@ def _failure(lines: Records, row: int, max_bytes: int) -> Failure | None:
 def read_named(
     handle: BinaryIO, path: str, max_bytes: int, options: CsvOptions
 ) -> Iterator[Records]:
-    """Yield the records of a shard, without the header, which gives them their names."""
+    """Yield the records of a shard without the header, with the names of their fields."""
     names: Sequence[str] | None = options.columns
     for records in options.records(handle, path, max_bytes):
         if names is None and not records.broken:
@@ -208,7 +208,7 @@ def max_record_bytes(source: Source) -> int:
 
 
 def _trouble(names: Sequence[str], needed: Sequence[str]) -> str:
-    """Return which column that the job needs a header lacks, or ''."""
+    """Return which column of the job the header does not have exactly once, or ''."""
     for name in needed:
         if (count := names.count(name)) != 1:
             there = f"expected once; it has {listed(names)}"
@@ -226,11 +226,11 @@ def record_trouble(fields: Record, num_columns: int) -> str:
 
 
 def _column(texts: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
-    """Return a column as its role asks for it, null where a text does not fit, and row -> message.
+    """Return a column with the type of its role, null at texts that do not fit, and messages.
 
     Args:
         texts: large_string (N,).
-        column: What they are.
+        column: The column that they belong to.
     """
     if column.role == "pass" and column.dtype is not None:
         return cast_column(texts, pa.field(column.name, column.dtype))
@@ -251,16 +251,16 @@ _DELIMITERS = ";\t|,"
 
 
 class _CsvSample(Sample):
-    """Records of texts."""
+    """The first records of a shard, whose values are texts."""
 
     @cached_property
     def _plain(self) -> Callable[[str], str]:
         return options_of(CsvOptions, self._source.options).plain
 
     def column(self, values: Sequence[Any]) -> pa.Array:
-        """Return the type that all values spell, which proposes a column as a feature.
+        """Return the values with the type that all of them spell.
 
-        A number with zeros before it, or a whole one beyond int64, is text.
+        A number with leading zeros, or an integer beyond int64, is text.
         """
         plain = [None if value is None else self._plain(value) for value in values]
         given = [value for value in plain if value is not None]

@@ -1,8 +1,8 @@
-"""The records of a CSV shard, as Python's `csv` reads them in its strict mode, in batches.
+"""Read the records of a CSV shard in batches, as Python's `csv` parses them in strict mode.
 
-A record that cannot be parsed ends with the line that shows it; the next line begins a new one. A
-record that grows too large is not held: nothing tells where the next one begins, unless it is one
-line without quotes.
+A record that cannot be parsed ends with the line that reveals the error; the next line begins a new
+one. A record that grows too large is not held, and it hides where the next one begins, unless it is
+a single line without quotes.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from pipeline.sources.rows import chosen
 from pipeline.sources.whole_file import Broken
 
 Record = Sequence[str] | str
-"""The fields; or, as one text, why there are none."""
+"""The fields, or a text that says why there are none."""
 NOT_UTF8 = "is not UTF-8"
 
 
 @dataclass(frozen=True)
 class Records:
-    """Neighbouring records of a shard, N of them; empty lines are none."""
+    """N neighbouring records of a shard; empty lines are no records."""
 
     fields: Sequence[Record]
     sizes: Numbers
-    """int64 (N,): bytes of each, also of one that is too large."""
+    """int64 (N,), bytes of each record, also of one that is too large."""
     numbers: Numbers
-    """int64 (N,): of the line in which each begins, from 1."""
+    """int64 (N,), number of the line in which each record begins, from 1."""
     names: Sequence[str] = ()
-    """Of the shard's columns."""
+    """The columns of the shard."""
     broken: str = ""
-    """If set, this is one row that stands for the rest of the shard."""
+    """If set, this is one row in place of the rest of the shard, and this says why."""
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -51,7 +51,7 @@ class Records:
 
 
 def unreadable(why: str, number: int = 1) -> Records:
-    """Return the row that stands for all from a line on."""
+    """Return the row in place of all records from a line on."""
     return Records([why], np.zeros(1, np.int64), np.array([number], np.int64), broken=why)
 
 
@@ -63,16 +63,16 @@ def read_records(
     encoding: str = "utf-8",
     skip_rows: int = 0,
 ) -> Iterator[Records]:
-    """Yield the records of a shard in order; what comes at once depends on the shard alone.
+    """Yield the records of a shard in order; the ends of batches depend on the shard alone.
 
     Args:
-        handle: The file, at its beginning; must be seekable.
-        max_bytes: A record with more is not held in memory.
+        handle: The file at its beginning; must be seekable.
+        max_bytes: A larger record is not held in memory.
         dialect: Arguments of `csv.reader`.
-        encoding: UTF-8, or one in which a byte is a character, and ASCII is as ever.
+        encoding: UTF-8, or a superset of ASCII in which each byte is a character.
         skip_rows: Lines before the first record.
     """
-    csv.field_size_limit(sys.maxsize)  # the process has one, and jobs differ: records are limited
+    csv.field_size_limit(sys.maxsize)  # it belongs to the process, so records are limited here
     marks = "".join(dialect[name] or "" for name in ("quotechar", "escapechar"))
     blocks = read_blocks(handle, max_bytes, "CSV", with_blank=True, marks=marks)
     lines = _Lines(blocks, max_bytes, encoding, skip_rows)
@@ -104,11 +104,11 @@ def read_records(
 
 
 class _TooLargeError(Exception):
-    """A line, which is a record, has more bytes than the limit."""
+    """A line that is a record has more bytes than the limit."""
 
 
 class _Lines:
-    """The lines of a shard, block by block, as `csv` asks for them."""
+    """The lines of a shard, block by block, as `csv` requests them."""
 
     def __init__(
         self, blocks: Iterator[Block], max_bytes: int, encoding: str, num_skipped: int
@@ -116,11 +116,11 @@ class _Lines:
         self._blocks, self._max_bytes, self.encoding = blocks, max_bytes, encoding
         self.num_blocks = 0
         self.num_lines = 0
-        """Lines that were handed out."""
+        """Number of lines that were handed out."""
         self.end = num_skipped
-        """Lines that belong to whole records."""
+        """Number of lines that belong to whole records."""
         self.sizes = np.zeros(0, np.int64)
-        """Bytes of the lines from `first` on, as far as they were handed out."""
+        """Bytes of the lines that were handed out, from line `first` on."""
         self.first = 0
         self.has_bad_bytes = False
         """Whether some line so far was not UTF-8."""
@@ -139,7 +139,7 @@ class _Lines:
         self.num_blocks += 1
         self.num_lines += len(block)
         self.sizes = np.concatenate([self.sizes, block.sizes])
-        if block.sizes[0] and not len(block.line(0)):  # a line that was not held
+        if block.sizes[0] and not len(block.line(0)):  # a line that was too long
             if is_within_record or block.has_marks:
                 raise Broken(f"{endless}, with quotes, whose end is not looked for")
             raise _TooLargeError
@@ -157,7 +157,7 @@ class _Lines:
 
 
 class _Batch:
-    """Records that were not yielded."""
+    """Records that are still to be yielded."""
 
     def __init__(self, lines: _Lines) -> None:
         self._lines = lines
@@ -166,7 +166,7 @@ class _Batch:
         self._ends: list[int] = []
 
     def add(self, fields: Record, end: int) -> None:
-        """Add a record, and the number of lines up to its end."""
+        """Add a record that ends with a line, given by its number."""
         if fields:
             if self._lines.has_bad_bytes and not _is_utf8(fields):
                 fields = f"is not {self._lines.encoding.upper()}"
@@ -176,7 +176,7 @@ class _Batch:
         self._lines.end = end
 
     def flush(self) -> Iterator[Records]:
-        """Yield the records, if there are any."""
+        """Yield the records if there are any."""
         lines = self._lines
         if self._fields:
             before = np.concatenate([[0], np.cumsum(lines.sizes)])

@@ -1,4 +1,4 @@
-"""JSON lines: one line is one row, its columns by name; only reading a shard counts its rows."""
+"""JSON lines: a line is a row, with columns by name; only reading a shard counts its rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ESCAPED = 6
 def _object(line: bytes) -> Mapping[str, Any] | None:
     try:
         value = parse_line(line)
-    except ValueError:  # costs its row when it is read
+    except ValueError:  # the line fails its row when it is read
         return None
     return value if isinstance(value, dict) else None
 

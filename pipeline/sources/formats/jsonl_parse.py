@@ -1,7 +1,7 @@
-"""Parse JSON lines: a block at once with Arrow where nothing is odd, otherwise line by line.
+"""Parse JSON lines: a block at once with Arrow if none of its lines is odd, otherwise line by line.
 
-What a line becomes depends on that line alone: Arrow is used only where it gives what parsing line
-by line does, which the lines are looked through for before, and it raises on the first odd value.
+The result of a line depends on that line alone. Arrow is used only where its result equals that of
+parsing line by line: lines are searched for odd values first, and Arrow raises on the others.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from pipeline.sources.lines.blocks import BLANK, Block
 from pipeline.sources.lines.line_columns import Column, described
 
 MAX_DEPTH = 200
-"""Lists and objects inside each other; Python's own parser ends below 1,000."""
+"""Maximum depth of lists and objects; Python's own parser ends below 1,000."""
 MAX_VALUES = 2**21
-"""Values of a line, counted by commas and brackets, also those in texts: bounds its memory."""
+"""Maximum values of a line, counted by commas and brackets, those in texts included."""
 _MAX_DIGITS = 300
 _ODD = re.compile(rb"[:\[,][ \t\r]*(?:-?(?:NaN|Inf)|-0[ \t\r\n,\]}])")
-"""Values that Arrow reads otherwise: JSON has no NaN, and -0 is no whole number."""
+"""Values that Arrow reads differently: JSON has no NaN, and -0 is no integer."""
 
 
 class Parser:
-    """Makes tables of lines; remembers how the last ones were parsed."""
+    """Turns lines into tables; remembers how the last lines were parsed."""
 
     def __init__(self, columns: Mapping[str, Column], max_line_bytes: int) -> None:
         self._columns = columns
@@ -55,7 +55,7 @@ class Parser:
         self._schemas = [schema for dtype in id_types if (schema := _schema(columns, dtype))]
 
     def parse(self, block: Block) -> tuple[pa.Table, Failures]:
-        """Return the columns of the lines, null where a line or a value is bad, and the failures.
+        """Return the columns of the lines, null where a line or value is bad, and the failures.
 
         Args:
             block: N lines.
@@ -75,7 +75,7 @@ class Parser:
         return pa.table([array for array, _ in made], names=[*self._columns]), failures
 
     def _parse_at_once(self, block: Block) -> pa.Table | None:
-        """Return the columns as Arrow parses them; None if a line needs a closer look."""
+        """Return the columns that Arrow parses; None if lines must be parsed one by one."""
         data = block.data[block.starts[0] : block.ends[-1]]
         if not self._schemas or not self._is_plain(block, data):
             return None
@@ -98,8 +98,8 @@ class Parser:
         return None
 
     def _may_be_rounded(self, table: pa.Table) -> bool:
-        """Tell whether a number is infinite, as JSON has none, or passed through and so large that
-        float64 does not hold all whole numbers."""
+        """Tell whether a number is infinite, or passed through and so large that float64 does not
+        hold all integers; JSON has no infinite numbers."""
         for column in self._columns.values():
             values = table.column(column.name)
             values = pc.list_flatten(values) if pa.types.is_list(values.type) else values
@@ -158,7 +158,7 @@ class Parser:
 
 
 def _schema(columns: Mapping[str, Column], id_type: pa.DataType) -> pa.Schema | None:
-    """Return the types of the values by their names; None if Arrow cannot read them at once."""
+    """Return the types of the values by name; None if Arrow cannot read them at once."""
     types: dict[str, pa.DataType] = {}
     for column in columns.values():
         dtype = id_type if column.role == "id" else plain_type(column)
@@ -170,10 +170,10 @@ def _schema(columns: Mapping[str, Column], id_type: pa.DataType) -> pa.Schema | 
 def _from_objects(
     column: Column, objects: Sequence[dict[str, Any]], exact: Callable[[int], Any]
 ) -> tuple[pa.Array, Problems]:
-    """Return a column of objects, null where it does not fit, and row -> message.
+    """Return a column of objects, null where a value does not fit, and row -> message.
 
     Args:
-        exact: Returns the object of a row with its numbers as they are written.
+        exact: Returns the object of a row, with numbers as they are written.
     """
     lookups = [value_at(row, column.name) for row in objects]
     values = [value for value, _ in lookups]
@@ -189,7 +189,7 @@ def _from_objects(
 
 
 def _are_neighbours(block: Block) -> bool:
-    """Tell whether at most blank lines are between the lines, which may have been chosen."""
+    """Tell whether only blank lines lie between the lines, some of which may be left out."""
     gaps = np.flatnonzero(block.starts[1:] != block.ends[:-1]).tolist()
     return not any(block.data[block.ends[row] : block.starts[row + 1]].strip(BLANK) for row in gaps)
 
@@ -206,11 +206,11 @@ def parse_line(line: bytes, decoder: json.JSONDecoder | None = None) -> Any:
     """Parse one line.
 
     Args:
-        line: With its line end or without.
-        decoder: Says what numbers become; None: those of Python.
+        line: The line, with or without its line end.
+        decoder: Decodes numbers; None: to numbers of Python.
 
     Raises:
-        ValueError: It is not JSON, or too much of it; the message goes on behind the line's number.
+        ValueError: It is not JSON, or too much of it; the message continues `line 7 `.
     """
     try:
         text = line.decode("utf-8")
@@ -234,7 +234,7 @@ _TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
 
 
 def _depth(value: Any) -> int:
-    """Return how many lists and objects are inside each other at most."""
+    """Return the depth of lists and objects inside each other."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, (dict, list))]:
         depth += 1
@@ -245,7 +245,7 @@ def _depth(value: Any) -> int:
 
 
 def _whole(digits: str) -> int | float:
-    """Parse a whole number; -0 is a float, and so is what float64 does not hold."""
+    """Parse an integer; -0 and numbers beyond float64 become floats."""
     return float(digits) if digits == "-0" or len(digits) > _MAX_DIGITS else int(digits)
 
 

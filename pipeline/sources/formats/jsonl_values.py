@@ -1,6 +1,6 @@
-"""What JSON values become in the columns that a job needs of JSON lines.
+"""Convert JSON values to the columns that a job needs of JSON lines.
 
-Pure over Arrow. A value that does not fit fails its row, never its neighbours.
+A value that does not fit fails its row, never its neighbours.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.lines.line_columns import INT64, Column, Role, described
 
 Values = Sequence[Any]
-"""What JSON has for a column, one per row; None if it is null or missing."""
+"""The JSON values of a column, one per row; None if a value is null or missing."""
 
 
 def plain_type(column: Column) -> pa.DataType:
-    """Return the type of the JSON values that fit a column without a change."""
+    """Return the type of JSON values that fit a column unchanged."""
     if column.role == "number":
         return pa.list_(pa.float64()) if column.width else pa.float64()
     dtype = column.dtype
@@ -45,7 +45,7 @@ def from_values(column: Column, values: Values) -> tuple[pa.Array, Problems]:
 
 
 def _texts(values: Sequence[str | None]) -> pa.Array:
-    """Return large_string (N,), which may hold lone surrogates: no UTF-8, as found by readers."""
+    """Return large_string (N,); lone surrogates stay, and readers find that they are no UTF-8."""
     data = [None if text is None else text.encode("utf-8", "surrogatepass") for text in values]
     return pa.Array.from_buffers(pa.large_string(), len(data), binary_array(data).buffers())
 
@@ -56,7 +56,7 @@ _BAD = object()
 def _converted(
     values: Values, column: Column, convert: Callable[[Any], Any], expected: str
 ) -> tuple[list[Any], Problems]:
-    """Convert the values that are not null; those of which it makes `_BAD` are problems."""
+    """Convert the values that are not null; those that become `_BAD` are problems."""
     converted = [None if value is None else convert(value) for value in values]
     bad = [row for row, value in enumerate(converted) if value is _BAD]
     problems = {
@@ -74,7 +74,7 @@ def _as_text(values: Values, column: Column) -> tuple[pa.Array, Problems]:
 def _id(value: Any) -> Any:
     if isinstance(value, str):
         return value
-    # JSON knows -0, which is a float here.
+    # JSON has -0, which is a float here.
     is_whole = isinstance(value, int) or (isinstance(value, float) and value == 0)
     return str(int(value)) if is_whole and not isinstance(value, bool) else _BAD
 
@@ -116,9 +116,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _as_passed(values: Values, column: Column) -> tuple[pa.Array, Problems]:
-    """Cast values to the declared type; a column of text has what is no text as JSON.
+    """Cast values to the declared type; in a column of text other values become JSON.
 
-    Texts are values of another type only if the job declares that: JSON itself has types.
+    A text becomes a value of another type only if the job declares it, since JSON has types.
     """
     dtype = column.dtype
     assert dtype is not None, "a pass-through column has a type"
@@ -149,7 +149,7 @@ def _as_passed(values: Values, column: Column) -> tuple[pa.Array, Problems]:
 def _grouped(
     value: Any, dtype: pa.DataType, *, is_declared: bool
 ) -> tuple[pa.DataType | None, Any]:
-    """Return as which type a value is cast, and the value; None if it does not fit."""
+    """Return the type from which a value is cast, and the value; None if it does not fit."""
     if isinstance(value, str):
         return (pa.large_string() if is_declared else None), value
     if isinstance(value, bool):
@@ -173,7 +173,7 @@ class Number(NamedTuple):
 
 
 def needs_literals(column: Column) -> bool:
-    """Tell whether numbers of a column are needed as they are written, lists' and objects' too."""
+    """Tell whether a column needs numbers as they are written, also in lists and objects."""
     dtype = column.dtype
     is_exact = dtype is not None and (is_text(dtype) or pa.types.is_decimal(dtype))
     return column.role == "pass" and is_exact

@@ -1,6 +1,6 @@
-"""Loose files of images or of clips of sound: each file is one extent of one row.
+"""Loose files of images or of sound: each file is one extent of one row.
 
-The columns of a row are in the names of its folders, `label=cat/`.
+The columns of a row are in the names of its folders, such as `label=cat/`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ImageFiles(SourceFormat):
     counts_rows: CountsRows = "listing"
     semantics = SEMANTICS["images"]
     file_types = frozenset(row.name for row in ENCODED["image"].formats)
-    # The column has no effect: it is accepted, so that one job file serves files and Parquet.
+    # The column is accepted without effect, so that one job file serves files and Parquet.
     fields = frozenset(["image_column", "casts", "pass_through"])
 
     def row_ids(self, source: Source) -> RowIds:
@@ -46,7 +46,7 @@ class ImageFiles(SourceFormat):
         """Return one extent of one row per file.
 
         Raises:
-            JobError: A column is in no file's folders, or cannot be published.
+            JobError: A column is in the folders of no file, or cannot be published.
         """
         check_names(source)
         extents = tuple(_measured(shard, source) for shard in shards)
@@ -81,7 +81,7 @@ class ImageFiles(SourceFormat):
 
 
 class AudioFiles(ImageFiles):
-    """Loose files of clips of sound, listed likewise."""
+    """Loose audio files, listed likewise."""
 
     name = "audio"
     suffixes = tuple(f".{extension}" for extension in ENCODED["audio"].extensions)
@@ -100,7 +100,7 @@ def _measured(shard: StoredFile, source: Source) -> Extent:
     extent = Extent(shard.path, size, shard.version, 0, 1, float(size))
     for column in source.passed.values():
         if column not in folders:
-            message = f"no column {column!r}: of files the folders name them, as {column}=VALUE/"
+            message = f"no column {column!r}: name it in the folders, as {column}=VALUE/"
             message += above_root(source.uri, column)
             return replace(extent, reason=Reason.BAD_SCHEMA, message=message)
     return extent

@@ -1,4 +1,4 @@
-"""Parquet shards: the columns hold images, URIs, features or texts; footers count the rows."""
+"""Parquet: columns hold images, URIs, features or texts; footers count the rows."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ from pipeline.storage.store import Store, StoredFile
 _FIRST_ROWS = 32
 _BATCH_BYTES = 16 << 20
 _TABLE_BATCH_BYTES = 64 << 20
-"""Of tables, whose columns each cost something per batch."""
+"""For tables, each of whose columns costs time per batch."""
 _FEW_ROWS, _FEW_TABLE_ROWS = 16, 4096
-"""Rows that are read at once where large ones may be neighbours."""
+"""Rows that are read at once if large ones may be neighbours."""
 
 
 def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
     """Yield the rows of an extent; unreadable rows become failed rows.
 
-    Damage costs the rest of its row group, from the first row on that cannot be read: the same
-    rows, whatever is read with them.
+    Damage costs the rest of its row group, from the first unreadable row on: always the same rows,
+    whatever is read with them.
     """
     if extent.reason is not None:
         failure = Failure(extent.reason, READ, extent.message, num_bytes=extent.size_bytes)
@@ -65,7 +65,7 @@ def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
     damage = yield from _read_until_damage(reader, extent)
     if damage is None:
         return
-    is_bad_disk = damage.failure.message == BAD_BLOCK  # which each group would wait for again
+    is_bad_disk = damage.failure.message == BAD_BLOCK  # each group would wait again
     groups = [] if is_bad_disk else _by_groups(reader, extent, damage.first)
     if not groups:
         yield failed_rows(reader, extent, *damage)
@@ -76,7 +76,7 @@ def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
 
 
 class _Damage(NamedTuple):
-    """From which row of an extent on it cannot be read, and why."""
+    """The first row of an extent that cannot be read, and why."""
 
     first: int
     failure: Failure
@@ -110,7 +110,7 @@ def _read_until_damage(
 
 
 def _by_groups(reader: Reader, extent: Extent, skip: int) -> list[Extent]:
-    """Return the rest of an extent by row groups; [] if the shard cannot be opened any more."""
+    """Return the rest of an extent by row groups; [] if the shard can no longer be opened."""
     numbers = extent.numbers(skip)
     try:
         with open_shard(reader.store, extent) as shard:
@@ -176,26 +176,26 @@ def _batches(
 
 
 def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:
-    """Return how to read an extent from row groups of so many rows."""
+    """Return how to read an extent from row groups with a total of `group_rows` rows."""
     columns = columns_of(reader.source)
     is_table = columns.has_small_rows
     row_bytes = max(extent.row_bytes, _vector_bytes(reader), 1.0)
     fit = int((_TABLE_BATCH_BYTES if is_table else _BATCH_BYTES) / row_bytes)
     rows = max(1, min(columns.rows_at_once, fit))
-    # Most slices have a power of two of rows; one that lies in several batches is copied.
+    # Most slices have a power of two of rows; a slice across several batches is copied.
     num_rows = 1 << (rows.bit_length() - 1)
     is_mostly_wanted = 2 * extent.num_rows >= group_rows
     return Batching(num_rows, row_bytes, few_requests=is_table and is_mostly_wanted)
 
 
 def _vector_bytes(reader: Reader) -> int:
-    """Return the bytes of a row's vectors of features, which may be encoded in fewer."""
+    """Return the bytes of the feature vectors of a row, which may be encoded in fewer."""
     types = [field.type for field in reader.fields if pa.types.is_fixed_size_list(field.type)]
     return sum(dtype.list_size * dtype.value_type.bit_width // 8 for dtype in types)
 
 
 def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Table:
-    """Return rows of a batch by their numbers in the shard; its first row is `position`."""
+    """Return rows of a batch by their numbers in the shard; the batch begins at `position`."""
     first = numbers[0] - position
     if numbers[-1] - numbers[0] + 1 == len(numbers):
         return pa.Table.from_batches([batch.slice(first, len(numbers))])
@@ -215,7 +215,7 @@ class Parquet(SourceFormat):
     fields = frozenset(FIELDS_OF_COLUMNS)
 
     def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
-        """Read no more than a batch: a row group may hold all images of a shard."""
+        """Read only one batch: a row group may hold all images of a shard."""
         with store.open(shard.path) as handle:
             file = pq.ParquetFile(handle)
             first = next(file.iter_batches(batch_size=_FIRST_ROWS), None)
@@ -229,7 +229,7 @@ class Parquet(SourceFormat):
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
-        """Read the footers; neighbouring row groups are joined to extents."""
+        """Read the footers, and join neighbouring row groups to extents."""
         footers = read_footers(store, shards, source)
         declared, fields = declare_columns(store, source, shards, footers)
         extents = [

@@ -46,12 +46,12 @@ _BUFFER_BYTES, _BATCH_ROWS = 1 << 20, 65_536
 
 @dataclass(frozen=True)
 class Needed:
-    """What a job needs of a shard."""
+    """The columns that a job needs of a shard."""
 
     read: list[str]
-    """What to read, fields of structs as `column.field`."""
+    """The columns to read; a field of a struct is `column.field`."""
     paths: dict[str, ColumnPath]
-    """The columns of the job that are inside others."""
+    """The columns of the job that are fields of structs."""
 
 
 def named_columns(source: Source) -> list[str]:
@@ -61,7 +61,7 @@ def named_columns(source: Source) -> list[str]:
 
 
 def schema_of(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
-    """Return the columns of a shard without those that the names of its folders say."""
+    """Return the columns of a shard without those in the names of its folders."""
     folders = folder_columns(source, path)
     if not folders.keys() & {*schema.names}:
         return schema
@@ -69,14 +69,14 @@ def schema_of(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
 
 
 def needed_columns(source: Source, schema: pa.Schema, shard_path: str) -> Needed:
-    """Return the columns of a shard to read, for a job that it fits."""
+    """Return the columns to read of a shard that fits the job."""
     schema = schema_of(source, schema, shard_path)
     known = with_paths(schema, named_columns(source))
     columns = columns_of(source)
     names = [
         columns.path(name, known.field(name).type)
         for name in columns.names
-        if known.get_field_index(name) >= 0  # others are in the names of the folders
+        if known.get_field_index(name) >= 0  # the others are in the names of the folders
     ]
     names += [name for name in named_columns(source) if name not in columns.names]
     read: dict[str, None] = {}
@@ -90,7 +90,7 @@ def needed_columns(source: Source, schema: pa.Schema, shard_path: str) -> Needed
 
 
 def is_below(leaf: str, columns: Collection[str]) -> bool:
-    """Tell whether a leaf of a Parquet file is one of some columns, or in one."""
+    """Tell whether a leaf of a Parquet file is one of some columns, or lies in one."""
     names = leaf.split(".")
     return any(".".join(names[:end]) in columns for end in range(1, len(names) + 1))
 
@@ -136,17 +136,17 @@ class Footer:
 
 
 def is_unreadable(error: BaseException) -> bool:
-    """Tell whether an error is of this file alone, which is broken or denied, not of the store."""
+    """Tell whether an error concerns this file alone, which is broken or denied, not the store."""
     return isinstance(error, AccessDenied) or is_damage(error)
 
 
 @contextlib.contextmanager
 def arrow_errors() -> Iterator[None]:
-    """Turn all errors that damaged bytes cause in Arrow and Python into Arrow's own.
+    """Turn all errors of Arrow and Python that damaged bytes cause into `ArrowException`.
 
     Raises:
         pa.ArrowException: The file is broken: names are not UTF-8, sizes exceed all memory, or a
-            registered extension type (Ray has some) does not match its storage in the file.
+            registered extension type, such as one of Ray, does not match its storage.
     """
     try:
         yield
@@ -159,13 +159,11 @@ def arrow_errors() -> Iterator[None]:
 def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
     """Open a shard; `options` are those of `pyarrow.parquet.ParquetFile`.
 
-    Pages that have a checksum are held to it.
-
-    INT96, of 64 bits of nanoseconds and 32 of days, is read in the unit that holds the years that
-    others write; nanoseconds would wrap around silently beyond 2262.
+    Checksums of pages are verified. INT96 timestamps are read as microseconds, since nanoseconds
+    would wrap around silently beyond the year 2262.
 
     Raises:
-        pa.ArrowException: It is broken.
+        pa.ArrowException: The shard is broken.
     """
     with arrow_errors():
         return pq.ParquetFile(
@@ -177,8 +175,8 @@ def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
 
 
 def read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[Footer]:
-    """Read the footers of shards, in their order."""
-    schemas: dict[pa.Schema, pa.Schema] = {}  # of 1,000 columns one takes half a MiB
+    """Read the footers of shards, in the order of the shards."""
+    schemas: dict[pa.Schema, pa.Schema] = {}  # a schema of 1,000 columns takes half a MiB
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = pool.map(lambda shard: _read_footer(store, shard, source), shards)
         return [replace(f, schema=schemas.setdefault(f.schema, f.schema)) for f in footers]
@@ -205,10 +203,10 @@ def _read_footer(store: Store, shard: StoredFile, source: Source) -> Footer:
 
 
 def _judge_footer(parquet: pq.ParquetFile, source: Source) -> Footer:
-    """Return what a footer says.
+    """Return the content of a footer.
 
     Raises:
-        pa.ArrowInvalid: It contradicts itself.
+        pa.ArrowInvalid: The footer contradicts itself.
     """
     metadata, schema = parquet.metadata, parquet.schema_arrow
     schema.remove_metadata().to_string()  # raises if a name is not UTF-8, at any depth
@@ -254,16 +252,16 @@ class _NoBytes(io.RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         self.was_read = True
-        return b""  # an exception would stay, with all that its traceback refers to, inside Arrow
+        return b""  # Arrow would keep an exception, and all that its traceback refers to
 
 
 def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
-    """Let Arrow parse the chunks of some columns in a footer, in a place where it raises errors.
+    """Let Arrow parse the chunks of some columns in a footer by a call that raises errors.
 
-    In `metadata.row_group(i).column(j)` damage ends the process instead.
+    `metadata.row_group(i).column(j)` ends the process instead if they are damaged.
 
     Raises:
-        pa.ArrowException: It is damaged.
+        pa.ArrowException: The footer is damaged.
     """
     if not metadata.num_row_groups or not columns:
         return
@@ -281,9 +279,9 @@ def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
 def declare_columns(
     store: Store, source: Source, shards: Sequence[StoredFile], footers: Sequence[Footer]
 ) -> tuple[pa.Schema, pa.Schema]:
-    """Unify the types of pass-through columns over the shards that fit the job, in their order.
+    """Unify the types of pass-through columns over the shards that fit the job, in order.
 
-    Input columns have the type of the first shard in which they are not null alone.
+    An input column has its type in the first shard where that is not the type `null`.
 
     Raises:
         JobError: No shard has the columns that the job names.
@@ -312,14 +310,14 @@ def declare_columns(
 def _with_lengths(
     store: Store, source: Source, types: pa.Schema, shards: Sequence[tuple[str, pa.Schema]]
 ) -> pa.Schema:
-    """Return types in which lists of features have the length of the first one in the shards.
+    """Return types in which lists of features have the length of the first list in the shards.
 
     Args:
-        types: Of the input columns.
-        shards: Path and columns of those that fit the job.
+        types: The input columns.
+        shards: Path and columns of the shards that fit the job.
 
     Raises:
-        JobError: None of the first rows has one.
+        JobError: None of the first rows has a list with numbers.
     """
     features = {column_of(entry) for part in source.parts.values() for entry in part.features}
     for index, field in enumerate(types):
@@ -340,7 +338,7 @@ def _with_lengths(
 
 
 def _first_length(store: Store, path: str, schema: pa.Schema, name: str) -> int:
-    """Return the length of the first list with items in the first rows of a shard; 0: none."""
+    """Return the length of the first list with items in the first rows of a shard, or 0."""
     try:
         column_path = find(name, schema)
         with store.open(path) as handle, arrow_errors():
@@ -354,7 +352,7 @@ def _first_length(store: Store, path: str, schema: pa.Schema, name: str) -> int:
                 lengths = pc.list_value_length(column)
                 if len(lengths := lengths.filter(pc.greater(lengths, 0))):
                     return int(lengths[0].as_py())
-    except (NoColumnError, FileNotFoundError):  # reading its rows says why
+    except (NoColumnError, FileNotFoundError):  # its rows fail with the reason when they are read
         return 0
     except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
         if not is_unreadable(error):
@@ -367,7 +365,7 @@ def _merged(
     names: Iterable[str],
     merge: Callable[[pa.DataType, pa.DataType], pa.DataType | None],
 ) -> pa.Schema:
-    """Return the types of columns; a type that does not merge with those before it is left out."""
+    """Return the types of columns; a type that does not merge with earlier ones is ignored."""
     types: dict[str, pa.DataType] = {}
     for schema in schemas:
         for name in names:
@@ -383,7 +381,7 @@ def extents_of(
 ) -> Iterator[Extent]:
     """Yield the extents of a shard, given the declared pass-through columns."""
     if footer.schema is None:
-        # Its row count is unknown: one row stands for the shard.
+        # Its row count is unknown: one row takes the place of the shard.
         yield Extent(
             shard.path, shard.size_bytes, shard.version, 0, 1, 0.0, footer.reason, footer.message
         )
@@ -405,7 +403,7 @@ def extents_of(
 def _join_groups(
     rows: Sequence[int], sizes: Sequence[int], max_rows: int
 ) -> Iterator[tuple[int, int]]:
-    """Join neighbouring row groups while they stay within max_rows; drop empty ones."""
+    """Join neighbouring row groups up to `max_rows` rows; drop empty ones."""
     joined_rows = joined_bytes = 0
     for num_rows, num_bytes in zip(rows, sizes, strict=True):
         if joined_rows and joined_rows + num_rows > max_rows:

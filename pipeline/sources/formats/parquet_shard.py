@@ -19,24 +19,24 @@ from pipeline.sources.units import Extent, require_unchanged
 from pipeline.storage.store import Store
 
 _LOCAL_BUFFER_BYTES = 64 << 10
-"""Every column has one: with 1 MiB each, the first rows of 1,000 columns took twice as long."""
+"""Per column: with 1 MiB each, the first rows of 1,000 columns took twice as long."""
 _REMOTE_BUFFER_BYTES = 1 << 20
 _JOINED_BYTES = 16 << 20
 _BUFFERED_BYTES = 512 << 20
-"""Row groups of more bytes are read from an object store column by column."""
+"""Larger row groups are read from an object store column by column."""
 
 
 class Batching(NamedTuple):
-    """How rows are put into batches."""
+    """The way to put rows into batches."""
 
     num_rows: int
-    """Rows of a batch, at most."""
+    """Maximum rows of a batch."""
     row_bytes: float
-    """Bytes of a row in memory, about."""
+    """Approximate bytes of a row in memory."""
     few_requests: bool
-    """Read row groups that fit into memory from an object store by few requests."""
+    """Whether to read row groups that fit into memory by few requests to an object store."""
     rows_at_once: int | None = None
-    """Rows that Arrow reads at once, if these may be large; joined to batches as bytes allow."""
+    """Rows that Arrow reads at once if rows may be large; they are joined to batches by bytes."""
 
 
 def group_batches(
@@ -48,15 +48,15 @@ def group_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of row groups.
 
-    One thread reads: other readers and the model have the other cores, and over 1,000 columns
-    threads take 1.4 times the CPU time.
+    One thread reads, because other readers and the model use the other cores. For 1,000 columns
+    several threads take 1.4 times the CPU time.
 
     Args:
         parquet: The shard.
-        buffered: The same, in an object store, by few requests for what is asked for at once.
+        buffered: The same shard in an object store, read by few requests.
         groups: The row groups, ascending.
-        columns: What to read; a column inside another one has a dot.
-        how: How to put them into batches.
+        columns: The columns to read; `column.field` for a field.
+        how: The way to put them into batches.
     """
     if how.rows_at_once is not None:
         yield from _joined(_stream(parquet, groups, columns, how.rows_at_once), how.num_rows)
@@ -78,7 +78,7 @@ def _stream(
 
 
 def _joined(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
-    """Join neighbouring batches while they are few rows and few bytes."""
+    """Join neighbouring batches up to limits of rows and bytes."""
     pending: list[pa.RecordBatch] = []
     left_rows, left_bytes = num_rows, _JOINED_BYTES
     try:
@@ -99,7 +99,7 @@ def _joined(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.Rec
 
 
 def _one(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Take batches out of a list, joined."""
+    """Take the batches out of a list, joined."""
     if len(batches) > 1:
         batches[:] = pa.Table.from_batches(batches).combine_chunks().to_batches()
     while batches:
@@ -109,7 +109,7 @@ def _one(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _runs(
     metadata: pq.FileMetaData, groups: Sequence[int], num_rows: int
 ) -> Iterator[tuple[list[int], int]]:
-    """Yield neighbouring row groups, as many as fill a batch, and their rows."""
+    """Yield as many neighbouring row groups as fill a batch, with their rows."""
     run: list[int] = []
     run_rows = 0
     for group in groups:
@@ -129,11 +129,11 @@ class _Footer:
 
     metadata: pq.FileMetaData
     group_ends: Numbers
-    """int64 (N,): rows up to the end of each of N row groups."""
+    """int64 (N,), rows up to the end of each of N row groups."""
 
 
 _last_footer: dict[tuple[str, str, int, str], _Footer] = {}
-"""At most one: a footer of very many row groups is large, and takes a second to parse."""
+"""Only the last one: a footer of very many row groups is large and takes a second to parse."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,11 @@ class Shard:
     path: str
     parquet: pq.ParquetFile
     buffered: pq.ParquetFile | None
-    """The same, in an object store: it reads many columns with one request."""
+    """The same shard in an object store, opened to read many columns with one request."""
     group_ends: Numbers
 
     def groups_with(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-        """Yield the row groups that hold some rows: runs of neighbours, each with its first row.
+        """Yield the row groups that hold some rows, as runs of neighbours with their first row.
 
         Args:
             numbers: Row numbers in the shard, ascending.
@@ -184,7 +184,7 @@ class Shard:
     def rows_within(
         self, groups: Sequence[int], columns: Sequence[str], num_rows: int, few_rows: int
     ) -> int:
-        """Return how many rows of some row groups may be in memory at once; see parquet_sizes."""
+        """Return how many rows of some row groups may be in memory at once; see `parquet_sizes`."""
 
         def as_dictionaries(leaves: Sequence[str]) -> pq.ParquetFile:
             handle = opened.enter_context(self.store.open(self.path))
@@ -200,11 +200,11 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
 
     Raises:
         FileNotFoundError: The shard no longer exists.
-        InfraError: It has changed since it was planned.
-        pa.ArrowException: It is broken.
+        InfraError: The shard changed since it was planned.
+        pa.ArrowException: The shard is broken.
     """
     with store.open(extent.path) as handle:
-        # After opening, which pins the version of an object: the checked version is the one read.
+        # Opening pins the version of an object, so the version checked after it is the one read.
         require_unchanged(store, extent)
         key = (store.uri, extent.path, extent.size_bytes, extent.version)
         known = _last_footer.get(key)

@@ -1,8 +1,8 @@
-"""How many rows of a Parquet shard are read at once, so that memory is bounded by their values.
+"""Choose how many rows of a Parquet shard are read at once, so that their values fit into memory.
 
-A footer tells the bytes of columns as they are stored. Rows may be larger by any factor: a value in
-a dictionary is stored once and referred to by many rows, and of rows of different sizes the largest
-may be neighbours. Arrow cuts batches by rows alone, so the rows are chosen before it reads.
+A footer holds the bytes of columns as they are stored. Rows may be larger by any factor: many rows
+may refer to a value that a dictionary stores once, and the largest rows may be neighbours. Arrow
+cuts batches by rows alone, so the number of rows is chosen before it reads.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pipeline.sources.formats.parquet_footers import is_below
 
 MAX_BATCH_BYTES = 128 << 20
 _USUAL_RATIO = 100
-"""Text compresses three to ten times; what is smaller than a hundredth repeats itself."""
+"""Text compresses three to ten times; values that compress more repeat themselves."""
 _PREFIXES = "DELTA_BYTE_ARRAY"
 _FEW_PREFIXED = 16
-"""Rows of columns with such values that are read at once: each may have all stored bytes."""
+"""Rows of such columns that are read at once: each may have all stored bytes."""
 _NUMBER_BYTES = 8
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
 
 OpenAsDictionaries = Callable[[Sequence[str]], pq.ParquetFile]
-"""Opens the shard so that some leaves, of bytes, are read as dictionaries and not copied per row"""
+"""Opens the shard so that some leaves of bytes are read as dictionaries, not copied per row."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,29 @@ class _Leaf:
     path: str
     is_bytes: bool
     varies: bool
-    """Whether its rows may have different sizes."""
+    """Whether rows may have different sizes."""
     stays: bool
-    """Whether Arrow leaves its values in their dictionary."""
+    """Whether Arrow leaves the values in their dictionary."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """What a footer tells of the columns of varying size in a row group."""
+    """Facts in a footer about the columns of varying size of a row group."""
 
     index: int
     num_rows: int
     stored_bytes: float
-    """Unpacked; a row, and all rows together, hold no more but by references to a dictionary, or by
-    prefixes that values share with those before them."""
+    """Unpacked bytes. A row, and all rows together, hold more only by references to a dictionary,
+    or by prefixes that values share with earlier ones."""
     packed_bytes: int
     prefixed_bytes: float
-    """Of a row at most, in columns that store such prefixes once."""
+    """Maximum bytes of a row in columns that store such prefixes once."""
     row_bytes: float
-    """Of a row, the lists of numbers: in the mean."""
+    """Mean bytes of the lists of numbers of a row."""
     dictionaries: Sequence[tuple[_Leaf, pq.ColumnChunkMetaData]]
-    """The leaves that have one."""
+    """The leaves with a dictionary."""
     values_per_row: float
-    """Of these leaves: of lists more than one, in the mean."""
+    """Mean values per row of these leaves; more than one for lists."""
 
 
 def rows_within(
@@ -73,11 +73,11 @@ def rows_within(
 
     Args:
         parquet: The open shard.
-        open_as_dictionaries: Opens it once more, if the footer leaves it open how large rows are.
+        open_as_dictionaries: Opens it again if the footer does not bound the size of rows.
         groups: Neighbouring row groups.
-        columns: What is read, by column or by leaf.
-        num_rows: Rows to read at once if nothing speaks against it.
-        few_rows: How many at most where large rows may be neighbours.
+        columns: The columns or leaves to read.
+        num_rows: Rows to read at once if memory allows.
+        few_rows: Maximum rows where large rows may be neighbours.
     """
     leaves = [*_varying(parquet, columns)]
     if not leaves:
@@ -99,7 +99,7 @@ def rows_within(
 
 
 def _varying(parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[_Leaf]:
-    """Yield the leaves of columns that hold bytes or lists: the rows of others have one size."""
+    """Yield the leaves of columns of bytes or lists; the rows of others have one size."""
     wanted = frozenset(columns)
     schema = parquet.schema
     for index in range(len(schema)):
@@ -143,7 +143,7 @@ def _group(metadata: pq.FileMetaData, index: int, leaves: Sequence[_Leaf]) -> _G
 
 
 def _stored_at_once(groups: Sequence[_Group], num_rows: int) -> float:
-    """Return the most bytes, as they are stored, of the row groups that so many rows lie in."""
+    """Return the maximum stored bytes of the row groups in which `num_rows` rows may lie."""
     ends = np.cumsum([group.num_rows for group in groups])
     stored = np.append(0.0, np.cumsum([group.stored_bytes for group in groups]))
     # From the last row of each group on.
@@ -152,10 +152,10 @@ def _stored_at_once(groups: Sequence[_Group], num_rows: int) -> float:
 
 
 def _longest(open_as_dictionaries: OpenAsDictionaries, group: _Group, num_rows: int) -> float:
-    """Return the bytes that a row has at most by references to dictionaries, as far as is known.
+    """Return the maximum bytes of a row by references to dictionaries.
 
-    Asks the footer first, then the dictionaries themselves, which come with the first row of their
-    columns: reading any row takes as much memory.
+    The footer is asked first, then the dictionaries themselves. They come with the first row of
+    their columns; reading any row takes as much memory.
     """
     total = sum(int(chunk.total_uncompressed_size) for _, chunk in group.dictionaries)
     if num_rows * group.values_per_row * total > MAX_BATCH_BYTES:

@@ -1,8 +1,8 @@
 """Walk the members of a tar stream in order; a body is read only on request.
 
-The standard library parses headers, but does not walk here: its walk takes a damaged header for the
-end of the archive, so the rows behind it would be lost silently, and it reads extended headers of
-any size into memory. Nothing is ever extracted, and no link is followed.
+The standard library parses headers but does not walk the archive: its walk takes a damaged header
+for the end of the archive, which would lose the rows after it silently, and it reads extended
+headers of any size into memory. Nothing is extracted, and no link is followed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_EXTENDED_BYTES = 2**20
 _MAX_MEMBER_BYTES = 2**62
 _COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 _END = b"end"
-"""The type of the zeros that end an archive; those of members have one byte."""
+"""The type of the zeros that end an archive; types of members have one byte."""
 _EXTENDED = frozenset(
     [
         *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -39,20 +39,20 @@ _LINKS_AND_DEVICES = {
 
 @dataclass(frozen=True)
 class Member:
-    """The header of a member; the name is the stored one, as text."""
+    """The header of a member, with the stored name as text."""
 
     name: str
     size_bytes: int
     is_folder: bool = False
     special: str = ""
-    """Empty for a plain file, otherwise a description: a link, a device, a sparse file."""
+    """A description of a link, a device, a sparse file; '' for a plain file."""
 
 
 def open_archive(handle: BinaryIO, size_bytes: int) -> Archive:
     """Start reading a tar, plain or compressed as a whole by gzip or zstd.
 
     Raises:
-        Broken: It is compressed in another way.
+        Broken: The tar is compressed in another way.
     """
     head = handle.read(8)
     handle.seek(0)
@@ -65,7 +65,7 @@ def open_archive(handle: BinaryIO, size_bytes: int) -> Archive:
 
 
 class _Header(tarfile.TarInfo):
-    """A header; of extended ones only those of usual sizes are read."""
+    """A header; extended headers are read up to a usual size."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -91,7 +91,7 @@ class Archive:
 
     def __init__(self, handle: BinaryIO) -> None:
         self._handle = handle
-        # Opened for writing, for which nothing is read at once; it is never written to or closed.
+        # Opened for writing, which reads nothing yet; it is never written to or closed.
         self._tar = tarfile.TarFile(
             fileobj=handle, mode="w", encoding="utf-8", errors="surrogateescape"
         )
@@ -127,11 +127,11 @@ class Archive:
         """Read the whole body of the current member.
 
         Raises:
-            Broken: The archive ends inside.
+            Broken: The archive ends inside the body.
         """
         data = self._handle.read(self._body_bytes)
         if len(data) < self._body_bytes:
-            self._handle.read(1)  # raises what is damaged there
+            self._handle.read(1)  # raises the error of damage there
             raise self._ends_inside()
         return data
 

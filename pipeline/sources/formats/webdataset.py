@@ -34,22 +34,22 @@ from pipeline.storage.store import Store, StoredFile
 MAX_VALUE_BYTES = 2**20
 """Size limit of a pass-through member; a larger one fails its row."""
 NUMBERS = frozenset(["cls"])
-"""Extensions of pass-through members that hold one integer; all others hold text."""
+"""Extensions of pass-through members that hold an integer; all others hold text."""
 _NUMBER = re.compile(rb"\s*[+-]?[0-9]{1,19}\s*")
 _INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True)
 class TarSpec:
-    """Which members of a key make its row."""
+    """The members of a key that make its row."""
 
     image_extensions: tuple[str, ...]
-    """The first of these that a key has is its image, or clip."""
+    """The member with the first of these that a key has is its image or clip."""
     pass_through: tuple[str, ...]
-    """Extensions of the members whose content goes into columns of that name."""
+    """Extensions of members whose content becomes columns of that name."""
     max_image_bytes: int
     what: str = "image"
-    """What a row is, for messages."""
+    """The name of the input in messages."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TarRow:
     """One row of a tar."""
 
     key: str | None
-    """Unique in the tar; None for the row that stands for the unreadable rest of the tar."""
+    """Unique in the tar; None for the row in place of the unreadable rest of the tar."""
     member: str
     image: bytes | None = None
     """The encoded image or clip; None if the row failed or is not wanted."""
@@ -66,7 +66,7 @@ class TarRow:
     or is not wanted."""
     failure: Failure | None = None
     num_bytes: int = 0
-    """Bytes of the row according to the headers, whether it is wanted or not."""
+    """Bytes of the row according to the headers, wanted or not."""
 
 
 def column_type(extension: str) -> pa.DataType:
@@ -81,14 +81,14 @@ def iter_rows(
     size_bytes: int,
     is_wanted: Callable[[int], bool] = lambda row: True,
 ) -> Iterator[TarRow]:
-    """Yield the rows of a tar in order; holds the members of one key in memory at a time.
+    """Yield the rows of a tar in order; only the members of one key are in memory.
 
     Args:
-        handle: The file, at its beginning; it is read forwards and must be seekable.
-        spec: Which members count.
+        handle: The file at its beginning, which is read forwards and must be seekable.
+        spec: The members that make a row.
         size_bytes: Size of the file, for messages.
-        is_wanted: Row number in the tar -> whether its content is needed; the other rows are
-            yielded without content, and their bodies are skipped.
+        is_wanted: Row number in the tar -> whether its content is needed; other rows are yielded
+            without content, and their bodies are skipped.
     """
     keys = _Keys()
     group: _Group | None = None
@@ -138,14 +138,14 @@ def _problem(member: Member) -> str:
 
 
 class _Keys:
-    """Gives every row of a tar a unique name; keeps 8 bytes per row."""
+    """Unique names of the rows of a tar; keeps 8 bytes per row."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
         self.num_rows = 0
 
     def claim(self, key: str) -> tuple[int, str, bool]:
-        """Return the next row's number, its unique name, and whether the key was there before."""
+        """Return the number and unique name of the next row, and whether the key is repeated."""
         row, name, is_repeated = self.num_rows, key, False
         self.num_rows += 1
         while (digest := _hash(name)) in self._seen:
@@ -179,14 +179,14 @@ class _Group:
         self._image_bytes = self._value_bytes = 0
         self._values: dict[str, str | int | None] = {}
         self._failures: dict[str, Failure] = {}
-        """Extension of a value, '' for the image -> failure."""
+        """Extension of a value, or '' for the image -> failure."""
 
     def takes(self, key: str, extension: str) -> bool:
         """Tell whether a member belongs to this row; a repeated extension begins a new row."""
         return key == self._key and extension not in self._extensions
 
     def add(self, member: Member, extension: str, archive: Archive) -> None:
-        """Add a member, with its body if that is needed."""
+        """Add a member, with its body if it is needed."""
         self._extensions[extension] = None
         self._member = self._member or member.name
         self._problem = self._problem or _problem(member)
@@ -229,7 +229,7 @@ class _Group:
             self._failures[extension] = Failure(Reason.BAD_SCHEMA, READ, message)
 
     def to_row(self, cut: str = "") -> TarRow:
-        """Return the row; `cut` says why the archive ends behind the last member, or is ''."""
+        """Return the row; `cut` says why the archive ends after the last member, or is ''."""
         failure = self._judge(cut)
         is_good = failure is None and self._is_wanted
         return TarRow(
@@ -259,7 +259,7 @@ def _decode_value(data: bytes, extension: str) -> str | int:
     """Decode a pass-through member.
 
     Raises:
-        ValueError: It is not text in UTF-8, or not an integer although its extension says so.
+        ValueError: It is not UTF-8, or not the integer that its extension promises.
     """
     if extension not in NUMBERS:
         try:
@@ -320,12 +320,12 @@ class WebDataset(SourceFormat):
 
     name = "webdataset"
     counts_rows: CountsRows = "reading"
-    # All compressed tars are listed: one that cannot be read must not be skipped silently.
+    # All compressed tars are listed, as one that cannot be read must not be skipped silently.
     suffixes = (
         *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
     )
     semantics = SEMANTICS["webdataset"]
-    # Those that are not read cost their rows, with what to do about it.
+    # Other compressed tars cost their rows, with a message that names the cure.
     file_types = frozenset(["a tar", "gzip", "zstd"])
     fields = frozenset(["image_extensions", "audio_extensions", "pass_through"])
 
@@ -370,7 +370,7 @@ def _declare_members(source: Source) -> pa.Schema:
     """Return the columns that members of tars fill.
 
     Raises:
-        JobError: A name is not an extension, or is that of the input.
+        JobError: A name is no extension, or is one of the input.
     """
     check_names(source)
     for name in source.passed.values():
@@ -383,7 +383,7 @@ def _declare_members(source: Source) -> pa.Schema:
 
 
 def _check_apart(shards: Sequence[StoredFile]) -> None:
-    """Refuse a tar that is also a folder of tars, as object stores allow: row ids could clash."""
+    """Refuse a tar that is also a folder of tars in an object store: row ids could be equal."""
     paths = {shard.path for shard in shards}
     for path in paths:
         if any(str(parent) in paths for parent in PurePosixPath(path).parents):

@@ -1,7 +1,7 @@
-"""Lines of a shard in blocks, through gzip or zstd, with memory bounded whatever the shard holds.
+"""Read the lines of a shard in blocks, through gzip or zstd, within bounded memory.
 
-A line that is too long is passed over without being held. What cannot be read further is a last
-block that stands for the rest.
+A line that is too long is skipped without being held. If a shard cannot be read further, a last
+block stands for the rest.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ _CHUNK_BYTES = 2**18
 _BLOCK_BYTES = 2**20
 _BOM = b"\xef\xbb\xbf"
 BLANK = b" \t\r\n"
-"""What a blank line is made of."""
+"""The bytes of a blank line."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """N lines; a view, cut without a copy."""
+    """N lines; a view that is cut without a copy."""
 
     data: bytes
     starts: Numbers
-    """int64 (N,): where each begins in `data`."""
+    """int64 (N,), where each line begins in `data`."""
     ends: Numbers
-    """int64 (N,): where each ends, with its line end; `starts` for a line that was too long."""
+    """int64 (N,), where each line ends, after its line end; `starts` if it was too long."""
     sizes: Numbers
-    """int64 (N,): bytes of each line, also of one that was too long."""
+    """int64 (N,), bytes of each line, also of one that was too long."""
     numbers: Numbers
-    """int64 (N,): of each line in the shard, from 1, blank lines included."""
+    """int64 (N,), number of each line in the shard, from 1, blank lines included."""
     broken: str = ""
-    """If set, this is one row that stands for the rest of the shard."""
+    """If set, the block is one row in place of the rest of the shard, and this says why."""
     has_marks: bool = False
-    """Whether a line that was too long has some of the marks that were asked for."""
+    """Whether a line that was too long has one of the requested marks."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -57,14 +57,14 @@ class Block:
 def read_blocks(
     handle: BinaryIO, max_line_bytes: int, what: str, *, with_blank: bool = False, marks: str = ""
 ) -> Iterator[Block]:
-    """Yield all lines of a shard in order; where blocks end depends on the shard alone.
+    """Yield all lines of a shard in order; the ends of blocks depend on the shard alone.
 
     Args:
         handle: The file, at its beginning; must be seekable.
         max_line_bytes: A longer line is not held in memory.
-        what: What the shard should be, for messages.
-        with_blank: Yield blank lines, too.
-        marks: Characters; a line that is too long tells whether it has one.
+        what: The format of the shard, for messages.
+        with_blank: Also yield blank lines.
+        marks: Characters to look for in lines that are too long.
     """
     lines = _Lines(max_line_bytes, with_blank=with_blank, marks=marks)
     try:
@@ -95,19 +95,19 @@ class _Lines:
         self._with_blank = with_blank
         self._marks = marks.encode()
         self._has_marks = False
-        """Whether what is no longer held has a byte of a mark."""
+        """Whether the dropped bytes contain a mark."""
         self._held: list[bytes] = []
-        """What was read and not handed on."""
+        """Chunks that were read and not handed on."""
         self._num_searched = 0
-        """Chunks of it that have no line end."""
+        """Number of held chunks that are known to have no line end."""
         self._held_bytes = 0
         self._dropped_bytes = 0
-        """Bytes of a line that is too long, which are no longer held."""
+        """Dropped bytes of a line that is too long."""
         self.number = 1
-        """Of the first line that was not handed on."""
+        """Number of the first line that was not handed on."""
 
     def add(self, chunk: bytes) -> Iterator[Block]:
-        """Take more bytes; yield the lines that are whole, once they are many."""
+        """Take more bytes; yield the whole lines once there are many."""
         if self._dropped_bytes:
             end = chunk.find(b"\n") + 1
             self._drop(chunk[: end or len(chunk)])
@@ -142,7 +142,7 @@ class _Lines:
         self._num_searched = len(self._held)
 
     def last(self) -> Iterator[Block]:
-        """Yield what is left at the end of the shard, where the last line needs no line end."""
+        """Yield the rest at the end of the shard, where the last line needs no line end."""
         if self._dropped_bytes:
             yield self._too_long()
         elif self._held_bytes:

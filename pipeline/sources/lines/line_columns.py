@@ -31,8 +31,8 @@ from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 
 KINDS = b"kinds"
-"""Key in the metadata of the field `FEATURES`: a JSON list with what lines have for each feature
-that is a category, null for others."""
+"""Key in the metadata of the field `FEATURES`: a JSON list with the type of the values of each
+categorical feature, null for others."""
 Role = Literal["text", "number", "id", "pass", "category"]
 
 
@@ -43,17 +43,17 @@ class Column:
     name: str
     role: Role
     dtype: pa.DataType | None = None
-    """Of a pass-through column, and of categories."""
+    """The type of a pass-through column or of categories."""
     is_declared: bool = False
-    """Whether `source.casts` has the type; if not, the first lines do."""
+    """Whether `source.casts` declares the type; if not, the first lines do."""
     width: int = 0
-    """Of a feature that is a list: its length."""
+    """The length of a feature that is a list; 0 for others."""
 
 
 def columns_for(reader: Reader, path: str) -> dict[str, Column]:
-    """Return the columns that a job needs of the lines of a shard: name in tables -> column.
+    """Return the columns that a job needs of the lines of a shard, by their name in tables.
 
-    Those that the shard's folders name are not read.
+    Columns in the names of the shard's folders are not read.
     """
     source, folders = reader.source, folder_columns(reader.source, path)
     passed = {source.passed[field.name]: field.type for field in reader.pass_through}
@@ -79,7 +79,7 @@ def columns_for(reader: Reader, path: str) -> dict[str, Column]:
 def _features(
     features: Sequence[FeatureEntry], fields: pa.Schema, passed: Mapping[str, pa.DataType]
 ) -> Iterator[Column]:
-    """Yield the columns of the features, in order; one may be there several times."""
+    """Yield the columns of the features in order; a column may come several times."""
     widths = widths_of(fields) or (0,) * len(features)
     category_types = noted_of_features(fields, KINDS) or (None,) * len(features)
     for entry, width, category_type in zip(features, widths, category_types, strict=True):
@@ -97,7 +97,7 @@ _CATEGORIES = {"text": pa.large_string(), "whole": pa.int64(), "bool": pa.bool_(
 
 
 def role_of(entry: FeatureEntry) -> Role:
-    """Return as what a feature is read."""
+    """Return the role of the column of a feature."""
     if isinstance(entry, FeatureColumn) and entry.is_category:
         return "category"
     is_text = isinstance(entry, FeatureColumn) and (entry.part or entry.is_text)
@@ -110,17 +110,17 @@ _SAMPLE_SHARDS = 16
 INT64 = range(-(2**63), 2**63)
 Objects = Sequence[Mapping[str, Any]]
 ReadObjects = Callable[[BinaryIO, str], Iterable[tuple[Mapping[str, Any] | str, int]]]
-"""Of the handle and path of a shard: the columns of each line by name, of a bad line what is wrong
-with it, and the line's bytes."""
+"""Takes the handle and path of a shard; yields the columns of each line by name, or why the line is
+bad, and the bytes of the line."""
 
 
 def first_objects(
     store: Store, shards: Sequence[StoredFile], read: ReadObjects
 ) -> tuple[str, Objects, Sequence[str]]:
-    """Return the path of the first shard of which a line can be read, and its first lines.
+    """Return the path and the first lines of the first shard with a readable line, and what is bad.
 
-    One of the first 16 shards counts; without such a line, path and lines are empty. Last comes
-    what is wrong with bad lines on the way.
+    The first 16 shards are searched; path and lines are empty if none of them has such a line. The
+    last item says what is wrong with the bad lines on the way.
     """
     troubles: list[str] = []
     for shard in shards[:_SAMPLE_SHARDS]:
@@ -142,7 +142,7 @@ def first_objects(
 
 
 class Sample:
-    """The first lines of a shard, each a mapping of its columns to values as JSON has them."""
+    """The first lines of a shard, each a mapping from its columns to JSON values."""
 
     def __init__(
         self, source: Source, path: str, objects: Objects, troubles: Sequence[str] = ()
@@ -153,29 +153,29 @@ class Sample:
 
     @property
     def trouble(self) -> str:
-        """Say how many lines cannot be read, and why the first one; '' if all can be."""
+        """Say how many lines cannot be read, and why the first cannot; '' if all can."""
         number = len(self._troubles)
         if not number:
             return ""
         return f"{number} of its first {number + len(self._objects)} rows: {self._troubles[0]}"
 
     def rows(self) -> pa.Table:
-        """Return the lines with all their columns, in the order in which lines have them."""
+        """Return the lines with all their columns, in the order of the lines."""
         names = dict.fromkeys(name for line in self._objects for name in line)
         return pa.table(
             {name: self.column([line.get(name) for line in self._objects]) for name in names}
         )
 
     def column(self, values: Sequence[Any]) -> pa.Array:
-        """Return values of a column, some of them None, with the type that they have."""
+        """Return the values of a column, some of them None, with their type."""
         try:
             return pa.array(values)
-        except (pa.ArrowException, OverflowError):  # of several kinds: a text may be among them
+        except (pa.ArrowException, OverflowError):  # of several types, perhaps texts among them
             texts = [value if isinstance(value, str) else None for value in values]
             return pa.array(texts, pa.string() if any(texts) else pa.null())
 
     def width_of(self, value: Any) -> int | str:
-        """Return the length of a list of numbers, 0 of a number; or what the value is instead."""
+        """Return the length of a list of numbers, 0 for a number; or what the value is instead."""
         if isinstance(value, (int, float)):
             return 0
         if isinstance(value, list):
@@ -183,10 +183,10 @@ class Sample:
         return described(value)
 
     def declare(self) -> tuple[pa.Schema, pa.Schema]:
-        """Declare the pass-through columns, and the columns of the input.
+        """Declare the pass-through columns and the input columns.
 
         Raises:
-            JobError: The lines lack a column that the job names, it holds what it cannot be, or it
+            JobError: The lines lack a column that the job names, its values do not fit, or it
                 cannot be published.
         """
         check_names(self._source)
@@ -196,10 +196,10 @@ class Sample:
         return pa.schema(types), self._fields()
 
     def _fields(self) -> pa.Schema:
-        """Return the columns of the input; of features with what was found of them.
+        """Return the input columns; those of features with widths and types of values.
 
         Raises:
-            JobError: A column is not there, or holds something else.
+            JobError: A column is missing, or its values do not fit.
         """
         if self._source.id_column:
             self._values(self._source.id_column)
@@ -245,7 +245,7 @@ class Sample:
                 raise self._refused(f"column {name!r} is both a number and something else")
 
     def _category_type(self, name: str) -> str:
-        """Return what categories mostly are: `text`, `whole` or `bool`."""
+        """Return the type of the categories: `text`, `whole` or `bool`."""
         values = self._values(name)
         fitting = [value for value in values if isinstance(value, str | int)]
         if values and not fitting:
@@ -265,7 +265,7 @@ class Sample:
         """Return the values of a column that are not null.
 
         Raises:
-            JobError: No line has it.
+            JobError: No line has the column.
         """
         lookups = [value_at(line, name) for line in self._objects]
         values = [value for value, _ in lookups if value is not None]
@@ -281,7 +281,7 @@ class Sample:
             raise self._refused(f"column {name!r} holds {described(values[0])}, expected text")
 
     def _width(self, name: str) -> int:
-        """Return the length of a feature's lists; 0 if it is a number."""
+        """Return the length of the lists of a feature; 0 if it is a number."""
         for value in self._values(name):
             width = self.width_of(value)
             if width == 0 or (isinstance(width, int) and name not in self._source.passed.values()):
@@ -299,7 +299,7 @@ class Sample:
 
 
 def described(value: Any) -> str:
-    """Say what a JSON value is."""
+    """Name the type of a JSON value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -312,7 +312,7 @@ def described(value: Any) -> str:
 
 
 def type_of(values: Sequence[Any]) -> pa.DataType:
-    """Return the type of a pass-through column by its first values: text unless all are numbers."""
+    """Return the type of a pass-through column by its first values; text unless all are numbers."""
     type_names = {*_type_names(values)}
     if type_names == {"bool"}:
         return pa.bool_()

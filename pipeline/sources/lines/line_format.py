@@ -1,4 +1,4 @@
-"""The rows of shards of lines: a format says what the lines of a shard are and become."""
+"""The base of formats of lines: pieces of lines, which become rows once their slice is known."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from pipeline.storage.store import Store, StoredFile
 NO_ROWS = "has no rows"
 _MIB = 2**20
 _ROOM_BYTES = 8 * _MIB
-"""For all of a line that is not its text or image."""
+"""For everything in a line except its text or image."""
 
 
 class Lines(Protocol):
-    """Some neighbouring lines of a shard, each a row, N of them."""
+    """N neighbouring lines of a shard, each of them a row."""
 
     @property
     def sizes(self) -> Numbers:
@@ -47,7 +47,7 @@ class Lines(Protocol):
 
     @property
     def broken(self) -> str:
-        """Return why nothing more can be read, if this is one row that stands for the rest."""
+        """Return why the rest cannot be read, if this is one row in its place; otherwise ''."""
         ...
 
     def __len__(self) -> int: ...
@@ -62,16 +62,16 @@ LinesT = TypeVar("LinesT", bound=Lines)
 
 @dataclass(frozen=True)
 class LineRows(Generic[LinesT]):
-    """Lines as rows; they are parsed once it is known in which slice they are."""
+    """Lines as rows, which are parsed once their slice is known."""
 
     lines: LinesT
     numbers: Sequence[int]
-    """Of the rows in the shard."""
+    """The numbers of the rows in the shard."""
     shard: Shard[LinesT]
 
     @property
     def sizes(self) -> Numbers:
-        """Return the bytes of each line, 0 of one that is too long to be read."""
+        """Return the bytes of each line, 0 for one that is too long to be read."""
         sizes = self.lines.sizes
         held: Numbers = np.where(sizes > self.shard.max_line_bytes, 0, sizes)
         return held
@@ -97,15 +97,15 @@ class LineRows(Generic[LinesT]):
 
 @dataclass(frozen=True)
 class Shard(Generic[LinesT]):
-    """How the lines of a shard are read, and what becomes of them."""
+    """A shard of lines, with the functions that read and parse its lines."""
 
     reader: Reader
     extent: Extent
     max_line_bytes: int
     read: Callable[[BinaryIO], Iterator[LinesT]]
-    """Yields the lines in order; what comes at once depends on the shard alone."""
+    """Yields the lines in order; the ends of pieces depend on the shard alone."""
     parse: Callable[[LinesT], tuple[pa.Table, Failures]]
-    """Returns the columns of lines as `columns_for` names them, and the failures."""
+    """Returns the columns of lines, named as by `columns_for`, and the failures."""
 
     def rows(self) -> Iterator[LineRows[LinesT]]:
         first = 0
@@ -116,10 +116,10 @@ class Shard(Generic[LinesT]):
 
 
 def max_line_bytes(source: Source, escaped: int) -> int:
-    """Return the limit of a line: room for the largest text or image, and for what is beside it.
+    """Return the limit of a line: room for the largest text or image, and for the other columns.
 
     Args:
-        escaped: As how many bytes the format may write a byte of a text.
+        escaped: Maximum bytes as which the format writes a byte of a text.
     """
     return _ROOM_BYTES + (columns_of(source).line_bytes(escaped) or 0)
 
@@ -132,7 +132,7 @@ class LineFormat(SourceFormat):
 
     @abstractmethod
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
-        """Return the first lines of the first shard that has some."""
+        """Return the first lines of the first shard that has any."""
 
     def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
         sample = self.sample(store, [shard], source)
@@ -141,7 +141,7 @@ class LineFormat(SourceFormat):
         return FirstRows(rows, trouble if len(rows) or trouble else empty)
 
     def check(self, source: Source) -> None:
-        """Refuse images and clips that are not in base64, which text cannot hold."""
+        """Refuse images and clips that are not in base64, since text cannot hold them."""
         for name, part in source.parts.items():
             if columns_of(part).line_bytes(1) is None:
                 where = f"input {name!r}: " if name else ""

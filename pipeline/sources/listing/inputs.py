@@ -29,7 +29,7 @@ _CHARACTERS = re.compile(r"[*?\[]")
 
 
 def is_glob(text: str) -> bool:
-    """Tell whether a text has characters of a glob."""
+    """Tell whether a text contains characters of a glob."""
     return _CHARACTERS.search(text) is not None
 
 
@@ -47,7 +47,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
     """Return the regular expression of a glob.
 
     Raises:
-        JobError: `**` is a part of a segment.
+        JobError: `**` is only a part of a segment.
     """
     from fsspec.utils import glob_translate
 
@@ -60,10 +60,10 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def reaches_below(pattern: str, folder: Sequence[str]) -> bool:
-    """Tell whether something below a folder, given by its segments, could match a glob."""
+    """Tell whether a path below a folder, given by its segments, could match a glob."""
     parts = pattern.split("/")
     for part, name in zip(parts, folder, strict=False):
-        if part == "**":  # which stands for the rest of the folder, too
+        if part == "**":  # it also covers the rest of the folder
             return True
         if not compiled(part).match(name):
             return False
@@ -82,9 +82,9 @@ class Inputs:
     extents: tuple[Extent, ...]
     pass_through: pa.Schema = field(default_factory=lambda: pa.schema([]))
     skipped: Skipped = field(default_factory=Skipped)
-    """Files below the source that are not shards of this format: reported, never read."""
+    """Files below the source that are no shards of the format; reported, never read."""
     fields: pa.Schema = field(kw_only=True)
-    """The columns that hold the input of a row, as the shards have it."""
+    """The input columns, with the types of the shards."""
 
     @property
     def num_rows(self) -> int:
@@ -96,7 +96,7 @@ class Inputs:
 
 
 def open_source(source: Source) -> tuple[Store, str]:
-    """Return the store at the fixed part of `source.uri`, and the pattern below it ('' = all)."""
+    """Return the store at the fixed part of `source.uri`, and the glob below it ('': all)."""
     root, pattern = split_glob(source.uri)
     store = Store(root, source.storage_options)
     while pattern:
@@ -118,13 +118,13 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     """List the shards under `source.uri` and measure them.
 
     Args:
-        max_extent_rows: Row groups are joined to extents of up to about this many rows.
-        may_be_empty: Take an object-store prefix without objects for an empty folder, not for a
-            missing one: the store cannot tell them apart.
+        max_extent_rows: Approximate maximum of rows to which row groups are joined to extents.
+        may_be_empty: Take an object-store prefix without objects for an empty folder, not a missing
+            one; the store does not distinguish them.
 
     Raises:
         JobError: The source cannot be read, or lacks columns that the job names.
-        InputMissing: There is nothing at `source.uri`, or shards that the job names are missing.
+        InputMissing: `source.uri` does not exist, or shards that the job names are missing.
     """
     store, pattern = open_source(source)
     form = format_of(source)
@@ -172,7 +172,7 @@ class _Choice:
         self.follow_links = follow_links
         self.tally = SkipCounter()
         self.tables: set[tuple[str, str]] = set()
-        """Those that lie at or below the root, whether the glob matches their files or not."""
+        """Lake tables at or below the root, whether or not the glob matches their files."""
         self._suffixes, self._pattern = suffixes, pattern
         self._matches = compiled(pattern).match if pattern else None
 
@@ -199,7 +199,7 @@ class _Choice:
 
 
 def named_files(source: Source) -> list[str]:
-    """Return the shards that the job names, each in the one way in which a listing spells it."""
+    """Return the shards that the job names, spelled as in a listing."""
     names: Sequence[str] = source.files or ()
     if isinstance(source.files, str):
         names = read_lines(source.files, source.storage_options, "source.files")
@@ -207,7 +207,7 @@ def named_files(source: Source) -> list[str]:
 
 
 def _spelled(name: str, *, is_object: bool) -> str:
-    """Return a path without `.` and, but for the keys of objects, without empty segments."""
+    """Return a path without `.` and, except for object keys, without empty segments."""
     segments = name.split("/")
     kept = [s for i, s in enumerate(segments) if s != "." and (s or is_object or i == 0)]
     return "/".join(kept).rstrip("/")
@@ -217,7 +217,7 @@ def require_there(store: Store) -> None:
     """Refuse a missing source; an empty folder is not missing.
 
     Raises:
-        InputMissing: There is no such file or folder; in an object store, no object below it.
+        InputMissing: The file or folder does not exist, or no object lies below the prefix.
     """
     if not store.exists(""):
         what = "no object there" if store.is_object_store else "no such file or folder"
@@ -254,7 +254,7 @@ def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFil
 
 
 def describe_no_input(source: Source, skipped: Skipped) -> str:
-    """Say in one line why a source has no shards, as far as its listing tells."""
+    """Say in one line why a source has no shards, by its listing."""
     _, pattern = split_glob(source.uri)
     suffixes = format_of(source).suffixes
     if not skipped.total:

@@ -76,18 +76,18 @@ def file_type_of(head: bytes) -> FileType | None:
 def require_file_type(
     store: Store, shards: Sequence[StoredFile], form: SourceFormat, *, are_named: bool
 ) -> None:
-    """Read the beginning of the first shard, and of the next ones if it is not of the format.
+    """Read the beginning of the first shard, and of the next ones if its type is wrong.
 
-    A store that may list need not be allowed to read: that fails here, before anything is started,
+    Who may list a store may be denied to read it. That fails here, before anything is started,
     unless only some of the first shards are denied.
 
     Args:
         shards: In input order.
         form: The format of the job.
-        are_named: The job names the shards, whose suffixes then say nothing.
+        are_named: Whether the job names the shards, so that their suffixes do not matter.
 
     Raises:
-        JobError: The first shards all are certainly of other kinds, or may not be read.
+        JobError: The first shards all have other types, or all may not be read.
         OSError: The store cannot be read.
     """
     first: JobError | None = None
@@ -112,7 +112,7 @@ def head_of(store: Store, shard: StoredFile) -> bytes:
         with store.open(shard.path) as handle:
             return bytes(handle.read(_HEAD_BYTES))
     except (FileNotFoundError, BadBlockError):
-        return b""  # a vanished file or a bad block fails its rows later
+        return b""  # such a shard fails its rows later
     except OSError as error:
         if not is_bad_block(error):
             raise
@@ -158,14 +158,14 @@ _LIVE_ROWS: Final = {
     "metadata": "an Iceberg table: pyarrow.parquet.write_table(pyiceberg.table.StaticTable"
     ".from_metadata('TABLE/metadata/NEWEST.metadata.json').scan().to_arrow(), 'ROWS.parquet')",
 }
-"""What makes a folder a table -> what it is, and the line that writes its live rows."""
+"""The mark of a table -> its name, and the line that writes its live rows."""
 
 
 def table_of(path: str) -> tuple[str, str] | None:
-    """Return the table whose log or metadata a file is; None for any other file.
+    """Return the lake table to whose log or metadata a file belongs; None for other files.
 
     Returns:
-        Its folder, '' or ending in `/`, and what makes it one, a key of `_LIVE_ROWS`.
+        Its folder, '' or ending in `/`, and its mark, a key of `_LIVE_ROWS`.
     """
     if "_delta_log/" not in path and ".hoodie" not in path and ".metadata.json" not in path:
         return None
@@ -176,21 +176,21 @@ def table_of(path: str) -> tuple[str, str] | None:
 def refuse_tables(
     store: Store, shards: Iterable[StoredFile], tables: Iterable[tuple[str, str]]
 ) -> None:
-    """Refuse shards that are files of a table.
+    """Refuse shards that are files of a lake table.
 
     Args:
         store: The root of the listing.
-        shards: What was chosen of it.
-        tables: What `table_of` says of all files below the root.
+        shards: The chosen files.
+        tables: The results of `table_of` for all files below the root.
 
     Raises:
-        JobError: Says what the table is, and how to read its live rows.
+        JobError: The message names the table, and how to read its live rows.
     """
     files = [shard.path for shard in shards if shard.path.lower().endswith(".parquet")]
     for folder, mark in sorted(tables):
         if any(path.startswith(folder) for path in files):
             raise _refusal(store.url(folder), mark)
-    # Only folders with names of partitions, or of an Iceberg table's files, are looked above.
+    # Only above folders of partitions, or of the files of an Iceberg table, are tables sought.
     above, _, name = store.uri.rpartition("/")
     while files and ("=" in name or name == "data") and not above.endswith(":/"):  # a bucket
         _refuse_at(Store(above or "/", store.storage_options))
@@ -199,7 +199,7 @@ def refuse_tables(
 
 def _refuse_at(folder: Store) -> None:
     names = []
-    with contextlib.suppress(JobError):  # who may read a folder may be denied to look above it
+    with contextlib.suppress(JobError):  # access above the folder may be denied
         names = [f"{name}/" for name in ("_delta_log", ".hoodie") if folder.exists(name)]
         names += [file.path for file in folder.list_files("metadata")]
     for table in filter(None, map(table_of, names)):

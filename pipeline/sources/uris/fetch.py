@@ -1,10 +1,10 @@
 """Fetch the bytes behind a column of image URIs, which are untrusted data.
 
 A URI is fetched only where the job allows it: below one of its `roots` (local folders, buckets,
-prefixes) or over https from a host that it names. For http(s), a name is resolved here, once per
-call; all its addresses must be public; the connection goes to one of these addresses; and each
-redirect is checked in the same way. Otherwise a row could read `/etc/passwd`, another team's
-bucket or the credentials that clouds serve on 169.254.169.254.
+prefixes) or over https from a host that it names. For http(s), the host is resolved here, once per
+call; all of its addresses must be public; the connection goes to one of these addresses; and each
+redirect is checked in the same way. Otherwise a row could read `/etc/passwd`, the bucket of another
+team, or the credentials that clouds serve on 169.254.169.254.
 
 If a URI cannot be fetched, only its row fails. Errors of a root concern all rows and are raised.
 """
@@ -136,13 +136,13 @@ def _read(uri: str, policy: FetchPolicy) -> bytes:
         if (file := store.stat(path)) is None:
             raise missing
         check_size(file.size_bytes, policy)
-    except AccessDenied:  # what answers a HEAD does not say whether credentials are wrong
+    except AccessDenied:  # the answer to a HEAD does not say whether credentials are wrong
         most = policy.max_bytes + 1
     try:
         data = store.read_bytes(path, most)
     except FileNotFoundError:
         raise missing from None
-    check_size(len(data), policy)  # it may have grown meanwhile
+    check_size(len(data), policy)  # the file may have grown meanwhile
     return data
 
 
@@ -157,7 +157,7 @@ def _follow_links(root: str, path: str, missing: RowError) -> tuple[str, str]:
         is_file = stat.S_ISREG(os.stat(real).st_mode)
     except OSError as error:
         is_file = error.errno not in _NOT_A_FILE  # the store reports other errors
-    if not os.path.isdir(real_root):  # perhaps not mounted: not the fault of a row
+    if not os.path.isdir(real_root):  # perhaps not mounted, which is no fault of a row
         raise JobError(f"{root}: no such folder; correct the root or mount it")
     if not is_file:  # a folder, or a pipe, on which `open` would block
         raise missing

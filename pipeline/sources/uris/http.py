@@ -63,7 +63,7 @@ def connect_to(address: str, port: int, timeout_s: float) -> socket.socket:
 
 @dataclass(frozen=True)
 class Network:
-    """How names are resolved and connections made."""
+    """The functions that resolve names and make connections."""
 
     resolve: Callable[[str, int], Sequence[str]] = system_addresses
     connect: Callable[[str, int, float], socket.socket] = connect_to
@@ -78,14 +78,14 @@ class _Transient(Exception):
 
 
 class _Wire(io.RawIOBase):
-    """Bytes that a server sends, up to a deadline and a number of bytes, however slow it is."""
+    """The bytes of an answer, up to a deadline and a number of bytes, however slow they come."""
 
     def __init__(self, sock: socket.socket, deadline: float, max_bytes: int) -> None:
         self._sock, self._deadline, self._left_bytes = sock, deadline, max_bytes
         self.has_ended = False
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Return a buffered reader, the only thing that http.client needs of a socket."""
+        """Return a buffered reader; http.client needs nothing else of a socket."""
         return io.BufferedReader(self, _BUFFER_BYTES)
 
     def readable(self) -> bool:

@@ -1,4 +1,4 @@
-"""What may be fetched: roots, hosts and addresses, each in its one spelling."""
+"""Decide what may be fetched: roots, hosts and addresses, each in one canonical spelling."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _INSIDE = tuple(
         *("::1/128", "fc00::/7"),
     )
 )
-"""Where the servers of `private_hosts` may be."""
+"""Networks in which the servers of `private_hosts` may be."""
 _METADATA = tuple(
     ipaddress.ip_network(text) for text in ("100.100.100.200/32", "fd00:ec2::254/128")
 )
@@ -51,29 +51,29 @@ _METADATA = tuple(
 
 @dataclass(frozen=True)
 class FetchPolicy:
-    """What may be fetched, and within which limits; can be pickled."""
+    """The URIs that may be fetched, and the limits; can be pickled."""
 
     max_bytes: int
-    """Limit per file; a larger file fails its row, and no more than this is read of it."""
+    """Limit per file; a larger file fails its row, and is read no further."""
     uri_base: str | None = None
-    """Folder for relative URIs, itself allowed by what follows; None refuses relative URIs."""
+    """Base of relative URIs, which the next fields must allow; None refuses relative URIs."""
     roots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, hash=False)
     """Folders, buckets and prefixes that may be read, each with its storage options."""
     http_hosts: tuple[str, ...] = ()
     """Host names, exact: `host` allows ports 80 and 443, `host:port` another."""
     private_hosts: tuple[str, ...] = ()
-    """Further hosts, each `host:port`, whose address may be private or loopback."""
+    """Additional hosts, each `host:port`, whose address may be private or loopback."""
     allow_http: bool = False
-    """Allow http, which is neither private nor protected from changes; otherwise https only."""
+    """Also allow http, which has neither encryption nor integrity protection."""
     ca_file: str | None = None
-    """Certificate authorities to trust in place of those of this machine."""
+    """Certificate authorities to trust instead of those of this machine."""
     threads: int = 16
-    """How many files are fetched at once: threads x max_bytes bounds what is in flight."""
+    """Files that are fetched at once; threads x max_bytes bounds the bytes in flight."""
     tries: int = 4
     try_timeout_s: float = 20.0
-    """Seconds per try over http(s), with its redirects."""
+    """Seconds per try over http(s), redirects included."""
     timeout_s: float = 60.0
-    """Seconds per URI over http(s), for all tries and pauses."""
+    """Seconds per URI over http(s), all tries and pauses included."""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "threads", "tries", "try_timeout_s", "timeout_s"):
@@ -100,16 +100,16 @@ class FetchPolicy:
 
 
 def policy_of(source: Source, root: str) -> FetchPolicy:
-    """Return what a job allows its rows to name.
+    """Return the policy for the URIs that rows of a job may name.
 
     Args:
-        source: The job's source section, with a `uri_column`.
-        root: The folder or prefix of the shards; its images may lie there too.
+        source: The section of a job with a `uri_column`.
+        root: The folder or prefix of the shards, below which URIs may point as well.
 
     Raises:
-        JobError: A root or a host of the job cannot be one.
+        JobError: A root or a host of the job is invalid.
     """
-    # Credentials go to stores of the kind that they were given for, and to no others.
+    # Credentials go only to stores of the protocol that they were given for.
     protocol = root.partition("://")[0] if "://" in root else ""
     roots: dict[str, Mapping[str, Any]] = {root: source.storage_options}
     for folder in (Store(uri).uri for uri in source.uri_roots):
@@ -128,14 +128,14 @@ def policy_of(source: Source, root: str) -> FetchPolicy:
 def published_uri(uri: str) -> str:
     """Return a URI as it is published: without user, password, query and fragment.
 
-    Those of presigned URLs are credentials. What no row may name is not published in full: `data:`
-    texts, and those that are too long.
+    Queries of presigned URLs are credentials. URIs that no row may name, such as `data:` or those
+    that are too long, are not published in full.
     """
     if uri.startswith("//"):
         return "//..."
     scheme, separator, rest = uri.partition("://")
     if separator:
-        # Up to the last `@`: a password may have slashes and question marks in it.
+        # Up to the last `@`, as a password may contain slashes and question marks.
         rest = f"***@{rest.rpartition('@')[2]}" if "@" in rest else rest
         rest = re.split("[?#]", rest)[0]
         return f"{scheme}{separator}{rest}"[:URI_MAX_CHARS]
@@ -147,12 +147,12 @@ def published_uri(uri: str) -> str:
 
 
 def shown_uri(uri: str) -> str:
-    """Return a URI as it stands in messages: as it is published, and short."""
+    """Return the published form of a URI, shortened for messages."""
     return published_uri(uri)[:_SHOWN_MAX_CHARS]
 
 
 def rooted(uri: str, policy: FetchPolicy) -> tuple[str, str]:
-    """Split a URI into the longest root that it lies below and the path below that."""
+    """Split a URI into the longest root above it and the path below that root."""
     path = _without_dots(uri.removeprefix("file://") if uri.startswith("file:///") else uri)
     inside = [r for r in policy.roots if path == r or path.startswith(f"{r.rstrip('/')}/")]
     if not inside:
@@ -182,7 +182,7 @@ def check_size(num_bytes: int, policy: FetchPolicy) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """One checked URL: the host is allowed, its addresses are not looked at yet."""
+    """A URL whose host is allowed; its addresses are still to be checked."""
 
     scheme: str
     host: str
@@ -203,7 +203,7 @@ def target_of(url: str, policy: FetchPolicy, came_by: str = "") -> Target:
         came_by: The scheme of the redirect that led here.
     """
     shown = shown_uri(url)
-    if "\\" in url or CONTROL.search(url):  # read as `/`, or dropped, by some parsers
+    if "\\" in url or CONTROL.search(url):  # some parsers read these as `/` or drop them
         raise RowError(Reason.FORBIDDEN_URI, f"{shown}: malformed")
     try:
         parts = urlsplit(url)
@@ -237,10 +237,10 @@ def _authority(host: str, port: int | None = None) -> str:
 
 
 def _host(text: str) -> str:
-    """Return a host name or IP address in its one spelling.
+    """Return a host name or IP address in its canonical spelling.
 
     Raises:
-        ValueError: It is neither, or a number that some resolvers take for an address.
+        ValueError: The text is neither, or is a number that some resolvers take for an address.
     """
     if ":" in text:
         return str(ipaddress.IPv6Address(text))
@@ -270,7 +270,7 @@ def _host_entry(name: str, entry: str) -> str:
 
 
 def is_allowed(address: Address, *, may_be_private: bool) -> bool:
-    """Tell whether to connect to an address; one that wraps an IPv4 address is judged by that."""
+    """Tell whether to connect to an address; an embedded IPv4 address decides."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_allowed(address.ipv4_mapped, may_be_private=may_be_private)
