@@ -366,7 +366,7 @@ def test_folders_name_the_columns_of_files(tmp_path: Path):
     ]
     assert "no column 'label'" in read_rows[2]["message"]
     inside = Store(store.url("label=cat"))
-    with pytest.raises(JobError, match=r"no column 'none': of files .* none=VALUE/$"):
+    with pytest.raises(JobError, match=r"no column 'none': .* none=VALUE/$"):
         images_job(inside, 2, pass_through=["year", "none"])
     with pytest.raises(JobError, match=r"no column 'label': .* above source.uri"):
         images_job(inside, 2, pass_through={"truth": "label"})
