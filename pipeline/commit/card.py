@@ -105,7 +105,7 @@ def card_text(store: Store, layout: Layout, manifest: Manifest) -> str:
     """Return the card of a version: Markdown with the metadata header of the Hugging Face Hub.
 
     Raises:
-        FileNotFoundError: A part of the version is gone.
+        FileNotFoundError: A part of the version is missing.
     """
     wanted, files = manifest.card, _files(layout, manifest)
     head = {"configs": [{"config_name": "default", "data_files": files}]}

@@ -294,7 +294,7 @@ def locate(
     `predictions/`, and the partition's name right below the root.
 
     Raises:
-        JobError: It is no path or URI.
+        JobError: It is not a path or URI.
     """
     text = os.fspath(uri) if isinstance(uri, str | os.PathLike) else uri
     if not isinstance(text, str) or "\0" in text:

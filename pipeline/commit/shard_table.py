@@ -1,4 +1,4 @@
-"""Keys of a version: what it knows of its shards, so that later versions can carry its predictions.
+"""The keys of a version: its shards and their predictions, so that later versions can carry these.
 
 `_control/<partition>/keys/<version>/shards.parquet` has a row per shard, and in its metadata what
 the predictions depend on. A prediction is named by its *ordinal*: how many predictions of its

@@ -72,7 +72,7 @@ class StagedSlice:
     """Labels of the computed rows if rows are carried, otherwise empty."""
     computed_numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     num_checked: int = 0
-    """Known rows that were computed all the same and compared."""
+    """Known rows that were computed as a check."""
     differing: list[str] = field(default_factory=list)
     """A line for each checked row that differs."""
 

@@ -141,7 +141,7 @@ class OriginalFinder:
         """The plan of the rows.
 
         Raises:
-            JobError: The version was published before versions told how their input was read.
+            JobError: The version does not tell how its input was read.
             InfraError: The plan is missing or damaged.
         """
         if not self.manifest.source:

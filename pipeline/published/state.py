@@ -60,12 +60,12 @@ class PartitionStatus:
     version: int | None = None
     published_at: str | None = None
     rows: int | None = None
-    """Of the version, quarantined ones included."""
+    """Rows of the version, quarantined ones included."""
     quarantined: int | None = None
     carried: int | None = None
-    """Predictions of the version that were taken over from earlier ones."""
+    """Predictions of the version that were carried from earlier ones."""
     run_id: str | None = None
-    """Of the last run; with it the rest."""
+    """Id of the last run, which the following fields describe."""
     job: str | None = None
     fingerprint: str | None = None
     exit_code: int | None = None

@@ -181,7 +181,7 @@ def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
 
 
 def marker_problems(store: Store, layout: Layout) -> list[str]:
-    """Say why the success marker and the copy of the manifest are not of the last entry."""
+    """Return why the success marker or the copy of the manifest is not that of the last entry."""
     problems = []
     # Compared as bytes: another version of this package may have written them.
     entry = store.read_bytes(layout.log_entry(log_numbers(store, layout)[-1]))

@@ -9,6 +9,5 @@ reader takes known rows from their version, and reads the others). `finding.py` 
 versions, `version_rows.py` reads their rows by place or content, `checked_sample.py` draws known
 rows to predict again and compares them, `retried.py` keeps the failed rows that a retry leaves.
 
-Rule: what cannot be read, or is not as it was published, is computed and counted; nothing is
-guessed.
+Rule: rows that cannot be read, or differ from what was published, are computed and counted.
 """

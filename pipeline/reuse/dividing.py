@@ -26,7 +26,7 @@ from pipeline.sources.units import Extent, Unit
 from pipeline.storage.store import Store
 
 _MOST_ROWS, _FEWEST_ROWS, _ASIDE_BYTES = 65_536, 1_024, 16 * 2**20
-"""Limits of slices with known rows; the last of the known rows beside a slice."""
+"""Most and fewest rows of a slice with known rows, and about the most bytes of these."""
 State = Literal["unchanged", "changed", "new", "gone"]
 KnownPaths = Mapping[str, tuple[int, KnownShard]]
 """Path of a shard -> number of the version that knows it, and the shard as known."""

@@ -84,7 +84,7 @@ class Version:
 
     store: Store
     partition: str | None
-    """As `Layout.partition`."""
+    """Its partition; None if the output has none."""
     number: int
     token: str
     """Token of its manifest, which tells it from another version of the same number."""

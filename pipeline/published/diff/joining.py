@@ -79,7 +79,7 @@ def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket
         schema: The columns to compare, the row id first.
 
     Raises:
-        NotReadable: A part is gone, also from the history, or a store failed.
+        NotReadable: A part is missing, also in the history, or a store failed.
     """
     pairs = before.rows_beside(now), now.rows_beside(before)
     size_bytes = sum(part.file.part.size_bytes for parts in pairs for part in parts.parts)
