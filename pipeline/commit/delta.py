@@ -82,7 +82,7 @@ class Delta:
         corrected. A lower number never undoes a higher one.
 
         Raises:
-            JobError: The table has other columns or partitions, or is of another history.
+            JobError: The table has other columns or partitions, or another history.
             InfraError: The store failed, or other writers commit to the table without pause.
         """
         try:
@@ -131,7 +131,7 @@ class Delta:
         if known > last:
             raise JobError(
                 f"{table_url(self._store)}: this Delta table has version {known} of {layout.name}, "
-                f"and the last one that was published here is {last}: the table is of another "
+                f"but the last one published here is {last}: the table belongs to another "
                 f"history. Delete {DELTA_LOG} (each partition's next run puts it into a new "
                 "table), or write to another sink.uri"
             )

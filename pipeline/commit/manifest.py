@@ -242,7 +242,7 @@ def require_one_key(store: Store, layout: Layout) -> None:
     has = f"has partitions by `{_key(other)}` ({other})" if _key(other) else "has no partitions"
     this = f"the job's is {layout.name}" if key else "the job has no sink.partition"
     raise JobError(
-        f"sink.uri = {store.url('')}: what is published there {has}, and {this}; readers of the "
+        f"sink.uri = {store.url('')}: the output {has}, but {this}; readers of the "
         "folder would get the rows of both: use another sink.uri"
     )
 

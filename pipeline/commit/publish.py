@@ -77,7 +77,7 @@ def commit(
     if (winner.fingerprint, winner.plan) != (manifest.fingerprint, manifest.plan):
         raise PublishConflict(
             f"partition {layout.name}: run {winner.run_id} published version {winner.number} "
-            "meanwhile, from other rows, inputs or another model; ours stays unpublished"
+            "meanwhile, from other rows, inputs or another model; this version stays unpublished"
         )
     return winner
 

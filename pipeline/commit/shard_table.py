@@ -264,7 +264,7 @@ def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardT
     if facts["format"] > FORMAT:
         raise NoKeys(f"{name}: the table of its shards was written by a newer version")
     if facts["num_rows"] != sum(part.num_rows for part in manifest.parts):
-        raise NoKeys(f"{name}: the table of its shards is of other parts")
+        raise NoKeys(f"{name}: the table of its shards belongs to other parts")
     names = [name for name in _SCHEMA.names if name in table.column_names]  # in that order
     columns = {name: table.column(name).to_pylist() for name in names}
     columns["failed"] = [tuple(rows) for rows in columns["failed"]]

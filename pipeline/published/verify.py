@@ -307,10 +307,12 @@ def _check_planned(parts: Sequence[AuditedPart], plan: Plan | None) -> Check:
     present = _join([audited.hashes for audited in parts])
     if _sum(planned) == _sum(present):
         return Check("planned_ids", "pass", f"{len(planned)} planned rows are there, no other")
-    lost, strange = np.setdiff1d(planned, present), np.setdiff1d(present, planned)
+    lost, others = np.setdiff1d(planned, present), np.setdiff1d(present, planned)
     names = [value for ids in _chunks(_planned_ids(plan)) for value in _select(ids, lost[:1])]
     first = f"; first: {names[0]!r}" if names else ""
-    message = f"the rows are not the planned ones: lost {len(lost)}, strange {len(strange)}{first}"
+    message = (
+        f"the rows are not the planned ones: lost {len(lost)}, unexpected {len(others)}{first}"
+    )
     return Check("planned_ids", "fail", message)
 
 
@@ -377,7 +379,7 @@ def check_keys(store: Store, layout: Layout, manifest: Manifest) -> Check:
 def _problems_of_shards(shards: Sequence[KnownShard], manifest: Manifest) -> Iterator[str]:
     for shard in shards:
         if not all(0 <= row < shard.num_rows for row in shard.failed):
-            yield f"{shard.uri} has {shard.num_rows} rows, and others that failed"
+            yield f"{shard.uri} has {shard.num_rows} rows, and failed rows beyond them"
     ends = [shard.first + shard.num_rows - len(shard.failed) for shard in shards]
     for (shard, end), (other, _) in pairwise(zip(shards, ends, strict=True)):
         if end > other.first:

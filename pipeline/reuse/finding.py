@@ -214,7 +214,7 @@ def find_reuse(
     if few and not by_content:
         if division.num_known:
             count = num_of(division.num_known, "row")
-            why = f"only {count} could be, and of so few all are predicted again as a check"
+            why = f"only {count} could be carried, and so few are all predicted again as a check"
         elif not reasons:
             why = f"no shard is as it was in {earlier[0].version.name}"
         return replace(no_reuse, why_not=why)

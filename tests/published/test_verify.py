@@ -373,7 +373,7 @@ def publish_wrong(store: Store, wrong: str) -> None:
             "'shard-3.parquet#2' has two predictions, again in predictions/",
         ),
         ("add", ["counts", "planned_ids"], "25 rows, planned 24"),
-        ("lose add", ["planned_ids"], "lost 1, strange 1; first: 'shard-2.parquet#3'"),
+        ("lose add", ["planned_ids"], "lost 1, unexpected 1; first: 'shard-2.parquet#3'"),
     ],
 )
 def test_one_wrong_row_is_found_and_named(
@@ -416,8 +416,8 @@ def test_a_sound_table_of_shards_passes_and_unreadable_shards_may_be_missing(tmp
 @pytest.mark.parametrize(
     ("shards", "unreadable", "message"),
     [
-        (changed(0, failed=(3,)), 0, "a has 3 rows, and others that failed"),
-        (changed(0, failed=(-1,)), 0, "a has 3 rows, and others that failed"),
+        (changed(0, failed=(3,)), 0, "a has 3 rows, and failed rows beyond them"),
+        (changed(0, failed=(-1,)), 0, "a has 3 rows, and failed rows beyond them"),
         (changed(2, first=1), 0, "b and c have the same predictions"),
         (changed(0, failed=()), 0, "a and b have the same predictions (and 1 more)"),
         (changed(2, num_rows=4), 0, "the shards have 6 predictions, the version 7"),

@@ -135,7 +135,7 @@ NOTHING: dict[str, tuple[str, Act, str]] = {
     "damaged keys": ("images", lambda p: damage(keys_of(p)), "the table of its shards is damaged"),
     "lost keys": ("images", lambda p: keys_of(p).unlink(), "the table of its shards is missing"),
     "uris": ("uris", touch, "a shard does not show what its URIs lead to"),
-    "few": ("images", leave_six, "only 6 rows could be, and of so few all are predicted again"),
+    "few": ("images", leave_six, "only 6 rows could be carried, and so few are all predicted"),
 }  # fmt: skip
 """Format, what happens after the first run, and why nothing is carried then."""
 SILENT, RETRIED = (
