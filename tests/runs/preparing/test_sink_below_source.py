@@ -124,12 +124,12 @@ def test_a_run_is_refused_before_anything_is_written_below_its_sink(tmp_path: Pa
 @pytest.mark.parametrize(
     ("published", "partition", "message"),
     [
-        (DAY, None, r"has partitions by `date` \(date=2026-11-24\), and the job has no sink"),
-        (None, DAY, r"has no partitions, and the job's is date=2026-11-24; "),
+        (DAY, None, r"has partitions by `date` \(date=2026-11-24\), but the job has no sink"),
+        (None, DAY, r"has no partitions, but the job's is date=2026-11-24; "),
         (
             DAY,
             "trial=1",
-            r"has partitions by `date` .*, and the job's is trial=1; ",
+            r"has partitions by `date` .*, but the job's is trial=1; ",
         ),
         (DAY, "date=2026-11-25", ""),
         (DAY, DAY, ""),
