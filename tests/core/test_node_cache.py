@@ -64,7 +64,7 @@ def test_a_process_that_is_suspended_with_a_lock_holds_up_no_other(
         assert folder == cache_folder() / "a-model"
         assert folder.exists()
     assert len(calls) == len(caplog.messages) == 1, "what is there needs no lock"
-    assert caplog.messages[0].startswith(f"{paths[0]}: a process has held it")
+    assert caplog.messages[0].startswith(f"{paths[0]}: another process has held it")
     for descriptor in held:
         os.close(descriptor)
 

@@ -246,7 +246,7 @@ def test_a_listed_file_that_is_gone_means_another_run():
     for error in (Wrapped("far away"), Wrapped.cause):
         with pytest.raises(InfraError, match=where), listed_files():
             raise error
-    with pytest.raises(InfraError, match=r"^secret=\*\*\*: was there"), listed_files():
+    with pytest.raises(InfraError, match=r"^secret=\*\*\*: disappeared"), listed_files():
         raise FileNotFoundError("secret=s3cr3t")
 
 
