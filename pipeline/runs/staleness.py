@@ -20,7 +20,6 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.predictor_key import why_other
 from pipeline.published.state import PartitionStatus
 from pipeline.published.survey import survey
-from pipeline.published.verify import marker_problems
 from pipeline.reuse.finding import find_reuse
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
@@ -183,6 +182,8 @@ def tidy_if_free(run: RunContext) -> None:
             keep = run.job.sink.keep_versions
             repair(run.store, run.layout, keep, table=run.table, is_last=True)
     except PartitionBusy:
+        from pipeline.published.verify import marker_problems  # imports pandas and fsspec
+
         if marker_problems(run.store, run.layout):  # exit 0 promises the success marker
             raise
 

@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_written_and_a_port_that_is_taken_are_a_warning_
     ("field", "value", "why"),
     [
         ("textfile", "nightly.txt", "names end in .prom"),
-        ("textfile", "s3://bucket/x.prom", "on its own disk"),
+        ("textfile", "s3://bucket/x.prom", "reads only local files"),
         ("port", 0, "greater than or equal to 1"),
     ],
 )
