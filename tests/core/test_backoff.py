@@ -1,4 +1,4 @@
-"""What may pass is tried again, a few times, and counted; nothing else is."""
+"""Transient errors are retried a few times and counted; other errors are not retried."""
 
 from __future__ import annotations
 

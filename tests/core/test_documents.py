@@ -1,4 +1,4 @@
-"""Documents can grow: a reader ignores fields that only a newer version knows, at any depth."""
+"""Documents can grow: a reader ignores unknown fields of newer versions, at any depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes a run from outside its job file is named in one place."""
+"""Environment variables that change a run are named in one module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors: an exit code each, and they come through process borders and wrappers unchanged."""
+"""Each error has an exit code, and passes process borders and wrappers unchanged."""
 
 from __future__ import annotations
 

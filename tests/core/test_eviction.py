@@ -1,4 +1,4 @@
-"""Old artefacts in the node cache go to make room, oldest first, and never one that is in use."""
+"""Old artefacts are removed from the node cache to make room, oldest first, never one in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distributions: the sum of slices equals the distribution of all rows, and its size is bounded."""
+"""The sum of the distributions of slices is that of all rows, and its size is bounded."""
 
 from __future__ import annotations
 

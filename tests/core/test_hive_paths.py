@@ -1,4 +1,4 @@
-"""A value survives the way into a folder name and back, and every engine finds the same one."""
+"""A value survives the way into a folder name and back, and every engine reads the same one."""
 
 from __future__ import annotations
 

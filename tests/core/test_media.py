@@ -1,4 +1,4 @@
-"""The table of image and sound formats keeps the order in which rows of a tar choose a member."""
+"""The table of formats keeps the order in which a row of a tar chooses its member."""
 
 from __future__ import annotations
 

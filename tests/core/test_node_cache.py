@@ -1,4 +1,4 @@
-"""An artefact is kept whole or not at all."""
+"""An artefact of the node cache is whole or absent, and a suspended process blocks nobody."""
 
 from __future__ import annotations
 

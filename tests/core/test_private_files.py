@@ -1,4 +1,4 @@
-"""What another user of the machine could have made is neither believed, opened nor written to."""
+"""Files that another user could have made are neither trusted, opened nor written to."""
 
 from __future__ import annotations
 

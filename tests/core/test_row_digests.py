@@ -1,4 +1,4 @@
-"""Digests tell rows apart exactly where their inputs differ."""
+"""Digests of rows differ exactly if their inputs differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that are set aside come back in their places, as they are known."""
+"""Rows that are set aside return to their places with their known results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schemas: what is packed comes out the same, and images cross Arrow without a copy."""
+"""Packed slices, images, failures and schemas survive Arrow unchanged, without copies of images."""
 
 from __future__ import annotations
 

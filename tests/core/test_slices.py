@@ -1,4 +1,4 @@
-"""Slices and their pieces: any row begins a chain of pieces, and pieces never cross each other."""
+"""Each row of a slice begins a chain of pieces, and pieces never overlap partly."""
 
 from __future__ import annotations
 

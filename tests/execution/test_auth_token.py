@@ -1,4 +1,4 @@
-"""Ray's token is made private before Ray makes it, and stays what it is."""
+"""Ray's token is made private before Ray makes it, and is never changed."""
 
 from __future__ import annotations
 

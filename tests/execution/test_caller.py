@@ -1,4 +1,4 @@
-"""The process of a caller is as it was after runs in it."""
+"""Runs leave the process of their caller as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ray is asked for, stage by stage."""
+"""The options that Ray gets for each stage."""
 
 from __future__ import annotations
 

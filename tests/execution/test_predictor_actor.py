@@ -1,4 +1,4 @@
-"""What an actor does before and after its engine: it watches first rows, and holds to its check."""
+"""An actor watches the first rows, and makes its reference check once."""
 
 from __future__ import annotations
 

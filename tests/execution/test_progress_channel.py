@@ -1,4 +1,4 @@
-"""Actors tell the driver that they get on within a slice, and nothing waits for that."""
+"""Actors report progress within a slice to the driver, and nothing waits for it."""
 
 from __future__ import annotations
 

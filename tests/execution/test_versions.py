@@ -1,4 +1,4 @@
-"""A cluster of another Ray: what runs there, and the one line where nothing can."""
+"""A cluster with another Ray: what works, and the one-line error otherwise."""
 
 from __future__ import annotations
 

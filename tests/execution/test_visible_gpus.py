@@ -1,4 +1,4 @@
-"""A process of Ray sees the GPUs that Ray gave it: none in tasks, and the right one in an actor."""
+"""A process of Ray sees the GPUs that Ray gave it: none in tasks, its own in an actor."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def run(tmp_path: Path, factory: str, env: dict[str, str] | None = None, **secti
     return pipeline("run", job, "--date", DATE, "--json", env=env)
 
 
-@pytest.mark.slow  # in `make test` test_row_isolation has rows that end their process
+@pytest.mark.slow  # in `make test` test_poison_rows has rows that end their process
 @pytest.mark.parametrize("decode_in", ["actors", "tasks"])
 def test_rows_that_crash_stop_or_starve_the_model_cost_only_themselves(
     decode_in: str, tmp_path: Path

@@ -1,4 +1,4 @@
-"""A confined child does what libraries do, and nothing else; it ends with its caller."""
+"""A confined child does what libraries need and nothing else, and ends with its caller."""
 
 from __future__ import annotations
 

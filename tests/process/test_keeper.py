@@ -1,4 +1,4 @@
-"""The two processes of a command stop as one, and the parent says how a lost child ended."""
+"""The two processes of a command stop as one, and the parent reports how a lost child ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands still is ended, also after a pause, and nothing else."""
+"""A thread that stands still ends its process, also after a pause; nothing else does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run keeps in its process is its own, and is given up however the process ends."""
+"""The values of a run are its own, and are given up however the process ends."""
 
 from __future__ import annotations
 

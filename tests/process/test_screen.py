@@ -1,4 +1,4 @@
-"""What comes from the data is one printable line wherever it is read; pipes are for grep."""
+"""Text from data is one printable line wherever it is read; pipes are for grep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of an object whose making is unclear it is asked again, and what is read says whose it is."""
+"""After an unclear create the object is read again, and its token says whose it is."""
 
 from __future__ import annotations
 

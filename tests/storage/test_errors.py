@@ -1,4 +1,4 @@
-"""What a store raises is told by its code, status, class or number; no message shows a secret."""
+"""Errors of stores are classified by code, status, class or number; no message has a secret."""
 
 from __future__ import annotations
 

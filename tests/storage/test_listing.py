@@ -1,4 +1,4 @@
-"""A listing finds every file once, whatever the shape of the names, with few requests a file."""
+"""A listing finds every file once, whatever the names, with few requests."""
 
 from __future__ import annotations
 

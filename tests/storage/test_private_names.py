@@ -1,4 +1,4 @@
-"""Private names of s3fs, gcsfs, adlfs and fsspec: without each, the plain way does the same."""
+"""Without private names of s3fs, gcsfs, adlfs and fsspec, the plain way gives the same."""
 
 from __future__ import annotations
 

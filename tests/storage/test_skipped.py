@@ -1,4 +1,4 @@
-"""What is no input is counted with its reason, in little memory, whatever the names are."""
+"""Skipped files are counted with their reasons, in little memory, whatever their names."""
 
 from __future__ import annotations
 

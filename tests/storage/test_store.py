@@ -1,4 +1,4 @@
-"""Storage: whole files only, one creator of each name, and one clear error for each trouble."""
+"""Stores have whole files only, one creator per name, and one clear error per problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A URI of a store has one form, and means one path and one account."""
+"""A URI of a store has one form, and names one path and one account."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cluster has: nodes that work, all kinds of GPUs, and what an autoscaler may add."""
+"""The hardware of a cluster: computing nodes, kinds of GPUs, limits of an autoscaler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading keeps close to the actors, however small the slices are, and nothing gets stuck."""
+"""Reading stays close to the actors, however small the slices are, and never blocks."""
 
 from __future__ import annotations
 

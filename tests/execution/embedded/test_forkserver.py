@@ -1,4 +1,4 @@
-"""Workers of an embedded Ray are forked: like those it starts, but sooner; and never instead."""
+"""Forked workers of an embedded Ray are like started ones, but sooner; Ray can do without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An embedded Ray has only the processes that a run needs, and none is left when it ends."""
+"""An embedded Ray has only the processes that a run needs, and all of them end with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guard: a slice runs here until a process ended over it, and in a child from then on."""
+"""A slice runs in the worker until a process ended over it, and in a child from then on."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ guard.close()
 """
 
 
-@pytest.mark.slow  # test_row_isolation has such a row in `make test`
+@pytest.mark.slow  # test_poison_rows has such a row in `make test`
 def test_a_worker_that_takes_too_much_memory_ends_and_its_row_is_found(tmp_path: Path) -> None:
     command = [sys.executable, "-c", GUARDED, str(tmp_path / "marks"), str(tmp_path / "starts")]
     path = os.pathsep.join([PYTHONPATH, *sys.path])

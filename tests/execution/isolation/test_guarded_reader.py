@@ -1,4 +1,4 @@
-"""Guarded reading: a shard that ends its reader fails its own rows only."""
+"""A shard that ends its reader fails only its own rows."""
 
 from __future__ import annotations
 

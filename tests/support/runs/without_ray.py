@@ -1,4 +1,4 @@
-"""An executor without Ray: the stages of a run in a loop in this process."""
+"""An executor without Ray: the stages of a run in a loop in this process, in milliseconds."""
 
 from __future__ import annotations
 

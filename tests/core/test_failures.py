@@ -1,4 +1,4 @@
-"""Causes of failed rows: joined whatever differs from row to row, and their sums stay right."""
+"""Causes of failed rows are joined across differing messages, and their sums are exact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Isolation: a row that ends its process is failed with its reason, and costs no other row."""
+"""A row that ends its process fails with its reason, and costs no other row."""
 
 from __future__ import annotations
 
