@@ -487,5 +487,5 @@ def test_a_schema_in_a_file_is_the_same_as_inline_and_a_refusal_is_one_line(tmp_
     for verb in ("plan", "run"):
         done = pipeline(verb, str(job), "--date", DATES[0])
         assert done.code == 2
-        assert 'generate.schema: properties.a: "pattern" is not done here' in done.stderr
+        assert 'generate.schema: properties.a: "pattern" is not supported' in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -117,7 +117,7 @@ class _Reader:
         taken = {field.name for field in GENERATE_FIELDS}
         for name in schema["properties"]:
             if name.lower() in taken:
-                _refuse(f"properties.{name}", "is a column of task 'generate'; name it otherwise")
+                _refuse(f"properties.{name}", "is a column of task 'generate'; rename the property")
         return schema
 
     def _value(self, given: Any, place: str, refs: tuple[str, ...], depth: int = 0) -> Schema:
@@ -155,9 +155,9 @@ class _Reader:
     def _count(self, place: str, depth: int) -> None:
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES:
-            _refuse(place, f"a schema may name {MAX_NODES} values, and this is one more")
+            _refuse(place, f"the schema has more than {MAX_NODES} values")
         if depth > MAX_DEPTH:
-            _refuse(place, f"a value may be inside of {MAX_DEPTH} others, and this is in one more")
+            _refuse(place, f"the value is nested more than {MAX_DEPTH} levels deep")
 
     def _referred(self, asked: Any, place: str, refs: tuple[str, ...], depth: int) -> Schema:
         target = asked["$ref"]
@@ -165,16 +165,16 @@ class _Reader:
         if match is None or match.groups() not in self._definitions:
             _refuse(place, f"$ref {_shown(target)} names no definition of this schema")
         if len(asked) > 1:
-            _refuse(place, "$ref may have no other keyword beside it")
+            _refuse(place, "$ref must not have other keywords beside it")
         if target in refs:
-            _refuse(place, f"$ref {_shown(target)} stands in itself; records have no recursion")
+            _refuse(place, f"$ref {_shown(target)} refers to itself; records cannot be recursive")
         return self._value(self._definitions[match.groups()], place, (*refs, target), depth)
 
     def _or_null(self, asked: Any, place: str, refs: tuple[str, ...], depth: int) -> Schema:
         options = asked["anyOf"]
         others = [item for item in options if item != NULL] if isinstance(options, list) else []
         if len(asked) > 1 or len(others) != 1 or len(options) != 2:
-            _refuse(place, "anyOf is done for one schema and {type: 'null'} alone")
+            _refuse(place, "anyOf supports only one schema and {type: 'null'}")
         return _with_null(self._value(others[0], place, (*refs, ""), depth))
 
     def _values(
@@ -182,23 +182,23 @@ class _Reader:
     ) -> Schema:
         """Return the keyword `enum` or `const`."""
         if len(asked) > 1 + ("type" in asked):
-            _refuse(place, "enum and const say all of a value; leave other keywords out")
+            _refuse(place, "enum and const allow no other keywords")
         values = asked["enum"] if "enum" in asked else [asked["const"]]
         kept = [value for value in values if value is not None] if isinstance(values, list) else []
         if not kept:
-            _refuse(place, "enum: expected a list of texts")
+            _refuse(place, "enum: expected a list of values")
         if is_nullable != _has_null(asked):
             _refuse(place, "null must be both in type and in enum, or in neither")
         for value in kept:
             if _TYPES.get(type(value)) not in (name, *["integer"] * (name == "number")):
-                _refuse(place, f"{_shown(value)} is no {name}")
+                _refuse(place, f"{_shown(value)} is not of type {name}")
             if name in ("integer", "number"):
                 _require_number(value, name, place)
             elif isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-                _refuse(place, f"{_shown(value)} is no text of Unicode")
+                _refuse(place, f"{_shown(value)} is not valid Unicode")
         self._num_values += len(kept)
         if self._num_values > MAX_VALUES:
-            _refuse(place, f"enums may have {MAX_VALUES:,} values together")
+            _refuse(place, f"all enums together may have {MAX_VALUES:,} values")
         only = [*dict.fromkeys(map(float, kept) if name == "number" else kept)]
         return {"enum": only} if len(only) > 1 else {"const": only[0]}
 
@@ -209,7 +209,9 @@ class _Reader:
             if bound in asked and name in ("integer", "number"):
                 _require_number(asked[bound], name, _join(place, bound))
             elif bound in asked and (type(asked[bound]) is not int or asked[bound] < 0):
-                _refuse(place, f"{bound} is {_shown(asked[bound])}, expected a whole number from 0")
+                _refuse(
+                    place, f"{bound} is {_shown(asked[bound])}, expected an integer of at least 0"
+                )
         least, most = (asked.get(bound) for bound in names)
         if least is not None and most is not None and least > most:
             _refuse(place, f"{names[0]} {least} is above {names[1]} {most}")
@@ -236,21 +238,23 @@ class _Reader:
     ) -> Schema:
         properties, required = asked.get("properties"), asked.get("required", [])
         if asked.get("additionalProperties", False) is not False:
-            _refuse(place, "additionalProperties: records have no others; give false")
+            _refuse(place, "additionalProperties must be false")
         if not isinstance(properties, dict) or not properties:
             _refuse(place, "an object needs properties, the schemas of its values by name")
         seen: dict[str, str] = {}
         for name in properties:
             if not _NAME.fullmatch(name):
-                rule = "is no name of a column: a letter, then ASCII letters, digits and _, 64 most"
+                rule = "is not a column name: a letter, then at most 63 ASCII letters, digits and _"
                 _refuse(place, f"property {_shown(name)} {rule}")
             if (other := seen.setdefault(name.lower(), name)) != name:
-                _refuse(place, f"properties {other!r} and {name!r} are one column to many readers")
+                _refuse(
+                    place, f"properties {other!r} and {name!r} are the same column to many readers"
+                )
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             _refuse(place, "required: expected a list of names")
         for name in required:
             if name not in properties:
-                _refuse(place, f"required: {_shown(name)} is none of the properties")
+                _refuse(place, f"required: {_shown(name)} is not one of the properties")
         schemas = {
             name: self._value(schema, _join(place, f"properties.{name}"), refs, depth + 1)
             for name, schema in properties.items()
@@ -266,9 +270,9 @@ def _require_short(schema: Any) -> None:
     try:
         num_chars = len(json.dumps(schema, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError):
-        raise SchemaError("is no JSON, or is nested too deep") from None
+        raise SchemaError("is not JSON, or is nested too deep") from None
     if num_chars > MAX_CHARS:
-        raise SchemaError(f"has {num_chars:,} characters, at most {MAX_CHARS:,} are read")
+        raise SchemaError(f"has {num_chars:,} characters, at most {MAX_CHARS:,} are allowed")
 
 
 def _with_null(schema: Schema) -> Schema:
@@ -284,15 +288,15 @@ def _type_of(asked: Mapping[str, Any], place: str) -> tuple[str, bool]:
         types = [type_name, *(["null"] if _has_null(asked) else [])]
     if not types and asked:
         first = _shown(next(iter(asked)))
-        _refuse(place, f"{first} is not done here; a value has a type, an enum or a const")
+        _refuse(place, f"{first} is not supported; a value has a type, an enum or a const")
     names = [name for name in types if name != "null"]
     if len(names) != 1 or len(types) > 2 or not _KEYWORDS.keys() & {str(name) for name in names}:
-        hint = "; null is a text in quotes there" if None in types else ""
+        hint = "; write null in quotes there" if None in types else ""
         expected = f"expected one of {', '.join(_KEYWORDS)}, beside it 'null' at most{hint}"
         _refuse(place, f"type is {_shown(given)}, {expected}")
     for keyword in asked:
         if keyword != "type" and keyword not in _KEYWORDS[names[0]]:
-            problem = f"is not done here; {names[0]} may have {', '.join(_KEYWORDS[names[0]])}"
+            problem = f"is not supported; {names[0]} may have {', '.join(_KEYWORDS[names[0]])}"
             _refuse(place, f"{_shown(keyword)} {problem}")
     return names[0], len(types) == 2
 
@@ -303,7 +307,7 @@ def _require_number(value: Any, name: str, place: str) -> None:
         expected = f"expected a number of at most 53 bits and {_MAX_DECIMALS} decimals"
         _refuse(place, f"{_shown(value)}: {expected}")
     if name == "integer" and value != int(value):
-        _refuse(place, f"{_shown(value)} is no integer")
+        _refuse(place, f"{_shown(value)} is not an integer")
 
 
 def _has_null(asked: Mapping[str, Any]) -> bool:

@@ -259,7 +259,7 @@ def test_spaces_before_marks_are_cleaned_where_the_library_does_it(
     rules = replace(generation.rules, cleans=False)
     wrong = replace(spec, task=replace(spec.task, generation=replace(generation, rules=rules)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(JobError, match=r"of tokens \[.*\] transformers makes \"w.*\", and \"w.* "):
+    with pytest.raises(JobError, match=r"decodes tokens \[.*\] to \"w.*\", expected \"w"):
         compare(str(path), wrong)
 
 
