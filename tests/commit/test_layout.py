@@ -23,6 +23,7 @@ from pipeline.commit.layout import (
     renumber,
     staged_name,
 )
+from pipeline.core.output_folders import calibrated_model, measured_profile
 from pipeline.core.slices import SliceKey
 
 _FOLDERS = "predictions|quarantine|reports|staging|history|lease|keys|choice|tensors|profiles"
@@ -113,7 +114,7 @@ def test_paths_are_those_of_the_contract():
     assert layout.success == "predictions/date=2026-11-24/_SUCCESS"
     assert layout.current == "_control/date=2026-11-24/current.json"
     assert layout.quarantine == "quarantine/date=2026-11-24"
-    assert layout.report("R1", "report.json") == "reports/date=2026-11-24/R1/report.json"
+    assert layout.report("R1") == "reports/date=2026-11-24/R1/report.json"
     assert layout.plan("F1") == "_control/date=2026-11-24/plan/F1.json"
     assert layout.staging("F1") == "_control/date=2026-11-24/staging/F1"
     assert layout.lease(7) == "_control/date=2026-11-24/lease/0000000007.json"
@@ -123,6 +124,10 @@ def test_paths_are_those_of_the_contract():
     assert layout.compacted("F1", "7-a") == "_control/date=2026-11-24/staging/F1/compacted-7-a"
     assert layout.tensors("F1") == "_control/date=2026-11-24/tensors/F1.json"
     assert layout.keys("7-a") == "_control/date=2026-11-24/keys/7-a"
+    assert layout.choice("F1") == "_control/date=2026-11-24/choice/F1.json"
+    assert layout.choice("F1", "gpu") == "_control/date=2026-11-24/choice/F1-gpu.json"
+    assert calibrated_model("S1") == "_control/models/S1.onnx"
+    assert measured_profile("K1") == "_control/profiles/K1.json"
     whole = Layout(None)
     assert (whole.name, whole.predictions, whole.success) == (
         "all",
