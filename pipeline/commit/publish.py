@@ -236,15 +236,10 @@ def _retire(store: Store, layout: Layout, replaced: Mapping[str, int]) -> None:
 
 def _trim_history(store: Store, layout: Layout, keep_versions: int) -> list[int]:
     """Delete all but the newest versions of the history; return the numbers of these."""
-    kept: dict[str, list[str]] = {}
-    for file in store.list_files(layout.all_history):
-        version = first_below(layout.all_history, file.path)
-        if version.isascii() and version.isdigit():
-            kept.setdefault(version, []).append(file.path)
-    old = sorted(kept, reverse=True)[keep_versions:]
-    for version in old:
-        store.delete(kept.pop(version))
-    return [int(version) for version in kept]
+    files = _history_files(store, layout)
+    for number in sorted(files, reverse=True)[keep_versions:]:
+        store.delete(files.pop(number))
+    return [*files]
 
 
 def _read_or_none(store: Store, path: str) -> bytes | None:
@@ -362,9 +357,17 @@ def rollback(
 
 def history_numbers(store: Store, layout: Layout) -> list[int]:
     """List the numbers of the versions in the history, ascending."""
-    folder = layout.all_history
-    names = {first_below(folder, file.path) for file in store.list_files(folder)}
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    return sorted(_history_files(store, layout))
+
+
+def _history_files(store: Store, layout: Layout) -> dict[int, list[str]]:
+    """Return number of a version -> paths of its parts in the history."""
+    files: dict[int, list[str]] = {}
+    for file in store.list_files(layout.all_history):
+        number = first_below(layout.all_history, file.path)
+        if number.isascii() and number.isdigit():
+            files.setdefault(int(number), []).append(file.path)
+    return files
 
 
 def _in_history(layout: Layout, parts: Sequence[Part]) -> tuple[Part, ...]:
