@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.core.figures import Comparison
+from pipeline.gates.earlier_partitions import Past
 from pipeline.gates.gate import Figures, Gate, Need
-from pipeline.gates.history import Past
 from pipeline.gates.results import Finding
 from pipeline.job.gates import Gates, Mode
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from math import log
 
 from pipeline.core.histograms import SCORE_BINS, Distribution, Numbers
+from pipeline.gates.earlier_partitions import NOTHING_EARLIER, Past
 from pipeline.gates.gate import Figures, Gate, Need
-from pipeline.gates.history import NOTHING_EARLIER, Past
 from pipeline.gates.results import Finding
 from pipeline.job.gates import Drift, Gates, Mode
 

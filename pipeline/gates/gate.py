@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from pipeline.core.failures import Cause
 from pipeline.core.figures import SliceFigures
 from pipeline.core.histograms import Distribution
-from pipeline.gates.history import Past
+from pipeline.gates.earlier_partitions import Past
 from pipeline.gates.results import Finding
 from pipeline.job.gates import Gates, Mode
 

@@ -14,8 +14,8 @@ from pipeline.core.errors import GateRefused
 from pipeline.core.failures import Cause
 from pipeline.core.histograms import Distribution
 from pipeline.core.registry import GATES, get, names
+from pipeline.gates.earlier_partitions import Past
 from pipeline.gates.gate import NONE_UNREADABLE, Figures, Gate, Need, UnreadableShards
-from pipeline.gates.history import Past
 from pipeline.gates.results import Finding, GateResult, accept, failures, how_to_accept
 from pipeline.job.gates import Gates
 

@@ -8,8 +8,8 @@ from statistics import median
 
 from pipeline.core.failures import format_causes
 from pipeline.core.figures import Generated, Tokenised
+from pipeline.gates.earlier_partitions import NOTHING_EARLIER, Past
 from pipeline.gates.gate import Figures, Gate, Need
-from pipeline.gates.history import NOTHING_EARLIER, Past
 from pipeline.gates.results import Finding
 from pipeline.job.gates import Gates, Mode
 

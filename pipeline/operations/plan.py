@@ -22,8 +22,8 @@ from pipeline.operations.arguments import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.published.describe import DIGEST_CHARS, version_facts
+from pipeline.report.earlier_reports import find_past_run, is_basis
 from pipeline.report.estimate import NO_BASIS, estimate
-from pipeline.report.history import find_past_run, is_basis
 from pipeline.report.sections.carried import first_shards, plan_facts
 from pipeline.report.sections.model import ModelSection
 from pipeline.report.showing.printed import PrintedDict

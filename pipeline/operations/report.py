@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.document import Report
-from pipeline.report.history import load_report
+from pipeline.report.earlier_reports import load_report
 
 
 def report(

@@ -29,7 +29,7 @@ from pipeline.published.dataset import OutputFolder, PublishedParts, Rows
 from pipeline.published.originals import OriginalFinder, Originals
 from pipeline.published.sheets import least_certain, score_column
 from pipeline.report.document import Report
-from pipeline.report.history import load_report
+from pipeline.report.earlier_reports import load_report
 from pipeline.report.showing.printed import facts_html, table_html
 from pipeline.storage.store import Store
 

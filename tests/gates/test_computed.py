@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.core.errors import GateRefused
 from pipeline.core.histograms import Distribution, Numbers
+from pipeline.gates.earlier_partitions import Past
 from pipeline.gates.gate import Figures
-from pipeline.gates.history import Past
 from pipeline.gates.judging import all_gates, judge
 from pipeline.gates.results import GateResult, require_pass
 from pipeline.job.gates import Gates

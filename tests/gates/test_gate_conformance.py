@@ -17,8 +17,8 @@ from pipeline.core.figures import (
 )
 from pipeline.core.histograms import Distribution, Numbers
 from pipeline.core.registry import GATES, load, names
+from pipeline.gates.earlier_partitions import Past
 from pipeline.gates.gate import Figures
-from pipeline.gates.history import Past
 from pipeline.gates.judging import all_gates, certain_failures, judge, needs_of
 from pipeline.gates.results import CONSERVATION, GateResult, parse_accepted, require_pass
 from pipeline.job.gates import Gates

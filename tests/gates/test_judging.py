@@ -15,8 +15,8 @@ from pipeline.core.errors import GateRefused, JobError
 from pipeline.core.failures import Cause
 from pipeline.core.figures import Comparison, SliceFigures, Tokenised
 from pipeline.core.histograms import Distribution, Numbers
+from pipeline.gates.earlier_partitions import Past
 from pipeline.gates.gate import Figures, UnreadableShards
-from pipeline.gates.history import Past
 from pipeline.gates.judging import certain_failures, early_refusal, judge
 from pipeline.gates.results import GateResult, accept, how_to_accept, parse_accepted, require_pass
 from pipeline.job.gates import Gates

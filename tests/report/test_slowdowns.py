@@ -8,7 +8,7 @@ from support.runs.report_examples import FULL, Facts, counted, document_of, repo
 
 from pipeline.core.errors import InfraError
 from pipeline.report.document import Report, to_json
-from pipeline.report.history import compare_with_before, past_reports
+from pipeline.report.earlier_reports import compare_with_before, past_reports
 from pipeline.report.sections.stages import slower_than_before
 from pipeline.storage.store import Store
 

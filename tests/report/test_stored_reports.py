@@ -13,7 +13,7 @@ from pipeline.commit.layout import Layout
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.figures import StageCounters
 from pipeline.report.document import Report
-from pipeline.report.history import load_report
+from pipeline.report.earlier_reports import load_report
 from pipeline.storage.store import Store
 
 NEXT_DAY = "date=2026-11-25"

@@ -31,8 +31,8 @@ from pipeline.core.failures import MAX_PER_RUN, SystematicFailure, common_cause,
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.semantics import environment_versions, package_versions
 from pipeline.core.slices import SliceKey
+from pipeline.gates.earlier_partitions import Past, look_back
 from pipeline.gates.gate import Figures
-from pipeline.gates.history import Past, look_back
 from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of
 from pipeline.gates.results import GateResult, require_pass
 from pipeline.planning.plan import Plan

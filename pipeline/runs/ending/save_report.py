@@ -11,7 +11,7 @@ from pipeline.core.printable import clean_message
 from pipeline.gates.golden import GoldenRefused
 from pipeline.process.interrupts import as_ours
 from pipeline.report.document import Report, RunStatus, to_json
-from pipeline.report.history import compare_with_before, past_reports
+from pipeline.report.earlier_reports import compare_with_before, past_reports
 from pipeline.report.render import to_html
 from pipeline.runs.context import RunContext
 

@@ -29,9 +29,9 @@ from pipeline.preprocessing.model_input import cost_of
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.tuning import choice as choices
 from pipeline.runs.tuning.choice import Choice
-from pipeline.runs.tuning.context import TuningContext
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile, machines_of
 from pipeline.runs.tuning.selection import Budget, Trial, as_tried, candidates
+from pipeline.runs.tuning.trial_context import TuningContext
 from pipeline.runs.tuning.trials import choose_confirmed, try_ways
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store

@@ -25,8 +25,8 @@ from pipeline.inference.hardware_facts import describe_processor
 from pipeline.inference.runtimes import runtime_versions
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import Hardware
-from pipeline.runs.tuning.context import TuningContext
 from pipeline.runs.tuning.selection import Trial
+from pipeline.runs.tuning.trial_context import TuningContext
 
 _ANSWER_S = 60.0
 log = logging.getLogger(__name__)

@@ -19,7 +19,6 @@ from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.runtime import emulated_reason, missing_reason
 from pipeline.models.spec import EAGER, FP32
 from pipeline.preprocessing.model_input import is_varying
-from pipeline.runs.tuning.context import Sample, TuningContext
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import (
     GIVEN_UP,
@@ -35,6 +34,7 @@ from pipeline.runs.tuning.selection import (
     is_usable,
     is_worth_trying,
 )
+from pipeline.runs.tuning.trial_context import Sample, TuningContext
 from pipeline.runs.tuning.workload import SAMPLE_ROWS, Batches, rows_to_sample
 
 TRIAL_S = 120.0

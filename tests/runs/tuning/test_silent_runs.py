@@ -23,9 +23,9 @@ from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.tuning import trials
 from pipeline.runs.tuning.auto import opened, resolve_runtime
 from pipeline.runs.tuning.choice import Choice
-from pipeline.runs.tuning.context import TuningContext
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile, machines_of
 from pipeline.runs.tuning.selection import GIVEN_UP, UNASKED_ROWS, Budget, Trial
+from pipeline.runs.tuning.trial_context import TuningContext
 from pipeline.runs.tuning.trials import try_ways
 
 FIRST, NEXT = ("--date", "2026-11-24"), ("--date", "2026-11-25")

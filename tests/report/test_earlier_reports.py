@@ -7,7 +7,7 @@ import pytest
 from support.runs.published import put_report
 from support.runs.report_examples import FULL, Facts, document_of, report_of
 
-from pipeline.report.history import find_past_run, is_basis
+from pipeline.report.earlier_reports import find_past_run, is_basis
 from pipeline.report.sections.model import ModelSection
 from pipeline.storage.store import Store
 

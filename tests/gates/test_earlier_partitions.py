@@ -11,7 +11,7 @@ from support.runs.published import Rows, publish_rows
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.core.histograms import Distribution
-from pipeline.gates.history import Past, look_back
+from pipeline.gates.earlier_partitions import Past, look_back
 from pipeline.storage.store import Store
 
 
