@@ -209,9 +209,7 @@ class _Reader:
             if bound in asked and name in ("integer", "number"):
                 _require_number(asked[bound], name, _join(place, bound))
             elif bound in asked and (type(asked[bound]) is not int or asked[bound] < 0):
-                _refuse(
-                    place, f"{bound} is {_shown(asked[bound])}, expected an integer of at least 0"
-                )
+                _refuse(place, f"{bound} is {_shown(asked[bound])}, expected an integer >= 0")
         least, most = (asked.get(bound) for bound in names)
         if least is not None and most is not None and least > most:
             _refuse(place, f"{names[0]} {least} is above {names[1]} {most}")
@@ -247,9 +245,7 @@ class _Reader:
                 rule = "is not a column name: a letter, then at most 63 ASCII letters, digits and _"
                 _refuse(place, f"property {_shown(name)} {rule}")
             if (other := seen.setdefault(name.lower(), name)) != name:
-                _refuse(
-                    place, f"properties {other!r} and {name!r} are the same column to many readers"
-                )
+                _refuse(place, f"properties {other!r} and {name!r} are one column to many readers")
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             _refuse(place, "required: expected a list of names")
         for name in required:
