@@ -149,14 +149,14 @@ def _files(store: Store, pattern: str) -> tuple[Store, list[StoredFile]]:
     if files:
         return store, files
     if pattern:
-        raise InputMissing(f"source.uri = {store.url(pattern)}: matches no files")
+        raise InputMissing(f"source.uri = {store.url(pattern)}: matches no file")
     parent, _, name = store.uri.rpartition("/")
     folder = Store(parent or "/", store.storage_options)
     single = folder.stat(name) if name and not parent.endswith("/") else None
     if single is not None:
         return folder, [single]
     require_there(store)
-    raise InputMissing(f"source.uri = {store.url('')}: has no files; run again when it does")
+    raise InputMissing(f"source.uri = {store.url('')}: holds no files; run again when it does")
 
 
 def names_of(rows: Sequence[str]) -> str:

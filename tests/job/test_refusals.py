@@ -23,7 +23,7 @@ MINIMAL = {
     "sink": {"uri": "out"},
 }
 GIVE_ONE = "give one of image_column, audio_column, "
-ARGUMENT = "is that of an argument of the model's forward"
+ARGUMENT = "has the name of an argument of the model's forward"
 AT_LEAST_1 = "Input should be greater than or equal to 1"
 PARTITION = "write key=value, such as date=2026-11-24: letters, digits and _"
 SIDES = r"a positive integer, or two: \[height, width\]"

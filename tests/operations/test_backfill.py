@@ -152,7 +152,7 @@ def test_hours_are_dates_of_their_own(tmp_path: Path):
         JobError, match=r"\$\{hour\} needs a date with an hour, such as 2026-11-22T05"
     ):
         pipeline.backfill(job, from_=DAYS[0], to=DAYS[1], allow_import=ALLOWED)
-    with pytest.raises(JobError, match=r"write \$\{date\}T\$\{hour\} in it"):
+    with pytest.raises(JobError, match=r"must contain \$\{date\}T\$\{hour\}"):
         pipeline.backfill(job_over(tmp_path), **hours, allow_import=ALLOWED)
     daily = write_job(
         tmp_path / "job.yaml", source, str(tmp_path / "out"), sink={"partition": "hour=${hour}"}

@@ -69,7 +69,7 @@ def drafted(
 
 def features_of(error: object) -> list[str]:
     """The columns that the command in a message gives, as the command line parses it."""
-    words = shlex.split(str(error).partition("order? ")[2].partition("; left out")[0])
+    words = shlex.split(str(error).partition("in order: ")[2].partition("; not in this list")[0])
     assert words[:2] == ["pipeline", "predict"]
     return list(PREDICT.make_context("predict", words[2:]).params["features"])
 
@@ -203,7 +203,7 @@ def test_features_are_given_once(tmp_path: Path, models: Path):
     ("data", "given", "words"),
     [
         (rows("00#", "30", "4.5", '"1,100.50"', header=f"customer,{HEADER}"), {},
-         r'takes 3 numbers .* age,visits .* left out .*, spent \(text .*"1,100.50"; --set '),
+         r'takes 3 unnamed .* age,visits .* not in this list.*, spent \(text .*"1,100.50"; --set '),
         (rows("#", "4", '"4,5"', header=HEADER), {}, r'\(text .*"4,5"; --set '),
         (rows("30", "4", "12 %", header=HEADER), {}, r'spent \(text .*"12 %"\)'),
         (rows(*NUMBERS, "7", header=f"{HEADER},more"), {}, r"more \(4 numbers, not 3\)"),

@@ -193,7 +193,7 @@ def test_without_safetensors_onnx_files_are_taken(hub: HubServer, tmp_path: Path
             "--include pytorch_model.bin: pytorch_model.bin is not allowed: only",
         ),
         ("*.py", "--include *.py: modeling_own.py is not allowed: only *.safetensors"),
-        ("LICENSE.pkl", "LICENSE.pkl is not copied"),
+        ("LICENSE.pkl", "LICENSE.pkl is not allowed"),
         ("missing.json", "--include missing.json: the repository has no such file"),
     ],
 )
@@ -359,7 +359,7 @@ def listing(**changed: Any) -> bytes:
 )
 def test_an_invalid_answer_of_the_hub_is_reported(hub: HubServer, tmp_path: Path, answer: bytes):
     hub.describes = answer
-    assert "answer describes no repository" in refusal(URI, tmp_path, error_type=InfraError)
+    assert "answer does not describe a repository" in refusal(URI, tmp_path, error_type=InfraError)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_an_invalid_answer_of_the_hub_is_reported(hub: HubServer, tmp_path: Path
 )
 def test_an_answer_without_files_is_reported(hub: HubServer, tmp_path: Path, answer: bytes):
     hub.lists = answer
-    assert "answer describes no repository" in refusal(URI, tmp_path, error_type=InfraError)
+    assert "answer does not describe a repository" in refusal(URI, tmp_path, error_type=InfraError)
 
 
 def test_an_invalid_digest_counts_as_different(hub: HubServer, tmp_path: Path):
@@ -386,7 +386,7 @@ def test_an_invalid_digest_counts_as_different(hub: HubServer, tmp_path: Path):
 
 def test_files_that_do_not_fit_the_disk_are_refused(hub: HubServer, tmp_path: Path):
     hub.lists = listing(size=10**15)
-    assert "has 1000000000000000 bytes, and" in refusal(URI, tmp_path, error_type=InfraError)
+    assert "needs 1000000000000000 bytes, but" in refusal(URI, tmp_path, error_type=InfraError)
     assert not hub.downloads
 
 
@@ -403,7 +403,7 @@ def test_a_full_disk_is_not_reported_as_a_failure_of_the_hub(hub: HubServer, tmp
         message = refusal(URI, tmp_path, LARGE, error_type=InfraError)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert message == f"{URI}: cannot be written to the local disk: File too large"
+    assert message == f"{URI}: cannot write to the local disk: File too large"
 
 
 @pytest.mark.no_ray

@@ -50,8 +50,8 @@ def test_a_time_is_its_hour_in_utc(moment: dt.datetime, hour: dt.datetime) -> No
             (text, "write YYYY-MM-DD, or YYYY-MM-DDTHH")
             for text in ("", "24.11.2026", "2026-11-24T5:3")
         ),
-        ("2026-11-31", "date 2026-11-31: there is no such day"),
-        ("2026-11-24T24", "there is no such hour"),
+        ("2026-11-31", "date 2026-11-31: no such day"),
+        ("2026-11-24T24", "no such hour"),
     ],
 )
 def test_an_invalid_date_is_refused_with_the_reason(text: str, message: str) -> None:
