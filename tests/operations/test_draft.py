@@ -191,8 +191,8 @@ def test_the_files_determine_the_format(tmp_path: Path):
     with pytest.raises(JobError, match=r"which format\? --set source.format=.*images \(1 file\)"):
         look(str(tmp_path))
     assert look(str(tmp_path / "*.jsonl")).format == "jsonl"
-    (tmp_path / "rows.txt").write_text((tmp_path / "rows.jsonl").read_text())
-    assert look(str(tmp_path / "rows.txt")).format == "jsonl"
+    (tmp_path / "photo.bin").write_bytes(PNG)
+    assert look(str(tmp_path / "photo.bin")).format == "images"
 
 
 def test_a_broken_file_is_an_error_in_one_line(tmp_path: Path, encoder: str):
