@@ -33,7 +33,7 @@ from pipeline.operations.arguments import (
 )
 from pipeline.process.interrupts import as_ours, reason
 from pipeline.process.run_scope import new_scope
-from pipeline.published.survey import survey
+from pipeline.published.status import survey
 from pipeline.report.showing.blocks import format_duration
 from pipeline.report.showing.printed import Printed
 from pipeline.runs.context import RunOptions

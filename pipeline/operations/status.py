@@ -22,8 +22,7 @@ from pipeline.operations.arguments import (
     run_options,
     same_partition,
 )
-from pipeline.published.state import Status
-from pipeline.published.survey import survey_output
+from pipeline.published.status import Status, survey_output
 from pipeline.runs.staleness import survey_job
 
 

@@ -16,7 +16,7 @@ from pipeline.execution.submit.attempts import find_job, find_newest
 from pipeline.execution.submit.job import (
     stop_job,
 )
-from pipeline.published.survey import survey_output
+from pipeline.published.status import survey_output
 from pipeline.report.showing.printed import printed
 
 

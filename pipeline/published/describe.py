@@ -18,8 +18,7 @@ from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
 from pipeline.published.dataset import PublishedParts
 from pipeline.published.originals import OriginalFinder
 from pipeline.published.sheets import try_sheet
-from pipeline.published.state import Status
-from pipeline.published.survey import survey
+from pipeline.published.status import Status, survey
 from pipeline.report.render import page_html
 from pipeline.report.showing.printed import document_html
 from pipeline.storage.store import Store

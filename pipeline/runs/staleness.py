@@ -18,8 +18,7 @@ from pipeline.job.job import Job
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor_key import why_other
-from pipeline.published.state import PartitionStatus
-from pipeline.published.survey import survey
+from pipeline.published.status import PartitionStatus, survey
 from pipeline.reuse.finding import find_reuse
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare

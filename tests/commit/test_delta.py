@@ -19,8 +19,7 @@ from support.servers.faultproxy import RESET_AFTER, RESET_BEFORE, TRUNCATE, Faul
 from support.servers.object_stores import S3Server
 
 from pipeline.commit import delta
-from pipeline.commit.delta import Delta
-from pipeline.commit.delta_storage import library_options
+from pipeline.commit.delta import Delta, library_options
 from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, sync_published_folder

@@ -17,7 +17,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError
 from pipeline.operations.status import status_of_job
-from pipeline.published.state import PartitionStatus
+from pipeline.published.status import PartitionStatus
 from pipeline.storage.store import Store
 
 DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]

@@ -12,7 +12,7 @@ from support.runs.published import DAY, publish_rows
 
 from pipeline.operations.backfill import Backfill, DateRun
 from pipeline.published.describe import describe_output
-from pipeline.published.state import PartitionStatus, Status
+from pipeline.published.status import PartitionStatus, Status
 from pipeline.report.showing.printed import Printed, PrintedDict, render_document
 from pipeline.storage.store import Store
 
