@@ -22,16 +22,7 @@ import pyarrow.dataset as ds
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.figures import Counters
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import (
-    DETECTIONS,
-    DURATION_S,
-    ENTITIES,
-    LABEL,
-    LABELS,
-    ROW_ID,
-    SCORE,
-    URI,
-)
+from pipeline.core.schema import DETECTIONS, DURATION_S, ENTITIES, LABEL, LABELS, ROW_ID, SCORE, URI
 from pipeline.execution.isolation.child_process import Child, ChildResult, Step
 from pipeline.job.source import Source
 from pipeline.preprocessing.images.thumbnails import Thumbnail
