@@ -60,7 +60,7 @@ def card(store: Store) -> str:
 
 
 def snippets(store: Store) -> tuple[str, dict[str, str]]:
-    """The first line of code of a card, and of each engine what reads its rows."""
+    """The first line of code of a card, and engine -> code that reads the rows."""
     first, *readers = _SNIPPET.findall(card(store))
     names = {re.search(r"(?:import|from) (\w+)", snippet)[1]: snippet for snippet in readers}  # type: ignore[index]
     return first, names
@@ -104,7 +104,7 @@ def test_an_engine_reads_the_output_with_the_code_of_the_card(
     first, readers = snippets(store)
     assert set(readers) == {"pipeline", "pyarrow", "duckdb", "polars", *OTHERS}
     names: dict[str, Any] = {}
-    exec(first + readers[engine], names)  # what a reader of the card does
+    exec(first + readers[engine], names)  # as a reader of the card does
     assert sorted(ids_of(names["rows"])) == expected
 
 

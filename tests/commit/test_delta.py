@@ -50,7 +50,7 @@ def parts_of(manifest: Manifest) -> set[str]:
 
 
 def commits_of(table: DeltaTable) -> list[dict[str, Any]]:
-    """What each Delta commit says of itself, oldest first."""
+    """The metadata of each Delta commit, oldest first."""
     return table.history()[::-1]
 
 
@@ -61,7 +61,7 @@ def good(rows: Rows) -> RowSet:
 
 
 def read(store: Store) -> RowSet:
-    """All rows of the table, by the library's own reader; no row twice."""
+    """All rows of the table, by the reader of the library, without duplicates."""
     rows = table_of(store).to_pyarrow_table(columns=COLUMNS).to_pylist()
     distinct = {tuple(row[name] for name in COLUMNS) for row in rows}
     assert len(distinct) == len(rows)

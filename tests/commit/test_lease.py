@@ -50,7 +50,7 @@ SHORT_S = 0.2
 
 
 def acquire(store: Store, run_id: str = "the-next-run") -> int:
-    """Take the lease and give it back; return its epoch."""
+    """Take the lease and release it; return its epoch."""
     with hold_lease(store, LAYOUT, run_id, LONG_S) as lease:
         return lease.epoch
 
@@ -343,7 +343,7 @@ def test_a_failed_renewal_is_logged_and_tried_again(
 
 
 def test_a_renewal_is_not_progress(usual_store: Store):
-    """A run that hangs renews its lease, and must be found hanging all the same."""
+    """A run that hangs renews its lease, and must still be found hanging."""
     with hold_lease(usual_store, LAYOUT, "a-run", ttl_s=0.2):
         before, seen = last_progress(), set[str]()
         until_s = time.monotonic() + 60

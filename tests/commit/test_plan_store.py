@@ -137,7 +137,7 @@ def test_the_size_of_a_plan_grows_linearly_with_its_files():
 
 
 def renamed(document: Any) -> tuple[bytes, str]:
-    """A document, and the name that its bytes have."""
+    """The bytes of a document and their digest, the name of the plan."""
     data = json.dumps(document).encode()
     return data, hashlib.sha256(data).hexdigest()
 

@@ -71,7 +71,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, name: str, nth: int = 1) -> None:
 
 
 def suspend_before_the_log(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[Manifest, str]:
-    """Place version 2 and do not commit it; return what `commit` needs to go on."""
+    """Place version 2 without its commit; return the arguments of `commit` to go on."""
     manifest, folder = prepare_version(store, LAYOUT, Rows(2), 2, "suspended")
     with monkeypatch.context() as patch:
         crash_at(patch, "before_log")
@@ -101,7 +101,7 @@ def test_a_replaced_version_moves_to_the_history_byte_by_byte(usual_store: Store
 
 
 def test_marker_and_list_of_an_earlier_layout_are_corrected(usual_store: Store):
-    """The marker held the list before."""
+    """In an earlier layout the marker held the list."""
     first = publish_rows(usual_store, rows=Rows(1))
     usual_store.delete([LAYOUT.current])
     usual_store.put(LAYOUT.success, first.to_json())
@@ -181,7 +181,7 @@ def test_syncing_the_folder_leaves_parts_that_a_suspended_run_may_commit(
     assert len(placed) == len(manifest.all_parts)
     sync_published_folder(usual_store, LAYOUT, first, 2)
     assert files_of(usual_store) == named_by(first) | placed
-    # A run that goes on now finds what its entry names.
+    # A run that goes on now finds the parts that its entry names.
     resumed = commit(usual_store, LAYOUT, manifest, folder)
     assert named_by(resumed) == placed
     sync_published_folder(usual_store, LAYOUT, resumed, 2)
@@ -380,7 +380,7 @@ def test_a_version_that_lost_a_part_can_be_rolled_back(usual_store: Store):
 def test_keys_stay_as_long_as_a_kept_version_names_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Also those of a version that was published again under the next number."""
+    """Also keys of a version that was published again under the next number."""
     store = Store(str(tmp_path))
     publish_rows(store, rows=Rows(1))
     suspend_before_the_log(store, monkeypatch)
@@ -421,7 +421,7 @@ def test_partitions_are_independent(usual_store: Store):
 
 @dataclass(frozen=True)
 class Listed(Store):
-    """A store that notes down which folders are listed with all that is below them."""
+    """A store that records which folders are listed with their subfolders."""
 
     asked: list[str] = field(default_factory=list)
 

@@ -134,7 +134,7 @@ def test_each_damaged_bit_of_a_staged_part_is_found(tmp_path: Path):
         assert [*find_damaged(store, [path])] == [path]
         if at >= footer_at:
             assert [*read_footers(store, [path])] == [None]
-        with contextlib.suppress(DamagedPart):  # what no checksum of a page covers is no value
+        with contextlib.suppress(DamagedPart):  # bytes without a page checksum hold no value
             assert read_columns(store, path).equals(rows), at
     store.put(path, data)
     assert not find_damaged(store, [path])

@@ -99,7 +99,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 class Night:
-    """A partition over an input that really lies there, whose predictions do not matter."""
+    """A partition over an input that exists; its predictions do not matter."""
 
     def __init__(self, folder: Path, case: str) -> None:
         write, fields, self.column = CASES[case]

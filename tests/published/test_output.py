@@ -62,7 +62,7 @@ def test_a_version_is_read_whole_and_only_the_columns_asked_for(any_store: Store
 
 
 def test_files_outlive_their_dataset(tmp_path: Path):
-    """Arrow's threads must not be the last to let go of what is of Python."""
+    """A thread of Arrow must not be the last to free a Python object."""
     store = Store(str(tmp_path))
     publish_rows(store, DAYS[0])
     dataset = opened(store).latest.predictions().dataset
@@ -147,7 +147,7 @@ def test_the_latest_of_numbered_partitions_has_the_highest_number(tmp_path: Path
 
 
 def test_the_latest_of_partitions_of_two_kinds_was_published_last(tmp_path: Path):
-    """As an output has them that an earlier version of this package made."""
+    """An output of an earlier version of this package may have them."""
     store = Store(str(tmp_path))
     for number, name in enumerate((None, "trial=1", DAYS[0], DAYS[1], None, "region=a")):
         manifest = publish_rows(store, name, Made(edition=number))

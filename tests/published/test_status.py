@@ -37,7 +37,7 @@ def states(store: Store) -> dict[str, str]:
 
 
 def run(store: Store, day: str, error: Exception | None = None, run_id: str = "run-9") -> None:
-    """What a run leaves that ends so."""
+    """Leave the files of a run that ended in a way."""
     try:
         with hold_lease(store, Layout(day), run_id, LONG_S, lambda: BEAT):
             if error:
@@ -234,7 +234,7 @@ def ago(seconds: float) -> dt.datetime:
 def looked_at(
     *, published_s: float | None = None, by: str = "run-1", heard_s: float | None = 5, **fields: Any
 ) -> PartitionStatus:
-    """The status of a version that was published, and a run that was heard of, so long ago."""
+    """The status of a version and a last run, by their ages."""
     manifest: Any = None
     if published_s is not None:
         manifest = SimpleNamespace(
@@ -281,7 +281,7 @@ def test_the_state_shows_a_failed_run_whatever_is_published(
         {"exit_code": 0},
         {"exit_code": 7, "run_id": "run-1"},  # it had published when it failed
         {"has_ended": True, "run_id": "run-1"},
-        {"exit_code": 3, "heard_s": 200},  # what was published came later
+        {"exit_code": 3, "heard_s": 200},  # the version was published later
     ],
 )
 def test_a_published_partition_without_a_later_run_is_complete(how: dict[str, Any]):

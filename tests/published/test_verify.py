@@ -65,7 +65,7 @@ def verify(store: Store, partition: str | None = None) -> dict[str, str]:
 
 
 def failures(store: Store) -> tuple[list[str], str]:
-    """Names of the checks that fail, the first one's message first."""
+    """Names of the checks that fail, and the message."""
     with pytest.raises(PipelineError) as caught:
         verify(store)
     assert type(caught.value) is PipelineError
@@ -111,7 +111,7 @@ def test_a_version_without_keys_passes_without_their_check(store: Store):
 
 
 def test_uncounted_rows_pass_without_the_check_of_their_number(store: Store):
-    """As those of a tar; here the stored plan alone is one of such rows."""
+    """Rows of a tar are uncounted; here only the stored plan is changed to such rows."""
     rows = Rows(unreadable_shards=1)
     manifest, plan = publish_rows(store, rows=rows), make_plan(rows)
     unit = dataclasses.replace(plan.units[0], bounds=(), cut=UncountedPlan(10, 1000))
@@ -216,7 +216,7 @@ def add_a_link(store: Store, manifest: Manifest) -> None:
 
 
 def edit(store: Store, manifest: Manifest, **changes: Any) -> None:
-    """Change log and `current.json` alike."""
+    """Change log entry and `current.json`."""
     data = dataclasses.replace(manifest, **changes).to_json()
     store.put(LAYOUT.log_entry(manifest.number), data)
     store.put(LAYOUT.current, data)
@@ -389,7 +389,7 @@ def test_one_wrong_row_is_found_and_named(
 def check(
     folder: Path, shards: tuple[KnownShard, ...] = SOUND, unreadable_shards: int = 0
 ) -> Check:
-    """Write what is known as given, and prove it."""
+    """Write a table of shards, and check it."""
     store, parts = Store(str(folder)), (Part("part-0", 3, 1, ""), Part("part-1", 4, 1, ""))
     keys = write_shard_table(store, LAYOUT.keys("1"), ABOUT, shards, Compacted(parts, ()))
     manifest = replace(

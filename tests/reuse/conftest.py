@@ -14,7 +14,7 @@ from pipeline.storage.store import Store
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node has no hashes of other tests."""
+    """Use a node cache without hashes of other tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -30,7 +30,7 @@ def photos(reuse: str, tmp_path_factory: pytest.TempPathFactory) -> EarlierParti
 
 @pytest.fixture(scope="module")
 def before(reuse: str, photos: EarlierPartition, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output of yesterday, and of today twice: each version alone has one of the folders."""
+    """An output with a version of yesterday and two of today; each lacks other folders."""
     out = Store(str(tmp_path_factory.mktemp("before")))
     photos.at(out, YESTERDAY).run()
     with without(photos, "c"):
@@ -48,5 +48,5 @@ def before(reuse: str, photos: EarlierPartition, tmp_path_factory: pytest.TempPa
 def whole(
     photos: EarlierPartition, before: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> EarlierPartition:
-    """What a run of all rows publishes, after the change."""
+    """The version that a run of all rows publishes after the change."""
     return run_whole(photos, tmp_path_factory.mktemp("whole"))

@@ -1,8 +1,8 @@
 """Promise: a fault at any step of a run that carries rows does not change its result.
 
-As `test_protocol.py`: the process is killed or stands still, it fails, or an answer is lost; then
-it is run again. What is published in the end is what a run of all rows publishes, rows of it can
-be carried on, and nothing is left behind.
+The faults are those of `test_protocol.py`: the process is killed, suspended or fails, or an answer
+is lost; then it runs again. In the end the version equals that of a run of all rows, its rows can be
+carried, and nothing is left behind.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CASES = [
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path, before: Path, children: Children) -> Disk:
-    """Where the next version is to be published."""
+    """The output in which the next version is published."""
     files = Store(str(before))
     content = {file.path: files.read_bytes(file.path) for file in files.list_files()}
     return make_place(request, tmp_path / "out", children, content)
@@ -51,7 +51,7 @@ def publish(photos: EarlierPartition, store: Store) -> None:
 
 
 def staged_rows(store: Store) -> int:
-    """Computed rows that are staged for today's next version; what was staged is collected."""
+    """Computed rows that are staged for the next version of today, after garbage collection."""
     folders = store.list_folders(f"{LAYOUT.control}/staging")
     files = (f for folder in folders for f in list_staged(store, LAYOUT.staging(folder)).values())
     footers = (read_footer(store, file.path) for file in files)

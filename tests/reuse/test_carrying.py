@@ -1,7 +1,6 @@
 """Promise: rows that may not be carried are computed: after changes, from old or damaged versions.
 
-That each night is as if all rows were computed, and that rows that are known are not computed, is
-tried by `test_nights.py`.
+`test_nights.py` tests that each night equals a full recompute, and that known rows are not computed.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ Act = Callable[[EarlierPartition], object]
 
 @pytest.fixture(autouse=True)
 def half_of_the_rows_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of so few rows that are looked up by content almost all would be."""
+    """Otherwise almost all of so few rows would be checked."""
     monkeypatch.setattr("pipeline.reuse.finding.check_probability", lambda *_, **__: 0.5)
 
 
@@ -190,7 +189,7 @@ def test_altered_predictions_are_refused_by_name_and_computed_without_reuse(
     if reuse == "content":
         touch(partition)
     change(partition, "039.jpg")
-    for _ in range(2):  # what was staged is not mistaken for proved
+    for _ in range(2):  # staged slices do not count as checked
         with pytest.raises(GateRefused, match=r"carried.*\d\d\d\.jpg.*--no-reuse"):
             partition.run()
     assert partition.current().number == 1
@@ -226,7 +225,7 @@ def test_another_environment_is_named_and_raises_the_sample(
 
 
 def write_anew(path: Path) -> None:
-    """Write equal rows in other bytes."""
+    """Write equal rows as other bytes."""
     pq.write_table(pq.ParquetFile(path).read(), path, compression="none")
 
 
@@ -308,7 +307,7 @@ def test_at_least_16_rows_found_by_their_content_are_checked_or_none_is_carried(
 
 
 def test_predictions_of_an_unchanged_shard_keep_their_age(tmp_path: Path):
-    """An older version than the newest that knows its name is the one that it is carried from."""
+    """They are carried from an older version, although a newer one knows a shard of that name."""
     partition = make_partition(tmp_path, num_rows=20, folders="abc", has_weights=True)
     one, other = (Path(partition.inputs) / name for name in "ab")
     partition.run()
@@ -326,7 +325,7 @@ def test_predictions_of_an_unchanged_shard_keep_their_age(tmp_path: Path):
 
 
 def test_rows_found_by_content_without_a_day_are_computed(tmp_path: Path):
-    """Those of a tar that breaks off: it is no known shard, so nothing says how old they are."""
+    """A tar that breaks off is not a known shard, so the day of its rows is unknown."""
     partition = nightly(tmp_path, "tars", num_rows=80, reuse="content")
     path = Path(partition.inputs) / "s1.tar"
     data = path.read_bytes()

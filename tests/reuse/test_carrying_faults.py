@@ -20,11 +20,11 @@ from pipeline.storage.store import Store
 def run_with(
     photos: EarlierPartition, before: Path, out: Path, whole: EarlierPartition, look_ups: LookUps
 ) -> EarlierPartition:
-    """Publish the next version; it is what a run of all rows publishes, whatever fails."""
+    """Publish the next version; whatever fails, it equals that of a run of all rows."""
     shutil.copytree(before, out)
     night = photos.at(WatchedStore(str(out), watch=look_ups.watch))
     night.run()
-    night.out = Store(str(out))  # what is read from here on is no look-up
+    night.out = Store(str(out))  # later reads are not look-ups
     assert_as(night, whole)
     assert night.current().number == 3
     assert history_numbers(night.out, Layout(TODAY)) == [2]
@@ -64,7 +64,7 @@ def test_nothing_is_carried_from_a_version_with_a_damaged_log_entry(
     whole: EarlierPartition,
     tmp_path: Path,
 ):
-    """Nor of those before it in its partition: it may have taken them back."""
+    """Nor from earlier ones in its partition, which it may have taken back."""
     night = photos.at(Store(str(shutil.copytree(before, tmp_path / "out"))))
     entry = Layout(partition).log_entry(number)
     night.out.put(entry, night.out.read_bytes(entry)[:-9])
@@ -93,7 +93,7 @@ def test_rows_of_a_failed_look_up_are_computed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """Each read, copy and pin fails in turn; with another trouble each time."""
+    """Each read, copy and pin fails in turn, each with another error."""
     at, troubles = LookUps(), get_args(Trouble)
     run_with(photos, before, tmp_path / "0", whole, at)
     for number in range(1, len(at.done) + 1):

@@ -26,7 +26,7 @@ from pipeline.storage.store import Store
 SOURCE = Layout(YESTERDAY)
 OTHER = {"transform": {**models.TRANSFORM, "size_px": 16}}
 LOOKS = r"open predictions/date=2026-11-24/"
-"""Rows of yesterday's version are about to be read."""
+"""The first read of rows of yesterday's version."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_rows_of_a_version_replaced_while_it_is_read_are_carried_or_computed(
 def test_one_of_two_runs_that_carry_rows_wins_and_the_other_leaves_nothing(
     moment: str, other: bool, photos: EarlierPartition, out: Store, whole: EarlierPartition
 ):
-    """One is suspended there, its lease is lost, another one publishes, and it goes on."""
+    """One run is suspended at a moment, loses its lease, and goes on after another has published."""
     second = photos.at(out, **(OTHER if other else {}))
 
     def overtake() -> None:

@@ -47,24 +47,24 @@ CHANGES = get_args(get_args(Change)[0])
 
 @dataclass(frozen=True)
 class Night:
-    """What happens before one."""
+    """The events before a night."""
 
     changes: list[Change]
     event: str
     number: int
     """Decides where the event happens."""
     days: int = 0
-    """How far the clock goes on; predictions may be one day old."""
+    """Days by which the clock advances; predictions may be one day old."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays as it is over all nights."""
+    """Settings of all nights."""
 
     input_format: str
     reuse: str
     by: bool
-    """Parts lie in folders by the values of columns."""
+    """Whether parts lie in folders by the values of columns."""
     delta: bool
     same_partition: bool
     keep_versions: int
@@ -98,7 +98,7 @@ WEEK = [
     Night([("set", 2, 1), ("add", 5, 2)], "flip", 1, days=1),
     Night([("set", 3, 4)], "limits", 1),
 ]
-"""Each change, and nearly each event, after a night that has something to take over."""
+"""Each change, and nearly each event, after a night with rows to carry."""
 SETTINGS = (
     Setting("ids", "content", by=True, delta=True, same_partition=True, keep_versions=2),
     Setting("tars", "inputs", by=False, delta=False, same_partition=False, keep_versions=1),
@@ -106,7 +106,7 @@ SETTINGS = (
 
 
 class Nights:
-    """A job over inputs that change, and what it has published."""
+    """A job over inputs that change, and its output."""
 
     def __init__(self, root: Path, setting: Setting) -> None:
         form = FORMATS[setting.input_format]
@@ -136,13 +136,13 @@ class Nights:
         self.good: set[str] = set()
         """Rows that were predicted up to the night before."""
         self.last: dict[Facts, KnownShard] = {}
-        """What its version knows."""
+        """Shards that its version knows."""
         self.days: dict[Facts, set[int]] = {}
-        """When predictions of a shard were computed."""
+        """Days on which predictions of a shard were computed."""
         torch.save(self.state(0), self.job.weights)
 
     def go_on(self, night: Night, number: int) -> None:
-        """Let things happen, run, and compare with a run of all rows."""
+        """Change the input, run, and compare with a run of all rows."""
         for change in night.changes:
             self.inputs.change(change)
         if not self.setting.same_partition:
@@ -166,7 +166,7 @@ class Nights:
             collect_garbage(self.job.out, self.job.layout, grace_s=-3600.0)
 
     def happen(self, night: Night, number: int) -> None:
-        """Let happen what does not happen to the input."""
+        """Do the event of a night, apart from changes of the input."""
         log = log_numbers(self.job.out, self.job.layout)
         if night.days or night.event in ("flip", "lose", "rollback", "refuse", "stop"):
             self.inputs.change(("add", 0, number))  # so that there is something to do
@@ -181,7 +181,7 @@ class Nights:
             if self.inputs.broken:
                 with pytest.raises(GateRefused):
                     self.job.at(self.job.out, gates=gates).run()
-            self.inputs.change(("touch", 0, 0))  # so that nothing is gone on with
+            self.inputs.change(("touch", 0, 0))  # so that no staged slice is resumed
         elif night.event == "stop":
             points = ["tiled", "judged", "keys_written", "compacted"]
             fail_at(points[night.number % len(points)], self.job.run)
@@ -192,7 +192,7 @@ class Nights:
         self.job.today += night.days
 
     def retry(self, reasons: Sequence[str], number: int) -> None:
-        """Let some be readable, and retry: what is asked for is computed, in order, alone."""
+        """Make some rows readable and retry: only the rows asked for are computed, in order."""
         failed, is_unread_asked = self.job.content()[1], "unreadable_shard" in reasons
         if reasons != ["unreadable_shard"]:
             self.inputs.change(("mend", 0, number))
@@ -212,7 +212,7 @@ class Nights:
         self.compare()
 
     def check_counts(self) -> None:
-        """Compare what the report and the gates say with what was done."""
+        """Compare the counts of report and gates with the rows computed."""
         rows, current = self.job.report()["rows"], self.job.current()
         assert rows["computed"] == len(self.job.computed)
         done = rows["computed"] + (rows["resumed"] or 0) + (rows["carried"] or 0)
@@ -226,7 +226,7 @@ class Nights:
         assert not checked or gates["carried"]["message"].startswith(f"{checked} of ")
 
     def check_work(self, event: str) -> None:
-        """Of known rows those alone are computed that are checked; the others keep their day."""
+        """Check that only checked known rows are computed, and that the others keep their day."""
         good, now, by_inputs = self.good_ids(), self.shards(), self.setting.reuse == "inputs"
         same, days = now.keys() & self.last.keys(), (self.job.today - 1, self.job.today)
         is_by_id = self.setting.input_format == "ids" and not by_inputs  # equal ids, equal rows
@@ -249,7 +249,7 @@ class Nights:
                 assert shard.computed_day in self.days.get(facts, ()), shard
 
     def note(self) -> None:
-        """Note what the next night knows."""
+        """Record what the next night knows."""
         self.good, self.last = self.good_ids(), self.shards()
         for facts, shard in self.last.items():
             self.days.setdefault(facts, set()).add(shard.computed_day)
@@ -266,7 +266,7 @@ class Nights:
         return Store(str(self.inputs.folder)).url(re.split("[#/]", row_id)[0])
 
     def change_model(self, event: str) -> None:
-        """Take other weights, or other limits of what the model is given."""
+        """Change the weights, or the limits of the input of the model."""
         if event == "weights":
             self.num_weights += 1
             torch.save(self.state(self.num_weights), self.job.weights)
@@ -280,7 +280,7 @@ class Nights:
             self.job.sections |= {"transform": transform}
 
     def damage(self, chance: random.Random, *, is_lost: bool) -> None:
-        """Flip a bit of each file that predictions are taken from, or of some lose all."""
+        """Flip a bit of each file that predictions are carried from, or delete some files."""
         out = Path(self.job.out.uri)
         for path in sorted(out.rglob("*.parquet")):
             folders = path.relative_to(out).parts
@@ -292,7 +292,7 @@ class Nights:
                 path.unlink()
 
     def roll_back(self, number: int) -> None:
-        """Publish what is wrong in a way that nothing tells, and take it back."""
+        """Publish wrong predictions that nothing detects, and roll back."""
         store, layout, keep = self.job.out, self.job.layout, self.setting.keep_versions
         before = self.job.current().number
         self.job.reuse, self.job.drift = False, self.job.drift + 1
@@ -318,9 +318,9 @@ class Nights:
 def go_through(setting: Setting, nights: list[Night], folder: Path) -> int:
     """Return how many rows were carried over in all nights."""
     with tempfile.TemporaryDirectory(dir=folder) as name, pytest.MonkeyPatch.context() as patch:
-        # Of so few rows that are found by content almost all would be checked.
+        # Otherwise almost all of so few rows found by content would be checked.
         patch.setattr("pipeline.reuse.finding.check_probability", lambda *_, **__: 0.3)
-        # And all slices of known rows would be one.
+        # Otherwise all known rows would be one slice.
         patch.setattr("pipeline.reuse.dividing._FEWEST_ROWS", 16)
         patch.setattr("pipeline.reuse.dividing._ASIDE_BYTES", 1)
         patch.setenv("XDG_CACHE_HOME", f"{name}/cache")

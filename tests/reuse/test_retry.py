@@ -186,7 +186,7 @@ def test_a_duplicate_whose_first_row_is_gone_is_predicted(tmp_path: Path):
 
 
 def test_rows_that_stay_failed_are_counted_once(tmp_path: Path):
-    """As quarantined, not as carried, and gates take them off what was computed once."""
+    """They count as quarantined, not as carried, and gates subtract them once."""
     partition = make_partition(tmp_path, "uris")
     gone = [Path(partition.inputs) / "photos" / f"{row}.jpg" for row in range(4)]
     for path in gone:
@@ -250,7 +250,7 @@ def test_after_a_fix_of_the_code_a_retry_keeps_other_rows_and_the_next_run_compu
 
 
 def test_a_version_published_meanwhile_is_not_taken_for_the_base(tmp_path: Path):
-    """What was published meanwhile is of the same fingerprint, and yet other rows."""
+    """The version published meanwhile has the same fingerprint and other rows."""
     partition = make_partition(tmp_path, "images")
     partition.broken = {"003.jpg", "004.jpg"}
     partition.run()

@@ -72,7 +72,7 @@ def publish(
 
 
 def made_row(draw: np.random.Generator, number: int) -> dict[str, Any]:
-    """A row with everything that tasks publish."""
+    """A row with the columns of all tasks."""
 
     def entry() -> dict[str, Any]:
         at = int(draw.integers(3))
@@ -121,7 +121,7 @@ def naive_number_differs(a: float, b: float, tolerance: float) -> bool:
 
 
 def naive_lists_differ(before: list[dict[str, Any]] | None, now: Any) -> bool:
-    """Whether lists differ in their length, or an entry in a number or in another value."""
+    """Whether lists differ in length, or an entry in a value."""
     if before is None or now is None or len(before) != len(now):
         return before is not now
     return any(
@@ -134,7 +134,7 @@ def naive_lists_differ(before: list[dict[str, Any]] | None, now: Any) -> bool:
 
 
 def naive(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a comparison finds, in the plainest way."""
+    """The result of a comparison, computed naively."""
     old, new = ({row["row_id"]: row for row in side} for side in (before, now))
     both = [(old[key], new[key]) for key in old if key in new]
     return {
