@@ -1,8 +1,8 @@
 """Promise: a fault at any step of a run that carries rows does not change its result.
 
 The faults are those of `test_protocol.py`: the process is killed, suspended or fails, or an answer
-is lost; then it runs again. In the end the version equals that of a run of all rows, its rows can be
-carried, and nothing is left behind.
+is lost; then it runs again. In the end the version equals that of a run of all rows, its rows can
+be carried, and nothing is left behind.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Promise: rows that may not be carried are computed: after changes, from old or damaged versions.
 
-`test_nights.py` tests that each night equals a full recompute, and that known rows are not computed.
+`test_nights.py` tests that each night equals a full recompute, and computes no known rows.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def test_rows_of_a_version_replaced_while_it_is_read_are_carried_or_computed(
 def test_one_of_two_runs_that_carry_rows_wins_and_the_other_leaves_nothing(
     moment: str, other: bool, photos: EarlierPartition, out: Store, whole: EarlierPartition
 ):
-    """One run is suspended at a moment, loses its lease, and goes on after another has published."""
+    """One run is suspended, loses its lease, and goes on after another run has published."""
     second = photos.at(out, **(OTHER if other else {}))
 
     def overtake() -> None:
