@@ -37,7 +37,7 @@ def states(store: Store) -> dict[str, str]:
 
 
 def run(store: Store, day: str, error: Exception | None = None, run_id: str = "run-9") -> None:
-    """Leave the files of a run that ended in a way."""
+    """Run and publish, or end with an error."""
     try:
         with hold_lease(store, Layout(day), run_id, LONG_S, lambda: BEAT):
             if error:
