@@ -27,7 +27,7 @@ from pipeline.preprocessing.audio.audio_settings import (
     AudioSettings,
     require_decoders,
 )
-from pipeline.preprocessing.encoded_rows import prepare_rows
+from pipeline.preprocessing.encoded_rows import encoded_columns, prepare_rows
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
@@ -82,8 +82,6 @@ class AudioInput(Input):
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return the columns of encoded clips, of clips in base64, and of URIs of clips."""
-        from pipeline.preprocessing.encoded_rows import encoded_columns
-
         hears = {"input": ("audio", "the URIs are of clips")}
         return encoded_columns(rows, "audio", hears)
 

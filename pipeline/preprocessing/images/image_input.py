@@ -24,6 +24,7 @@ from pipeline.core.schema import (
     WIDTH_PX,
 )
 from pipeline.core.semantics import SEMANTICS
+from pipeline.preprocessing.encoded_rows import encoded_columns
 from pipeline.preprocessing.images.geometry import GEOMETRY_TYPE
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import (
@@ -79,9 +80,6 @@ class ImageInput(Input):
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return the columns of encoded images, of images in base64, and of URIs of images."""
-        # It imports pydantic.
-        from pipeline.preprocessing.encoded_rows import encoded_columns
-
         return encoded_columns(rows, "image")
 
     @property
