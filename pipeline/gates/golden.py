@@ -22,8 +22,7 @@ from pipeline.inference.result_table import scatter_batch
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
-from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import num_rows, take_rows
+from pipeline.preprocessing.model_input import Inputs, num_rows, take_rows
 
 if TYPE_CHECKING:
     from pipeline.models.spec import ModelSpec

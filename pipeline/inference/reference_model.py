@@ -12,7 +12,7 @@ from pipeline.inference.runtimes.make_runner import exact_math
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
 from pipeline.models.tasks.scores import OFF
-from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import Inputs
 from pipeline.process.liveness import no_limit
 
 T = TypeVar("T")

@@ -14,8 +14,7 @@ from pipeline.inference.reference_model import reduced
 from pipeline.inference.slice_run import are_finite
 from pipeline.models.agreement import SAME, AgreementLimits
 from pipeline.models.tasks.base import Arrays
-from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Input, Rows, num_rows, take_rows
+from pipeline.preprocessing.model_input import Input, Inputs, Rows, num_rows, take_rows
 from pipeline.process.liveness import still_alive
 
 ONE_LENGTH = "padding changes the model's output for a text, so each batch has texts of one length"

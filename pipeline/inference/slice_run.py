@@ -25,8 +25,7 @@ from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays
-from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import BatchLimits, Input, Rows
+from pipeline.preprocessing.model_input import BatchLimits, Input, Inputs, Rows
 from pipeline.process.liveness import no_limit, still_alive
 
 _WIDER = {

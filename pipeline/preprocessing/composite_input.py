@@ -1,7 +1,7 @@
 """Several inputs of a row, each prepared as if alone; the model gets all tensors by name.
 
 In transit the columns of an input are prefixed by its name (core/schema.py, `input_column`); the
-input itself sees them without the prefix. Arrays and tensors are named the same way.
+input itself sees them without the prefix. Inputs and tensors are named the same way.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pipeline.core.schema import ROW_ID, URI, columns_of_part, input_column
 from pipeline.core.user_code import extension_errors
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,
-    Arrays,
     BatchLimits,
     Cost,
     Input,
+    Inputs,
     InputSettings,
     Limits,
     Rows,
@@ -183,7 +183,7 @@ class CompositeInput(Input):
             add(counters, entry, values)
         return pa.table({**kept, **prepared, **failure_columns(failures)})
 
-    def arrays(self, rows: pa.Table) -> Arrays:
+    def arrays(self, rows: pa.Table) -> Inputs:
         arrays: dict[str, npt.NDArray[Any]] = {}
         for name, part in self.parts:
             columns = {
@@ -193,7 +193,7 @@ class CompositeInput(Input):
             for field in part.published_fields():
                 columns[field.name] = rows.column(self._published(name, field.name))
             for tensor, values in part.arrays(pa.table(columns)).items():
-                # Arrays that are not tensors, such as numbers of tokens, have a dot in the name.
+                # Inputs that are not tensors, such as numbers of tokens, have a dot in the name.
                 arrays[self.tensors[name].get(tensor, f"{name}.{tensor}")] = values
         return arrays
 
@@ -205,7 +205,7 @@ class CompositeInput(Input):
         others = {n.removeprefix(start): value for n, value in named.items() if n.startswith(start)}
         return {**values, **others}
 
-    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
+    def batches(self, inputs: Inputs, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Divide rows by each input with rows of varying shape or length, texts last.
 
         The batches are then within the limits of all inputs.
@@ -221,7 +221,7 @@ class CompositeInput(Input):
             batches = [batch for wider in batches for batch in part.batches(arrays, wider, limits)]
         return batches
 
-    def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
+    def lengths(self, inputs: Inputs, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Return the tokens of all texts of each row."""
         lengths = [part.lengths(self._part(name, inputs), rows) for name, part in self.parts]
         counted = [counts for counts in lengths if counts is not None]
@@ -244,7 +244,7 @@ class CompositeInput(Input):
             for name, slot in slots.items()
         }
 
-    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
+    def gather(self, inputs: Inputs, rows: Rows, buffers: Inputs) -> Mapping[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
         for name, part in self.parts:
             part_shapes = part.gather(self._part(name, inputs), rows, self._part(name, buffers))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.job.job import Job
     from pipeline.job.source import Source
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Inputs = Mapping[str, npt.NDArray[Any]]
 """Name -> (N, ...), for the same N rows, in the order in which the model takes them. If rows differ
 in shape, (N,) of dtype object: an array per row."""
 FEW_ROWS = {False: 32, True: 128}
@@ -261,10 +261,10 @@ class Input(ABC):
         """
 
     @abstractmethod
-    def arrays(self, rows: pa.Table) -> Arrays:
+    def arrays(self, rows: pa.Table) -> Inputs:
         """View prepared rows as arrays (N, ...), read-only; copies columns of several chunks."""
 
-    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
+    def batches(self, inputs: Inputs, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Divide rows into batches, in any order.
 
         Args:
@@ -277,7 +277,7 @@ class Input(ABC):
                 return alike_in_shape(values, rows, limits.rows, limits.pixels)
         return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
 
-    def padding_trial(self) -> tuple[Arrays, Self, Self] | None:
+    def padding_trial(self) -> tuple[Inputs, Self, Self] | None:
         """Return a trial of padding: three rows, and two forms of this input without padding.
 
         One row is short and two are long. The first form has batches of rows of one length, the
@@ -285,7 +285,7 @@ class Input(ABC):
         """
         return None
 
-    def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
+    def lengths(self, inputs: Inputs, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Return the number of tokens per row, (K,); None if rows have no tokens."""
         return None
 
@@ -293,7 +293,7 @@ class Input(ABC):
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         """Return the buffers of a batch by the names of the model's tensors."""
 
-    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
+    def gather(self, inputs: Inputs, rows: Rows, buffers: Inputs) -> Mapping[str, tuple[int, ...]]:
         """Copy rows of the inputs into buffers of `slots`: the only copy of a batch.
 
         Args:
@@ -340,12 +340,12 @@ def is_varying(seen: Input) -> bool:
     return any(slot.varying for slot in seen.slots(BatchLimits(1)).values())
 
 
-def num_rows(inputs: Arrays) -> int:
+def num_rows(inputs: Inputs) -> int:
     """Return N of arrays (N, ...)."""
     return len(next(iter(inputs.values())))
 
 
-def bytes_of(inputs: Arrays, rows: Rows) -> int:
+def bytes_of(inputs: Inputs, rows: Rows) -> int:
     """Return the bytes of some rows in all arrays."""
     return sum(
         sum(value.nbytes for value in values[rows])
@@ -355,7 +355,7 @@ def bytes_of(inputs: Arrays, rows: Rows) -> int:
     )
 
 
-def take_rows(inputs: Arrays, rows: Any) -> dict[str, npt.NDArray[Any]]:
+def take_rows(inputs: Inputs, rows: Any) -> dict[str, npt.NDArray[Any]]:
     """Return some rows of arrays (N, ...); `rows` indexes the first axis."""
     return {name: values[rows] for name, values in inputs.items()}
 

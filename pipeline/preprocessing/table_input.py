@@ -24,11 +24,11 @@ from pipeline.core.schema import FEATURES, TEXT_FEATURE, WIDTHS
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,
-    Arrays,
     BatchLimits,
     Columns,
     Cost,
     Input,
+    Inputs,
     InputSettings,
     Limits,
     Rows,
@@ -134,7 +134,7 @@ class ColumnInput(TableInput):
         vector = [pa.field(FEATURES, dtype)] if self._numbers else []
         return [*vector, *(pa.field(TEXT_FEATURE + name, pa.large_string()) for name in texts)]
 
-    def arrays(self, rows: pa.Table) -> Arrays:
+    def arrays(self, rows: pa.Table) -> Inputs:
         """View numbers as (N, 1), and texts as (N,) read-only arrays of their bytes."""
         vector = features_from_arrow(rows.column(FEATURES)) if self._numbers else np.empty((0, 0))
         places = {column.name: index for index, column in enumerate(self._numbers)}
@@ -145,7 +145,7 @@ class ColumnInput(TableInput):
             for column in self.columns
         }
 
-    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
+    def batches(self, inputs: Inputs, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Divide rows in order, or by length if there are texts, so that padding is bounded."""
         texts = [inputs[column.name] for column in self.columns if column.is_text]
         if not texts:
@@ -171,7 +171,7 @@ class ColumnInput(TableInput):
             for column in self.columns
         }
 
-    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
+    def gather(self, inputs: Inputs, rows: Rows, buffers: Inputs) -> Mapping[str, tuple[int, ...]]:
         """Copy rows into the buffers; pad texts to the longest of these rows."""
         names = [column.name for column in self.columns if column.is_text]
         numbers = {name: values for name, values in inputs.items() if name not in names}
@@ -260,7 +260,7 @@ class FeatureInput(TableInput):
     def fields(self) -> list[pa.Field]:
         return [pa.field(FEATURES, pa.list_(pa.float32(), self.num_features))]
 
-    def arrays(self, rows: pa.Table) -> Arrays:
+    def arrays(self, rows: pa.Table) -> Inputs:
         return {FEATURES: features_from_arrow(rows.column(FEATURES))}
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:

@@ -22,7 +22,7 @@ import torch
 
 from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.runtimes.inference_module import Tensors
-from pipeline.preprocessing.model_input import Arrays as InputArrays
+from pipeline.preprocessing.model_input import Inputs
 from pipeline.process.liveness import unguarded
 
 _ON_GPU = 3
@@ -30,7 +30,7 @@ _ON_GPU = 3
 Arrays = dict[str, npt.NDArray[Any]]
 Compute = Callable[[Tensors], dict[str, torch.Tensor]]
 """Tensors of a batch on the device, by the names of the input -> reduced results, each (B, ...)."""
-Gather = Callable[[InputArrays, npt.NDArray[np.intp], InputArrays], Mapping[str, tuple[int, ...]]]
+Gather = Callable[[Inputs, npt.NDArray[np.intp], Inputs], Mapping[str, tuple[int, ...]]]
 """`Input.gather`."""
 
 
@@ -65,7 +65,7 @@ class DeviceBuffer:
         self.shapes: Mapping[str, tuple[int, ...]] = {}
         """Shape of each tensor in the last batch."""
 
-    def start(self, inputs: InputArrays, rows: npt.NDArray[np.intp], compute: Compute) -> None:
+    def start(self, inputs: Inputs, rows: npt.NDArray[np.intp], compute: Compute) -> None:
         """Send rows of the inputs through the model, without waiting for a GPU.
 
         Args:
@@ -86,7 +86,7 @@ class DeviceBuffer:
             self._kept = compute(staging)
         self._transfer_s, self._predict_s = gathered - started, perf_counter() - gathered
 
-    def fill(self, inputs: InputArrays, rows: npt.NDArray[np.intp]) -> Tensors:
+    def fill(self, inputs: Inputs, rows: npt.NDArray[np.intp]) -> Tensors:
         """Copy rows of the inputs into the memory on the host.
 
         Args:

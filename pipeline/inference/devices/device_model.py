@@ -31,8 +31,7 @@ from pipeline.inference.runtimes.runtime import Runner
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
-from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Input, Rows, num_rows
+from pipeline.preprocessing.model_input import Input, Inputs, Rows, num_rows
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from pipeline.core.figures import Counters
 from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
-from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import Inputs
 
 
 class Engine(Protocol):

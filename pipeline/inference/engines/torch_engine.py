@@ -44,8 +44,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays, Mask
 from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
-from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Rows, bytes_of
+from pipeline.preprocessing.model_input import Inputs, Rows, bytes_of
 
 
 class Slice(NamedTuple):

@@ -45,8 +45,7 @@ from pipeline.models.generate.task import FINISH, RECORD, Generate
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
-from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Rows, num_rows
+from pipeline.preprocessing.model_input import Inputs, Rows, num_rows
 from pipeline.preprocessing.texts.tokenizer import is_of_library
 from pipeline.process.liveness import no_limit, still_alive
 

@@ -25,8 +25,7 @@ from pipeline.inference.generate.rules import AppliedRules, Row
 from pipeline.models.generate.causal import Batch, CausalDecoding
 from pipeline.models.generate.decoding import Decoding, LibraryDecoding
 from pipeline.models.generate.spec import FINISHES, Generation
-from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.preprocessing.model_input import BatchLimits, Inputs
 from pipeline.process.liveness import still_alive
 
 EOS, STOP, LENGTH = map(FINISHES.index, ("eos", "stop", "length"))
@@ -36,7 +35,7 @@ _TAIL_TOKENS = 64
 _REPEATED_TOKENS, _MOST_PERIOD, _LEAST_TIMES = 24, 16, 4
 Decode = Callable[[Sequence[int]], str]
 """Tokens -> text."""
-Read = Callable[[Sequence[int]], AbstractContextManager[Mapping[str, torch.Tensor]]]
+ReadRows = Callable[[Sequence[int]], AbstractContextManager[Mapping[str, torch.Tensor]]]
 """Row numbers in the slice -> the model input of these rows, on the device."""
 
 
@@ -71,7 +70,7 @@ class Writing:
         self,
         module: Decoding,
         generation: Generation,
-        read: Read,
+        read: ReadRows,
         groups: Iterable[list[Row]],
         limits: BatchLimits,
         spent: Spent,

@@ -18,7 +18,7 @@ from pipeline.models.generate.grammar import Grammar, Matcher
 from pipeline.models.generate.spec import Generation, Rules
 
 if TYPE_CHECKING:
-    from pipeline.inference.generate.greedy import Read
+    from pipeline.inference.generate.greedy import ReadRows
 
 _NEVER = float("-inf")
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -166,7 +166,7 @@ def _force(logits: torch.Tensor, ids: list[int]) -> None:
 
 @torch.inference_mode()
 def num_agreed(
-    module: Decoding, generation: Generation, rows: Sequence[Row], precision: str, read: Read
+    module: Decoding, generation: Generation, rows: Sequence[Row], precision: str, read: ReadRows
 ) -> int:
     """Count the rows whose every token is the best one, up to rounding.
 
@@ -182,7 +182,7 @@ def num_agreed(
     return sum(_agrees(module, rules, row, finfo.eps, read) for row in rows)
 
 
-def _agrees(module: Decoding, rules: AppliedRules, row: Row, eps: float, read: Read) -> bool:
+def _agrees(module: Decoding, rules: AppliedRules, row: Row, eps: float, read: ReadRows) -> bool:
     with read([row.number]) as tensors:
         logits = module.plain(tensors, row.before, row.tokens)
     limit = _LEAST_GAP + _ROUNDINGS * eps * float(logits.abs().max())

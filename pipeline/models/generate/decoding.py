@@ -80,7 +80,7 @@ class Decoding(CachedModel, ABC):
         return torch.tensor(values, device=self.device)[:, None]
 
 
-class Read(NamedTuple):
+class Encoded(NamedTuple):
     """B rows that are encoded."""
 
     inputs: dict[str, Any]
@@ -106,7 +106,7 @@ class LibraryDecoding(Decoding):
         model.generation_config = GenerationConfig()
 
     def read(self, tensors: Tensors) -> tuple[dict[str, Any], Sequence[int]]:
-        """Return `Read.inputs`, and the number of tokens or vectors read per row, (B,)."""
+        """Return `Encoded.inputs`, and the number of tokens or vectors read per row, (B,)."""
         encoder: Any = self.model.get_encoder()  # type: ignore[operator]
         if (mask := tensors.get("attention_mask")) is not None:
             encoded = encoder(input_ids=tensors["input_ids"], attention_mask=mask)
@@ -124,14 +124,14 @@ class LibraryDecoding(Decoding):
             likely = logits[:, self.languages].argmax(dim=1, keepdim=True)
             spoken = torch.tensor(self.languages, device=self.device)[likely]
             ids = torch.cat([ids[:, :1], spoken, ids[:, 1:]], dim=1)
-        return Begun(Read(inputs, ids), ids.tolist(), [*num_input])
+        return Begun(Encoded(inputs, ids), ids.tolist(), [*num_input])
 
     def first_logits(self, begun: Begun) -> torch.Tensor:
         return self._logits(*begun.batch)[:, -1].float()
 
     def write(
         self,
-        batch: Read,
+        batch: Encoded,
         max_new_tokens: int,
         choose: Callable[[torch.Tensor], torch.Tensor],
         have_ended: Callable[[], torch.Tensor],

@@ -29,11 +29,11 @@ from pipeline.preprocessing.audio.audio_settings import (
 )
 from pipeline.preprocessing.encoded_rows import encoded_columns, prepare_rows
 from pipeline.preprocessing.model_input import (
-    Arrays,
     BatchLimits,
     Columns,
     Cost,
     Input,
+    Inputs,
     InputSettings,
     Limits,
     SliceRows,
@@ -149,7 +149,7 @@ class AudioInput(Input):
             pa.array(ends), pa.array(flat, number), pa.large_list(number), mask=has_none
         )
 
-    def arrays(self, rows: pa.Table) -> Arrays:
+    def arrays(self, rows: pa.Table) -> Inputs:
         """View features as float32 (N, ...), or samples as (N,) arrays, float32 (T,), read-only."""
         if self.audio.shape:
             features = features_from_arrow(rows.column(AUDIO))

@@ -28,11 +28,11 @@ from pipeline.preprocessing.encoded_rows import encoded_columns
 from pipeline.preprocessing.images.geometry import GEOMETRY_TYPE
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import (
-    Arrays,
     BatchLimits,
     Columns,
     Cost,
     Input,
+    Inputs,
     InputSettings,
     Limits,
     SliceRows,
@@ -115,7 +115,7 @@ class ImageInput(Input):
 
         return preprocess(rows, counters, DecodeLimits(*limits), self.transform, num_threads)
 
-    def arrays(self, rows: pa.Table) -> Arrays:
+    def arrays(self, rows: pa.Table) -> Inputs:
         if self.transform.has_one_size:
             return {IMAGE: images_from_arrow(rows.column(IMAGE), self.transform.shape)}
         heights, widths = rows.column(IMAGE_HEIGHT_PX), rows.column(IMAGE_WIDTH_PX)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.core.arrays import as_array
 from pipeline.core.figures import Comparison, Counters, SliceFigures
 from pipeline.core.schema import ERROR, EXACT, IMAGE
-from pipeline.preprocessing.model_input import Arrays, Input, take_rows
+from pipeline.preprocessing.model_input import Input, Inputs, take_rows
 
 NUM_REFERENCE_ROWS = 16
 
@@ -72,8 +72,8 @@ def with_reference_pixels(
 
 
 def choose_reference_rows(
-    rows: pa.Table, seen: Input, inputs: Arrays, ok: npt.NDArray[np.intp]
-) -> tuple[npt.NDArray[np.intp], Arrays]:
+    rows: pa.Table, seen: Input, inputs: Inputs, ok: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.intp], Inputs]:
     """Choose the rows of the reference check, and the reference's inputs of them.
 
     Args:

@@ -29,11 +29,11 @@ from pipeline.core.schema import (
 )
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.model_input import (
-    Arrays,
     BatchLimits,
     Columns,
     Cost,
     Input,
+    Inputs,
     InputSettings,
     Limits,
     Rows,
@@ -191,7 +191,7 @@ class TextInput(Input):
         pairs = rows.column(TEXT_PAIR).to_pylist() if self.text.has_pair else None
         return tokens_of(self.text, texts, pairs)
 
-    def arrays(self, rows: pa.Table) -> Arrays:
+    def arrays(self, rows: pa.Table) -> Inputs:
         """Return `input_ids` (N, L), padded to the longest row, and `num_tokens` (N,), int32."""
         counts = rows.column(NUM_TOKENS).fill_null(0).to_numpy()
         arrays = {IDS: _padded(rows.column(TOKEN_IDS), counts, self.text.pad_id)}
@@ -199,7 +199,7 @@ class TextInput(Input):
             arrays[TYPES] = _padded(rows.column(TOKEN_TYPES), counts, 0)
         return {**arrays, NUM_TOKENS: counts}
 
-    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
+    def batches(self, inputs: Inputs, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Sort rows by length, the longest first, and fill batches up to `limits.tokens`.
 
         A batch with a quarter of the tokens ends before a row that is much shorter than its first.
@@ -220,7 +220,7 @@ class TextInput(Input):
             first = last
         return batches
 
-    def padding_trial(self) -> tuple[Arrays, Self, Self] | None:
+    def padding_trial(self) -> tuple[Inputs, Self, Self] | None:
         texts = pa.array(_TRIED)
         rows = pa.table({TEXT: texts, **({TEXT_PAIR: texts} if self.text.has_pair else {})})
         try:
@@ -230,7 +230,7 @@ class TextInput(Input):
         unpadded = replace(self, is_padded=False)
         return arrays, unpadded, replace(unpadded, is_single=True)
 
-    def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32]:
+    def lengths(self, inputs: Inputs, rows: Rows) -> npt.NDArray[np.int32]:
         lengths: npt.NDArray[np.int32] = inputs[NUM_TOKENS][rows]
         return lengths
 
@@ -254,7 +254,7 @@ class TextInput(Input):
         known = (IDS, MASK, TYPES) if self.text.has_types else (IDS, MASK)
         return tuple(name for name in known if name in self.text.tensor_names)
 
-    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
+    def gather(self, inputs: Inputs, rows: Rows, buffers: Inputs) -> Mapping[str, tuple[int, ...]]:
         """Copy rows into the buffers, padded to the longest of these rows."""
         counts = inputs[NUM_TOKENS][rows]
         longest = int(counts.max(initial=1))

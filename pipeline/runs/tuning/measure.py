@@ -30,10 +30,10 @@ from pipeline.models.outputs import OutputError
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
-from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import (
     BatchLimits,
     Input,
+    Inputs,
     Limits,
     is_varying,
     num_rows,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.core.errors import JobError
-from pipeline.preprocessing.model_input import Arrays, BatchLimits, Input, Rows, num_rows
+from pipeline.preprocessing.model_input import BatchLimits, Input, Inputs, Rows, num_rows
 
 SAMPLE_ROWS = 128
 """Rows of a sample, and the most rows that are compared with eager fp32."""
@@ -76,7 +76,7 @@ def calibrated_rows(size: int) -> slice:
     return slice(first, None, max(2, -(-size // CALIBRATED_ROWS)))
 
 
-def run_batches(seen: Input, inputs: Arrays, limits: BatchLimits) -> list[RunBatch]:
+def run_batches(seen: Input, inputs: Inputs, limits: BatchLimits) -> list[RunBatch]:
     """Divide a sample into batches like those of a run; texts so that the first few vary in length.
 
     Args:

@@ -24,7 +24,7 @@ from pipeline.inference.runtimes.runtime import missing_reason
 from pipeline.job.model import Model
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.preprocessing.model_input import Arrays, Limits
+from pipeline.preprocessing.model_input import Inputs, Limits
 from pipeline.runs.tuning.measure import calibrate
 from pipeline.runs.tuning.workload import run_batches
 from pipeline.storage.store import Store
@@ -60,7 +60,7 @@ def texts(seed: int, count: int) -> list[str]:
     return [" ".join(rng.choice(words, rng.integers(1, 61))) for _ in range(count)]
 
 
-def prepared(config: PredictorConfig, rows: list[str]) -> Arrays:
+def prepared(config: PredictorConfig, rows: list[str]) -> Inputs:
     seen = config.spec.input
     columns: dict[str, Any] = {TEXT: rows, **failure_columns([None] * len(rows))}
     return seen.arrays(seen.prepare(pa.table(columns), {}, Limits(1 << 20, 1 << 20)))
@@ -72,7 +72,7 @@ def calibrated(config: PredictorConfig) -> str:
     return sha256
 
 
-def both(config: PredictorConfig, runtime: str, sha256: str) -> tuple[Arrays, Arrays]:
+def both(config: PredictorConfig, runtime: str, sha256: str) -> tuple[Inputs, Inputs]:
     """Return what eager fp32 and int8 keep of texts that calibration has not seen."""
     inputs = prepared(config, texts(1, OTHERS))
     batches = run_batches(config.spec.input, inputs, config.limits_of_batch)
@@ -163,7 +163,7 @@ def varying_sizes(store: Store, runtime: str) -> PredictorConfig:
     return replace(config, spec=spec, models=store)
 
 
-def photos(seed: int) -> Arrays:
+def photos(seed: int) -> Inputs:
     rng, images = np.random.default_rng(seed), np.empty(24, object)
     for row in range(len(images)):
         height, width = 32 + 16 * (row % 3), 40 + 8 * (row % 2)

@@ -17,8 +17,7 @@ from pipeline.models.spec import PredictorConfig, load_module
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
 from pipeline.models.tasks.classify import Classify
-from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import num_rows, take_rows
+from pipeline.preprocessing.model_input import Inputs, num_rows, take_rows
 
 NAME = "one-by-one"
 

@@ -15,10 +15,10 @@ from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures import Counters, measure
 from pipeline.core.schema import IMAGE
 from pipeline.preprocessing.model_input import (
-    Arrays,
     BatchLimits,
     Cost,
     Input,
+    Inputs,
     InputSettings,
     Limits,
     Slot,
@@ -83,7 +83,7 @@ class ToyInput(Input):
             )
         return pa.table(columns)
 
-    def arrays(self, rows: pa.Table) -> Arrays:
+    def arrays(self, rows: pa.Table) -> Inputs:
         return {name: features_from_arrow(rows.column(name)) for name in (HEAD, SIZE)}
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
