@@ -84,7 +84,7 @@ def _say(error: BaseException) -> int:
     # A library may have replaced the interrupt by an error of its own.
     if reason() is not None or isinstance(error, KeyboardInterrupt):
         why = reason() or Stopped("interrupted")
-        stopped = type(why)(f"{why}; run again to go on")
+        stopped = type(why)(f"{why}; run again to continue")
         stopped.report = getattr(error, "report", None)
         return show_error(stopped, why.exit_code)
     if hasattr(error, "format_message"):  # an error of the parser
@@ -106,7 +106,7 @@ def _lost(code: int, left: Mapping[str, Any]) -> NoReturn:
         how = f"Ray ended the process of the command ({words}), as it does when its raylet is gone"
     else:
         how = f"the process of the command ended ({words})"
-    error = InfraError(f"{how}; run again to go on")
+    error = InfraError(f"{how}; run again to continue")
     if left.get("ray_folders"):
         from pipeline.execution.embedded.ray_folder import keep_only_logs
 

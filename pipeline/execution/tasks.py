@@ -68,7 +68,7 @@ def ray_errors() -> Iterator[None]:
         if isinstance(error, lost):
             raise InfraError(
                 f"Ray lost workers more often than it may ({type(error).__name__}: {reason}); "
-                "finished slices are kept, run again to go on"
+                "finished slices are kept, run again to continue"
             ) from error
         if isinstance(error, exceptions.RayTaskError):
             raise PipelineError(f"{describe_remote_error(error)}{SHOW_ALL}") from error

@@ -41,7 +41,7 @@ def _current_or_none(store: Store, layout: Layout) -> Manifest | None:
     try:
         return current_manifest(store, layout)
     except (NotAManifest, JobError) as error:
-        log.warning("%s is not compared with: %s", layout.name, error)
+        log.warning("earlier partition %s is skipped: %s", layout.name, error)
         return None
 
 

@@ -79,8 +79,8 @@ class GoldenRows:
             more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
             raise GoldenRefused(
                 f"nothing was published; golden: {len(differences)} of {num_rows} golden rows "
-                f"differ on {where}: {'; '.join(differences[:_SHOWN])}{more}; another model, "
-                "another transform, or a sick device"
+                f"differ on {where}: {'; '.join(differences[:_SHOWN])}{more}; the model or "
+                "the transform differs, or the device is faulty"
             )
 
     def differences(self, spec: ModelSpec, reduce: Reduce) -> list[str]:

@@ -123,7 +123,7 @@ def _as_expected(table: pa.Table, task: TaskSpec, uri: str) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         columns = ", ".join(make_task(task).golden_columns())
         raise JobError(
-            f"{_FIELD} = {uri}: columns {columns} are not what task {task.kind!r} gives: {error}"
+            f"{_FIELD} = {uri}: columns {columns} do not match task {task.kind!r}: {error}"
         ) from None
 
 

@@ -83,7 +83,7 @@ def how_to_accept(results: Sequence[GateResult]) -> str:
     failed = [result.name for result in results if result.status == "fail"]
     if not failed or CONSERVATION in failed:
         return ""
-    return f"; if that is right: {' '.join(f'--accept {name}=REASON' for name in failed)}"
+    return f"; to publish anyway: {' '.join(f'--accept {name}=REASON' for name in failed)}"
 
 
 def require_pass(results: Sequence[GateResult], quarantined: str = "") -> None:

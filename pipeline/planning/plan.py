@@ -225,8 +225,7 @@ def _require_free(names: Sequence[str], partition: str | None) -> None:
         if name.lower() == key:
             raise JobError(
                 f"column {name!r} has the name of sink.partition = {partition}, and most engines "
-                "read that from the folder instead; name the partition otherwise, or leave the "
-                "column out"
+                "read that from the folder instead; rename the partition, or omit the column"
             )
 
 

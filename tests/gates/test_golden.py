@@ -244,7 +244,7 @@ def test_vectors_are_compared_by_their_cosine(tmp_path: Path):
         job = job_with({"uri": uri, "mode": "warn"}, model=model)
         assert check(job, load_rows(job))["golden"]["num_agreed"] == num_agreed
     uri = write_rows(tmp_path / "g.parquet", label=None, embedding=[[1.0], [2.0], [3.0]])
-    with pytest.raises(JobError, match="columns embedding are not what task 'embed' gives"):
+    with pytest.raises(JobError, match="columns embedding do not match task 'embed'"):
         load_rows(job_with({"uri": uri}, model=model))
 
 
@@ -339,7 +339,7 @@ def test_columns_of_another_type_are_the_users_error(
 ):
     uri = write_rows(tmp_path / "g.parquet", label=None, **columns)
     job = job_with({"uri": uri}, model={"factory": "models:colours", **model})
-    with pytest.raises(JobError, match=f"not what task '{model['task']}' gives"):
+    with pytest.raises(JobError, match=f"do not match task '{model['task']}'"):
         load_rows(job)
 
 
@@ -350,7 +350,7 @@ def test_columns_of_another_type_are_the_users_error(
         ({"image": None}, "no column 'image'"),
         ({"label": ["red", None, "blue"]}, "a null in column 'label'"),
         ({"image": [1, 2, 3]}, "column 'image' must be large_binary"),
-        ({"score": ["high", "low", "low"]}, "not what task 'classify' gives"),
+        ({"score": ["high", "low", "low"]}, "do not match task 'classify'"),
         ({"image": [b"x" * MAX_BYTES, b"", b""]}, "must be at most 32"),
     ],
 )

@@ -518,12 +518,12 @@ def test_a_refusal_says_why_rows_are_in_quarantine_and_how_to_accept_it():
         require_pass(results)
     assert str(refused.value) == (
         f"nothing was published; max_error_pct: 20 of 120 rows quarantined, 16.67%; limit 5% "
-        f"{words}; if that is right: --accept max_error_pct=REASON"
+        f"{words}; to publish anyway: --accept max_error_pct=REASON"
     )
     early = certain_failures(gates_of({}), 120, 20, {"empty": 20}, {}, [EMPTY])
     message = str(early_refusal(early, 64, 120))
     assert words in message
-    assert message.endswith("; if that is right: --accept max_error_pct=REASON")
+    assert message.endswith("; to publish anyway: --accept max_error_pct=REASON")
     caps = {"max_error_pct": 50.0, "max_reason_pct": {"empty": 1.0}}
     (failed,) = [v for v in results_of(20, 120, facts=facts, **caps).values() if v.status == "fail"]
     assert failed.name == "max_reason_pct"
@@ -550,21 +550,21 @@ def refused(name: str, message: str = "m") -> GateResult:
 @pytest.mark.parametrize(
     ("results", "why", "text"),
     [
-        ([refused("volume", "few")], "", "volume: few; if that is right: --accept volume=REASON"),
+        ([refused("volume", "few")], "", "volume: few; to publish anyway: --accept volume=REASON"),
         (
             [refused("volume", "few")],
             WHY,
-            f"volume: few; quarantined: {WHY}; if that is right: --accept volume=REASON",
+            f"volume: few; quarantined: {WHY}; to publish anyway: --accept volume=REASON",
         ),
         (
             [refused("max_error_pct", f"9 of 100 ({WHY})")],
             WHY,
-            f"max_error_pct: 9 of 100 ({WHY}); if that is right: --accept max_error_pct=REASON",
+            f"max_error_pct: 9 of 100 ({WHY}); to publish anyway: --accept max_error_pct=REASON",
         ),
         (
             [refused("volume"), refused("label_drift"), PASSED],
             "",
-            "volume: m; label_drift: m; if that is right: --accept volume=REASON "
+            "volume: m; label_drift: m; to publish anyway: --accept volume=REASON "
             "--accept label_drift=REASON",
         ),
         ([refused("volume"), LOST], "", "volume: m; conservation: 80 of 100"),

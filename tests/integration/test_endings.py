@@ -58,7 +58,7 @@ def test_a_signal_ends_a_command_with_6_one_line_and_a_document(
 ) -> None:
     for name, sent in pairs:
         done = pipeline(name, "--json", env={"PIPELINE_FAILPOINT": f"command:{sent}"})
-        line = f"SIG{sent.upper()} received; run again to go on"
+        line = f"SIG{sent.upper()} received; run again to continue"
         assert (done.code, done.stderr) == (6, f"error: {line}\n"), name
         expected = {"status": "error", "exit_code": 6, "error": line, "report": None}
         assert document(done.stdout) == expected, name
@@ -103,7 +103,7 @@ def test_a_signal_during_imports_ends_the_command(
         env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, document(done.stdout)["exit_code"]) == (6, 6), done
-    assert done.stderr == "error: SIGTERM received; run again to go on\n"
+    assert done.stderr == "error: SIGTERM received; run again to continue\n"
 
 
 def job_over(folder: Path) -> str:
@@ -200,7 +200,7 @@ def test_ctrl_c_in_a_program_ends_its_run_like_a_signal(
     assert reason() is None, "the next run of the program is not stopped by it"
     (report,) = reports(tmp_path)
     if not is_deferred:
-        assert "finished slices are kept, run again to go on" in str(caught.value)
+        assert "finished slices are kept, run again to continue" in str(caught.value)
         assert caught.value.report == report["output"]["report"]
     assert report["status"] == ("published" if is_deferred else "stopped")
     assert lease_is_free(tmp_path)

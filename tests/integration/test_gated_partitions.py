@@ -156,7 +156,7 @@ def _a_wrong_model_is_refused_before_it_predicts(partitions: Partitions) -> None
     assert refused.code == 3, refused.stderr
     assert "golden: 6 of 6 golden rows differ on an actor of" in refused.stderr
     assert re.search(r"expected '(red|green|blue)' 0\.\d+, found '\w+' 0\.\d+", refused.stderr)
-    assert refused.stderr.endswith("or a sick device\n"), "and nothing of Ray's"
+    assert refused.stderr.endswith("or the device is faulty\n"), "and nothing of Ray's"
     staged = partitions.store.list_files(f"_control/date={date}/staging")
     assert [file for file in staged if file.path.endswith(".parquet")] == []
     assert partitions.published(date) is None
@@ -172,7 +172,7 @@ def _errors_stop_the_reading_early(partitions: Partitions) -> None:
     assert "of 96 rows, so reading stopped there; finished slices are kept" in refused.stderr
     assert partitions.store.list_files(f"_control/date={date}/staging") != []
     assert "e.g. " in refused.stderr, "one of the rows, and why"
-    assert "; if that is right: --accept max_error_pct=REASON" in refused.stderr
+    assert "; to publish anyway: --accept max_error_pct=REASON" in refused.stderr
     report = partitions.last_report(date)
     assert statuses(report["gates"]) == {"max_error_pct": "fail"}
     assert sum(failure["num_rows"] for failure in report["top_failures"]) == 10

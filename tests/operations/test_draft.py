@@ -265,6 +265,6 @@ def test_a_failed_predict_can_be_repeated_and_leaves_its_input_unchanged(
     (out / "job.yaml").write_text("source: {}")
     with pytest.raises(JobError, match=r"already holds another job; .*pass a different --to \(in"):
         predict(uri, model=encoder, to=out)
-    with pytest.raises(JobError, match=r"lies in what source\.uri"):
+    with pytest.raises(JobError, match=r"inside the input of source\.uri"):
         predict(tmp_path, model=encoder, to=tmp_path, overrides={"source.format": "jsonl"})
     assert not (tmp_path / "job.yaml").exists()

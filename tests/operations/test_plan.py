@@ -84,10 +84,10 @@ def test_int8_is_refused_for_an_onnx_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("max_truncated_pct", 1.0, "is for texts.*'features'; leave it out"),
-        ("truncated_mode", "fail", "is for texts.*'features'; leave it out"),
-        ("max_repeating_pct", 1.0, "is for task 'generate'.*'classify'"),
-        ("repeating_mode", "fail", "is for task 'generate'.*'classify'"),
+        ("max_truncated_pct", 1.0, "applies to texts only.*'features'; leave it out"),
+        ("truncated_mode", "fail", "applies to texts only.*'features'; leave it out"),
+        ("max_repeating_pct", 1.0, "applies to task 'generate' only.*'classify'"),
+        ("repeating_mode", "fail", "applies to task 'generate' only.*'classify'"),
     ],
 )
 def test_a_gate_is_refused_for_rows_that_it_cannot_judge(

@@ -103,7 +103,7 @@ def test_of_a_process_that_was_killed_after_its_commit_it_says_what_is_published
     run = run_with(tmp_path)
     run = replace(run, record=RunRecorder(publish_rows(run.store, DAY, Rows()).run_id, DAY))
     error = lost_run.end(json.loads(json.dumps(lost_run.describe(run))), "killed")
-    assert str(error) == "killed: version 1 is published; run again to finish what follows"
+    assert str(error) == "killed: version 1 is published; run again to complete the publication"
     assert run.store.list_files("reports") == []
     assert verify_output(run.store.uri, DAY, {})["status"] == "ok"
 

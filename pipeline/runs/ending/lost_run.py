@@ -58,7 +58,7 @@ def end(description: Mapping[str, Any], how: str) -> InfraError:
     if current is not None and current.run_id == record.run_id:
         # A report of a failed run would contradict the log; the next run tidies up.
         error = InfraError(
-            f"{how}: version {current.number} is published; run again to finish what follows"
+            f"{how}: version {current.number} is published; run again to complete the publication"
         )
         within(_STEP_S, lambda: release_lost(store, layout, record.run_id, error))
         return error
@@ -71,7 +71,7 @@ def end(description: Mapping[str, Any], how: str) -> InfraError:
             count = record.computed if footer.run_id == record.run_id else record.resumed
             count(footer)
     error = InfraError(
-        f"{how}: {record.left_to_do()}; finished slices are kept, run again to go on"
+        f"{how}: {record.left_to_do()}; finished slices are kept, run again to continue"
     )
     within(_STEP_S, lambda: save_trouble(run, error))
     within(_STEP_S, lambda: release_lost(store, layout, record.run_id, error))

@@ -82,7 +82,7 @@ def stoppable(run: RunContext) -> Iterator[None]:
 
 def _in_full(run: RunContext, error: PipelineError) -> PipelineError:
     left = run.record.left_to_do()
-    return type(error)(f"{error}: {left}; finished slices are kept, run again to go on")
+    return type(error)(f"{error}: {left}; finished slices are kept, run again to continue")
 
 
 class _Watchdog(threading.Thread):

@@ -41,8 +41,8 @@ _MAX_DEATHS = 2
 """The most processes that may end on rows: a hang takes its whole time limit."""
 _MAX_START_S, _START_LIMITS = 600.0, 10
 _RANDOM = (
-    "its parameters are random, though the same in every run: give model.weights, unless that is "
-    "meant"
+    "its parameters are random, although the same in every run; set model.weights unless that is "
+    "intended"
 )
 
 
@@ -252,7 +252,7 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
     if TRANSFORM_FACTORY in failed:
         raise JobError(f"the first rows of the source fail in the transform: {failed}")
     if failed:
-        raise JobError(f"model {model.name}: fails over the first rows of the source: {failed}")
+        raise JobError(f"model {model.name}: fails on the first rows of the source: {failed}")
     return Preview(
         "unknown", f"no row could be read{unread and f' ({unread})'}; the model was built"
     )

@@ -85,17 +85,17 @@ def _batch_limits(job: Job, model: ModelSpec) -> BatchLimits:
     is_on_gpu = bool(job.resources.num_gpus)
     if not model.input.counts_tokens:
         if job.model.batch_tokens is not None:
-            raise JobError("model.batch_tokens: is for texts; give model.batch_size")
+            raise JobError("model.batch_tokens: applies to texts only; set model.batch_size")
         for field in _OF_TOKENS:
             if field in job.gates.model_fields_set:
                 raise JobError(
-                    f"gates.{field}: is for texts, and has no effect on input "
+                    f"gates.{field}: applies to texts only, and has no effect on input "
                     f"{model.input.name!r}; leave it out"
                 )
     for field in _OF_WRITTEN:
         if model.task.generation is None and field in job.gates.model_fields_set:
             raise JobError(
-                f"gates.{field}: is for task 'generate', and has no effect on task "
+                f"gates.{field}: applies to task 'generate' only, and has no effect on task "
                 f"{model.task.kind!r}; leave it out"
             )
     usual = model.input.usual_batch(is_on_gpu=is_on_gpu)
@@ -114,8 +114,8 @@ def _check_int8(model: ModelSpec) -> None:
         return
     if model.directory is not None and model.directory.is_file:
         raise JobError(
-            f"model.precision = {INT8!r}: an .onnx file runs as it is, and is not calibrated; give "
-            "fp32, bf16 or auto, or name a file that is quantised already, with fp32"
+            f"model.precision = {INT8!r}: an .onnx file runs as it is, and is not calibrated; set "
+            "fp32, bf16 or auto, or use a quantised file with fp32"
         )
 
 
@@ -126,7 +126,7 @@ def _warn_of_skipped(inputs: Inputs) -> None:
         return
     first = next(names[0] for reason, names in skipped.first.items() if skipped.counts(reason))
     log.warning(
-        "%d of %d files below the source are not read: %s; as %s",
+        "%d of %d files below the source are not read: %s; e.g. %s",
         skipped.total,
         skipped.total + len(inputs.shards),
         skipped.describe(),
@@ -164,7 +164,7 @@ def _measure(job: Job, inputs: Inputs, model: ModelSpec) -> int:
 
     tried = preview_row(job, make_plan(job, inputs, model, batch_size=1), model)
     if tried.predicted is None:
-        raise JobError(f"model.embedding_dim: is to be measured, and {tried.message}; give it")
+        raise JobError(f"model.embedding_dim: cannot be measured ({tried.message}); set it")
     [row] = tried.predicted.to_pylist()
     return len(row[EMBEDDING])
 

@@ -42,8 +42,8 @@ def require_disjoint(source: Source, sink: Store) -> None:
             meets = reaches_below(pattern or "**", path[len(here) :])
         if meets:
             raise JobError(
-                f"sink.uri = {sink.url('')}: its {folder}/ lies in what source.uri = {source.uri} "
-                "reads, so that a run would read the output of the last; give a folder outside"
+                f"sink.uri = {sink.url('')}: its {folder}/ is inside the input of source.uri = "
+                f"{source.uri}, so a run would read earlier output; use a folder outside of it"
             )
 
 

@@ -123,14 +123,14 @@ def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
         return _read_choice(run.store, path)
     except FileNotFoundError:
         if needs_tuning(model) or model.input.is_approximate:
-            text = "a run takes what is known, and measures the rest for a tenth of its time"
+            text = "a run uses known results, and measures the rest for a tenth of its time"
             name = f"{model.runtime} {model.precision}"
             return replace(choices.by_job(model), reason="measured", text=f"{name}: {text}")
     if not model.takes_fastest:
         return choices.by_job(model)
     if run.job.resources.num_gpus or run.options.address is not None:
         where = "the cluster" if run.options.address is not None else "the GPU that the run finds"
-        text = f"{EAGER} {FP32}, or what is known to be faster on {where}"
+        text = f"{EAGER} {FP32}, or a runtime known to be faster on {where}"
         return replace(choices.by_job(model), reason="unknown", text=text)
     hardware = embedded_hardware()
     allocation = allocate(run.job.resources, hardware, cost=cost_of(run.job.source))
@@ -155,7 +155,7 @@ def _choice_path(
     reason = find(runtime_of(begun.runtime), begun.precision, is_on_gpu=is_on_gpu)
     if not reason:
         return path
-    way = f"{begun.runtime} {begun.precision}, with which the work was begun"
+    way = f"{begun.runtime} {begun.precision}, with which the work began"
     say(f"{way}, cannot run here: {reason}; choosing anew")
     return run.layout.choice(plan.fingerprint, "gpu" if is_on_gpu else "cpu")
 

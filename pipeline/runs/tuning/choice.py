@@ -63,7 +63,7 @@ def by_job(model: ModelSpec) -> Choice:
 def begun(runtime: str, precision: str, artefact_sha256: str = "") -> Choice:
     """Return the choice by which published rows were made."""
     way = Trial(runtime, precision, artefact_sha256=artefact_sha256)
-    return Choice(way, "begun", f"{runtime} {precision}, as the work was begun")
+    return Choice(way, "begun", f"{runtime} {precision}, as for the published rows")
 
 
 def measured(profile: Profile, way: Trial) -> Choice:

@@ -188,14 +188,14 @@ def choose(
     """
     usable = [trial for trial in trials if is_usable(trial, min_agreement_pct - slack_pct(trial))]
     if not trials:
-        raise JobError("model.runtime, model.precision: nothing runs that on this device")
+        raise JobError("model.runtime, model.precision: no runtime supports them on this device")
     if not usable:
         problems = "; ".join(
             f"{t.runtime} {t.precision}: {t.problem or f'{t.agreement_pct:.1f}% of rows agree'}"
             for t in trials
         )
         raise JobError(
-            f"nothing that was tried agrees on {min_agreement_pct:g}% of the sampled rows "
+            f"no way that was tried agrees on {min_agreement_pct:g}% of the sampled rows "
             f"(gates.min_agreement_pct) with eager fp32 and whole decoding: {problems}"
         )
     return min(usable, key=lambda trial: seconds(trial, num_rows, allocation))

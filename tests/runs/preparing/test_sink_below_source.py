@@ -116,7 +116,7 @@ def test_a_run_is_refused_before_anything_is_written_below_its_sink(tmp_path: Pa
         "model": {"name": "efficientnet-lite0"},
         "sink": {"uri": str(tmp_path / "in" / "out")},
     }
-    with pytest.raises(JobError, match="so that a run would read the output of the last"):
+    with pytest.raises(JobError, match="so a run would read earlier output"):
         RunContext.of(parse_job(document, date=dt.date(2026, 11, 24), origin="job"), RunOptions())
     assert list((tmp_path / "in").iterdir()) == []
 

@@ -247,7 +247,7 @@ def test_what_was_chosen_on_another_device_is_chosen_anew_where_it_cannot_run_an
         resolved = resolve_runtime(*facts, say=messages.append)
         assert (resolved.model.runtime, resolved.model.precision) == (EAGER, FP32)
         assert messages == [
-            "eager fp16, with which the work was begun, cannot run here: fp16 needs a GPU; on the "
+            "eager fp16, with which the work began, cannot run here: fp16 needs a GPU; on the "
             "CPU use fp32 or bf16; choosing anew"
         ]
         # A rerun on the first device goes on as it began.
