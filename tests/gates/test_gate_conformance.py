@@ -102,7 +102,7 @@ def test_every_gate_is_tried_here_in_the_order_in_which_they_are_shown():
 
 
 @ALL
-def test_it_passes_what_is_good_and_refuses_what_is_bad(name: str):
+def test_it_passes_good_figures_and_refuses_bad_ones(name: str):
     assert results_of(GOOD)[name].status == "pass"
     result = results_of(replace(GOOD, **CASES[name].bad))[name]
     assert result.status == "fail"
@@ -114,7 +114,7 @@ def test_it_passes_what_is_good_and_refuses_what_is_bad(name: str):
 
 
 @ALL
-def test_it_says_no_worse_than_its_mode(name: str):
+def test_its_result_is_no_worse_than_its_mode(name: str):
     case = CASES[name]
     if case.off is not None:
         for figures in (GOOD, replace(GOOD, **case.bad)):
@@ -124,7 +124,7 @@ def test_it_says_no_worse_than_its_mode(name: str):
 
 
 @ALL
-def test_what_it_needs_is_done_only_while_it_is_on(name: str):
+def test_its_needs_are_met_only_while_it_is_on(name: str):
     gate, off = load(GATES, name), CASES[name].off
     assert gate.needs <= needs_of(section_of())
     assert gate.is_on(section_of())
@@ -139,7 +139,7 @@ def test_what_it_needs_is_done_only_while_it_is_on(name: str):
 
 
 @ALL
-def test_what_only_worsens_is_certain_early(name: str):
+def test_a_failure_that_only_worsens_is_certain_early(name: str):
     bad = replace(GOOD, **CASES[name].bad)
     early = certain_failures(
         section_of(), bad.num_planned, bad.num_quarantined, bad.reasons, {}, bad.causes

@@ -107,7 +107,7 @@ def write_rows(path: Path, **columns: Any) -> str:
     return str(path)
 
 
-def test_a_right_actor_agrees_with_a_folder_of_labels(folder: Path):
+def test_a_correct_actor_agrees_with_a_folder_of_labels(folder: Path):
     job = job_with({"uri": str(folder)})
     entry = check(job, load_rows(job))["golden"]
     assert (entry["num_rows"], entry["num_agreed"]) == (6, 6)
@@ -147,7 +147,7 @@ def test_another_transform_shows_in_the_score(tmp_path: Path):
 
 
 @pytest.mark.parametrize("way", ["mode", "accepted"])
-def test_what_may_differ_is_counted_and_not_refused(way: str, tmp_path: Path):
+def test_accepted_differences_are_counted_and_not_refused(way: str, tmp_path: Path):
     labels = ["red", "green", "red"]
     golden = {"uri": write_rows(tmp_path / "g.parquet", label=labels)}
     job = job_with({**golden, "mode": "warn"} if way == "mode" else golden)
@@ -334,7 +334,7 @@ def test_the_command_writes_texts_that_agree_with_themselves(tmp_path: Path):
         ({"task": "score"}, {"score": ["high"] * 3}),
     ],
 )
-def test_columns_of_another_type_are_the_users_error(
+def test_columns_of_another_type_are_an_error_of_the_job(
     model: dict[str, Any], columns: dict[str, Any], tmp_path: Path
 ):
     uri = write_rows(tmp_path / "g.parquet", label=None, **columns)
@@ -354,7 +354,7 @@ def test_columns_of_another_type_are_the_users_error(
         ({"image": [b"x" * MAX_BYTES, b"", b""]}, "must be at most 32"),
     ],
 )
-def test_a_file_that_will_not_do_is_the_users_error(
+def test_an_unusable_file_of_golden_rows_is_an_error_of_the_job(
     columns: dict[str, Any], words: str, tmp_path: Path
 ):
     uri = write_rows(tmp_path / "g.parquet", **columns)
@@ -363,7 +363,7 @@ def test_a_file_that_will_not_do_is_the_users_error(
     assert f"gates.golden.uri = {uri}" in str(caught.value)
 
 
-def test_a_place_that_will_not_do_is_the_users_error(tmp_path: Path):
+def test_an_unusable_place_of_golden_rows_is_an_error_of_the_job(tmp_path: Path):
     (tmp_path / "not.parquet").write_bytes(b"not Parquet")
     (tmp_path / "loose").mkdir()
     (tmp_path / "loose" / "a.png").write_bytes(b"")
@@ -414,7 +414,7 @@ def test_only_labels_of_images_can_be_the_names_of_folders(folder: Path, tmp_pat
         load_rows(job_with({"uri": str(folder)}, model=model))
 
 
-def test_no_golden_rows_are_read_where_none_are_wanted():
+def test_no_golden_rows_are_read_if_none_are_wanted():
     task = spec_of(job_with({"uri": "x"})).task
     for gates in ({}, {"golden": {"uri": "absent.parquet", "mode": "off"}}):
         job = job_with({}, gates=gates)

@@ -254,7 +254,7 @@ def with_mode(asked: dict[str, Any], gate: str, mode: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("gate", "asked", "status", "value"), CASES)
-def test_a_gate_passes_up_to_its_limit_and_says_no_worse_than_its_mode(
+def test_a_gate_passes_up_to_its_limit_and_obeys_its_mode(
     gate: str, asked: dict[str, Any], status: str, value: float | None
 ):
     asked = {"quarantined": 0, "planned": 1000, **asked}
@@ -290,7 +290,7 @@ def test_rows_that_are_not_accounted_for_are_refused_whatever_the_limits(predict
     assert results_of(10, 100)["conservation"].status == "pass"
 
 
-def test_nothing_is_refused_unless_allowed():
+def test_an_empty_input_is_refused_unless_allowed():
     results = results_of(0, 0, shards=0)
     assert results["not_empty"].status == "fail"
     with pytest.raises(GateRefused, match=r"0 shards with 0 rows.*gates\.allow_empty"):
@@ -304,7 +304,7 @@ def test_nothing_is_refused_unless_allowed():
     assert not passes(results_of(0, 0, shards=3))
 
 
-def test_where_nothing_is_read_the_refusal_says_what_is_there():
+def test_the_refusal_of_an_empty_input_counts_its_files():
     why = "in/*.HEIC matches 15 files, none read: format parquet reads .parquet .pq; skipped: ..."
     results = results_of(0, 0, shards=0, facts={"num_skipped": 15, "why_empty": why})
     with pytest.raises(GateRefused, match=r"not_empty: in/\*\.HEIC matches 15 files, none read"):
@@ -351,7 +351,7 @@ def test_all_reasons_over_their_limit_are_named():
     assert one["max_reason_pct"].limit == 0.0
 
 
-def test_what_is_alike_and_what_agrees_is_said():
+def test_messages_name_constant_values_and_agreeing_rows():
     alike = results_of(0, 1000, **ALIKE)["constant"].message
     assert "all 1000 predictions are alike: label 'cat', score 0.9" in alike
     _, asked, _, _ = golden(8, 7, "fail")
@@ -367,7 +367,7 @@ def test_a_reason_that_does_not_exist_is_refused():
 
 
 @pytest.mark.parametrize(("mode", "status"), [("off", "off"), ("warn", "warn"), ("fail", "fail")])
-def test_rows_that_were_to_be_compared_and_were_not_are_refused(mode: str, status: str):
+def test_a_reference_check_without_rows_is_refused(mode: str, status: str):
     facts: dict[str, object] = {"measured": SliceFigures(reference_check=Comparison())}
     result = results_of(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
     assert (result.status, result.value) == (status, None)
@@ -387,7 +387,7 @@ DRIFTS = [(5000, "pass"), (5700, "pass"), (6300, "warn"), (7000, "fail")]
 
 @pytest.mark.parametrize(("cats", "status"), DRIFTS)
 @pytest.mark.parametrize("gate", ["label_drift", "score_drift"])
-def test_another_distribution_than_before_is_drift(gate: str, cats: int, status: str):
+def test_a_changed_distribution_is_drift(gate: str, cats: int, status: str):
     past = Past((1,), split(5000, 5000), "date=2026-11-23")
     # As PSI bands go, 0.1 and 0.25 are far apart; here nearer, so that both sides are the same.
     rule = {"mode": "fail", "warn_psi": 0.05, "fail_psi": 0.15}
@@ -411,7 +411,7 @@ def test_another_distribution_than_before_is_drift(gate: str, cats: int, status:
 
 @pytest.mark.parametrize("gate", ["label_drift", "score_drift"])
 @pytest.mark.parametrize(("before", "now"), [(20, 10_000), (10_000, 20)])
-def test_drift_is_not_judged_where_either_side_has_few_rows(gate: str, before: int, now: int):
+def test_drift_is_not_judged_if_either_side_has_few_rows(gate: str, before: int, now: int):
     past = Past((1,), split(0, before), "date=2026-11-23")
     facts: dict[str, object] = {"distribution": split(now, 0)}
 
@@ -440,7 +440,7 @@ def test_a_first_partition_is_only_recorded():
         assert "nothing earlier" in results[gate].message
 
 
-def test_what_is_accepted_is_published_with_its_reason_and_only_that():
+def test_only_an_accepted_failure_is_published_with_its_reason():
     results = [*results_of(60, 1000, predicted=20).values()]
     reason = {"max_error_pct": "the camera of gate 7 broke", "conservation": "no", "volume": "no"}
     by_name = {result.name: result for result in accept(results, reason)}
@@ -480,7 +480,7 @@ def test_what_cannot_be_accepted_is_refused(text: str, words: str):
     limit=st.floats(0, 100),
     cap=st.floats(0, 100),
 )
-def test_what_is_certain_early_is_what_the_end_says(
+def test_an_early_failure_is_a_failure_at_the_end(
     planned: int, so_far: int, more: int, limit: float, cap: float
 ):
     so_far = min(so_far, planned)
@@ -491,7 +491,7 @@ def test_what_is_certain_early_is_what_the_end_says(
     assert {result.name for result in early} <= {n for n, v in last.items() if v.status == "fail"}
 
 
-def test_a_run_stops_early_only_for_what_is_certain():
+def test_a_run_stops_early_only_for_certain_failures():
     gates = gates_of({"max_error_pct": 5.0})
     assert certain_failures(gates, 1000, 50, {}, {}) == []
     (failed,) = certain_failures(gates, 1000, 51, {}, {})
@@ -530,7 +530,7 @@ def test_a_refusal_says_why_rows_are_in_quarantine_and_how_to_accept_it():
     assert failed.message.endswith(words)
 
 
-def test_rows_of_a_reason_whose_cause_is_not_known_are_others():
+def test_rows_of_an_unknown_cause_are_counted_as_others():
     facts = {"reasons": {"empty": 23, "truncated": 9}, "causes": [EMPTY]}
     caps = {"max_error_pct": 50.0, "max_reason_pct": {"empty": 1.0, "truncated": 20.0}}
     result = results_of(32, 120, facts=facts, **caps)["max_reason_pct"]
@@ -570,7 +570,7 @@ def refused(name: str, message: str = "m") -> GateResult:
         ([refused("volume"), LOST], "", "volume: m; conservation: 80 of 100"),
     ],
 )
-def test_a_refusal_names_each_gate_what_is_in_quarantine_once_and_the_way_to_accept_it(
+def test_a_refusal_names_each_gate_the_quarantine_once_and_how_to_accept_it(
     results: list[GateResult], why: str, text: str
 ):
     with pytest.raises(GateRefused) as caught:

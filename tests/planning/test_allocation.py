@@ -63,7 +63,7 @@ def gpus_used(actors: int, share: float) -> float:
     actors=st.tuples(ACTORS, ACTORS).filter(lambda pair: None in pair or pair[0] <= pair[1]),
     cost=st.sampled_from(["image", "text", "row"]),
 )
-def test_what_is_handed_out_is_there(
+def test_an_allocation_fits_its_machine(
     cpus: int,
     gpus: int,
     num_gpus: float,
@@ -110,7 +110,7 @@ def test_what_is_handed_out_is_there(
     actors=ACTORS,
     decode_in=st.sampled_from(["auto", "actors", "tasks"]),
 )
-def test_beside_the_actors_of_every_node_readers_and_writers_find_room_on_some(
+def test_readers_and_writers_fit_beside_the_actors_of_the_nodes(
     nodes: int, cpus: int, num_cpus: float | None, actors: int | None, decode_in: str
 ):
     """A task runs on one node: the sum of what several nodes have left does not help."""
@@ -127,7 +127,7 @@ def test_beside_the_actors_of_every_node_readers_and_writers_find_room_on_some(
 
 
 @given(nodes=st.integers(2, 8), cpus=st.integers(1, 32), actors=ACTORS)
-def test_of_a_lost_node_an_actor_finds_room_beside_the_readers_and_writers_of_another(
+def test_an_actor_of_a_lost_node_fits_beside_the_tasks_of_another(
     nodes: int, cpus: int, actors: int | None
 ):
     """These keep their shares: an actor that reserves a whole node would wait for ever."""
@@ -237,7 +237,7 @@ def test_an_actor_that_no_node_can_hold_is_refused_and_the_nodes_are_named():
         (8, 2, {"num_gpus": 1.0, "num_cpus": 8.0, "min_actors": 2}, ["8 CPUs for 1", "has 8"]),
     ],
 )
-def test_asking_for_more_than_there_is_names_both_numbers(
+def test_a_refusal_names_the_wanted_and_the_available_number(
     cpus: int, gpus: int, fields: dict[str, float], words: list[str]
 ):
     with pytest.raises(JobError) as caught:
@@ -282,7 +282,7 @@ SOME: list[tuple[Hardware, dict[str, Any], dict[str, float]]] = [
 
 
 @pytest.mark.parametrize(("hardware", "fields", "numbers"), SOME)
-def test_a_cluster_is_divided_as_its_job_says(
+def test_a_cluster_is_divided_as_in_the_job(
     hardware: Hardware, fields: dict[str, Any], numbers: dict[str, float]
 ):
     allocation = on(hardware, **fields)

@@ -215,7 +215,7 @@ def test_slices_of_rows_that_are_mostly_known_have_more_of_them_within_the_same_
     assert fixed == SliceSizes.of(job(run__slice_rows=7), 32, "classify")
 
 
-def test_nothing_makes_an_empty_plan():
+def test_an_empty_input_makes_an_empty_plan():
     plan = planned([])
     assert (plan.units, plan.num_rows, list(plan.slices())) == ((), 0, [])
 
@@ -228,7 +228,7 @@ def test_nothing_makes_an_empty_plan():
         ({"source__id_column": "id"}, "column"),
     ],
 )
-def test_a_plan_says_how_ids_come_to_be(fields: dict[str, object], row_ids: str):
+def test_a_plan_knows_the_origin_of_ids(fields: dict[str, object], row_ids: str):
     assert planned(shard_extents([[1]]), **fields).row_ids == row_ids
 
 
@@ -294,7 +294,7 @@ OTHER_WORK: dict[str, str] = {
 
 
 @pytest.mark.parametrize("change", OTHER_WORK)
-def test_what_decides_the_predictions_changes_the_fingerprint(change: str):
+def test_everything_that_decides_predictions_changes_the_fingerprint(change: str):
     assert OTHER_WORK[change] != fingerprint()
 
 
@@ -334,7 +334,7 @@ def test_columns_that_pass_through_are_published_with_the_tasks():
     assert {*plan.task_fields.names} < {*published.names}
 
 
-def test_a_plan_keeps_what_is_no_row_and_what_decides_the_other_columns():
+def test_a_plan_keeps_skipped_files_and_row_settings():
     inputs = inputs_of(shard_extents([[3]]))
     skipped = replace(inputs.skipped, files={"extension": 7})
     made = make_plan(job(), replace(inputs, skipped=skipped), SPEC, batch_size=8)
@@ -369,7 +369,7 @@ def test_no_two_changes_have_the_same_fingerprint():
         ("model__storage_options", {"key": "k"}),
     ],
 )
-def test_what_does_not_decide_them_keeps_the_fingerprint(field: str, value: object):
+def test_other_fields_keep_the_fingerprint(field: str, value: object):
     assert fingerprint(**{field: value}) == fingerprint()
 
 

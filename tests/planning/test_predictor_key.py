@@ -33,7 +33,7 @@ def key_of(model: ModelSpec, fields: pa.Schema = IMAGE_FIELDS, **others: Any) ->
     ],
     ids=["runtime", "path", "pinned", "artefact", "storage_options"],
 )
-def test_what_decides_no_prediction_leaves_the_key(other: ModelSpec):
+def test_facts_that_decide_no_prediction_keep_the_key(other: ModelSpec):
     assert key_of(other) == key_of(WITH_WEIGHTS)
 
 
@@ -65,7 +65,7 @@ def test_what_decides_no_prediction_leaves_the_key(other: ModelSpec):
         ),
     ],
 )
-def test_what_decides_predictions_changes_the_key_and_is_named(other: ModelSpec, words: str):
+def test_facts_that_decide_predictions_change_the_key_and_are_named(other: ModelSpec, words: str):
     assert key_of(other) != key_of(WITH_WEIGHTS)
     assert why_other(WITH_WEIGHTS.to_dict(), other.to_dict()) == words
 

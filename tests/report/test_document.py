@@ -80,7 +80,7 @@ def test_what_is_not_known_is_null(facts: Facts):
         assert stage["utilisation_pct"] is None
 
 
-def test_what_is_no_number_is_null():
+def test_numbers_that_are_not_finite_are_null():
     report = report_of(NOT_NUMBERS)
     assert report.hardware.cpus is report.price_per_node_hour is None
     assert report.gates[0].value is report.gates[0].limit is None
@@ -123,7 +123,7 @@ def test_the_predictions_hold_the_rate_that_the_advice_promises():
     assert document_of(BARE["failed"])["predictions"] == []
 
 
-def test_a_row_is_weighed_at_every_hop():
+def test_bytes_per_row_are_counted_at_every_hop():
     def hop(rows: int, bytes_in: int, bytes_out: int) -> dict[str, float]:
         return StageCounters(rows, rows, 0, bytes_in, bytes_out, 1.0).to_dict()
 
@@ -149,7 +149,7 @@ def test_a_row_is_weighed_at_every_hop():
     assert (document_of(facts)["decode_in"], fused["decode_in"]) == ("tasks", "actors")
 
 
-def test_what_was_not_weighed_is_null():
+def test_bytes_per_row_that_were_not_measured_are_null():
     for facts in (ZEROS, BARE["failed"]):
         assert set(document_of(facts)["bytes_per_row"].values()) == {None}
     assert document_of(BARE["failed"])["decode_in"] is None
@@ -173,7 +173,7 @@ def test_an_unknown_fact_is_refused():
         document_of(hardware={"cores": 4})
 
 
-def test_what_had_to_be_isolated_is_counted_and_nothing_is_zero():
+def test_isolated_rows_are_counted_and_zero_without_any():
     isolated = Isolated(256, 2, 5, 9.0).to_dict()
     facts = FULL | dict(counters={**FULL["counters"], "isolated": isolated})
     report = document_of(facts)

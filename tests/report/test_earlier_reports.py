@@ -115,7 +115,7 @@ def test_few_reports_are_read_however_many_there_are(
     assert past_run_in(store, "all") == "20261201-0"  # its own partition counts, whatever its name
 
 
-def test_what_is_no_report_is_passed_over(tmp_path: Path):
+def test_files_that_are_not_reports_are_skipped(tmp_path: Path):
     store = Store(str(tmp_path))
     keep(store, "all", "1")
     store.put("reports/all/2/report.html", b"killed before report.json")

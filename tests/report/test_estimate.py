@@ -106,6 +106,6 @@ def test_an_interrupted_run_gives_an_estimate_of_the_rows_that_are_left(status: 
     assert "before its end, so publishing is not counted" in estimated.basis
 
 
-def test_what_is_published_already_costs_nothing():
+def test_a_published_partition_costs_nothing():
     estimated = estimate(report_of(BARE), 0, ROWS, 2.0, is_published=True)
     assert (estimated.minutes, estimated.cost, estimated.rows_per_s) == (0.0, 0.0, None)

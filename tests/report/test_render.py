@@ -150,7 +150,7 @@ CARRIED = {
          [], [], ["the class id: several classes have that name"]),
     ],
 )  # fmt: skip
-def test_terminal_and_page_tell_what_a_run_states_and_nothing_of_it_elsewhere(
+def test_terminal_and_page_show_the_facts_of_a_run_and_only_those(
     changes: dict[str, object], in_both: list[str], on_terminal: list[str], on_page: list[str]
 ):
     (terminal, page), others = both(**changes), both()
@@ -162,7 +162,7 @@ def test_terminal_and_page_tell_what_a_run_states_and_nothing_of_it_elsewhere(
         assert [each for each in words if each in other] == []
 
 
-def test_terminal_and_page_tell_stages_totals_skipped_files_and_what_a_change_would_bring():
+def test_terminal_and_page_show_stages_totals_skipped_files_and_forecasts():
     report = report_of()
     terminal, page = str(report), Page(to_html(report)).text
     assert all(re.search(rf"^{stage}\b", terminal, re.MULTILINE) for stage in STAGES)
@@ -184,7 +184,7 @@ def test_terminal_and_page_tell_stages_totals_skipped_files_and_what_a_change_wo
     assert report.bottleneck.advice in page
 
 
-def test_what_a_run_did_not_do_is_not_told():
+def test_facts_that_a_run_lacks_are_not_shown():
     failed_early = report_of(skipped={})
     assert failed_early.skipped.files is None
     assert "skipped" not in str(failed_early)
@@ -193,7 +193,7 @@ def test_what_a_run_did_not_do_is_not_told():
     assert "not all alike" not in both(gates=GATES)[0]
 
 
-def test_a_retry_in_vain_does_not_say_that_there_was_nothing_to_do():
+def test_a_retry_without_success_does_not_show_nothing_to_do():
     retry = {"base_version": 2, "entries": 20, "recovered": 0, "failed_again": 20}
     rows = {"total": 100, "predicted": 80, "quarantined": 20}
     vain = FULL | dict(status="nothing_to_do", retry=retry, rows=rows)
@@ -227,7 +227,7 @@ def test_a_run_that_was_stopped_claims_no_more_rows_than_it_has():
 
 
 @pytest.mark.parametrize("status", ["refused", "failed"])
-def test_what_came_to_nothing_opens_with_its_reason_and_gives_no_advice(status: str):
+def test_a_refused_or_failed_run_opens_with_its_reason_and_has_no_advice(status: str):
     report = report_of(REFUSED, status=status)
     advice = report.bottleneck.advice
     page = Page(to_html(report)).text
@@ -242,7 +242,7 @@ def test_what_came_to_nothing_opens_with_its_reason_and_gives_no_advice(status: 
     assert page.count("Gates") == both()[1].count("Gates") == 1
 
 
-def test_gpus_and_what_they_could_do_faster_are_told_and_a_lone_processor_is_not():
+def test_gpus_and_their_advice_are_shown_and_a_single_processor_is_not():
     def lines(device: str, **fields: object) -> list[str]:
         model = FULL["model"] | {"device": device, **fields}
         return str(report_of(model=model)).splitlines()

@@ -139,7 +139,9 @@ def test_a_folder_that_cannot_be_written_and_a_port_that_is_taken_are_a_warning_
         ("port", 0, "greater than or equal to 1"),
     ],
 )
-def test_a_place_that_cannot_be_right_is_refused(tmp_path: Path, field: str, value: Any, why: str):
+def test_an_impossible_place_for_metrics_is_refused(
+    tmp_path: Path, field: str, value: Any, why: str
+):
     with pytest.raises(Exception, match=why) as caught:
         run_with(tmp_path, **{field: value})
     assert "secret" not in str(caught.value)

@@ -55,7 +55,7 @@ def test_a_line_has_rows_rate_elapsed_and_what_is_left() -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (75, "1 min 15 s"), (7500, "2 h 05 min")]
 )
-def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> None:
+def test_durations_have_seconds_minutes_or_hours(seconds: float, words: str) -> None:
     assert format_duration(seconds, 0) == words
 
 
@@ -81,7 +81,7 @@ def test_committed_slices_move_the_progress() -> None:
     assert progress.line().startswith("checking and publishing, ")
 
 
-def test_phases_are_log_lines_and_quiet_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_phases_are_log_lines_and_quiet_shows_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pipeline"):
         with TerminalProgress() as progress:
             progress.phase("starting Ray")

@@ -66,7 +66,7 @@ def test_the_rows_of_a_division_are_summed_up_by_what_becomes_of_them():
     assert (section.new_rows, section.changed_rows) == (None, 30), "unknown, and not none"
 
 
-def test_the_plan_tells_of_each_shard_and_the_terminal_of_the_first_that_are_computed():
+def test_a_plan_lists_every_shard_and_the_terminal_the_first_computed_ones():
     facts = plan_facts(reuse())
     assert facts["shards"][0] == {
         "uri": "in/a", "state": "unchanged", "carried": 90, "computed": 10, "gone": 0,
@@ -76,7 +76,7 @@ def test_the_plan_tells_of_each_shard_and_the_terminal_of_the_first_that_are_com
     assert (len(shown["shards"]), shown["more_shards"]) == (8, "1,000, in --json")
 
 
-def test_what_was_taken_over_is_what_the_staged_slices_say():
+def test_carried_rows_are_those_of_the_staged_slices():
     record = RunRecorder("r-1", "date=2026-11-25")
     record.carried(**dict(carried_section(reuse(by_content=True))))
     counters = Counters()
@@ -95,7 +95,7 @@ def test_what_was_taken_over_is_what_the_staged_slices_say():
     assert None not in record.carried_facts.values()
 
 
-def test_the_computed_predictions_are_those_of_rows_that_were_not_taken_over():
+def test_computed_predictions_exclude_carried_rows():
     record = RunRecorder("r-1", "date=2026-11-25")
     labels, score = {"a": 1}, {"score": Numbers(0.5, 0.5, {1: 1}).to_dict()}
     mixed = {"num_carried": 59, "sources": ["t"], "computed_labels": labels, "computed_numbers": {}}
@@ -119,7 +119,7 @@ def test_if_nothing_could_be_read_the_report_says_why():
 
 
 @pytest.mark.parametrize("looked_at", [0, 2])
-def test_a_first_run_does_not_speak_of_it(looked_at: int):
+def test_a_first_run_does_not_mention_carried_rows(looked_at: int):
     record = RunRecorder("r-1", "date=2026-11-25")
     record.not_carried("the weights changed", looked_at)
     text = str(record.report("published", 0))

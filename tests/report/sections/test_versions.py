@@ -58,7 +58,7 @@ def day(number: int, labels: dict[str, int], **changes: Any) -> Report:
                      top_labels=counted)  # fmt: skip
 
 
-def test_shares_stand_beside_the_mean_of_the_partitions_before():
+def test_shares_are_compared_with_the_mean_of_earlier_partitions():
     past = [day(3, {"cat": 50, "dog": 50}), day(2, {"cat": 70, "owl": 30}), day(9, {"cat": 1})]
     classes = classes_of(day(4, {"cat": 90, "fox": 10}), past)
     shown = {share.label: (share.rows, share.pct, share.before_pct) for share in classes.shares}
@@ -73,7 +73,7 @@ def test_shares_stand_beside_the_mean_of_the_partitions_before():
     )
 
 
-def test_what_a_report_does_not_tell_is_unknown_and_not_zero():
+def test_a_class_that_a_report_lacks_is_unknown_and_not_zero():
     many = {f"c{number}": 100 - number for number in range(10)}
     [share] = classes_of(day(4, {"new": 5}), [day(3, many)]).shares[:1]
     assert share.before_pct is None, "it may be one of those behind the first ten"
@@ -81,7 +81,7 @@ def test_what_a_report_does_not_tell_is_unknown_and_not_zero():
     assert "old" not in [share.label for share in gone], "it may have rows all the same"
 
 
-def test_a_refused_run_and_a_later_partition_are_no_partitions_before():
+def test_refused_runs_and_later_partitions_are_not_earlier_partitions():
     past = [day(5, {"cat": 1}), day(3, {"dog": 1}, status="refused", exit_code=3)]
     classes = classes_of(day(4, {"cat": 1}), past)
     assert (classes.beside, classes.shares[0].before_pct) == ("", None)

@@ -125,14 +125,14 @@ def test_the_first_reason_counts_and_a_run_is_interrupted_once_and_not_when_done
     assert reason() is first
 
 
-def test_an_interrupt_from_elsewhere_stays_what_it_is():
+def test_an_interrupt_from_elsewhere_is_raised_unchanged():
     with pytest.raises(KeyboardInterrupt), stoppable_body():
         raise KeyboardInterrupt
     with pytest.raises(PipelineError, match="own"), stoppable_body():
         raise PipelineError("own")
 
 
-def test_a_standstill_is_the_same_mark_for_so_long():
+def test_a_standstill_is_an_unchanged_mark_for_the_whole_limit():
     stall = Stall(10.0, tick_s=1.0)
     assert not any(stall.is_over(float(now), "a") for now in range(10))
     assert not stall.is_over(10.0, "b")
@@ -140,14 +140,14 @@ def test_a_standstill_is_the_same_mark_for_so_long():
     assert stall.is_over(20.0, "b")
 
 
-def test_time_that_the_process_did_not_have_is_no_standstill():
+def test_time_in_which_the_process_was_stopped_is_no_standstill():
     stall = Stall(10.0, tick_s=1.0)
     stall.is_over(0.0, "a")
     assert not stall.is_over(1000.0, "a"), "stopped by SIGSTOP, or the machine slept"
     assert any(stall.is_over(1000.0 + second, "a") for second in range(20))
 
 
-def test_a_head_is_lost_when_nothing_answers_for_a_while_and_not_before():
+def test_a_head_counts_as_lost_only_after_it_has_not_answered_for_a_while():
     now = 0.0
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
@@ -162,7 +162,7 @@ def test_a_head_is_lost_when_nothing_answers_for_a_while_and_not_before():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
-def test_a_driver_that_hears_nothing_is_ended_from_aside(tmp_path: Path, signals: int):
+def test_a_driver_that_handles_no_signal_is_ended_by_its_watchdog(tmp_path: Path, signals: int):
     case = Case(tmp_path)
     process = subprocess.Popen(
         [sys.executable, "-c", BLOCKED, case.job],
@@ -299,7 +299,9 @@ FAILED_CHECK = """\
         ),
     ],
 )
-def test_why_a_process_of_ray_ended_is_said(tmp_path: Path, ends: str, log: str, reason: str):
+def test_the_error_says_why_a_process_of_ray_ended(
+    tmp_path: Path, ends: str, log: str, reason: str
+):
     (tmp_path / "raylet.err").write_text(log)
     process = subprocess.Popen([sys.executable, "-c", f"import os, signal; {ends}"])
     info = SimpleNamespace(process=process, stderr_file=str(tmp_path / "raylet.err"))

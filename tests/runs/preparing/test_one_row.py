@@ -92,7 +92,7 @@ def test_plan_shows_the_first_row_that_can_be_read_and_does_not_crash(
         (RED, model("unloadable"), "cannot be loaded: .*SIGSEGV"),
     ],
 )  # fmt: skip
-def test_what_no_row_survives_is_an_error_of_the_job_that_names_the_cause(
+def test_a_failure_of_every_row_is_an_error_of_the_job_with_its_cause(
     colour: Colour, fields: dict[str, Any], words: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -165,7 +165,7 @@ def test_names_in_a_model_file_do_not_reach_the_terminal(
 
 
 @pytest.mark.slow
-def test_if_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -> None:
+def test_if_no_row_can_be_read_the_model_is_still_built(tmp_path: Path) -> None:
     preview = attempt(make_job(tmp_path, [b"no image"] * 3, model=model("untrained")))
     assert preview.status == "unknown"
     assert preview.message.startswith("no row could be read (0.png: unidentified: ")
@@ -173,7 +173,7 @@ def test_if_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_features_go_the_whole_way_too(tmp_path: Path) -> None:
+def test_a_row_of_features_is_predicted_too(tmp_path: Path) -> None:
     fields = model("sums", labels=None, task="regress", targets=["total", "largest"])
     columns = {"a": [None, 2.0], "b": [1.0, 3.0]}
     path = features_job(tmp_path, columns, ["a", "b"], fields)

@@ -216,15 +216,13 @@ def test_plan_refuses_more_than_this_machine_has(
     assert str(of_run.value) == message
 
 
-def test_a_gpu_that_is_not_there_is_told_by_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_plan_reports_a_missing_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = refusal_of_plan(image_job(tmp_path, resources={"num_gpus": 1}))
     assert re.fullmatch(r"resources.num_gpus = 1: the torch \S+ sees no CUDA device: .*", message)
 
 
-def test_a_precision_that_this_machine_emulates_is_told_by_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_plan_reports_an_emulated_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     job = image_job(tmp_path, model={"precision": "bf16"})
     for has, reason in ({"avx2"}, "this CPU has no bf16 arithmetic"), ({"amx_bf16"}, None):
         monkeypatch.setattr(runtimes, "instruction_sets", lambda has=has: frozenset(has))
@@ -251,7 +249,9 @@ def test_a_file_that_would_run_on_the_cpu_beside_an_idle_gpu_is_refused(
 
 
 @pytest.mark.parametrize("is_plain", [False, True])
-def test_the_machine_is_told_as_ray_finds_it(is_plain: bool, monkeypatch: pytest.MonkeyPatch):
+def test_the_hardware_of_an_embedded_ray_is_that_of_the_machine(
+    is_plain: bool, monkeypatch: pytest.MonkeyPatch
+):
     """Without private names of Ray it is the system's count."""
     monkeypatch.setenv("PIPELINE_PLAIN_RAY", "1" if is_plain else "0")
     monkeypatch.setenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", "1")

@@ -51,12 +51,12 @@ def test_starting_up_counts(num_rows: int | None, chosen: Trial):
     assert choose(ALL, 99.0, num_rows, ALLOCATION) == chosen
 
 
-def test_what_is_compared_again_may_agree_less_at_first():
+def test_a_way_that_is_compared_again_may_agree_less_at_first():
     assert choose(ALL, 99.0, None, ALLOCATION, lambda trial: trial is WRONG) == WRONG
     assert choose(ALL, 99.0, None, ALLOCATION, lambda trial: 0.5 * (trial is WRONG)) == COMPILED
 
 
-def test_what_agrees_too_little_is_not_taken_however_fast():
+def test_a_fast_way_that_agrees_too_little_is_not_taken():
     assert choose(ALL, 99.9, None, ALLOCATION) == EAGER
     assert choose(ALL, 98.0, None, ALLOCATION) == WRONG
     with pytest.raises(JobError, match="onnxruntime fp32: crashed"):
@@ -72,7 +72,7 @@ def test_what_agrees_too_little_is_not_taken_however_fast():
         ({32: 100.0}, 32),
     ],
 )
-def test_of_batches_that_are_as_fast_the_smallest_is_taken(rates: dict[int, float], size: int):
+def test_the_smallest_of_equally_fast_batches_is_taken(rates: dict[int, float], size: int):
     assert best_batch(rates) == size
 
 
@@ -97,7 +97,7 @@ def test_a_smaller_and_a_larger_batch_are_tried_and_none_beyond_a_slice(
     assert texts == [(256, 256, 0), (256, 4096, 0)]
 
 
-def test_a_run_looks_on_while_nothing_that_was_tried_can_be_used():
+def test_a_run_tries_on_while_no_way_can_be_used():
     late = Trial("onnxruntime", "int8", problem=f"{GIVEN_UP} after 15 s")
     budget = Budget(clock=lambda: 0.0)
     for ways in ([], [DEAD], [WRONG], [DEAD, late]):
@@ -111,7 +111,7 @@ def spec(runtime: str, precision: str) -> ModelSpec:
     return ModelSpec("m", "factory", "", None, None, FeatureInput(), task, precision, runtime)
 
 
-def test_only_what_is_auto_is_free():
+def test_only_auto_leaves_a_choice():
     everything = candidates(spec("auto", "auto"), is_on_gpu=False)
     assert len(set(everything)) == len(everything) > 5
     assert not any(precision in ("fp16", "tf32") for _, precision in everything)

@@ -232,7 +232,7 @@ def test_without_a_row_nothing_is_measured(tuning: TuningContext, tmp_path: Path
     assert (resolved.model.runtime, resolved.model.precision) == (EAGER, FP32)
 
 
-def test_what_was_chosen_on_another_device_is_chosen_anew_where_it_cannot_run_and_told(
+def test_a_choice_that_cannot_run_on_another_device_is_made_anew_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
