@@ -54,13 +54,19 @@ for ignored in (signal.SIGHUP, signal.SIGQUIT):
 
 
 ON_ONE_RAY = ("integration/test_end_to_end.py", "runs/tuning/test_auto.py")
+OF_LIBRARIES = (
+    *("models/directories/", "models/generate/test_decoding.py", "models/test_library_scores.py"),
+    *("inference/test_library_check.py", "integration/test_hostile_directories.py"),
+)
+"""Tests that ask the libraries of model directories, which take long to import, here and in the
+process that is confined."""
 
 
 class Grouped(LoadScopeScheduling):
     """Gives the tests of a file to one process, in order: they share what is slow to make.
 
     Those that need an Azure server are one more group, wherever they stand: it takes long to start.
-    So are the files whose commands share a Ray in `make test`.
+    So are the files whose commands share a Ray in `make test`, and those that ask libraries.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -68,6 +74,8 @@ class Grouped(LoadScopeScheduling):
         case = rest.partition("[")[2].rstrip("]").split("-")
         if "azure" in case:
             return "azure"
+        if any(name in path for name in OF_LIBRARIES):
+            return "libraries"
         return "one Ray" if path.endswith(ON_ONE_RAY) else path
 
 

@@ -14,32 +14,42 @@ from toy_task import NAME, Spread
 from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS
-from pipeline.models.directories.opening import build_module, read_facts
+from pipeline.models.directories.opening import build_module, open_facts, read_facts
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 from pipeline.models.tasks.base import TaskSpec
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """A directory whose facts are known before the path of imports changes, and with it the server
+    of confined processes."""
+    path = make_snapshot(tmp_path / "m", "bert", head="sequence", num_labels=3)
+    open_facts(str(path), {}, "text")
+    return path
+
+
+@pytest.fixture
 def _spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.load.cache_clear()
     points = {TASKS: {NAME: "toy_task:Spread"}}
     monkeypatch.syspath_prepend(str(toy_package.install(tmp_path / "site", points)))
 
 
-def test_a_job_may_name_it_with_model_path(tmp_path: Path):
-    folder = make_snapshot(tmp_path / "m", "bert", head="sequence", num_labels=3)
-    spec = resolve_model(job_of({"path": str(folder), "task": NAME}, SOURCES["text"]))
+@pytest.mark.usefixtures("classifier", "_spread")
+def test_a_job_may_name_it_with_model_path(classifier: Path):
+    spec = resolve_model(job_of({"path": str(classifier), "task": NAME}, SOURCES["text"]))
     assert spec.task.kind == NAME
     assert spec.output_fields()[0].name == NAME
     loaded = load_module(spec)
-    plain = build_module(folder, read_facts(folder), TaskSpec("classify"))
+    plain = build_module(classifier, read_facts(classifier), TaskSpec("classify"))
     ids = torch.tensor([[2, 50, 51, 3]])
     with torch.inference_mode():
         mask = torch.ones_like(ids)
         torch.testing.assert_close(loaded(ids, mask), plain(ids, mask))
 
 
+@pytest.mark.usefixtures("_spread")
 @pytest.mark.parametrize(
     ("reduces", "words"),
     [

@@ -1,12 +1,11 @@
 """Cases of model directories whose scores are compared with those of the library.
 
-Both sides see the same encoded images or texts; nothing but the pipeline's own way from
-bytes to published columns is between them.
+Both sides see the same rows; nothing but the pipeline's own way to published columns is between
+them.
 """
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from pipeline.core.failures import failure_columns
-from pipeline.core.schema import IMAGE, TEXT, TEXT_PAIR
+from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.library_check import compare
 from pipeline.models.directories.snapshot import local
@@ -31,22 +29,12 @@ from support.runs.jobs import SOURCES, job_of
 
 NAMES = {0: "cold", 1: "warm", 2: "hot"}
 PROMPTS = ("a dog", "the cat sat on the mat", "rain in the city")
-EVERY = {"task": "multilabel", "min_score": 0.0}
 MULTI = {"id2label": NAMES, "problem_type": "multi_label_classification"}
 ZERO_SHOT = {"task": "zero_shot", "prompts": PROMPTS}
 Results = list[Any]
 """For each row: label -> score, or numbers, or entities."""
 
 
-def noise(size: tuple[int, int], seed: int) -> bytes:
-    """An encoded image without losses, so that decoders agree."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize(size).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-IMAGES = [noise(size, seed) for seed, size in enumerate([(40, 52), (64, 36), (36, 36)])]
 FEATURES = np.random.default_rng(0).normal(size=(96, 4)).astype(np.float32)
 
 
@@ -64,19 +52,10 @@ def _texts(*columns: Sequence[str]) -> dict[str, pa.Array]:
     return {name: pa.array(texts, pa.large_string()) for name, texts in pairs}
 
 
-def _bytes(name: str, values: list[bytes]) -> dict[str, pa.Array]:
-    return {name: pa.array(values, pa.large_binary())}
-
-
 ROWS = {
     "text": Rows(SOURCES["text"], _texts(TEXTS), TEXTS),
     "pair": Rows(
         {**SOURCES["text"], "text_pair_column": "other"}, _texts(*zip(*PAIRS, strict=True)), PAIRS
-    ),
-    "image": Rows(
-        SOURCES["image"],
-        _bytes(IMAGE, IMAGES),
-        [Image.open(io.BytesIO(data)).convert("RGB") for data in IMAGES],
     ),
     "features": Rows(
         {**SOURCES["features"], "features": ["a", "b", "c", "d"]},
@@ -92,10 +71,6 @@ def embedding(row: dict[str, Any]) -> Any:
 
 def best(row: dict[str, Any]) -> dict[str, float]:
     return {entry["label"]: entry["score"] for entry in row["top_k"]}
-
-
-def labels(row: dict[str, Any]) -> dict[str, float]:
-    return {entry["label"]: entry["score"] for entry in row["labels"]}
 
 
 def entities(row: dict[str, Any]) -> list[tuple[int, int, str, float]]:
