@@ -70,7 +70,7 @@ _DROPPED = frozenset(
     )
 )
 """Keys for origin, code and kernels of a model, which do not say what it computes."""
-QUANTISED = "quantised weights are not read; take the float weights of this model"
+QUANTISED = "quantised weights are not supported; take the float weights of this model"
 _ELSEWHERE = "names other files than those of the directory; take it out"
 _REFUSED = {
     **dict.fromkeys(("compression_config", "quantization_config"), QUANTISED),

@@ -176,8 +176,8 @@ def encoder_of(cls: Any, config: Any) -> Any:
     if base is not None and any(cls in _classes(name, config) for name in _TRAINED):
         return base
     raise JobError(
-        f"model.path: config.json: architectures names {cls.__name__}, whose outputs are no task "
-        f"here; expected an encoder, a language model, or a classification; {FACTORY_ADVICE}"
+        f"model.path: config.json: architectures names {cls.__name__}, whose outputs fit no task; "
+        f"expected an encoder, a language model, or a classification; {FACTORY_ADVICE}"
     )
 
 
@@ -373,7 +373,7 @@ def _has_windows(config: Any) -> bool:
 
 
 def use_sdpa(module: torch.nn.Module) -> None:
-    """Let layers that see a window take torch's SDPA, where the library can change it.
+    """Switch layers with a window to SDPA of torch, where the library can change it.
 
     Eager attention holds L x L scores per head: 8 texts of 8,192 tokens do not fit a GPU. torch's
     own SDPA makes no NaN. It has no caps of scores, so models with these stay as they are.

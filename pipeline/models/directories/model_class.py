@@ -213,8 +213,8 @@ def require_one_input(cls: Any, config: Any, head: str) -> None:
         wanted |= {main}
     if wanted:
         raise JobError(
-            f"model.path: {CONFIG}: {cls.__name__} takes more of a row than a text, an image or a "
-            f"clip, one of which a directory gets: {', '.join(sorted(wanted))}; {_WAY_OUT}"
+            f"model.path: {CONFIG}: {cls.__name__} needs more of a row than one text, image or "
+            f"clip: {', '.join(sorted(wanted))}; {_WAY_OUT}"
         )
 
 

@@ -16,7 +16,7 @@ from pipeline.storage.store import Store
 from pipeline.storage.uris import normalise, root_path
 
 MERGE = "merge it with peft: model.merge_and_unload().save_pretrained(NEW)"
-_TAKE = "which is not read; take the PyTorch weights of this model as safetensors"
+_TAKE = "which is not supported; take the PyTorch weights of this model as safetensors"
 _CODE = "which can run code when it is loaded"
 _PICKLE = (
     f"a pickle, {_CODE}; convert it where you trust it: load it with the class of its library, and "
@@ -26,9 +26,9 @@ _KINDS = {
     "MLmodel": f"of an MLflow model, {_CODE}; take the directory that was logged in it",
     "saved_model.pb": f"a TensorFlow SavedModel, {_TAKE}",
     ADAPTER: f"of an adapter (LoRA), not a model; {MERGE}",
-    "model_index.json": "of a diffusers pipeline, which is not read",
-    "gliner_config.json": f"of GLiNER, which is not read; {FACTORY_ADVICE}",
-    "config.cfg": f"of a spaCy pipeline, which is not read; {FACTORY_ADVICE}",
+    "model_index.json": "of a diffusers pipeline, which is not supported",
+    "gliner_config.json": f"of GLiNER, which is not supported; {FACTORY_ADVICE}",
+    "config.cfg": f"of a spaCy pipeline, which is not supported; {FACTORY_ADVICE}",
     ".onnx": "an ONNX file: name the file itself in model.path",
     **dict.fromkeys((".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt"), _PICKLE),
     **dict.fromkeys((".torchscript", ".ts"), f"a TorchScript archive, {_CODE}, {_TAKE}"),
@@ -44,7 +44,7 @@ _HEAD_BYTES = 512
 _EXPORT = "export it to ONNX ({}) and give the .onnx file"
 _TYPES = 'initial_types=[("x", FloatTensorType([None, NUM_FEATURES]))]'
 _PICKLED = f"is a pickle, which can run code: {_EXPORT.format('skl2onnx.to_onnx')}"
-_TREES = "is a model of {}, which is not read: " + _EXPORT
+_TREES = "is a model of {}, which is not supported: " + _EXPORT
 _XGBOOST = _TREES.format("XGBoost", f"onnxmltools.convert_xgboost(model, {_TYPES})")
 _LIGHTGBM = _TREES.format(
     "LightGBM", f"onnxmltools.convert_lightgbm(model, {_TYPES}, zipmap=False)"
@@ -58,7 +58,7 @@ _FILES_BY_SUFFIX = {
     **dict.fromkeys((".joblib", ".pkl", ".pickle"), _PICKLED),
     ".cbm": _CATBOOST,
     ".ubj": _XGBOOST,
-    ".gguf": "is GGUF, which is not read: name the folder of its float weights as safetensors",
+    ".gguf": "is GGUF, which is not supported: name the folder of its float weights as safetensors",
     **dict.fromkeys((".safetensors", ".pt", ".pth", ".bin", ".ckpt"), _WEIGHTS),
 }
 _BY_HEAD = (

@@ -137,7 +137,9 @@ def _max_tokens(
     free = facts.max_tokens - reserved if facts else None
     most = wanted.max_tokens or (min(free, usual) if free and usual else free)
     if most is None:
-        raise JobError(f"text.max_tokens: {name} says no limit; give the most tokens of a row")
+        raise JobError(
+            f"text.max_tokens: {name} names no limit; give the largest number of tokens of a row"
+        )
     if free is not None and most > free:
         raise JobError(f"text.max_tokens = {most}: {name} takes {free} at most")
     return most

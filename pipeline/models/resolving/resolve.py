@@ -224,16 +224,17 @@ def choose_audio(name: str, wanted: Audio, declared: AudioSettings | None) -> Au
     if declared is None:
         if wanted.sample_rate_hz is None:
             raise JobError(
-                f"audio.sample_rate_hz: {name} says none; give the samples per second that it hears"
+                f"audio.sample_rate_hz: {name} names no sample rate; give the samples per second "
+                "that it takes"
             )
         return AudioSettings(wanted.sample_rate_hz, wanted.max_s or USUAL_MAX_S)
     if wanted.sample_rate_hz not in (None, declared.sample_rate_hz):
         raise JobError(
-            f"audio.sample_rate_hz = {wanted.sample_rate_hz}: {name} hears "
+            f"audio.sample_rate_hz = {wanted.sample_rate_hz}: {name} takes "
             f"{declared.sample_rate_hz}; leave it out: clips are resampled"
         )
     if wanted.max_s is not None and declared.shape and wanted.max_s > declared.max_s:
-        raise JobError(f"audio.max_s = {wanted.max_s:g}: {name} hears {declared.max_s:g} s at most")
+        raise JobError(f"audio.max_s = {wanted.max_s:g}: {name} takes {declared.max_s:g} s at most")
     return replace(declared, max_s=wanted.max_s or declared.max_s)
 
 

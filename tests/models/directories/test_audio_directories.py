@@ -125,10 +125,10 @@ def test_a_job_asks_for_no_more_than_the_model_takes(tmp_path: Path):
     settings = read_facts(make_listener(tmp_path / "m", "whisper")).audio
     assert choose_audio("it", Audio(), settings).max_s == 2
     assert choose_audio("it", Audio(max_s=1.0), settings).max_s == 1
-    with pytest.raises(JobError, match="hears 2 s at most"):
+    with pytest.raises(JobError, match="takes 2 s at most"):
         choose_audio("it", Audio(max_s=3.0), settings)
-    with pytest.raises(JobError, match="hears 16000"):
+    with pytest.raises(JobError, match="takes 16000"):
         choose_audio("it", Audio(sample_rate_hz=8_000), settings)
-    with pytest.raises(JobError, match="says none"):
+    with pytest.raises(JobError, match="names no sample rate"):
         choose_audio("it", Audio(), None)
     assert choose_audio("it", Audio(sample_rate_hz=8_000), None).max_s == 30

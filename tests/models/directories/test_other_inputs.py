@@ -40,7 +40,7 @@ def judge(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("LayoutLMForTokenClassification", "one of which a directory gets: bbox; model.factory"),
+        ("LayoutLMForTokenClassification", "clip: bbox; model.factory"),
         ("LayoutLMv2ForSequenceClassification", "bbox, image"),
         ("LayoutLMv3ForTokenClassification", "bbox, pixel_values"),
         ("MarkupLMForSequenceClassification", "xpath_subs_seq, xpath_tags_seq"),
@@ -82,7 +82,7 @@ def test_a_directory_of_such_a_class_is_refused(tmp_path):
     path = make_snapshot(tmp_path, "bert")
     config = transformers.LayoutLMConfig(**SMALL, vocab_size=200)
     write_model(path, transformers.LayoutLMForTokenClassification, config)
-    with pytest.raises(JobError, match="LayoutLMForTokenClassification takes more of a row"):
+    with pytest.raises(JobError, match="LayoutLMForTokenClassification needs more of a row"):
         read_facts(path)
 
 

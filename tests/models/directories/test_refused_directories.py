@@ -135,7 +135,7 @@ CONFIGS: Mapping[str, list[tuple[dict[str, Any], str]]] = {
         ({"model_type": None}, "model_type is null"),
         ({"model_type": "roberta"}, "architectures names 'BertForSequenceClassification'"),
         ({"architectures": ["os"]}, "architectures names 'os', which is no model of type bert"),
-        ({"architectures": ["BertForQuestionAnswering"]}, "whose outputs are no task here"),
+        ({"architectures": ["BertForQuestionAnswering"]}, "whose outputs fit no task"),
         ({"architectures": ["BertForMultipleChoice"]}, "model.factory runs any module, with task"),
         ({"architectures": ["HF_ColBERT"]}, "'HF_ColBERT', which is no model of type bert"),
         ({"architectures": ["Own"], "auto_map": {"AutoModel": "own.Own"}}, "is never run"),
@@ -211,7 +211,7 @@ SETTINGS: list[tuple[str, dict[Any, Any], str]] = [
     ("modules.json", {0: {"path": [""]}}, 'path [""] is no folder'),
     ("modules.json", {1: {"path": 3}}, "path 3 is no folder of the directory"),
     ("modules.json", {1: {"path": "elsewhere"}}, "elsewhere/config.json is missing"),
-    ("modules.json", {1: {"type": f"{_OLD}.Normalize"}}, "before Pooling, which is not read"),
+    ("modules.json", {1: {"type": f"{_OLD}.Normalize"}}, "before Pooling, which is not supported"),
     ("modules.json", {1: {"type": f"{_OLD}.Transformer"}}, "expected one Transformer, first"),
 ]
 """File of a directory of sentence-transformers -> its changes, and what is said."""
@@ -253,7 +253,9 @@ def test_tensors_that_do_not_fit_are_refused_by_name(copy):
     rewrite(path, lambda tensors: tensors.update({"classifier.bias": torch.zeros(4)}))
     assert "1 of another shape (classifier.bias is (4,), not (3,))" in refusal(path)
     rewrite(path, lambda tensors: tensors.update({"classifier.bias": torch.zeros(3).char()}))
-    assert "tensors of type I8 (classifier.bias): quantised weights are not read" in refusal(path)
+    assert "tensors of type I8 (classifier.bias): quantised weights are not supported" in refusal(
+        path
+    )
 
 
 def test_a_head_that_is_not_in_the_files_is_not_made_up(copy):
@@ -316,7 +318,7 @@ def test_a_pickle_names_the_export_to_onnx(tmp_path: Path, name: str):
         ("w.safetensors", b"", "name the folder that has config.json"),
         ("w.pth", b"\x80\x02}q\x00.", "model.factory with model.weights"),
         ("config.json", b"{}", "expected the directory of a model, or an .onnx file"),
-        ("model-q4.gguf", b"GGUF", "GGUF, which is not read"),
+        ("model-q4.gguf", b"GGUF", "GGUF, which is not supported"),
         ("notes.txt", b"tree", "expected the directory of a model, or an .onnx file"),
     ],
 )

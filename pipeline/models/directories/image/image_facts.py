@@ -243,7 +243,7 @@ def reading_of(folder: Path, name: str, num_labels: int) -> str:
         if _is_read_alike(processor, num_labels, num_labels + more):
             return words
     raise JobError(
-        f"model.path: {library} reads boxes of {name} in a way of its own "
+        f"model.path: {library} reads boxes of {name} differently "
         f"({type(processor).__name__}.post_process_object_detection); return it from "
         "model.factory, with a model.postprocess"
     )

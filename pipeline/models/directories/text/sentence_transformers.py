@@ -72,8 +72,8 @@ def _module(entry: Mapping[str, Any]) -> tuple[str, str]:
     name, path = entry.get("type"), entry.get("path")
     if not isinstance(name, str) or not name.startswith("sentence_transformers."):
         raise JobError(
-            f"model.path: {MODULES} names the class {preview(name)}, which is not read; expected "
-            "one of sentence_transformers"
+            f"model.path: {MODULES} names the class {preview(name)}, which is not supported; "
+            "expected one of sentence_transformers"
         )
     if not isinstance(path, str) or _leaves(path):
         raise JobError(f"model.path: {MODULES}: path {preview(path)} is no folder of the directory")
@@ -295,7 +295,7 @@ def _layer(name: str, at: str, module: Any, of: str) -> Layer:
 
 
 def _not_read(where: str, what: str) -> JobError:
-    return JobError(f"model.path: {where}: {what}, which is not read; {FACTORY_ADVICE}")
+    return JobError(f"model.path: {where}: {what}, which is not supported; {FACTORY_ADVICE}")
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def test_another_number_of_labels_is_refused_and_not_taken_for_no_object(tmp_pat
     ("changes", "words"),
     [
         ({"image_processor_type": "ViTImageProcessor"}, "ViTImageProcessor.post_process_object_d"),
-        ({"image_processor_type": "PPDocLayoutV3ImageProcessor"}, "in a way of its own"),
+        ({"image_processor_type": "PPDocLayoutV3ImageProcessor"}, "differently"),
         ({"image_processor_type": "NoSuchImageProcessor", "size": 3}, "makes no image processor"),
     ],
 )

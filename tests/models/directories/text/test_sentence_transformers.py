@@ -171,7 +171,7 @@ LONG = (
 REFUSED: dict[str, tuple[Make, str]] = {
     "chat template that changes texts": (
         saved(lasts, base=language_model(SHOUTED)),
-        "chat template: writes .* which is not read",
+        "chat template: writes .* which is not supported",
     ),
     "chat template with the date": (
         saved(lasts, base=language_model(DATED)),
