@@ -143,7 +143,7 @@ class Timer:
     transfer_s: float = 0.0
     predict_s: float = 0.0
     launch_s: float = 0.0
-    """Seconds of the host beside a GPU."""
+    """Seconds in which the host gathered and launched batches of a GPU."""
     num_tokens: int = 0
     """Tokens of finished batches; `num_padded` has the padding, too."""
     num_padded: int = 0

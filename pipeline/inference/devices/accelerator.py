@@ -27,7 +27,7 @@ Compute = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 """How long to wait for memory that an ending process, a child or a reference check may hold."""
 CONTEXT_BYTES = 600 << 20
-"""About what CUDA takes of a card per process, beside its tensors."""
+"""Approximate memory of a card that CUDA takes per process, besides tensors."""
 
 
 class Gpu:

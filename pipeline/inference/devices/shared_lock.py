@@ -19,7 +19,7 @@ class SharedLock:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Hold the lock beside other threads in the body."""
+        """Hold the lock together with other threads in the body."""
         with self._changed:
             with unguarded():  # the thread that holds the lock is watched
                 self._changed.wait_for(lambda: not (self._is_exclusive or self._num_waiting))

@@ -89,7 +89,7 @@ def convert(source: Path, target: Path, converter: str = _CONVERT) -> None:
         timeout=_CONVERT_S,
     )
     if done.returncode or not target.exists():
-        output_lines = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["it said nothing"]
+        output_lines = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["no output"]
         raise RuntimeError(f"its converter ended with {done.returncode}: {output_lines[-1]}")
 
 

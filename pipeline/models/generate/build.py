@@ -1,4 +1,4 @@
-"""Build the module that writes, and check that a row is the same beside other rows."""
+"""Build the module that writes, and check that other rows of a batch do not change its output."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def with_decoding(
         tokenizer: Decodes the tokens that the model has written.
 
     Raises:
-        JobError: Logits change beside other rows, or rows cannot begin at different steps.
+        JobError: Logits depend on other rows, or rows cannot begin at different steps.
     """
     assert task.generation is not None, "the task writes"
     text = text_decoder(task.generation, tokenizer)
@@ -118,7 +118,7 @@ def _require_rows_alone(module: CausalDecoding, name: str) -> None:
 
 
 def _require_padding_is_unseen(module: LibraryDecoding, name: str) -> None:
-    """Refuse a model whose logits of a text change beside longer texts."""
+    """Refuse a model whose logits of a text depend on longer texts in the batch."""
     prompts = _prompts(module)
     with refused_for("generate", name, "read texts of several lengths at once"):
         for actual, ids in zip(module(**tensors_of(prompts)), prompts, strict=True):

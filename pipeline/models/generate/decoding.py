@@ -84,7 +84,7 @@ class Encoded(NamedTuple):
     """B rows that are encoded."""
 
     inputs: dict[str, Any]
-    """Arguments of the model and its `generate` beside the tokens of the decoder."""
+    """Arguments of the model and its `generate`, in addition to the decoder's tokens."""
     ids: torch.Tensor
     """int64 (B, P): tokens of the decoder before the output."""
 

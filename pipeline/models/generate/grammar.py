@@ -123,7 +123,7 @@ class Matcher:
         return _error_of(self._state)
 
     def take(self, tokens: Sequence[int]) -> None:
-        """Take all tokens so far, of which the first may have been taken before."""
+        """Take all tokens so far; the first ones may have been taken before."""
         if new := [*tokens[self._num_taken :]]:
             self._state.consume_tokens(new)
             self._num_taken = len(tokens)

@@ -48,7 +48,7 @@ _KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "array": ("items", *_BOUNDS["array"]),
     "object": ("properties", "required", "additionalProperties"),
 }
-"""Type -> its keywords beside `type`."""
+"""Type -> its keywords, besides `type`."""
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number"}
 _SHOWN_CHARS = 60
 
@@ -165,7 +165,7 @@ class _Reader:
         if match is None or match.groups() not in self._definitions:
             _refuse(place, f"$ref {_shown(target)} names no definition of this schema")
         if len(asked) > 1:
-            _refuse(place, "$ref must not have other keywords beside it")
+            _refuse(place, "$ref allows no other keywords")
         if target in refs:
             _refuse(place, f"$ref {_shown(target)} refers to itself; records cannot be recursive")
         return self._value(self._definitions[match.groups()], place, (*refs, target), depth)
@@ -288,7 +288,7 @@ def _type_of(asked: Mapping[str, Any], place: str) -> tuple[str, bool]:
     names = [name for name in types if name != "null"]
     if len(names) != 1 or len(types) > 2 or not _KEYWORDS.keys() & {str(name) for name in names}:
         hint = "; write null in quotes there" if None in types else ""
-        expected = f"expected one of {', '.join(_KEYWORDS)}, beside it 'null' at most{hint}"
+        expected = f"expected one of {', '.join(_KEYWORDS)}, optionally with 'null'{hint}"
         _refuse(place, f"type is {_shown(given)}, {expected}")
     for keyword in asked:
         if keyword != "type" and keyword not in _KEYWORDS[names[0]]:

@@ -16,7 +16,7 @@ WRITERS = (CAUSAL, SEQ2SEQ, SPEECH, CAPTION)
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules that decide greedy tokens beside the logits, as transformers applies them."""
+    """Rules that restrict greedy tokens, as transformers applies them."""
 
     ends: tuple[int, ...] = ()
     """Tokens that end a text."""
@@ -29,7 +29,7 @@ class Rules:
     first: int | None = None
     """Token that is forced after a single token."""
     last: tuple[int, ...] = ()
-    """Tokens of which one is forced as the last that the length limit allows."""
+    """Tokens one of which is forced at the length limit."""
     min_length: int = 0
     """Least number of tokens, with the prompt or `start`, before one of `ends`."""
     min_new_tokens: int = 0

@@ -35,9 +35,9 @@ _CONVERT = "convert it: ffmpeg -i IN OUT.flac"
 _BLOCK_VALUES = 1 << 20
 _RATES_HZ = range(1_000, 768_001)
 _UNKNOWN_FRAMES = 1 << 62
-"""A header with at least so many frames does not know their number."""
+"""From this number of frames on, a header means an unknown length."""
 _STREAMED_BYTES = 0x7FFF_0000
-"""A WAV with at least so many bytes of data was written without knowing the size, as to a pipe."""
+"""From this size of the data on, a WAV was written without knowing its size, as to a pipe."""
 
 _OF_WHOLE_BYTES = frozenset([1, 3, 6, 7, 0xFFFE])
 """Formats of a WAV with whole bytes per sample: PCM, floats, A-law, mu-law, and extensible ones."""

@@ -226,7 +226,7 @@ def _size_problems(spec: TransformSpec) -> Iterator[str]:
 
 
 def _crop_problems(spec: TransformSpec, resize_px: Size) -> Iterator[str]:
-    """Yield what is wrong with the size after the resize beside that of the crop."""
+    """Yield what is wrong with the size of the resize, given the size of the crop."""
     if spec.size_px is None:
         shorter, longest = sides(resize_px)
         if shorter > longest:

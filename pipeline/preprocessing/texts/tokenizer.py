@@ -170,7 +170,7 @@ def parse_tokenizer(where: str, data: bytes, overlay: str = "") -> Tokenizer:
             one by one.
 
     Raises:
-        JobError: It is no tokenizer, or the library is missing.
+        JobError: It is not a tokenizer, or the library is missing.
     """
     try:
         from tokenizers import Tokenizer
