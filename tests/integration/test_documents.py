@@ -74,7 +74,7 @@ def folder(template: Path, tmp_path: Path) -> Path:
 
 def do_marked(folder: Path) -> None:
     blocks = [(language, text) for mark, language, text in marked() if mark == "test"]
-    assert len(blocks) >= 6
+    assert len(blocks) >= 4
     for language, text in blocks:
         run(folder, text, language)
 
