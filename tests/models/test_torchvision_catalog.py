@@ -185,6 +185,7 @@ def test_published_weights_of_a_classifier_predict_as_in_torchvision(
     assert len({row["label"] for row in rows}) > 1, "the images are told apart"
 
 
+@pytest.mark.slow
 def test_published_weights_of_a_segmentation_load_with_their_second_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -218,7 +219,7 @@ def test_weights_with_versions_of_modules_load_from_safetensors(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "is_published", "is_without_eps"),
     [
-        ("fasterrcnn_resnet50_fpn", True, True),
+        pytest.param("fasterrcnn_resnet50_fpn", True, True, marks=pytest.mark.slow),
         pytest.param("fasterrcnn_resnet50_fpn", False, False, marks=pytest.mark.slow),
         pytest.param("retinanet_resnet50_fpn_v2", True, False, marks=pytest.mark.slow),
         pytest.param("keypointrcnn_resnet50_fpn", True, True, marks=pytest.mark.slow),
