@@ -53,7 +53,6 @@ PROGRAMS = (
     "process.parent_death",
     "execution.embedded.forkserver_main",
     "execution.embedded.forkserver_stub",
-    "execution.embedded.idle_agent",
 )
 # What actors and writers import; readers get the job's section of the source, which needs pydantic.
 IN_WORKERS = (

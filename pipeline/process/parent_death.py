@@ -2,7 +2,8 @@
 
 As a program, with nothing but Python's own modules, `parent_death.py PARENT COMMAND ARGUMENT...`
 becomes another program that is tied to PARENT: a process number, or `raylet`. Without this, one of
-Ray's agents lives on for a minute.
+Ray's agents lives on for a minute. Without a command it does nothing until its parent ends: a
+raylet ends when its dashboard agent ends, and this takes the agent's place.
 """
 
 from __future__ import annotations
@@ -40,15 +41,18 @@ def _await_end(parent: int) -> None:
 
 
 def tied_to(parent: int | str, command: list[str]) -> list[str]:
-    """Return a command that runs another command tied to its parent process."""
+    """Return a command that runs another command, or nothing, tied to its parent process."""
     return [sys.executable, "-I", "-S", __file__, str(parent), *command]
 
 
 def main() -> None:
-    """Become the named program."""
+    """Become the named program; without one, do nothing."""
     parent, *command = sys.argv[1:]
     die_with(int(os.environ["RAY_RAYLET_PID"] if parent == RAYLET else parent))
-    os.execv(command[0], command)  # noqa: S606  # as Ray starts it
+    if command:
+        os.execv(command[0], command)  # noqa: S606  # as Ray starts it
+    while True:
+        time.sleep(_LOOK_S)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from pipeline.core.errors import InfraError
 from pipeline.execution import health
-from pipeline.execution.embedded import idle_agent
 from pipeline.process.parent_death import RAYLET, tied_to
 
 _OPTIONAL = "ray.dashboard.optional_deps"
@@ -127,8 +125,7 @@ def _write_ports(ray: Any, flags: dict[str, str]) -> None:
 
 def _unwaited(argument: str, port: int) -> str:
     if argument.startswith(_DASHBOARD_AGENT):
-        program = [sys.executable, "-I", "-S", str(Path(idle_agent.__file__))]
-        return _DASHBOARD_AGENT + subprocess.list2cmdline(program)
+        return _DASHBOARD_AGENT + subprocess.list2cmdline(tied_to(RAYLET, []))
     if argument.startswith(_ENVIRONMENT_AGENT) and sys.platform == "linux":
         command = argument.removeprefix(_ENVIRONMENT_AGENT)
         tie = subprocess.list2cmdline(tied_to(RAYLET, []))

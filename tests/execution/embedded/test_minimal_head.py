@@ -97,10 +97,10 @@ def test_a_call_in_the_place_of_an_actor_answers_with_what_the_method_returns():
 
 STARTS_STAY = """
 import os, subprocess, sys
-from pipeline.execution.embedded import idle_agent
+from pipeline.process.parent_death import RAYLET, tied_to
 
 process = subprocess.Popen(
-    [sys.executable, "-I", "-S", idle_agent.__file__],
+    tied_to(RAYLET, []),
     env={"RAY_RAYLET_PID": str(os.getpid())}, stdout=subprocess.DEVNULL,
 )
 print(process.pid, process.poll(), flush=True)
