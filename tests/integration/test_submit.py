@@ -165,7 +165,7 @@ def test_a_right_token_lets_doctor_and_plan_in(ray_head: RayHead, photos: Path, 
 def test_another_kind_of_address_is_refused_with_the_right_form(address: str):
     with pytest.raises(JobError, match="http://HOST:8265") as refused:
         connect_job_api(address)
-    is_head = "that is the address of a cluster's head, for `pipeline run`" in str(refused.value)
+    is_head = "this is the address of a cluster's head, for `pipeline run`" in str(refused.value)
     assert is_head is ("://" not in address)
 
 
