@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeGuard
 
-import typer
+from typer import Argument, Context, Option
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
@@ -54,7 +54,7 @@ def is_for_cluster(
     return address is not None
 
 
-def _refuse_job_file(ctx: typer.Context, uri: str) -> str:
+def _refuse_job_file(ctx: Context, uri: str) -> str:
     return refuse_job_file(ctx.info_name, uri)
 
 
@@ -90,17 +90,17 @@ def _as_storage_options(text: str) -> dict[str, Any]:
     return options
 
 
-JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Job file (YAML).")]
+JobFile = Annotated[str, Argument(metavar="JOB", help="Job file (YAML).")]
 INPUT_HELP = "A folder, a file or a glob."
 MODEL_HELP = "A model directory, an .onnx file, a model name, or module:function."
 OUTPUT_HELP = "Root of the output."
-Input = Annotated[str, typer.Argument(metavar="INPUT", help=INPUT_HELP)]
-OptionalInput = Annotated[str | None, typer.Argument(metavar="[INPUT]", help=INPUT_HELP)]
-MODEL = typer.Option("--model", metavar="M", help=MODEL_HELP)
-OUTPUT = typer.Option("--to", metavar="OUT", help=OUTPUT_HELP)
+Input = Annotated[str, Argument(metavar="INPUT", help=INPUT_HELP)]
+OptionalInput = Annotated[str | None, Argument(metavar="[INPUT]", help=INPUT_HELP)]
+MODEL = Option("--model", metavar="M", help=MODEL_HELP)
+OUTPUT = Option("--to", metavar="OUT", help=OUTPUT_HELP)
 StorageOption = Annotated[
     dict[str, Any] | None,
-    typer.Option(
+    Option(
         "--storage-options",
         metavar="JSON",
         help="fsspec options; prefer AWS_* variables.",
@@ -109,7 +109,7 @@ StorageOption = Annotated[
 ]
 OutputUri = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="URI",
         help="Root of the output, or folder of a partition.",
         callback=_refuse_job_file,
@@ -117,7 +117,7 @@ OutputUri = Annotated[
 ]
 DateOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--date",
         metavar="YYYY-MM-DD[THH]",
         help="Value of ${date}, and of ${hour}. Default: today, UTC.",
@@ -125,13 +125,11 @@ DateOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the job; repeatable."
-    ),
+    Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field of the job; repeatable."),
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--address",
         metavar="HOST:PORT",
         envvar="RAY_ADDRESS",
@@ -142,23 +140,21 @@ _JOB_API: dict[str, str] = {
     "metavar": "http://HOST:8265",
     "help": "Job API of a Ray cluster, for submitted jobs.",
 }
-RequiredJobApi = Annotated[str, typer.Option("--address", envvar="RAY_ADDRESS", **_JOB_API)]
-JobApiOption = Annotated[str | None, typer.Option("--address", **_JOB_API)]
+RequiredJobApi = Annotated[str, Option("--address", envvar="RAY_ADDRESS", **_JOB_API)]
+JobApiOption = Annotated[str | None, Option("--address", **_JOB_API)]
 """It does not read RAY_ADDRESS: without the option, the command reads an output."""
 SubmittedJob = Annotated[
-    str, typer.Argument(metavar="ID|JOB", help="Job id, or a job file (newest submission).")
+    str, Argument(metavar="ID|JOB", help="Job id, or a job file (newest submission).")
 ]
 AllowImportOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--allow-import",
-        metavar="PREFIX",
-        help="Modules that model.factory may name; repeatable.",
+    Option(
+        "--allow-import", metavar="PREFIX", help="Modules that model.factory may name; repeatable."
     ),
 ]
 FeaturesOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--features",
         metavar="A,B,C",
         help="Feature columns, in order, for a model with unnamed inputs.",
@@ -168,79 +164,63 @@ FeaturesOption = Annotated[
 """Its value is a list."""
 NoReuseOption = Annotated[
     bool,
-    typer.Option(
-        "--no-reuse",
-        help="Compute all rows; reuse none from earlier versions.",
-        callback=_inverted,
+    Option(
+        "--no-reuse", help="Compute all rows; reuse none from earlier versions.", callback=_inverted
     ),
 ]
 """Its value is that of `reuse`."""
 AcceptOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--accept", metavar="GATE=REASON", help="Publish even if this gate fails; repeatable."
-    ),
+    Option("--accept", metavar="GATE=REASON", help="Publish even if this gate fails; repeatable."),
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")
+    bool, Option("--json", help="Print one JSON document as the last line of stdout.")
 ]
 NoTryOption = Annotated[
-    bool,
-    typer.Option(
-        "--no-try", help="Do not build the model and predict one row.", callback=_inverted
-    ),
+    bool, Option("--no-try", help="Do not build the model and predict one row.", callback=_inverted)
 ]
 """Its value is that of `tries`."""
 OkExitOption = Annotated[
     str | None,
-    typer.Option(
-        "--ok-exit", metavar="CODES", help="Treat these exit codes as success, such as 3,4."
-    ),
+    Option("--ok-exit", metavar="CODES", help="Treat these exit codes as success, such as 3,4."),
 ]
 LogFormatOption = Annotated[
     str,
-    typer.Option(
+    Option(
         "--log-format",
         metavar="text|json",
         help="Format of stderr: text, or one JSON object per line.",
         callback=_require_format,
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress and no tables.")]
+QuietOption = Annotated[bool, Option("--quiet", help="Show no progress and no tables.")]
 HtmlOption = Annotated[
-    Path | None, typer.Option("--html", help="Also write the result to this file, as a page.")
+    Path | None, Option("--html", help="Also write the result to this file, as a page.")
 ]
-FROM = typer.Option("--from", metavar="YYYY-MM-DD[THH]", help="First date.")
+FROM = Option("--from", metavar="YYYY-MM-DD[THH]", help="First date.")
 FromOption = Annotated[str | None, FROM]
 ToOption = Annotated[
     str | None,
-    typer.Option(
-        "--to",
-        metavar="YYYY-MM-DD[THH]",
-        help="Last date, inclusive. Default for a job: now, UTC.",
+    Option(
+        "--to", metavar="YYYY-MM-DD[THH]", help="Last date, inclusive. Default for a job: now, UTC."
     ),
 ]
 EveryOption = Annotated[
     str,
-    typer.Option(
-        "--every", metavar="|".join(EVERY), help="Interval between the partitions of a job."
-    ),
+    Option("--every", metavar="|".join(EVERY), help="Interval between the partitions of a job."),
 ]
 OnlyOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--only",
         metavar=f"[{'|'.join(ONLY)}]",
         help="Only dates in this state; separate several by commas.",
     ),
 ]
-NewestFirstOption = Annotated[
-    bool, typer.Option("--newest-first", help="Begin with the last date.")
-]
+NewestFirstOption = Annotated[bool, Option("--newest-first", help="Begin with the last date.")]
 SubmittedForOption = Annotated[
-    str | None,
-    typer.Option("--date", metavar="YYYY-MM-DD", help="Only the submission for this date."),
+    str | None, Option("--date", metavar="YYYY-MM-DD", help="Only the submission for this date.")
 ]
 PartitionOption = Annotated[
-    str | None, typer.Option("--partition", metavar="KEY=VALUE", help="Partition to use.")
+    str | None, Option("--partition", metavar="KEY=VALUE", help="Partition to use.")
 ]

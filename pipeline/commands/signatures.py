@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from pipeline.commands import options
 from pipeline.commands.operation import calls_operation
@@ -30,9 +30,7 @@ def predict(
 
 @calls_operation()
 def doctor(
-    job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="Check this job as well.")
-    ] = None,
+    job: Annotated[str | None, Argument(metavar="[JOB]", help="Check this job as well.")] = None,
     date: options.DateOption = None,
     overrides: options.SetOption = None,
     address: options.AddressOption = None,
@@ -86,7 +84,7 @@ def retry(
     job: options.JobFile,
     reasons: Annotated[
         list[str] | None,
-        typer.Option("--reason", metavar="REASON", help="Only rows with this reason; repeatable."),
+        Option("--reason", metavar="REASON", help="Only rows with this reason; repeatable."),
     ] = None,
     date: options.DateOption = None,
     overrides: options.SetOption = None,
@@ -124,8 +122,8 @@ def tune(
 @calls_operation()
 def golden(
     job: options.JobFile,
-    out: Annotated[str, typer.Option("--out", metavar="URI", help="File to write (.parquet).")],
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Number of rows.")] = 32,
+    out: Annotated[str, Option("--out", metavar="URI", help="File to write (.parquet).")],
+    rows: Annotated[int, Option("--rows", min=1, help="Number of rows.")] = 32,
     date: options.DateOption = None,
     overrides: options.SetOption = None,
     allow_import: options.AllowImportOption = None,
@@ -147,7 +145,7 @@ def backfill(
     only: options.OnlyOption = None,
     newest_first: options.NewestFirstOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")
+        bool, Option("--dry-run", help="Show what would be done, and do nothing.")
     ] = False,
     overrides: options.SetOption = None,
     address: options.AddressOption = None,
@@ -179,13 +177,11 @@ def submit(
     accept: options.AcceptOption = None,
     code: Annotated[
         str | None,
-        typer.Option("--code", metavar="PATH", help="Also send this folder of modules, or wheel."),
+        Option("--code", metavar="PATH", help="Also send this folder of modules, or wheel."),
     ] = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Return once the job has started.")
-    ] = False,
+    detach: Annotated[bool, Option("--detach", help="Return once the job has started.")] = False,
     start_timeout_s: Annotated[
-        float, typer.Option("--start-timeout-s", min=1, help="Seconds that the job may be pending.")
+        float, Option("--start-timeout-s", min=1, help="Seconds that the job may be pending.")
     ] = 120,
     ok_exit: options.OkExitOption = None,
     as_json: options.JsonOption = False,
@@ -218,7 +214,7 @@ def logs(
     address: options.RequiredJobApi,
     date: options.SubmittedForOption = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Keep following until the job ends.")
+        bool, Option("--follow", "-f", help="Keep following until the job ends.")
     ] = False,
 ) -> None:
     """Show the log of a submitted job."""
@@ -229,9 +225,7 @@ def inspect(
     uri: options.OutputUri,
     partition: options.PartitionOption = None,
     html: options.HtmlOption = None,
-    samples: Annotated[
-        int, typer.Option(min=0, help="Number of least certain rows on the page.")
-    ] = 8,
+    samples: Annotated[int, Option(min=0, help="Number of least certain rows on the page.")] = 8,
     storage_options: options.StorageOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -242,7 +236,7 @@ def inspect(
 def report(
     uri: options.OutputUri,
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Run id. Default: the latest run.")
+        str | None, Argument(metavar="[RUN]", help="Run id. Default: the latest run.")
     ] = None,
     partition: options.PartitionOption = None,
     storage_options: options.StorageOption = None,
@@ -271,7 +265,7 @@ def rollback(
     date: options.DateOption = None,
     overrides: options.SetOption = None,
     to: Annotated[
-        int | None, typer.Option("--to", help="Version number. Default: the newest replaced one.")
+        int | None, Option("--to", help="Version number. Default: the newest replaced one.")
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -283,11 +277,11 @@ def gc(
     job: options.JobFile,
     date: options.DateOption = None,
     all_partitions: Annotated[
-        bool, typer.Option("--all", help="Clean all partitions of the output.")
+        bool, Option("--all", help="Clean all partitions of the output.")
     ] = False,
     overrides: options.SetOption = None,
     grace_s: Annotated[
-        float, typer.Option(help="Keep staged files younger than this, in seconds.")
+        float, Option(help="Keep staged files younger than this, in seconds.")
     ] = 86400.0,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -296,13 +290,11 @@ def gc(
 
 @calls_operation()
 def pull(
-    uri: Annotated[
-        str, typer.Argument(metavar="hf://ORG/NAME[@REVISION]", help="Repository to copy.")
-    ],
-    destination: Annotated[str, typer.Argument(metavar="DEST", help="Folder, on any store.")],
+    uri: Annotated[str, Argument(metavar="hf://ORG/NAME[@REVISION]", help="Repository to copy.")],
+    destination: Annotated[str, Argument(metavar="DEST", help="Folder, on any store.")],
     include: Annotated[
         list[str] | None,
-        typer.Option("--include", metavar="PATTERN", help="Only these files; repeatable."),
+        Option("--include", metavar="PATTERN", help="Only these files; repeatable."),
     ] = None,
     storage_options: options.StorageOption = None,
     as_json: options.JsonOption = False,

@@ -189,10 +189,9 @@ def test_a_wrong_job_is_refused_before_anything_is_sent(
     caplog: pytest.LogCaptureFixture,
 ):
     (tmp_path / "nets.py").touch()
-    asked = Submission(photo_job(tmp_path, photos), DATE, overrides=[override])
-    address = f"http://127.0.0.1:{closed_port}"
+    job, address = photo_job(tmp_path, photos), f"http://127.0.0.1:{closed_port}"
     with pytest.raises(error_class) as refused:
-        submit(asked, address, write=str)
+        submit(job, address=address, write=str, date=DATE, overrides=[override])
     assert words in str(refused.value)
     assert (address in str(refused.value)) is (error_class is InfraError)
     assert "hunter2" not in str(refused.value) + caplog.text
