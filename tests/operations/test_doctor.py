@@ -74,7 +74,12 @@ def test_a_problem_fails_its_own_check_with_the_code_of_the_run(tmp_path: Path) 
         ("10.1.2.3:6379", {}, "warn", "RAY_AUTH_TOKEN"),
         ("10.1.2.3:6379", {"RAY_AUTH_TOKEN": "t0ken"}, "warn", "sent unencrypted"),
         ("10.1.2.3:6379", {"RAY_AUTH_TOKEN": "t0ken", "RAY_USE_TLS": "1"}, "ok", "10.1.2.3"),
-        ("http://ray.example:8265", {"RAY_AUTH_TOKEN": "x", "RAY_USE_TLS": "1"}, "warn", "clear"),
+        (
+            "http://ray.example:8265",
+            {"RAY_AUTH_TOKEN": "x", "RAY_USE_TLS": "1"},
+            "warn",
+            "unencrypted",
+        ),
         ("https://ray.example:8265", {"RAY_AUTH_TOKEN": "t0ken"}, "ok", "ray.example"),
         ("127.0.0.1:6379", {}, "ok", "127.0.0.1"),
         ("[::1]:6379", {}, "ok", "::1"),
@@ -152,7 +157,7 @@ def test_an_unsuitable_package_is_reported_with_the_requirement(
     findings, code = doctor()
     status, text = looks(findings)["packages"]
     assert (status, code) == ("fail", 2)
-    assert re.search(r"install pillow>=[0-9.]+ \(there is 9\.0\)$", text)
+    assert re.search(r"install pillow>=[0-9.]+ \(installed: 9\.0\)$", text)
 
 
 def test_a_missing_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
