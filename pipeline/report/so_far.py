@@ -24,7 +24,7 @@ class Rate:
     def add(self, at_s: float, rows: int) -> None:
         """Note the number of finished rows at a time."""
         if len(self._seen) == 1 and rows == self._seen[0][1]:
-            self._seen.clear()  # what came before the first row was loading
+            self._seen.clear()  # the time before the first row was spent on loading
         self._seen.append((at_s, rows))
         while len(self._seen) > 2 and self._seen[1][0] <= at_s - WINDOW_S:
             self._seen.popleft()

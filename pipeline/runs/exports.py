@@ -90,7 +90,7 @@ class Exporting:
 
 
 def folder_name(uri: str) -> str:
-    """Name a job whose file has no name, by the folder of its output."""
+    """Return the folder of the output, which names a job without a file."""
     return uri.rstrip("/").rpartition("/")[2]
 
 
@@ -98,7 +98,7 @@ _FRESH_S = 1.0
 
 
 class RunFigures:
-    """What a run has done so far."""
+    """The figures of a run as metrics: those of the moment, and at the end those of its report."""
 
     def __init__(self, record: RunRecorder, job: str) -> None:
         self.job, self.record = job, record
@@ -114,7 +114,7 @@ class RunFigures:
             self.final, self._made_at = report, 0.0
 
     def families(self) -> list[Family]:
-        """Return every metric; what several ask at the same time is computed once."""
+        """Return every metric, computed at most once per second."""
         with self._lock:
             if time.monotonic() - self._made_at > _FRESH_S or not self._made:
                 self._made = self._families()
@@ -124,7 +124,7 @@ class RunFigures:
     def _families(self) -> list[Family]:
         try:
             return families_of(*self._now())
-        except RuntimeError:  # a dict of the recorder grew while it was read: the run goes on
+        except RuntimeError:  # a dict of the recorder grew while it was read
             return families_of(*self._now())
 
     def _now(self) -> tuple[Report, Outside]:
@@ -138,5 +138,5 @@ class RunFigures:
             is_running=self.final is None,
             published_at=current.created_at if (current := self.record.current) else None,
         )
-        # How a run would end now is not exported; the figures are.
+        # The status and the exit code of this report are not exported, its figures are.
         return self.final or self.record.report("stopped", Stopped.exit_code), outside
