@@ -64,13 +64,13 @@ class Delta:
             JobError: The extra is missing, the store or a type is not supported, or the table has
                 other columns, other partitions or another history.
         """
-        library()
+        _library()
         table_schema = _table_schema(layout, partition_columns, schema)
         for field in table_schema:
-            require_type(field.name, field.type)
+            _require_type(field.name, field.type)
         table = open_table(self._store)
         if table is not None:
-            new_fields(self._store, table, table_schema, _partition_by(layout, partition_columns))
+            _new_fields(self._store, table, table_schema, _partition_by(layout, partition_columns))
             self._is_late(layout, table)  # the log is read after the table, which follows it
 
     def commit(self, layout: Layout, manifest: Manifest) -> None:
@@ -92,7 +92,7 @@ class Delta:
             ) from error
 
     def _commit(self, layout: Layout, manifest: Manifest) -> None:
-        deltalake, store, adds = library(), self._store, _adds(layout, manifest)
+        deltalake, store, adds = _library(), self._store, _adds(layout, manifest)
         give_up = time.monotonic() + TIME_LIMIT_S
         for attempt in range(1, _TRIES + 1):
             table = open_table(store)
@@ -102,7 +102,7 @@ class Delta:
             if table is not None and _number_of(layout, table) >= manifest.number:
                 if self._is_late(layout, table, manifest.number) or removes.keys() == adds.keys():
                     return
-                where = f"the Delta table {table_url(store)}: {layout.name}"
+                where = f"the Delta table {_table_url(store)}: {layout.name}"
                 log.warning("%s does not name the published files; it does now", where)
             failpoint("before_table")
             try:
@@ -111,7 +111,7 @@ class Delta:
             except PipelineError:
                 raise
             except Exception as error:
-                trouble = failed(store, "commit to", error)
+                trouble = _failed(store, "commit to", error)
                 # Another commit took this version, or this one succeeded and its answer was lost.
                 may_pass = isinstance(error, OSError | deltalake.exceptions.DeltaError)
                 if not may_pass or attempt == _TRIES or time.monotonic() > give_up:
@@ -127,11 +127,12 @@ class Delta:
         """
         known, last = _number_of(layout, table), max(log_numbers(self._store, layout), default=0)
         if known > last:
+            url, name = _table_url(self._store), layout.name
             raise JobError(
-                f"{table_url(self._store)}: this Delta table has version {known} of {layout.name}, "
-                f"but the last one published here is {last}: the table belongs to another "
-                f"history. Delete {DELTA_LOG} (each partition's next run puts it into a new "
-                "table), or write to another sink.uri"
+                f"{url}: this Delta table has version {known} of {name}, but the last one "
+                f"published here is {last}: the table belongs to another history. Delete "
+                f"{DELTA_LOG} (each partition's next run puts it into a new table), or write to "
+                "another sink.uri"
             )
         return number is not None and known > number
 
@@ -175,7 +176,7 @@ def _commit_once(
     partition_by = _partition_by(layout, manifest.partition_columns)
     if table is None:
         create_table_with_add_actions(
-            table_url(store),
+            _table_url(store),
             Schema.from_arrow(schema),
             list(adds.values()),
             mode="error",
@@ -184,7 +185,7 @@ def _commit_once(
             commit_properties=_properties(layout, manifest),
         )
         return
-    fields = new_fields(store, table, schema, partition_by)
+    fields = _new_fields(store, table, schema, partition_by)
     if fields:
         new = Schema.from_arrow(pa.schema(fields)).fields
         table.alter.add_columns(new, commit_properties=_properties(None, manifest))
@@ -293,7 +294,7 @@ def _table_schema(
     return pa.schema([*inside, *outside])
 
 
-def require_type(name: str, column_type: pa.DataType) -> None:
+def _require_type(name: str, column_type: pa.DataType) -> None:
     """Refuse types that Delta Lake does not have; the library would convert some silently."""
     from deltalake import Schema
 
@@ -309,10 +310,10 @@ def require_type(name: str, column_type: pa.DataType) -> None:
             "another type in source.casts (int64, timestamp[us]) or leave the column out"
         )
     for index in range(column_type.num_fields):
-        require_type(name, column_type.field(index).type)
+        _require_type(name, column_type.field(index).type)
 
 
-def new_fields(
+def _new_fields(
     store: Store, table: DeltaTable, schema: pa.Schema, partition_by: list[str]
 ) -> list[pa.Field]:
     """Return the columns that the table does not have.
@@ -325,7 +326,7 @@ def new_fields(
     columns = table.metadata().partition_columns
     if columns != partition_by:
         raise JobError(
-            f"{table_url(store)}: this Delta table is partitioned by ({', '.join(columns)}), the "
+            f"{_table_url(store)}: this Delta table is partitioned by ({', '.join(columns)}), the "
             f"job by ({', '.join(partition_by)}); write to another sink.uri"
         )
     known = {field.name: field.type for field in table.schema().fields}
@@ -335,7 +336,7 @@ def new_fields(
             new.append(field)
         elif known[field.name] != wanted.type:
             raise JobError(
-                f"{table_url(store)}: column {field.name} of this Delta table is "
+                f"{_table_url(store)}: column {field.name} of this Delta table is "
                 f"{known[field.name]}, the job makes {wanted.type}; write to another sink.uri"
             )
     return new
@@ -347,21 +348,21 @@ def open_table(store: Store) -> DeltaTable | None:
     Raises:
         InfraError: It cannot be read.
     """
-    deltalake = library()
+    deltalake = _library()
     options = library_options(store)
 
     def open_once() -> DeltaTable | None:
         try:
-            return deltalake.DeltaTable(table_url(store), storage_options=options)  # type: ignore[no-any-return]
+            return deltalake.DeltaTable(_table_url(store), storage_options=options)  # type: ignore[no-any-return]
         except deltalake.exceptions.TableNotFoundError:
             return None
         except Exception as error:
-            raise failed(store, "read", error) from error
+            raise _failed(store, "read", error) from error
 
     return with_retries(open_once)
 
 
-def failed(store: Store, verb: str, error: Exception) -> InfraError:
+def _failed(store: Store, verb: str, error: Exception) -> InfraError:
     """Describe an error of the library, the cause first, without secrets.
 
     Errors of the object store are OSErrors, and may be transient.
@@ -371,15 +372,15 @@ def failed(store: Store, verb: str, error: Exception) -> InfraError:
     if around:
         cause = f"{cause} ({': '.join(around)})"
     as_ours = TransientError if isinstance(error, OSError) else InfraError
-    return as_ours(f"cannot {verb} the Delta table {table_url(store)}: {cause}")
+    return as_ours(f"cannot {verb} the Delta table {_table_url(store)}: {cause}")
 
 
-def table_url(store: Store) -> str:
+def _table_url(store: Store) -> str:
     """Return the URL of the table."""
     return store.url(PREDICTIONS)
 
 
-def library() -> Any:
+def _library() -> Any:
     """Return the library.
 
     Raises:

@@ -110,6 +110,63 @@ _TYPES: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Heartbeat:
+    """One renewal of a lease. Unknown values are None or empty; times are ISO 8601 in UTC."""
+
+    run_id: str = ""
+    released: bool = False
+    """The run has ended and given the lease back."""
+    host: str = ""
+    machine: str = ""
+    pid: int = 0
+    pid_started: float = 0.0
+    ttl_s: float = 60.0
+    written_at: str | None = None
+    job: str | None = None
+    """Name of the job file, without its suffix."""
+    fingerprint: str | None = None
+    attempt: int | None = None
+    """Number of leases of this fingerprint in a row, this one included."""
+    started_at: str | None = None
+    phase: str | None = None
+    rows: int | None = None
+    rows_done: int | None = None
+    """Rows of committed slices, those of earlier runs included."""
+    rows_quarantined: int | None = None
+    slices: int | None = None
+    slices_done: int | None = None
+    rows_per_s: float | None = None
+    """Over the last minute."""
+    eta_s: float | None = None
+    cost: float | None = None
+    """Cost so far, in the currency of `run.price_per_node_hour`."""
+    exit_code: int | None = None
+    """Set when the lease is released."""
+    error: str | None = None
+    failed_gates: list[str] | None = None
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Heartbeat:
+        """Read a heartbeat of any version; fields that cannot be read keep their default."""
+        try:
+            document = known_fields(cls, json.loads(data))
+        except (ValueError, TypeError, RecursionError):
+            return cls()
+        types = {field.name: str(field.type) for field in fields(cls)}
+        return cls(**{
+            name: value
+            for name, value in document.items()
+            if any(isinstance(value, _TYPES[type_name]) for type_name in types[name].split(" | "))
+            and not (isinstance(value, float) and not math.isfinite(value))
+        })  # fmt: skip
+
+    @property
+    def process(self) -> ProcessId:
+        """Return the process that holds the lease."""
+        return ProcessId(self.host, self.machine, self.pid, self.pid_started)
+
+
+@dataclass(frozen=True)
 class Owner(ProcessId):
     """Who holds an epoch."""
 
@@ -345,60 +402,3 @@ def _beats(store: Store, layout: Layout, epoch: int, ttl_s: float) -> bool:
         if store.stat(layout.heartbeat(epoch)) != before:
             return True
     return False
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """One renewal of a lease. Unknown values are None or empty; times are ISO 8601 in UTC."""
-
-    run_id: str = ""
-    released: bool = False
-    """The run has ended and given the lease back."""
-    host: str = ""
-    machine: str = ""
-    pid: int = 0
-    pid_started: float = 0.0
-    ttl_s: float = 60.0
-    written_at: str | None = None
-    job: str | None = None
-    """Name of the job file, without its suffix."""
-    fingerprint: str | None = None
-    attempt: int | None = None
-    """Number of leases of this fingerprint in a row, this one included."""
-    started_at: str | None = None
-    phase: str | None = None
-    rows: int | None = None
-    rows_done: int | None = None
-    """Rows of committed slices, those of earlier runs included."""
-    rows_quarantined: int | None = None
-    slices: int | None = None
-    slices_done: int | None = None
-    rows_per_s: float | None = None
-    """Over the last minute."""
-    eta_s: float | None = None
-    cost: float | None = None
-    """Cost so far, in the currency of `run.price_per_node_hour`."""
-    exit_code: int | None = None
-    """Set when the lease is released."""
-    error: str | None = None
-    failed_gates: list[str] | None = None
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Heartbeat:
-        """Read a heartbeat of any version; fields that cannot be read keep their default."""
-        try:
-            document = known_fields(cls, json.loads(data))
-        except (ValueError, TypeError, RecursionError):
-            return cls()
-        types = {field.name: str(field.type) for field in fields(cls)}
-        return cls(**{
-            name: value
-            for name, value in document.items()
-            if any(isinstance(value, _TYPES[type_name]) for type_name in types[name].split(" | "))
-            and not (isinstance(value, float) and not math.isfinite(value))
-        })  # fmt: skip
-
-    @property
-    def process(self) -> ProcessId:
-        """Return the process that holds the lease."""
-        return ProcessId(self.host, self.machine, self.pid, self.pid_started)

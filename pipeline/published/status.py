@@ -59,6 +59,107 @@ State = Literal[
 Only a job tells whether a partition is missing or stale."""
 
 
+@dataclass(frozen=True)
+class LastRun:
+    """The run that worked on a partition last."""
+
+    heartbeat: Heartbeat
+    """Its last heartbeat."""
+    modified: dt.datetime | None
+    """Time of that heartbeat, by the clock of the store."""
+    has_ended: bool
+    """It has released its lease, or its process is gone."""
+
+    def is_live(self, now: dt.datetime) -> bool:
+        """Tell whether it still runs, by its lease."""
+        if self.has_ended:
+            return False
+        limit_s = self.heartbeat.ttl_s
+        return self.modified is None or (now - self.modified).total_seconds() < limit_s
+
+
+@dataclass(frozen=True)
+class PartitionStatus:
+    """A partition as it is now. Unknown values are None; times are ISO 8601 in UTC."""
+
+    partition: str
+    state: State
+    why: str | None = None
+    """One line: the failed gates, the error, the progress, or what has changed."""
+    version: int | None = None
+    published_at: str | None = None
+    rows: int | None = None
+    """Rows of the version, quarantined ones included."""
+    quarantined: int | None = None
+    carried: int | None = None
+    """Predictions of the version that were carried from earlier ones."""
+    run_id: str | None = None
+    """Id of the last run, which the following fields describe."""
+    job: str | None = None
+    fingerprint: str | None = None
+    exit_code: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    attempt: int | None = None
+    started_at: str | None = None
+    duration_s: float | None = None
+    cost: float | None = None
+    """Cost in the currency of `run.price_per_node_hour`."""
+    phase: str | None = None
+    done_pct: float | None = None
+    rows_per_s: float | None = None
+    eta_s: float | None = None
+    a_run_would: str | None = None
+    """What a run of a job would do; None without a job."""
+
+
+@dataclass(frozen=True)
+class Status(Printed):
+    """The partitions of an output, by date or number."""
+
+    sink: str
+    partitions: tuple[PartitionStatus, ...]
+
+    def count(self) -> dict[str, int]:
+        """Return state -> number of partitions, without zeros."""
+        return dict(Counter(status.state for status in self.partitions))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form of `--json`."""
+        rows = [asdict(status) for status in self.partitions]
+        return {"sink": self.sink, "states": self.count(), "partitions": rows}
+
+    def shown(self) -> dict[str, Any]:
+        """Return the tables for a terminal."""
+        return {"states": self.count(), "partitions": [*map(_row, self.partitions)]}
+
+    def to_prometheus(self) -> str:
+        """Return the metrics as text for a file of Prometheus' node exporter.
+
+        `absent_over_time` and the two times tell that a night did not run.
+        """
+        from pipeline.report.metric_families import Maker, day_of, instant
+        from pipeline.report.prometheus import as_text
+
+        made, states = Maker(self._name()), self.count()
+        made.gauge(
+            "partitions", "state", {state: states.get(state, 0) for state in get_args(State)}
+        )
+        published = filter(None, (instant(status.published_at) for status in self.partitions))
+        days = filter(
+            None, (day_of(status.partition) for status in self.partitions if status.version)
+        )
+        made.one("last_success_timestamp_seconds", max(published, default=None))
+        made.one("last_partition_timestamp_seconds", max(days, default=None))
+        return as_text(made.families)
+
+    def _name(self) -> str:
+        """Return the name of the job that ran last, or else of the folder of the output."""
+        named = [status for status in self.partitions if status.job and status.run_id]
+        last = max(named, key=lambda status: status.run_id or "", default=None)
+        return (last.job if last else None) or self.sink.rstrip("/").rpartition("/")[2]
+
+
 def survey(store: Store, partitions: Sequence[str] | None = None) -> list[PartitionStatus]:
     """Return the states of partitions, ordered by date or number.
 
@@ -201,7 +302,7 @@ def _newest_reports(store: Store, partitions: Sequence[str] | None) -> dict[str,
         listed = pool.map(store.list_files, folders)
         files = [file for file in chain(*listed) if file.path.endswith(f"/{REPORT}")]
     newest: dict[str, StoredFile] = {}
-    for file in sorted(files, key=_path):  # run ids sort by time
+    for file in sorted(files, key=lambda file: file.path):  # run ids sort by time
         name = PurePosixPath(file.path).parent.parent.name
         newest[name] = file
     return newest
@@ -213,64 +314,6 @@ def _is_in(folder: str, file: StoredFile) -> bool:
 
 def _stem(file: StoredFile) -> str:
     return PurePosixPath(file.path).stem
-
-
-def _path(file: StoredFile) -> str:
-    return file.path
-
-
-@dataclass(frozen=True)
-class LastRun:
-    """The run that worked on a partition last."""
-
-    heartbeat: Heartbeat
-    """Its last heartbeat."""
-    modified: dt.datetime | None
-    """Time of that heartbeat, by the clock of the store."""
-    has_ended: bool
-    """It has released its lease, or its process is gone."""
-
-    def is_live(self, now: dt.datetime) -> bool:
-        """Tell whether it still runs, by its lease."""
-        if self.has_ended:
-            return False
-        limit_s = self.heartbeat.ttl_s
-        return self.modified is None or (now - self.modified).total_seconds() < limit_s
-
-
-@dataclass(frozen=True)
-class PartitionStatus:
-    """A partition as it is now. Unknown values are None; times are ISO 8601 in UTC."""
-
-    partition: str
-    state: State
-    why: str | None = None
-    """One line: the failed gates, the error, the progress, or what has changed."""
-    version: int | None = None
-    published_at: str | None = None
-    rows: int | None = None
-    """Rows of the version, quarantined ones included."""
-    quarantined: int | None = None
-    carried: int | None = None
-    """Predictions of the version that were carried from earlier ones."""
-    run_id: str | None = None
-    """Id of the last run, which the following fields describe."""
-    job: str | None = None
-    fingerprint: str | None = None
-    exit_code: int | None = None
-    host: str | None = None
-    pid: int | None = None
-    attempt: int | None = None
-    started_at: str | None = None
-    duration_s: float | None = None
-    cost: float | None = None
-    """Cost in the currency of `run.price_per_node_hour`."""
-    phase: str | None = None
-    done_pct: float | None = None
-    rows_per_s: float | None = None
-    eta_s: float | None = None
-    a_run_would: str | None = None
-    """What a run of a job would do; None without a job."""
 
 
 def status_of(
@@ -363,53 +406,6 @@ def _carried(manifest: Manifest | None) -> int | None:
         return None
     rows = manifest.carried.get("rows", 0)
     return rows if isinstance(rows, int) else None
-
-
-@dataclass(frozen=True)
-class Status(Printed):
-    """The partitions of an output, by date or number."""
-
-    sink: str
-    partitions: tuple[PartitionStatus, ...]
-
-    def count(self) -> dict[str, int]:
-        """Return state -> number of partitions, without zeros."""
-        return dict(Counter(status.state for status in self.partitions))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the form of `--json`."""
-        rows = [asdict(status) for status in self.partitions]
-        return {"sink": self.sink, "states": self.count(), "partitions": rows}
-
-    def shown(self) -> dict[str, Any]:
-        """Return the tables for a terminal."""
-        return {"states": self.count(), "partitions": [*map(_row, self.partitions)]}
-
-    def to_prometheus(self) -> str:
-        """Return the metrics as text for a file of Prometheus' node exporter.
-
-        `absent_over_time` and the two times tell that a night did not run.
-        """
-        from pipeline.report.metric_families import Maker, day_of, instant
-        from pipeline.report.prometheus import as_text
-
-        made, states = Maker(self._name()), self.count()
-        made.gauge(
-            "partitions", "state", {state: states.get(state, 0) for state in get_args(State)}
-        )
-        published = filter(None, (instant(status.published_at) for status in self.partitions))
-        days = filter(
-            None, (day_of(status.partition) for status in self.partitions if status.version)
-        )
-        made.one("last_success_timestamp_seconds", max(published, default=None))
-        made.one("last_partition_timestamp_seconds", max(days, default=None))
-        return as_text(made.families)
-
-    def _name(self) -> str:
-        """Return the name of the job that ran last, or else of the folder of the output."""
-        named = [status for status in self.partitions if status.job and status.run_id]
-        last = max(named, key=lambda status: status.run_id or "", default=None)
-        return (last.job if last else None) or self.sink.rstrip("/").rpartition("/")[2]
 
 
 def _row(status: PartitionStatus) -> dict[str, Any]:

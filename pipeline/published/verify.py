@@ -50,6 +50,27 @@ _MARKED = "the marker is there, the list equals the manifest"
 Hashes = npt.NDArray[np.uint64]
 
 
+@dataclass(frozen=True)
+class Check:
+    """The result of one check."""
+
+    name: str
+    status: Literal["pass", "fail", "skipped"]
+    message: str
+
+
+@dataclass(frozen=True)
+class AuditedPart:
+    """The real content of one part; `problem`: why its rows cannot be read."""
+
+    part: Part
+    size_bytes: int = 0
+    sha256: str = ""
+    schema: pa.Schema | None = None
+    hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    problem: str = ""
+
+
 def verify_output(
     uri: str, partition: str | None, storage_options: dict[str, Any]
 ) -> dict[str, Any]:
@@ -333,15 +354,6 @@ def _select(ids: list[str], wanted: Hashes) -> list[str]:
     return [value for value, is_wanted in zip(ids, mask.tolist(), strict=True) if is_wanted]
 
 
-@dataclass(frozen=True)
-class Check:
-    """The result of one check."""
-
-    name: str
-    status: Literal["pass", "fail", "skipped"]
-    message: str
-
-
 def verdict(name: str, problems: Sequence[str], fine: str) -> Check:
     """Return a check, which fails if there are problems."""
     if not problems:
@@ -404,18 +416,6 @@ def _linked_files(store: Store, layout: Layout) -> list[str]:
         for name in (*folders, *names)
         if Path(folder, name).is_symlink() and not name.startswith((".", "_"))
     )
-
-
-@dataclass(frozen=True)
-class AuditedPart:
-    """The real content of one part; `problem`: why its rows cannot be read."""
-
-    part: Part
-    size_bytes: int = 0
-    sha256: str = ""
-    schema: pa.Schema | None = None
-    hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
-    problem: str = ""
 
 
 def _audit_part(store: Store, part: Part) -> AuditedPart:

@@ -25,6 +25,151 @@ WriteRows = Callable[[pa.Table], None]
 _SHOWN, _SHOWN_ENTRIES = 20, 10
 
 
+@dataclass
+class LabelScores:
+    """Sums of the scores of rows that had a label before."""
+
+    rows: int = 0
+    sum_before: float = 0.0
+    sum_now: float = 0.0
+
+
+@dataclass(frozen=True)
+class Mover:
+    """A row that differs, and how much."""
+
+    row_id: str
+    size: float
+    """The sum over its columns: 1 for another value or list, the difference of numbers, 1 - cosine
+    of vectors, the largest difference of numbers in lists that are otherwise equal."""
+    before: dict[str, Any]
+    """Values of the columns that differ."""
+    now: dict[str, Any]
+
+
+@dataclass
+class Difference:
+    """How a version differs from another one, of the same or of another output."""
+
+    before: str
+    now: str
+    tolerance: float
+    rows_before: int = 0
+    rows_now: int = 0
+    same_files_rows: int = 0
+    """Rows of files that both versions have; they are equal, and were not read."""
+    both: int = 0
+    """Rows with a prediction on both sides, those of the same files among them."""
+    changed: int = 0
+    """Rows of `both` in which a column differs."""
+    added: int = 0
+    removed: int = 0
+    carried: int = 0
+    """Rows that the later version carried from earlier ones."""
+    recovered: Counter[str] = field(default_factory=Counter)
+    """Reason -> added rows that were in quarantine before."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Reason -> removed rows that are in quarantine now."""
+    columns: dict[str, ColumnSums] = field(default_factory=dict)
+    only_before: tuple[str, ...] = ()
+    only_now: tuple[str, ...] = ()
+    other_types: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Column -> its two types; such columns are not compared."""
+    label_scores: dict[str, LabelScores] = field(default_factory=dict)
+    largest: tuple[Mover, ...] = ()
+    """The rows that differ most, in descending order."""
+
+    @property
+    def changed_pct(self) -> float:
+        """Share of changed rows in the rows on both sides, in percent."""
+        return 100.0 * self.changed / self.both if self.both else 0.0
+
+    @property
+    def differing_pct(self) -> float:
+        """Share of changed, added and removed rows in the rows of either side, in percent."""
+        rows = self.both + self.added + self.removed
+        return 100.0 * (self.changed + self.added + self.removed) / rows if rows else 0.0
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs: no row, no column, no type."""
+        columns = self.only_before or self.only_now or self.other_types
+        return not (self.changed or self.added or self.removed or columns)
+
+    @property
+    def verdict(self) -> str:
+        """The result in a line."""
+        if self.is_equal:
+            return f"equal: {self.both} rows"
+        clauses = [f"{self.changed} of {self.both} rows in both differ ({self.changed_pct:.2f}%)"]
+        if not self.both and (self.added or self.removed):
+            clauses = ["no row id is in both"]
+        differing = [(sums.differing, name) for name, sums in self.columns.items()]
+        named = [f"{name} in {rows}" for rows, name in sorted(differing, reverse=True) if rows]
+        if named:
+            clauses[0] += f": {', '.join(named[:3])}"
+        clauses += [f"{self.added} added"] if self.added else []
+        clauses += [f"{self.removed} removed"] if self.removed else []
+        if self.failed:
+            clauses[-1] += f" ({self.failed.total()} of them in quarantine now)"
+        left_out = [*self.only_before, *self.only_now, *self.other_types]
+        clauses += [f"columns that cannot be compared: {', '.join(left_out)}"] if left_out else []
+        return "; ".join(clauses)
+
+    def flips(self, column: str) -> list[tuple[str, str, int]]:
+        """Return value before, value now and rows, the most frequent pair first."""
+        return [(a, b, rows) for (a, b), rows in self.columns[column].pairs.most_common()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, with the first entries of long lists."""
+        return {
+            "verdict": self.verdict,
+            "before": self.before,
+            "now": self.now,
+            "tolerance": self.tolerance,
+            "rows": {
+                name: getattr(self, name)
+                for name in (
+                    *("rows_before", "rows_now", "both", "changed", "added", "removed"),
+                    *("same_files_rows", "carried"),
+                )
+            },
+            "changed_pct": round(self.changed_pct, 6),
+            "differing_pct": round(self.differing_pct, 6),
+            "recovered": dict(self.recovered),
+            "failed": dict(self.failed),
+            "only_before": list(self.only_before),
+            "only_now": list(self.only_now),
+            "other_types": {name: list(pair) for name, pair in self.other_types.items()},
+            "columns": {name: sums.to_dict() for name, sums in self.columns.items()},
+            "flips": {
+                name: [list(flip) for flip in self.flips(name)[:_SHOWN]]
+                for name, sums in self.columns.items()
+                if sums.pairs
+            },
+            "label_scores": {
+                name: {
+                    "rows": scores.rows,
+                    "mean_before": json_value(scores.sum_before / scores.rows),
+                    "mean_now": json_value(scores.sum_now / scores.rows),
+                }
+                for name, scores in sorted(
+                    self.label_scores.items(),
+                    key=lambda pair: -abs(pair[1].sum_now - pair[1].sum_before),
+                )[:_SHOWN]
+            },
+            "movers": [
+                {
+                    "row_id": m.row_id,
+                    "size": round(m.size, 6),
+                    "before": json_value(m.before, _SHOWN_ENTRIES),
+                    "now": json_value(m.now, _SHOWN_ENTRIES),
+                }
+                for m in self.largest
+            ],
+        }
+
+
 def compare_versions(
     before: Version,
     now: Version,
@@ -175,148 +320,3 @@ def _write(
         if len(ids):
             columns: dict[str, Any] = {ROW_ID: ids, "change": [change] * len(ids), "size": size}
             write_rows(pa.table(columns))
-
-
-@dataclass
-class LabelScores:
-    """Sums of the scores of rows that had a label before."""
-
-    rows: int = 0
-    sum_before: float = 0.0
-    sum_now: float = 0.0
-
-
-@dataclass(frozen=True)
-class Mover:
-    """A row that differs, and how much."""
-
-    row_id: str
-    size: float
-    """The sum over its columns: 1 for another value or list, the difference of numbers, 1 - cosine
-    of vectors, the largest difference of numbers in lists that are otherwise equal."""
-    before: dict[str, Any]
-    """Values of the columns that differ."""
-    now: dict[str, Any]
-
-
-@dataclass
-class Difference:
-    """How a version differs from another one, of the same or of another output."""
-
-    before: str
-    now: str
-    tolerance: float
-    rows_before: int = 0
-    rows_now: int = 0
-    same_files_rows: int = 0
-    """Rows of files that both versions have; they are equal, and were not read."""
-    both: int = 0
-    """Rows with a prediction on both sides, those of the same files among them."""
-    changed: int = 0
-    """Rows of `both` in which a column differs."""
-    added: int = 0
-    removed: int = 0
-    carried: int = 0
-    """Rows that the later version carried from earlier ones."""
-    recovered: Counter[str] = field(default_factory=Counter)
-    """Reason -> added rows that were in quarantine before."""
-    failed: Counter[str] = field(default_factory=Counter)
-    """Reason -> removed rows that are in quarantine now."""
-    columns: dict[str, ColumnSums] = field(default_factory=dict)
-    only_before: tuple[str, ...] = ()
-    only_now: tuple[str, ...] = ()
-    other_types: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Column -> its two types; such columns are not compared."""
-    label_scores: dict[str, LabelScores] = field(default_factory=dict)
-    largest: tuple[Mover, ...] = ()
-    """The rows that differ most, in descending order."""
-
-    @property
-    def changed_pct(self) -> float:
-        """Share of changed rows in the rows on both sides, in percent."""
-        return 100.0 * self.changed / self.both if self.both else 0.0
-
-    @property
-    def differing_pct(self) -> float:
-        """Share of changed, added and removed rows in the rows of either side, in percent."""
-        rows = self.both + self.added + self.removed
-        return 100.0 * (self.changed + self.added + self.removed) / rows if rows else 0.0
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether nothing differs: no row, no column, no type."""
-        columns = self.only_before or self.only_now or self.other_types
-        return not (self.changed or self.added or self.removed or columns)
-
-    @property
-    def verdict(self) -> str:
-        """The result in a line."""
-        if self.is_equal:
-            return f"equal: {self.both} rows"
-        clauses = [f"{self.changed} of {self.both} rows in both differ ({self.changed_pct:.2f}%)"]
-        if not self.both and (self.added or self.removed):
-            clauses = ["no row id is in both"]
-        differing = [(sums.differing, name) for name, sums in self.columns.items()]
-        named = [f"{name} in {rows}" for rows, name in sorted(differing, reverse=True) if rows]
-        if named:
-            clauses[0] += f": {', '.join(named[:3])}"
-        clauses += [f"{self.added} added"] if self.added else []
-        clauses += [f"{self.removed} removed"] if self.removed else []
-        if self.failed:
-            clauses[-1] += f" ({self.failed.total()} of them in quarantine now)"
-        left_out = [*self.only_before, *self.only_now, *self.other_types]
-        clauses += [f"columns that cannot be compared: {', '.join(left_out)}"] if left_out else []
-        return "; ".join(clauses)
-
-    def flips(self, column: str) -> list[tuple[str, str, int]]:
-        """Return value before, value now and rows, the most frequent pair first."""
-        return [(a, b, rows) for (a, b), rows in self.columns[column].pairs.most_common()]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, with the first entries of long lists."""
-        return {
-            "verdict": self.verdict,
-            "before": self.before,
-            "now": self.now,
-            "tolerance": self.tolerance,
-            "rows": {
-                name: getattr(self, name)
-                for name in (
-                    *("rows_before", "rows_now", "both", "changed", "added", "removed"),
-                    *("same_files_rows", "carried"),
-                )
-            },
-            "changed_pct": round(self.changed_pct, 6),
-            "differing_pct": round(self.differing_pct, 6),
-            "recovered": dict(self.recovered),
-            "failed": dict(self.failed),
-            "only_before": list(self.only_before),
-            "only_now": list(self.only_now),
-            "other_types": {name: list(pair) for name, pair in self.other_types.items()},
-            "columns": {name: sums.to_dict() for name, sums in self.columns.items()},
-            "flips": {
-                name: [list(flip) for flip in self.flips(name)[:_SHOWN]]
-                for name, sums in self.columns.items()
-                if sums.pairs
-            },
-            "label_scores": {
-                name: {
-                    "rows": scores.rows,
-                    "mean_before": json_value(scores.sum_before / scores.rows),
-                    "mean_now": json_value(scores.sum_now / scores.rows),
-                }
-                for name, scores in sorted(
-                    self.label_scores.items(),
-                    key=lambda pair: -abs(pair[1].sum_now - pair[1].sum_before),
-                )[:_SHOWN]
-            },
-            "movers": [
-                {
-                    "row_id": m.row_id,
-                    "size": round(m.size, 6),
-                    "before": json_value(m.before, _SHOWN_ENTRIES),
-                    "now": json_value(m.now, _SHOWN_ENTRIES),
-                }
-                for m in self.largest
-            ],
-        }
