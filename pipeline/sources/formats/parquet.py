@@ -28,8 +28,7 @@ from pipeline.sources.formats.parquet_footers import (
     needed_columns,
     read_footers,
 )
-from pipeline.sources.formats.parquet_shard import Batching, Shard, open_shard
-from pipeline.sources.formats.parquet_sizes import MAX_BATCH_BYTES
+from pipeline.sources.formats.parquet_shard import MAX_BATCH_BYTES, Batching, Shard, open_shard
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, to_rows
 from pipeline.sources.source_format import (

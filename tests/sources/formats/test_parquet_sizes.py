@@ -26,9 +26,13 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import require_complete
 from pipeline.sources import reader, units
 from pipeline.sources.formats import parquet as parquet_format
-from pipeline.sources.formats import parquet_shard, parquet_sizes
-from pipeline.sources.formats.parquet_shard import Batching, group_batches
-from pipeline.sources.formats.parquet_sizes import MAX_BATCH_BYTES, rows_within
+from pipeline.sources.formats import parquet_shard
+from pipeline.sources.formats.parquet_shard import (
+    MAX_BATCH_BYTES,
+    Batching,
+    group_batches,
+    rows_within,
+)
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import StoredFile
@@ -182,7 +186,7 @@ def test_rows_are_read_as_before_where_none_can_be_large():
 
 
 def test_fewer_rows_are_read_where_they_may_be_large(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parquet_sizes, "MAX_BATCH_BYTES", MIB)
+    monkeypatch.setattr(parquet_shard, "MAX_BATCH_BYTES", MIB)
     half = MIB // 2
     indices = pa.array(np.arange(1000, dtype=np.int32) % 2)
     large = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * half, "y"]))
