@@ -89,7 +89,7 @@ Results = Sequence[Mapping[str, Any] | None]
 
 
 class _Held(NamedTuple):
-    """How models of an input are compared, if they do not write."""
+    """How models with an input are compared, unless they write."""
 
     column: str
     """Column of its rows in transit; see `_COLUMN_TYPES`."""
@@ -145,7 +145,7 @@ def hold_to_library(spec: ModelSpec) -> str:
     if spec.input.name == "image":
         transform = facts.transform
         if transform is None or image_misfit(facts.images, transform):
-            return ""  # pixels are the job's
+            return ""  # the job decides the pixels
     if local_bytes(directory) > _MOST_BYTES:
         return f"{_library(spec)} in its preprocessing alone: the weights have more than 4 GiB"
     has_pair = _has_pair(spec)
@@ -175,7 +175,7 @@ def _compared(spec: ModelSpec, source: Mapping[str, Any]) -> str:
 
 
 def compare_confined(spec: ModelSpec) -> str:
-    """Compare both ways over a model directory; see `hold_to_library`."""
+    """Compare both predictions in a confined process; see `hold_to_library`."""
     directory, facts = spec.directory, spec.facts
     assert directory is not None, "it is a directory"
     assert facts is not None, "likewise"
@@ -212,7 +212,7 @@ def _section(spec: ModelSpec) -> Mapping[str, Any]:
 
 
 def compare(path: str, spec: ModelSpec) -> str:
-    """Compare both ways, in the confined child process; see `hold_to_library`.
+    """Compare both predictions, as the confined process; see `hold_to_library`.
 
     Args:
         path: This node's copy of the directory.
@@ -271,7 +271,7 @@ def _expected(
     seen = rows if is_encoded or spec.input.name == "text" else _seen(spec, prepared)
     if (generation := spec.task.generation) is None:
         return library_predictions(view, spec.facts, spec.task, seen)
-    # The driver, which imports this file, imports no torch.
+    # The driver imports this file, and no torch.
     from pipeline.models.directories.text.generation_oracle import written_texts
     from pipeline.models.generate.build import text_decoder
 
@@ -281,7 +281,7 @@ def _expected(
 
 
 def _seen(spec: ModelSpec, prepared: pa.Table) -> list[tuple[Any, ...]]:
-    """Return the tensor that a model sees of each row, in a batch of one; and an image's size."""
+    """Return the model's input for each row, in a batch of one, and the size of an image."""
     import torch
 
     normaliser = spec.input.normaliser(torch.float32)
@@ -322,7 +322,7 @@ def _has_pair(spec: ModelSpec) -> bool:
 
 
 def _prepared(spec: ModelSpec, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """Return rows as our preprocessing makes them."""
+    """Return the rows as the package prepares them."""
     num_rows = len(next(iter(columns.values())))
     arrays = {name: pa.array(values, _COLUMN_TYPES[name]) for name, values in columns.items()}
     rows = {

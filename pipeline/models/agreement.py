@@ -212,7 +212,7 @@ def _numbers(column: pa.Array) -> Values:
 
 
 def _comparable(a: Values, b: Values) -> tuple[Values, Values]:
-    """Return both with 0 where neither is finite and both are the same, which has no distance."""
+    """Return both, with 0 where they have the same value that is not finite."""
     if np.isfinite(a).all() and np.isfinite(b).all():
         return a, b
     same = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
@@ -231,7 +231,7 @@ def _worst_number(
     row: int,
     sizes: Mapping[str, float],
 ) -> str:
-    """Show the number of a row that is off most for its column."""
+    """Describe the number of a row that differs most for its column."""
     shown: list[tuple[float, str]] = [(-1.0, "other numbers than expected")]
     for name, values in known.items():
         a, b = values[row], actual[name][row]
@@ -245,7 +245,7 @@ def _worst_number(
 
 
 def _alike(a: Any, b: Any, limit: float, usual: float = 0.0) -> bool:
-    """Compare two values of Python; numbers in a list relative to the largest one of it."""
+    """Compare two values of Python; numbers of a list relative to its largest one."""
     if isinstance(a, float) and isinstance(b, float):
         return a == b or (a != a and b != b) or abs(a - b) <= limit * max(abs(a), usual)
     if isinstance(a, list) and isinstance(b, list):

@@ -79,7 +79,7 @@ def best(
         behind the last detection of a row.
     """
     scores = candidates.scores.float()
-    # Least in the type of the scores, so that 0.1 is reached by float32 0.1.
+    # In the type of the scores, so that float32 0.1 reaches 0.1.
     least = torch.full((), min_score, dtype=scores.dtype, device=scores.device)
     counts = ~((scores < least) | (scores <= 0))
     order = torch.where(counts, scores, -torch.inf).sort(dim=1, descending=True, stable=True)
@@ -192,7 +192,7 @@ def padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
 def _of_queries(
     logits: Any, boxes: Any, num_rows: int, num_labels: int, px: Px | None
 ) -> Candidates:
-    """Read the outputs of a DETR or one of its kin, as the library's own post-processing does.
+    """Read the outputs of DETR and similar models as the library's own post-processing does.
 
     With one logit more than labels the last means `nothing`: softmax, and one label per query.
     Otherwise sigmoid, and each pair of query and label is a candidate.
@@ -211,7 +211,7 @@ def _of_queries(
     in_px[..., 1::2].mul_(height)
     if has_nothing:
         scores, label_ids = torch.softmax(logits, dim=2)[..., :-1].max(dim=2)
-        # Softmax keeps NaN, and makes it of infinity.
+        # Softmax keeps NaN, and turns infinity into NaN.
         return Candidates(in_px, scores, label_ids)
     # The sigmoid of infinity would be 1, and the row would pass for a good one.
     scores = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan).flatten(1)

@@ -172,6 +172,6 @@ def _outputs(chosen: ModelClass, audio: AudioSettings) -> Mapping[str, tuple[int
                 name = model.main_input_name
                 model = model.get_encoder() if chosen.head == SPEECH else model
                 given = model(**{name: features})
-    except Exception as error:  # of the library
+    except Exception as error:  # any error of the library
         raise refused(error, f"runs no {chosen.built.__name__} on these features") from error
     return {name: tuple(value.shape) for name, value in given.items() if hasattr(value, "shape")}

@@ -84,7 +84,7 @@ def choose_files(store: Store) -> list[StoredFile]:
     if not is_for_images and not {TOKENIZER, at + TOKENIZER} & files.keys():
         raise explain(store, at, has_config=True, has_weights=True)
     _require_parts(store, modules, files)
-    if at + SINGLE in files:  # which the library takes, whatever lies beside it
+    if at + SINGLE in files:  # the library prefers it to shards
         files.pop(at + INDEX, None)
     else:
         files |= _shards(store, at, files)
@@ -93,7 +93,7 @@ def choose_files(store: Store) -> list[StoredFile]:
 
 
 def files_beside(store: Store) -> list[StoredFile]:
-    """Return what lies beside an .onnx file and says how texts become tokens and vectors.
+    """Return the files beside an .onnx file that define its tokens and vectors.
 
     Raises:
         JobError: A file is too large, or modules.json names a class that is not read.
@@ -150,7 +150,7 @@ def _read(store: Store, path: str, files: Files) -> bytes:
 
 
 def _require_no_links(store: Store, files: Files) -> None:
-    """Refuse links to folders, which could lead anywhere."""
+    """Refuse links to folders, which may lead anywhere."""
     if store.is_object_store:
         return
     for folder in {path.rpartition("/")[0] for path in files} - {""}:

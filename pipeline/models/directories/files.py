@@ -83,7 +83,7 @@ _NAME = re.compile(r"[\w.-]+")
 
 
 def check_size(name: str, size_bytes: int, where: str) -> None:
-    """Refuse a file that is larger than any of its name can be; weights may be of any size.
+    """Refuse a file above the limit of its name; weights may have any size.
 
     Raises:
         JobError: It is too large; names both sizes.
@@ -182,7 +182,7 @@ def read_value(
 
 
 def checked(value: Any, key: str, where: str, type_: Any, **bounds: float) -> Any:
-    """Return a value of a file that is what it has to be.
+    """Return a value of a file after checking its type and bounds.
 
     Args:
         key: Its name, for the message.

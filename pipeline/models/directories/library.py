@@ -68,7 +68,7 @@ _POOLER = "pooler"
 
 
 def require_library(extra: str) -> None:
-    """Refuse if the library of an extra is not installed.
+    """Require that the library of an extra is installed.
 
     Raises:
         JobError: It is not; names the extra.
@@ -196,14 +196,14 @@ def _classes(head: str, config: Any) -> tuple[Any, ...]:
 
 
 def refused(error: Exception, what: str) -> JobError:
-    """Return the one line of an error of the library."""
+    """Turn an error of the library into one line."""
     reason = clean_message(f"{type(error).__name__}: {error}", 200)
     return JobError(f"model.path: transformers {version('transformers')} {what}: {reason}")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what the library itself reports, and its progress bars, from the terminal."""
+    """Keep logs and progress bars of the library from the terminal."""
     from transformers.utils import logging
 
     level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -285,7 +285,7 @@ def _from_pretrained(
         **{"output_loading_info": True, "ignore_mismatched_sizes": True},
         "attn_implementation": _attention(cls, config),
     }
-    if cls.can_generate():  # how a text is written is read elsewhere
+    if cls.can_generate():  # rules of writing are read elsewhere
         options["generation_config"] = GenerationConfig.from_model_config(config)
     with quiet():
         try:
@@ -296,7 +296,7 @@ def _from_pretrained(
 
 
 def _require_fit(cls: Any, module: Any, report: Mapping[str, Any], head: str) -> set[str]:
-    """Return the tensors of heads that the class does not have; refuse what else does not fit.
+    """Return the tensors of heads that the class lacks; refuse others that do not fit.
 
     An encoder leaves aside all heads, which lie beside it. A class with a head leaves aside layers
     over its encoder that it has not, which files often keep from the encoder's training.
@@ -339,7 +339,7 @@ def require_no_problems(
 
 
 def leave_out(module: torch.nn.Module, names: Collection[str]) -> None:
-    """Take tensors out of a module, and the whole of a layer over an encoder that has any of them.
+    """Remove tensors from a module, and with them the whole of a layer over an encoder.
 
     Args:
         module: It is changed; what reads one of them raises an error from now on.

@@ -115,7 +115,7 @@ class ModelClass:
 
     @property
     def facts(self) -> LibraryClass:
-        """Return what the builder needs to build the class again."""
+        """Return the facts from which the class is built again."""
         return LibraryClass(self.at, self.built.__name__, self.head, self.absent)
 
     def directory(self, input_name: str, tasks: tuple[str, ...], **more: Any) -> DirectoryFacts:
@@ -190,7 +190,7 @@ def width_of(config: Any, *keys: str) -> int:
 
 
 def require_one_input(cls: Any, config: Any, head: str) -> None:
-    """Refuse a class that takes other data of a row than its main input.
+    """Refuse a class that needs other data of a row than its main input.
 
     Raises:
         JobError: It takes other data; names it.
@@ -230,7 +230,7 @@ class Run(NamedTuple):
 def require_run(
     module: Any, head: str, *, is_whole: bool, load: Callable[[], torch.nn.Module] | None
 ) -> Run:
-    """Refuse a class that cannot run on its main input, or that a row changes.
+    """Refuse a class that cannot run on its main input, or that changes when it runs.
 
     Args:
         module: A module of transformers, on the device `meta`.
@@ -243,10 +243,10 @@ def require_run(
     if hasattr(module, "get_image_features") or hasattr(module, "get_audio_features"):
         return Run(False, None)  # each tower runs by itself
     if head in WRITERS and is_whole:
-        return Run(False, None)  # what it writes is compared with what the library writes
+        return Run(False, None)  # its texts are compared with the library's
     cls, main = type(module), module.main_input_name
     ways, outputs = _ways(module), _outputs(module)
-    # Torch raises a RuntimeError for what it needs numbers for.
+    # Torch raises a RuntimeError for operations that need numbers.
     if isinstance(outputs, RuntimeError) and load is not None and main == IDS:
         module = load()
         ways, outputs = _ways(module), _outputs(module)
@@ -270,7 +270,7 @@ def require_run(
 
 
 def _outputs(module: Any) -> Any:
-    """Return what a module gives for its main input, or the error that it raises."""
+    """Run a module on its main input, and return its outputs or its error."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -296,7 +296,7 @@ def _inputs(module: Any) -> dict[str, torch.Tensor]:
         ids, config = torch.zeros(2, _TOKENS, dtype=torch.int64), config.get_text_config()
         end = np.ravel(getattr(config, "eos_token_id", None) or 0)[0]
         if 0 < end < getattr(config, "vocab_size", 0):
-            ids[:, -1] = int(end)  # BART and T5 judge a text by the vector of its end
+            ids[:, -1] = int(end)  # BART and T5 classify a text by the vector of its end
         return {main: ids, MASK: torch.ones_like(ids)}
     if main == "pixel_values":
         config = getattr(config, "vision_config", None) or getattr(config, "encoder", config)

@@ -122,7 +122,6 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
         # External data may not lie beyond a link.
         return read_onnx_facts(file.resolve(), path)
     if not path.is_dir():
-        # One ONNX file is read elsewhere.
         raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")
     if (path / MODULES).is_file():
         from pipeline.models.directories.text.text_facts import sentence_transformers_facts
@@ -184,7 +183,7 @@ def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> Director
     def write(folder: Path) -> None:
         imports = _IMPORTS.get(_format_of(path), OF_TRANSFORMERS)
         try:
-            # An .onnx file is opened with its weights.
+            # Opening an .onnx file loads its weights.
             limits = {**LIMITS, "memory_bytes": LIMITS["memory_bytes"] + 2 * local_bytes(directory)}
             answer = confined(_READ, str(path), wanted, reads=[path], imports=imports, **limits)
         except ConfinedError as error:

@@ -167,7 +167,7 @@ def explain_file(store: Store, at: str) -> JobError:
         head = file.read(_HEAD_BYTES)
     reason = next((reason for start, reason in _BY_HEAD if start.match(head)), None)
     suffix = PurePosixPath(name.lower()).suffix
-    if reason is None or suffix in (".pt", ".pth", ".bin", ".ckpt"):  # which are pickles as well
+    if reason is None or suffix in (".pt", ".pth", ".bin", ".ckpt"):  # these are pickles, too
         reason = _FILES_BY_SUFFIX.get(suffix)
     if reason is None:
         reason = "is a file, expected the directory of a model, or an .onnx file"

@@ -68,7 +68,7 @@ def open_directory(
     def write(folder: Path) -> None:
         digest = _copy(store, files, folder / _FILES)
         cached_folder(_key(digest), lambda copy: os.rename(folder / _FILES, copy / _FILES))
-        shutil.rmtree(folder / _FILES, ignore_errors=True)  # there was a copy of the same
+        shutil.rmtree(folder / _FILES, ignore_errors=True)  # an equal copy was there
         (folder / _DIGEST).write_text(digest)
 
     known = cached_folder(key_of(["model directory", store.uri, listing]), write)

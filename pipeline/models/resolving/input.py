@@ -117,7 +117,7 @@ def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings
 
 
 def _require_usable(facts: TextFacts, model: Model, wanted: Text) -> None:
-    """Refuse what token types of all texts, or a chat template around them, have no place for."""
+    """Refuse fields that do not go with token types of all texts, or with a chat template."""
     if facts.types_alone and model.prompts:
         raise JobError(
             f"model.prompts: {model.path} adds token types to all tokens, and prompts have none; "
@@ -167,7 +167,7 @@ def _prompt(model: Model, card: ResolvedModel, task: str, text: Text) -> Prompt 
         messages = [(message.role, message.content) for message in model.messages]
         return chat_prompt(card.directory, messages)
     before, _, after = (model.prompt or PLACE).partition(PLACE)
-    # The answer of a choice begins with the space.
+    # The answer of a choice begins with its own space.
     return Prompt(before, after if writes else after.rstrip(" "))
 
 

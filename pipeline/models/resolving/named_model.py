@@ -80,7 +80,7 @@ def find_card(
 
 def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool) -> ResolvedModel:
     directory, facts = open_facts(path, model.storage_options, input_name, model.pooling)
-    if has_pairs and _OF_PAIRS in facts.tasks:  # of one output, which may be a number as well
+    if has_pairs and _OF_PAIRS in facts.tasks:  # its single output may be a number as well
         others = tuple(name for name in facts.tasks if name != _OF_PAIRS)
         facts = replace(facts, tasks=(_OF_PAIRS, *others))
     if facts.input != input_name:

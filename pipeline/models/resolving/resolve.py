@@ -106,7 +106,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
 
 
 def _require_geometry(task: TaskSpec, model_input: Input, transform: TransformSpec | None) -> None:
-    """Refuse rows whose places in the original are not known, if the task needs them."""
+    """Refuse rows with unknown places in the original, if the task needs these."""
     if not task_class(task.kind).needs_geometry:
         return
     if GEOMETRY not in (field.name for field in model_input.fields()):
@@ -126,7 +126,7 @@ def _require_writable(generation: Generation, card: ResolvedModel, model_input: 
 
 
 def _require_several(model: Model) -> None:
-    """Refuse what cannot have several inputs."""
+    """Refuse models and tasks that cannot have several inputs."""
     if model.path is not None:
         raise JobError(
             f"model.path = {model.path}: a model directory has one input, and an .onnx file with "
@@ -239,7 +239,7 @@ def choose_audio(name: str, wanted: Audio, declared: AudioSettings | None) -> Au
 
 
 def require_stage_names(model_input: Input) -> None:
-    """Refuse an installed input whose stages would be read as figures of other things."""
+    """Refuse an installed input whose stages have names of figures."""
     for stage in model_input.stage_names:
         if stage in FIGURE_NAMES:
             raise JobError(

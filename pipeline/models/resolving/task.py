@@ -163,7 +163,7 @@ def _with_prompt(model: Model, facts: GenerationFacts, directory: ModelDirectory
     added = tokenizer.get_added_tokens_decoder().get(ids[0])
     first = facts.rules.start[:1]
     if ids[:1] == [*first] or (added is not None and added.special):
-        first = ()  # such a prompt is all that the decoder begins with
+        first = ()  # the prompt alone begins the output
     return replace(facts.rules, start=(*first, *ids), languages=())
 
 

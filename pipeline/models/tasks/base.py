@@ -99,7 +99,7 @@ class TaskSpec:
 
 
 class Task(Protocol):
-    """How outputs become columns. Subclass it; the defaults are for tasks of plain numbers."""
+    """How outputs become columns. Subclass it; the defaults suit tasks of plain numbers."""
 
     spec: TaskSpec
 

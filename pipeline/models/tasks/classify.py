@@ -83,7 +83,7 @@ class Classify(Task):
         same = (wanted == ids[:, :1])[:, 0]
         if limits.allows_ties:
             is_listed = ids == wanted
-            least = np.where(is_listed.any(axis=1), 0.0, b[:, -1])  # of a label that is not listed
+            least = np.where(is_listed.any(axis=1), 0.0, b[:, -1])  # for a label that is not listed
             score = np.where(is_listed, b, 0.0).sum(axis=1) + least
             same |= score >= b[:, 0] - limits.max_score_diff
         return within(np.abs(a[:, 0] - b[:, 0]), limits.max_score_diff, same)
@@ -156,7 +156,7 @@ def _difference(known: Mapping[str, Any], actual: Mapping[str, Any], limit: floa
 
 
 def _number(score: float | None) -> float:
-    """Return a score; a null, which no prediction has, is no number and near to none."""
+    """Return a score; NaN for a null, which no prediction has."""
     return math.nan if score is None else score
 
 

@@ -50,7 +50,7 @@ def load_state(
         log.info("%s: a prefix of a wrapper (%s) is left out", uri, next(iter(state)))
         state = bare
     loaded: Any = OrderedDict(state)
-    # Safetensors have no versions of modules, without which some load nothing (MNASNet).
+    # Safetensors have no versions of modules, and some need one to load (MNASNet).
     versions = {"": dict(version=module._version)}
     loaded._metadata = getattr(state, "_metadata", None) or versions
     try:

@@ -105,20 +105,20 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
             f"model.path: {CONFIG}: {name} is a language model that sees images, and how it takes "
             f"an image in a prompt is not known here; {FACTORY_ADVICE}"
         )
-    # A bias beside the scale is of a loss that gives each prompt a sigmoid of its own.
+    # A bias beside the scale belongs to a loss with a sigmoid for each prompt.
     is_sigmoid = wanted == "image" and hasattr(chosen.module, "logit_bias")
     transform, problem, text, prompt_text, images = None, "", None, None, ImageContract()
     if wanted == "image":
         images = _images(chosen)
         transform, problem, line = read_transform(folder, chosen.at, images.num_channels)
         notes: tuple[str, ...] = (line,)
-        # Prompts need the tokenizer, and the scale of what they are compared by.
+        # Prompts need the tokenizer, and the scale of the comparison.
         if (folder / (chosen.at + TOKENIZER)).is_file() and hasattr(chosen.module, "logit_scale"):
             prompt_text = text_of(folder, chosen.at, chosen.module)
     else:
         text = text_of(folder, chosen.at, chosen.module)
         notes = text_notes(text)
-    shape = _shape(chosen, ImageTower, transform)  # vectors of texts are as long
+    shape = _shape(chosen, ImageTower, transform)  # vectors of texts have the same length
     if len(shape) != _NUM_AXES:
         raise JobError(f"model.path: {CONFIG}: {name} gives no vector per image")
     dim = shape[1]
@@ -165,7 +165,7 @@ def _lengths(chosen: ModelClass, transform: TransformSpec | None) -> dict[str, i
                 f"model.path: {CONFIG}: {name} gives no vector per image: it joins the images of a "
                 "batch; it must treat each by itself"
             )
-        if len(shape) == _NUM_AXES:  # CvT has a class token, and no place for it in its map
+        if len(shape) == _NUM_AXES:  # CvT has a class token, but not in its map
             lengths[mode] = shape[1]
     if not lengths:
         raise JobError(f"model.path: {CONFIG}: {name} gives no vector per image")
@@ -272,7 +272,7 @@ def _is_read_alike(processor: Any, num_labels: int, num_logits: int) -> bool:
 
 
 def _is_same(theirs: Mapping[str, torch.Tensor], ours: Sequence[torch.Tensor]) -> bool:
-    """Tell whether the boxes of the library are our best ones."""
+    """Tell whether the boxes of the library are our best boxes."""
     import torch
 
     order = theirs["scores"].argsort(descending=True)

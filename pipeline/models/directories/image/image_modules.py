@@ -38,7 +38,7 @@ class ImageModule(nn.Module):
 
 
 def pooled(outputs: Any, pooling: str) -> torch.Tensor:
-    """Return the vectors (B, D) of what a model of the library gives: `cls`, `mean` or `pooler`."""
+    """Return the vectors (B, D) from the outputs of a model: `cls`, `mean` or `pooler`."""
     if pooling == "pooler":
         return outputs.pooler_output.flatten(1)  # type: ignore[no-any-return]
     vectors: torch.Tensor = outputs.last_hidden_state
@@ -56,7 +56,7 @@ def _one_tower(model: Any, kept: str) -> Any:
 
 
 def features(outputs: Any) -> torch.Tensor:
-    """Return the vectors (B, D) of what a model's own `get_..._features` gives."""
+    """Return the vectors (B, D) from the result of a model's own `get_..._features`."""
     vectors = getattr(outputs, "pooler_output", outputs)  # before transformers 5 the vectors alone
     # FLAVA projects all tokens of a text: the first one stands for it.
     return vectors[:, 0] if vectors.ndim == 3 else vectors  # type: ignore[no-any-return]

@@ -160,7 +160,7 @@ def pictures(images: Sequence[bytes], mode: str) -> list[Image.Image]:
 
 
 def _made(processor: Any, mode: str) -> _Made:
-    """Let the library's processor make pixels."""
+    """Make the pixels of probes by the library's processor."""
     for name in _SIZES:
         if max(_edges(processor, name).values(), default=0) > MOST_PX:
             raise ValueError(f"{name} is {_edges(processor, name)}, expected at most {MOST_PX} px")
@@ -174,7 +174,7 @@ def _made(processor: Any, mode: str) -> _Made:
     images = probes.images(min(_edges(processor, "size").values(), default=_USUAL_PX))
     plain = Image.new("RGB", (_USUAL_PX, _USUAL_PX)).convert(mode)
     with quiet():
-        if (first := make(plain)).ndim > _NUM_AXES:  # each would be made to many
+        if (first := make(plain)).ndim > _NUM_AXES:  # it makes several images of one
             images, pixels = (), [first]
         else:
             pixels = [make(picture) for picture in pictures(images, mode)]
@@ -185,7 +185,7 @@ def _made(processor: Any, mode: str) -> _Made:
     mean, std = _named_statistics(processor, len(black))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if not (_are_near((0 - mean) / std, black) and _are_near((1 - mean) / std, white)):
-            # The processor does more than these attributes say.
+            # The processor has more steps than its attributes name.
             std = (1 / (white - black)).round(_DIGITS)
             mean = (-black / (white - black)).round(_DIGITS)
     is_swapped = mode == "RGB" and _are_near(red, [*black[:2], *white[2:]])
@@ -194,7 +194,7 @@ def _made(processor: Any, mode: str) -> _Made:
 
 
 def _inside(pixels: Pixels) -> npt.NDArray[np.float64]:
-    """Return a pixel that is no padding, (C,); of several images of one, of the first."""
+    """Return a pixel outside of padding, (C,); of the first image if there are several."""
     image = pixels.reshape(-1, *pixels.shape[-_NUM_AXES:])[0]
     return image[:, image.shape[1] // 3, image.shape[2] // 3].astype(float)  # type: ignore[no-any-return]
 
@@ -216,7 +216,7 @@ def _named_statistics(processor: Any, count: int) -> tuple[npt.NDArray[Any], npt
 
 
 def _edges(processor: Any, name: str) -> dict[str, int]:
-    """Return what an attribute says of a size, such as `height` or `shortest_edge`."""
+    """Return the edges that an attribute names, such as `height` or `shortest_edge`, in px."""
     value = getattr(processor, name, None)
     return {} if value is None else {key: px for key, px in dict(value).items() if px is not None}
 

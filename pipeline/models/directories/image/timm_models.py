@@ -92,7 +92,7 @@ def timm_module(folder: Path, *, embeds: bool) -> torch.nn.Module:
 
 
 def _load(folder: Path, *, is_trial: bool) -> Any:
-    """Let timm build the model, and load its tensors; a trial does so without memory."""
+    """Build the model by timm and load its tensors; a trial does so without memory."""
     import torch
 
     name = _require_safe(read_object(folder, CONFIG))
@@ -138,7 +138,7 @@ def _require_safe(values: Mapping[str, Any]) -> str:
         )
     arguments = read_value(values, "model_args", CONFIG, dict, {})
     for key, value in arguments.items():
-        # A text could name a file or another model.
+        # A string could name a file or another model.
         if key not in _TEXTS and not _is_numbers(value):
             raise JobError(
                 f"model.path: {CONFIG}: model_args has {clean_message(key, 60)}: {preview(value)}; "
@@ -167,7 +167,7 @@ def _create(folder: Path, name: str) -> Any:
 
 
 def _transform(data: Mapping[str, Any]) -> tuple[TransformSpec | None, str]:
-    """Return the transform of timm's own one for inference; or None, and why there is none."""
+    """Return the transform that timm has for inference; or None, and why there is none."""
     from timm.data import create_transform
 
     library, count = f"timm {version('timm')}", data["input_size"][0]
@@ -190,7 +190,7 @@ def _transform(data: Mapping[str, Any]) -> tuple[TransformSpec | None, str]:
 
 
 def _fields(steps: list[Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the transform that steps of torchvision and timm say."""
+    """Return the fields of a transform from the steps of torchvision and timm."""
     resize, crop, *_ = steps
     size, filter_name = resize.size, resize.interpolation.value
     is_pair = isinstance(size, list | tuple)

@@ -125,7 +125,7 @@ def _maker(
     makers: dict[str, onnx.NodeProto], name: str, passing: tuple[str, ...]
 ) -> onnx.NodeProto | None:
     """Return the node that makes a tensor, behind those operators that only pass it on."""
-    for _ in range(len(makers) + 1):  # a damaged graph may have a circle
+    for _ in range(len(makers) + 1):  # a damaged graph may have a cycle
         node = makers.get(name)
         if node is None or node.op_type not in passing or not node.input:
             return node

@@ -125,7 +125,7 @@ def is_external(tensor: onnx.TensorProto) -> bool:
 def is_inside(location: str) -> bool:
     """Tell whether a location of external data can lie in the directory of the file itself."""
     parts = location.split("/")
-    is_odd = any(sign in location for sign in "\\\0:*")  # onnxruntime's `*/...` is no file
+    is_odd = any(sign in location for sign in "\\\0:*")  # `*/...` of onnxruntime is not a file
     return not is_odd and not {"", ".", ".."} & set(parts)
 
 

@@ -76,7 +76,7 @@ def read_onnx_facts(
         JobError: It is not an ONNX model, or one that is refused, or no input of ours fits it.
     """
     model = parse_onnx(path)
-    # The bytes of a file have no folder, where external data lie.
+    # External data lie in a folder, which the bytes of a file do not have.
     zipped = {} if external_files(model) else unzip(model)
     source = bytes(model.SerializeToString()) if zipped else str(path)
     inputs, outputs, metadata, graph_name = _opened(path, source)
@@ -257,7 +257,7 @@ def tensor_of(end: Any) -> TensorFacts:
     """Describe an input or output of a session of onnxruntime."""
     match = _TENSOR.fullmatch(end.type)
     dtype = _DTYPES.get(match[1], match[1]) if match else end.type
-    # A scalar has no axes as well as what says none.
+    # A scalar and a tensor of unknown shape both have no axes.
     return TensorFacts(end.name, dtype, tuple(map(_axis, end.shape)) or None)
 
 

@@ -108,7 +108,7 @@ class CausalChoices(Choices):
         end = length if is_one_pass else length - 1
         read, places = input_ids[:, start:end], places_of(start, end, input_ids)
         is_seen = places_of(0, end, input_ids) < lengths - (length - end)
-        if is_one_pass:  # what padding adds is masked afterwards
+        if is_one_pass:  # padding is masked afterwards
             logits = self.run_decoder(cache, read, places, keep=ends - start)
             place = torch.searchsorted(ends, lengths - 1)[:, :, None]
             first = logits.gather(1, place.expand(-1, -1, logits.shape[2]))[:, 0]

@@ -241,7 +241,7 @@ class Opened:
         for (name, at), module in zip(self.modules[1:], [*self.model][1:], strict=True):
             if name == "Pooling" and pool is None:
                 pool = module
-            elif name != "Dropout":  # which does nothing at inference
+            elif name != "Dropout":  # it does nothing at inference
                 layer = _layer(name, at, module, "token" if pool is None else "sentence")
                 (before if pool is None else behind).append(layer)
         if pool is None:

@@ -198,7 +198,7 @@ def _with_types(
         count is not None and count < 2
     ):
         return facts  # the model has none
-    # Models with types of their own take those of a single text for granted.
+    # Models with several types assume those of a single text by default.
     alone = count is None or any(types)
     return replace(facts, tensor_names=TENSORS, types_alone=alone)
 
@@ -229,7 +229,7 @@ def _overlay(file: Tokenizer, tokenizer: Any, place: str) -> str:
     """Return the sections of a file in whose place the library's tokenizer has others, as JSON."""
     library = getattr(tokenizer, "backend_tokenizer", None)
     if library is None:
-        return ""  # it is no such file to the library; the tokens will tell
+        return ""  # the library has a tokenizer of another kind; the tokens are compared
     for one in (file, library):
         one.no_truncation()
         one.no_padding()
@@ -258,7 +258,7 @@ def max_positions(module: torch.nn.Module) -> int | None:
         if name.endswith(("position_embeddings", "position_embedding")) and isinstance(
             part, torch.nn.Embedding
         ):
-            # RoBERTa and its kin count from behind the padding index.
+            # RoBERTa and similar models count from behind the padding index.
             skipped = 0 if part.padding_idx is None else part.padding_idx + 1
             return part.num_embeddings - skipped
     limit = getattr(text_config(module), "max_position_embeddings", None)
