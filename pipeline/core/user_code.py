@@ -81,7 +81,7 @@ def source_digest(field: str, target: str) -> str:
     module_name = target.partition(":")[0]
     try:
         spec = importlib.util.find_spec(module_name)
-    except ModuleNotFoundError:  # what is around it is no package
+    except ModuleNotFoundError:  # its parent is not a package
         spec = None
     except Exception as error:  # a user's package may raise anything
         reason = describe_user_error(error, module_name)
@@ -98,7 +98,7 @@ def source_digest(field: str, target: str) -> str:
 def check_arguments(
     field: str, target: str, function: Callable[..., Any], args: Mapping[str, Any]
 ) -> None:
-    """Check that a function can be called with arguments by name; nothing is called.
+    """Check that a function accepts arguments by name, without calling it.
 
     Args:
         field: The job's field that names the function; the arguments of `SECTION.factory` are
@@ -126,16 +126,16 @@ def check_arguments(
 
 _NOUNS = {SOURCES: "source", INPUTS: "input", TASKS: "task", ENGINES: "engine"}
 _PASS = (PipelineError, OSError, MemoryError)
-"""Errors that say what they mean: ours, those of stores, which may be tried again, and memory."""
+"""Errors that pass unchanged: ours, those of stores, which may be retried, and lack of memory."""
 
 
 class ContractError(TypeError):
-    """What an extension gives is not what its protocol says; the message says what would be."""
+    """An extension violates its protocol; the message says what would be right."""
 
 
 @contextlib.contextmanager
 def extension_errors(group: str, name: str, *passing: type[Exception]) -> Iterator[None]:
-    """Turn what the body raises into one line, if it calls the code of another distribution.
+    """Turn an error of the body into one line, if the body calls code of another distribution.
 
     Args:
         group: Of the registry.
@@ -159,19 +159,19 @@ def extension_errors(group: str, name: str, *passing: type[Exception]) -> Iterat
 
 
 def noun_of(group: str) -> str:
-    """Return what a group of the registry has, in a word."""
+    """Return the noun for an entry of a group of the registry."""
     return _NOUNS[group]
 
 
 def module_of(group: str, name: str) -> str:
-    """Return the module that another distribution brings for a name; '' for one of this one's."""
+    """Return the module of a name from another distribution; '' for a built-in name."""
     module = target_of(group, name).partition(":")[0]
     return "" if module.partition(".")[0] == __package__.partition(".")[0] else module
 
 
 @functools.cache
 def code_digest(group: str, name: str) -> str:
-    """Digest the source of what another distribution brings; '' for a name of this one's.
+    """Digest the source of a name from another distribution; '' for a built-in name.
 
     These are the file of the module that the entry point names, and that of the object's class;
     what they import is not looked at, as with factories.
@@ -194,19 +194,19 @@ def _file_of(module: str) -> Path | None:
 
 
 SHOW_ALL = "; --debug shows all"
-"""Ends a message about an exception whose traceback says more."""
+"""The end of a message about an exception whose traceback has more."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = re.compile(rf"/(site-packages|dist-packages|py_modules/[^/]+)/{_PACKAGE.name}/")
-"""This package where it is installed on another node, or where Ray has put it."""
+"""The path of this package on another node, or in a folder of Ray."""
 _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib(64)?/python3|^<")
-"""Of Python and of packages, on whatever machine."""
+"""Paths of Python and of packages, on any machine."""
 _MAX_CHARS = 300
 
 
 def describe_user_error(error: BaseException, module: str = "") -> str:
-    """Return `RuntimeError: message (net3.py line 27)`; without a place if none is the user's.
+    """Return `RuntimeError: message (net3.py line 27)`; without a place if no frame is user code.
 
     Args:
         error: As it was caught, with its traceback.
@@ -216,7 +216,7 @@ def describe_user_error(error: BaseException, module: str = "") -> str:
 
 
 def failed(field: str, target: str, error: BaseException) -> str:
-    """Say that what a field of the job names raised an exception.
+    """Return the message that the target of a field of the job raised an exception.
 
     Args:
         field: Of the job.
@@ -228,13 +228,13 @@ def failed(field: str, target: str, error: BaseException) -> str:
 
 
 def blame(who: str, error: BaseException, module: str, error_type: str) -> str:
-    """Say that code raised: `source 'csv' (csvkit.py line 41): KeyError: 'body'`.
+    """Return a message such as `source 'csv' (csvkit.py line 41): KeyError: 'body'`.
 
     Args:
-        who: Whose code it is.
-        error: As it was caught.
-        module: Of the code; it may be an installed package.
-        error_type: What the error is called; '': its message says all.
+        who: The owner of the code.
+        error: The error as it was caught.
+        module: The module of the code; it may be an installed package.
+        error_type: The name of the error; '' if its message is enough.
     """
     where = whereabouts(error, module)
     description = _line(error_type, _text_of(error), "")
@@ -242,7 +242,7 @@ def blame(who: str, error: BaseException, module: str, error_type: str) -> str:
 
 
 def whereabouts(error: BaseException, module: str = "") -> str:
-    """Return file and line of the user's code that an exception passed last: `net3.py line 27`."""
+    """Return file and line of the last frame in user code of an exception: `net3.py line 27`."""
     walk = traceback.walk_tb(error.__traceback__)
     frames = [(frame.f_code.co_filename, line) for frame, line in walk]
     if isinstance(error, SyntaxError) and error.filename:
@@ -251,7 +251,7 @@ def whereabouts(error: BaseException, module: str = "") -> str:
 
 
 def describe_remote_error(error: BaseException) -> str:
-    """Return the same for an error of a Ray task, whose traceback crosses processes as text."""
+    """Return `describe_user_error` for an error of a Ray task, whose traceback is text."""
     cause = error
     while isinstance(inner := getattr(cause, "cause", None), BaseException):
         cause = inner
@@ -260,7 +260,7 @@ def describe_remote_error(error: BaseException) -> str:
 
 
 def user_frame(frames: list[tuple[str, int]], module: str = "") -> str:
-    """Return file and line of the last frame that is the user's: `net3.py line 27`, or ''.
+    """Return file and line of the last frame in user code: `net3.py line 27`, or ''.
 
     Args:
         frames: Path and line, the outermost first.
@@ -285,7 +285,7 @@ def _is_users(path: str, module: str) -> bool:
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001  # a user's exception may be wrong itself
+    except Exception:  # noqa: BLE001  # the user's exception may itself be broken
         return ""
 
 
