@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -181,14 +180,8 @@ def feature_fields(
 
 def widths_of(fields: pa.Schema) -> tuple[int, ...]:
     """Return the lengths of the features that are lists, 0 for numbers; () if all are numbers."""
-    return tuple(noted_of_features(fields, WIDTHS))
-
-
-def noted_of_features(fields: pa.Schema, key: bytes) -> list[Any]:
-    """Return a JSON list in the metadata of the field `FEATURES`; [] if there is none."""
     metadata = fields.field(FEATURES).metadata if FEATURES in fields.names else None
-    noted: list[Any] = json.loads((metadata or {}).get(key, "[]"))
-    return noted
+    return tuple(json.loads((metadata or {}).get(WIDTHS, "[]")))
 
 
 def is_feature(column: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +12,7 @@ import pyarrow as pa
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import above_root
 from pipeline.core.printable import listed
-from pipeline.core.schema import FEATURES, noted_of_features, widths_of
+from pipeline.core.schema import widths_of
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import parse_type
@@ -30,9 +29,6 @@ from pipeline.sources.units import Extent
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 
-KINDS = b"kinds"
-"""Key in the metadata of the field `FEATURES`: a JSON list with the type of the values of each
-categorical feature, null for others."""
 Role = Literal["text", "number", "id", "pass", "category"]
 
 
@@ -43,7 +39,7 @@ class Column:
     name: str
     role: Role
     dtype: pa.DataType | None = None
-    """The type of a pass-through column or of categories."""
+    """The type of a pass-through column."""
     is_declared: bool = False
     """Whether `source.casts` declares the type; if not, the first lines do."""
     width: int = 0
@@ -81,19 +77,13 @@ def _features(
 ) -> Iterator[Column]:
     """Yield the columns of the features in order; a column may come several times."""
     widths = widths_of(fields) or (0,) * len(features)
-    category_types = noted_of_features(fields, KINDS) or (None,) * len(features)
-    for entry, width, category_type in zip(features, widths, category_types, strict=True):
+    for entry, width in zip(features, widths, strict=True):
         name, role = column_of(entry), role_of(entry)
-        if role == "category":
-            yield Column(name, role, _CATEGORIES[category_type or "text"])
-        elif role == "text":
+        if role != "number":
             yield Column(name, role)
         else:
             is_int = name in passed and pa.types.is_integer(passed[name])
             yield Column(name, "pass" if is_int else "number", passed.get(name), width=width)
-
-
-_CATEGORIES = {"text": pa.large_string(), "whole": pa.int64(), "bool": pa.bool_()}
 
 
 def role_of(entry: FeatureEntry) -> Role:
@@ -196,7 +186,7 @@ class Sample:
         return pa.schema(types), self._fields()
 
     def _fields(self) -> pa.Schema:
-        """Return the input columns; those of features with widths and types of values.
+        """Return the input columns; those of features with the widths of lists.
 
         Raises:
             JobError: A column is missing, or its values do not fit.
@@ -216,7 +206,7 @@ class Sample:
         features, columns = part.features, columns_of(part)
         self._require_one_role(part)
         hive = folder_columns(self._source, self._path)
-        category_types, types = [], {}
+        types = {}
         for entry in features:
             name, role = column_of(entry), role_of(entry)
             is_here = name not in hive
@@ -225,17 +215,10 @@ class Sample:
             if is_here and role == "text":
                 self._require_text(name)
             width = self._width(name) if is_here and role == "number" else 0
-            category_types.append(
-                self._category_type(name) if is_here and role == "category" else None
-            )
+            if is_here and role == "category":
+                self._require_categories(name)
             types[name] = pa.list_(pa.float64(), width) if width else pa.float64()
-        fields = columns.fields(pa.schema([*types.items()]))
-        if not any(category_types):
-            return fields
-        vector = fields.field(FEATURES)
-        metadata = (vector.metadata or {}) | {KINDS: json.dumps(category_types).encode()}
-        of_numbers = vector.with_metadata(metadata)
-        return pa.schema(of_numbers if field.name == FEATURES else field for field in fields)
+        return columns.fields(pa.schema([*types.items()]))
 
     def _require_one_role(self, part: Source) -> None:
         roles: dict[str, str] = {}
@@ -244,15 +227,11 @@ class Sample:
             if roles.setdefault(name, role) != role:
                 raise self._refused(f"column {name!r} is both a number and something else")
 
-    def _category_type(self, name: str) -> str:
-        """Return the type of the categories: `text`, `whole` or `bool`."""
+    def _require_categories(self, name: str) -> None:
         values = self._values(name)
-        fitting = [value for value in values if isinstance(value, str | int)]
-        if values and not fitting:
+        if values and not any(isinstance(value, str | int) for value in values):
             what = described(values[0])
             raise self._refused(f"column {name!r} holds {what}, expected text, whole numbers")
-        type_names = {*_type_names(fitting)}
-        return type_names.pop() if len(type_names) == 1 else "text"
 
     def _type(self, name: str, column: str) -> pa.DataType:
         if name in self._source.casts:

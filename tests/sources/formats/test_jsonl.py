@@ -16,7 +16,8 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import ERROR, FEATURES, MESSAGE, NUM_BYTES, ROW_ID, TEXT
 from pipeline.job.source import Source
 from pipeline.sources.columns.input_reader import Failures
-from pipeline.sources.formats.jsonl_parse import MAX_DEPTH, MAX_VALUES, Parser
+from pipeline.sources.formats import jsonl
+from pipeline.sources.formats.jsonl import MAX_DEPTH, MAX_VALUES
 from pipeline.sources.lines import blocks as jsonl_lines
 from pipeline.sources.lines.blocks import Block
 from pipeline.sources.lines.line_format import max_line_bytes
@@ -200,13 +201,13 @@ def test_what_is_passed_over_is_not_parsed(tmp_path: Path, monkeypatch: pytest.M
     source = write(tmp_path, *({"t": str(row)} for row in range(10)))
     every = read(source, 5)
     parsed: list[int] = []
-    parse = Parser.parse
+    parse = jsonl.parse_block
 
-    def counted(self: Parser, block: Block) -> tuple[pa.Table, Failures]:
+    def counted(block: Block, **kwargs: Any) -> tuple[pa.Table, Failures]:
         parsed.append(len(block))
-        return parse(self, block)
+        return parse(block, **kwargs)
 
-    monkeypatch.setattr(Parser, "parse", counted)
+    monkeypatch.setattr(jsonl, "parse_block", counted)
     read(source, 5, done=[every[0][0]])
     assert parsed == [5]
 

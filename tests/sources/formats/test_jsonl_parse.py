@@ -1,21 +1,23 @@
-"""Lines become the same whether they are parsed one by one or, where that can be, at once."""
+"""Test that lines become what Python's own parser makes of them, each of them for itself."""
 
 from __future__ import annotations
 
 import io
-import json
 import random
+import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from pipeline.core.arrays import as_array
 from pipeline.sources.columns.input_reader import Failures
 from pipeline.sources.columns.pass_through import cast_column
-from pipeline.sources.formats.jsonl_parse import Parser
-from pipeline.sources.formats.jsonl_values import from_values
+from pipeline.sources.formats import jsonl
+from pipeline.sources.formats.jsonl import from_values, parse_block
 from pipeline.sources.lines.blocks import Block, read_blocks
 from pipeline.sources.lines.line_columns import Column
 
@@ -49,7 +51,7 @@ VALUES: dict[str, list[str]] = {
     "u": ["5", "null"],
     "m": ['"5.25"', "null"],
 }
-"""Column -> values that need no closer look, for the most part."""
+"""Column -> values that fit it, for the most part."""
 ODD = [
     *(
         "-0",
@@ -102,16 +104,15 @@ def blocks_of(data: bytes) -> list[Block]:
     return list(read_blocks(io.BytesIO(data), LIMIT, "JSON lines"))
 
 
-def parsed(block: Block, *, at_once: bool) -> tuple[list[list[Any]], Failures]:
-    parser = Parser(BY_NAME, LIMIT)
-    if not at_once:
-        parser._parse_at_once = lambda block: None  # type: ignore[method-assign, assignment]
-    table, failures = parser.parse(block)
+def as_python(line: bytes) -> Any:
+    return jsonl._parse_slowly(line, jsonl._DECODER)
+
+
+def parsed(block: Block) -> tuple[list[list[Any]], Failures]:
+    table, failures = parse_block(block, BY_NAME, LIMIT)
     columns = []
     for column in COLUMNS:
         values = as_array(table.column(column.name))
-        if pa.types.is_int64(values.type) and column.role == "id":
-            values = values.cast(pa.large_string())  # as readers do with ids
         if column.dtype is not None:
             values, problems = cast_column(values, pa.field(column.name, column.dtype))
             for row, message in problems.items():
@@ -128,26 +129,28 @@ def _raw(dtype: pa.DataType) -> pa.DataType:
 @pytest.mark.parametrize(
     "oddness", [0.02, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.0, 0.3))]
 )
-def test_lines_become_the_same_at_once_and_one_by_one(oddness: float):
+def test_lines_become_what_python_makes_of_them(oddness: float, monkeypatch: pytest.MonkeyPatch):
     dice = random.Random(f"jsonl {oddness}")
-    num_at_once = 0
     for _ in range(60 if oddness == 0.02 else 150):
         data = b"".join(some_line(dice, oddness) for _ in range(dice.randrange(1, 12)))
         for block in blocks_of(data):
             if block.broken:
                 continue
-            num_at_once += Parser(BY_NAME, LIMIT)._parse_at_once(block) is not None
-            one, why = parsed(block, at_once=True)
-            other, whether = parsed(block, at_once=False)
+            one, why = parsed(block)
+            with monkeypatch.context() as patch:
+                patch.setattr(jsonl, "_numbers", lambda values, dtype: None)
+                patch.setattr(
+                    jsonl, "parse_line", lambda line: jsonl._parse_slowly(line, jsonl._DECODER)
+                )
+                other, whether = parsed(block)
             assert one == other, data
             assert [bool(failure) for failure in why] == [bool(failure) for failure in whether], (
                 data
             )
             for row in range(len(block)):
-                alone, reasons = parsed(block.take(slice(row, row + 1)), at_once=True)
+                alone, reasons = parsed(block.take(slice(row, row + 1)))
                 assert [column[row] for column in one] == [column[0] for column in alone], data
                 assert bool(why[row]) == bool(reasons[0])
-    assert num_at_once > 8 or oddness == 0.3
 
 
 @pytest.mark.parametrize("number", ["1.7976931348623159e308", "-1e400"])
@@ -155,7 +158,7 @@ def test_lines_become_the_same_at_once_and_one_by_one(oddness: float):
 def test_a_number_that_rounds_to_infinity_costs_its_row(number: str, neighbour: bytes):
     lines = b'{"x": %s}\n{"v": [%s, 1]}\n' % ((number.encode(),) * 2)
     [block] = blocks_of(neighbour + b"\n" + lines)
-    table, failures = Parser(BY_NAME, LIMIT).parse(block)
+    table, failures = parse_block(block, BY_NAME, LIMIT)
     assert [failure and failure.reason for failure in failures] == [
         None,
         "bad_schema",
@@ -177,8 +180,7 @@ JOINED = [
 @pytest.mark.parametrize("data", JOINED)
 def test_no_object_goes_on_in_the_next_line(data: bytes):
     [block] = blocks_of(data)
-    assert Parser(BY_NAME, LIMIT)._parse_at_once(block) is None
-    _, failures = Parser(BY_NAME, LIMIT).parse(block)
+    _, failures = parse_block(block, BY_NAME, LIMIT)
     assert any(failures)
 
 
@@ -186,18 +188,26 @@ def test_chosen_lines_are_not_joined_by_what_is_between_them():
     data = b'{"t": "a"}\n{"more":\n{"t": "b"}\n}\n{"t": "c"}\n'
     [block] = blocks_of(data)
     chosen = block.take(np.array([0, 2, 4]))
-    table, failures = Parser(BY_NAME, LIMIT).parse(chosen)
+    table, failures = parse_block(chosen, BY_NAME, LIMIT)
     assert table.column("t").to_pylist() == ["a", "b", "c"]
     assert failures == [None] * 3
 
 
-def test_ids_that_are_numbers_are_parsed_at_once_too():
-    data = b"".join(json.dumps({"id": n, "t": "a"}).encode() + b"\n" for n in range(5))
-    [block] = blocks_of(data)
-    parser = Parser({"t": Column("t", "text"), "id": Column("id", "id")}, LIMIT)
-    table = parser._parse_at_once(block)
-    assert table is not None
-    assert table.column("id").to_pylist() == list(range(5))
+@given(line=st.text(alphabet='{}[]":, -01e.9tfnu\\\u00e9\ud800', max_size=30))
+@example('{"a": -0}')
+@example('{"a": 1e999, "b": "\\ud800"}')
+@example('{"a": ' + "9" * 400 + "}")
+@example("[" * 201 + "]" * 201)
+def test_a_line_is_parsed_or_refused_as_python_does(line: str):
+    data = line.encode("utf-8", "surrogatepass")
+    try:
+        expected = repr(as_python(data))
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            jsonl.parse_line(data)
+    else:
+        value = jsonl.parse_line(data)
+        assert repr(value) == expected or len(line) > 300  # of which Python makes a float
 
 
 @pytest.mark.parametrize(
