@@ -1,7 +1,8 @@
 """Image and sound formats: one row per format, which all other code reads.
 
-To add a format, add a row to `FORMATS`, and to `pyproject.toml` the extra that installs its
-decoder. Formats that are recognised only to be refused by their name are at the end.
+To add a format, add a row to `FORMATS`; if its decoder is a plugin of Pillow, also a branch to
+`_load_decoder` in `preprocessing/images/image_checks.py`, and to `pyproject.toml` the extra that
+installs it. Formats that are recognised only to be refused by their name are at the end.
 """
 
 from __future__ import annotations
