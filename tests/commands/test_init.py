@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from support import HANG_S
 from support.models.snapshots import make_snapshot
 from support.runs.cli import command, environment, pipeline, wait_until
 
@@ -74,7 +75,7 @@ def test_init_asks_for_missing_and_ambiguous_values(folder: Path):
     terminal.answer("--to: ", "out\n")
     terminal.answer("Name or number: ", "3\n")
     terminal.answer("Name or number: ", "summary\n")
-    assert terminal.process.wait(timeout=60) == 0, terminal.shown()
+    assert terminal.process.wait(timeout=HANG_S) == 0, terminal.shown()
     assert "pipeline run job.yaml" in terminal.shown()
     job = load_job(folder / "job.yaml")
     assert (job.source.text_column, job.model.path) == ("summary", str(folder / "encoder"))
@@ -93,7 +94,7 @@ def test_no_answer_writes_nothing(typed: str, code: int, message: str, folder: P
     terminal.answer("--model: ", typed)
     if not typed:
         terminal.process.send_signal(signal.SIGINT)
-    assert terminal.process.wait(timeout=60) == code, terminal.shown()
+    assert terminal.process.wait(timeout=HANG_S) == code, terminal.shown()
     assert message in terminal.shown()
     assert not (folder / "job.yaml").exists()
 

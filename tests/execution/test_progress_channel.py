@@ -32,9 +32,9 @@ counts = []
 with progress_channel.listening("run-1"):
     for _ in range(2):  # the second one finds the counter of the first gone, with its process
         actor = ray.remote(num_cpus=0)(Actor).remote()
-        count, until = last_progress()[0], time.monotonic() + 60
+        count, until = last_progress()[0], time.monotonic() + 300
         while last_progress()[0] == count and time.monotonic() < until:
-            ray.get(actor.step.remote(), timeout=60)
+            ray.get(actor.step.remote(), timeout=300)
         counts.append(last_progress()[0] > count)
         written = unfinished()
         ray.kill(actor)

@@ -37,7 +37,7 @@ from pipeline.execution.submit.job import attach_to
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.early]
 
 DATE = "2026-11-24"
-WAIT_S = 120
+WAIT_S = 450
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from nbclient import NotebookClient
+from support import HANG_S
 from support.runs.checkout import PYTHONPATH, ROOT
 from support.runs.documents import (
     DOCUMENTS,
@@ -87,7 +88,7 @@ def test_the_marked_commands_run_in_order(
         do_marked(folder)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_marked_commands_run_in_order_with_ray(folder: Path):
@@ -226,7 +227,7 @@ def test_a_notebook_shows_what_it_is_for(name: str, folder: Path, monkeypatch: p
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     notebook = nbformat.read(folder / "examples" / f"{name}.ipynb", as_version=4)
     where = {"metadata": {"path": str(folder / "examples")}}
-    NotebookClient(notebook, timeout=240, resources=where).execute(env=dict(os.environ))
+    NotebookClient(notebook, timeout=HANG_S, resources=where).execute(env=dict(os.environ))
     shown = "\n".join(
         str(output.get("text", "") or output.get("data", ""))
         for cell in notebook.cells

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support import HANG_S
 from support.inputs.photos import build_images, build_parquet
 from support.runs.cli import pipeline, start, wait_until, write_job
 from support.runs.published_rows import read_part, read_predictions
@@ -189,7 +190,7 @@ def test_kill_9_and_rerun_equals_a_plain_loop(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     # By themselves Ray's agents look for their raylet now and then.
-    _, alive = psutil.wait_procs(family, timeout=10 if is_usable(AGENTS) else 120)
+    _, alive = psutil.wait_procs(family, timeout=30 if is_usable(AGENTS) else 120)
     left = [survivor for survivor in alive if survivor.status() != psutil.STATUS_ZOMBIE]
     assert left == [], "nothing that a driver has started outlives it"
     kept = case.staged_rows()
@@ -333,7 +334,7 @@ def test_sigterm_keeps_finished_slices_and_exits_6(tmp_path: Path) -> None:
     process = start("run", case.job(), "--date", DATE)
     wait_until(lambda: case.staged_rows() > 0, process)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 6, stderr
     assert "SIGTERM" in stderr
     again = pipeline("run", case.job(), "--date", DATE, "--json")

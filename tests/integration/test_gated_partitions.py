@@ -77,7 +77,7 @@ def statuses(gates: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> dict[s
     return {gate["name"]: gate["status"] for gate in gates}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 def test_partitions_are_passed_warned_of_refused_and_accepted(tmp_path: Path) -> None:
     usual = [RED, GREEN, BLUE]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from support import HANG_S
 from support.inputs.photos import build_images, build_parquet
 from support.runs.checkout import TESTS
 from support.runs.cli import command, environment, pipeline, write_job
@@ -65,7 +66,7 @@ def test_a_full_disk_is_reported_and_a_rerun_with_space_completes(tmp_path: Path
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANG_S,
         check=False,
     )
     if not Path(f"{log}.code").exists():
@@ -168,7 +169,7 @@ def test_resources_of_a_killed_driver_are_soon_free(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("fault", "task"),
     [
@@ -185,7 +186,7 @@ def test_no_fault_of_a_cluster_changes_what_is_published(fault: str, task: str):
         [*command, f"--rows={CHAOS_ROWS}", "--seeds=1", "--max-ratio=1000"],
         capture_output=True,
         text=True,
-        timeout=850,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -225,7 +226,7 @@ with RayNodes(2) as nodes:
 def test_an_error_of_ray_after_a_lost_node_is_infrastructure_trouble():
     command = [sys.executable, "-c", RAISES]
     done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=250, check=False
+        command, env=environment(), capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stderr
     alone, lost = (line for line in done.stdout.splitlines() if "a reference" in line)

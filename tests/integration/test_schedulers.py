@@ -17,6 +17,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from support import HANG_S
 from support.runs.checkout import ROOT
 from typer.main import get_command
 
@@ -138,7 +139,7 @@ def test_systemd_restarts_resumable_exit_codes_only():
 def test_systemd_accepts_its_units(tmp_path: Path):
     units = [shutil.copy(path, tmp_path) for path in FOLDER.glob("pipeline-nightly.*")]
     command = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert "pipeline-nightly" not in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
 

@@ -359,13 +359,13 @@ def require_same_after_kills(job: str, folder: Path, *options: str) -> None:
     """Run a job undisturbed, and into another output with two kills; hold these to each other."""
     undisturbed, killed = str(folder / "undisturbed"), str(folder / "killed")
     asked = ("run", job, *options, "--set", "run.slice_rows=10")
-    done = pipeline(*asked, "--set", f"sink.uri={undisturbed}", timeout_s=600)
+    done = pipeline(*asked, "--set", f"sink.uri={undisturbed}")
     assert done.code == 0, done.stderr
     for number in (2, 1):
         env = {"PIPELINE_FAILPOINT": f"slice_done:kill:{number}"}
-        done = pipeline(*asked, "--set", f"sink.uri={killed}", env=env, timeout_s=600)
+        done = pipeline(*asked, "--set", f"sink.uri={killed}", env=env)
         assert done.code == -signal.SIGKILL, done.stderr
-    done = pipeline(*asked, "--set", f"sink.uri={killed}", timeout_s=600)
+    done = pipeline(*asked, "--set", f"sink.uri={killed}")
     assert done.code == 0, done.stderr
     assert pipeline("verify", killed).code == 0
     compared = pipeline("diff", undisturbed, killed, "--fail-over", "0%")
@@ -392,7 +392,7 @@ def require_outcomes(folder: Path, case: RunCase, date: str) -> pa.Table:
 
 
 def run(*arguments: str) -> dict[str, Any]:
-    done = pipeline(*arguments, "--json", timeout_s=500)
+    done = pipeline(*arguments, "--json")
     assert done.code == 0, done.stderr
     return done.json
 

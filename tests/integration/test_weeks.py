@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from models import LABELS
+from support import HANG_S
 from support.inputs.photos import build_images
 from support.runs.cli import TIMEOUT_S, Result, pipeline, start, wait_until, write_job
 
@@ -79,7 +80,7 @@ def test_a_run_is_watched_and_stopped_from_outside_and_resumed(tmp_path: Path):
     assert (row["state"], row["pid"] != process.pid, row["attempt"]) == ("running", True, 1)
     asked = pipeline("stop", week.sink, "--json")
     assert asked.json["asked"] == row["run_id"]
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 6, stderr
     error, again = stderr.splitlines()[-2:]
     assert "pipeline stop by " in error
@@ -135,7 +136,7 @@ def test_a_stop_ends_the_backfill_and_the_same_command_continues(tmp_path: Path)
     control = tmp_path / "out" / "_control"
     wait_until(lambda: any(control.glob(f"date={DAYS[1]}/staging/**/*-*-*.parquet")), process)
     process.terminate()
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 6, stderr
     stopped = Result(6, stdout, stderr)
     assert outcomes(stopped) == [("published", 0), ("stopped", 6), ("not_begun", 6)]

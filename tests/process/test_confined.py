@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support import HANG_S
 from support.runs.checkout import TESTS
 from support.runs.cli import environment
 from support.toys.deadly import wait_until
@@ -181,7 +182,7 @@ except Exception as error:
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "gone")],
         env=environment({"TMPDIR": str(tmp_path / "gone")}),
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=HANG_S,
     )  # fmt: skip
     assert done.stdout.startswith("InfraError cannot make a temporary folder: ")
 
@@ -209,4 +210,4 @@ confined("confinement:never_end", reads=[])
 
         assert wait_until(is_at_work)
         caller.send_signal(number)
-        assert not psutil.wait_procs(family, timeout=30)[1]
+        assert not psutil.wait_procs(family, timeout=HANG_S)[1]

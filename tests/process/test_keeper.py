@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+from support import HANG_S
 from support.runs.cli import left_by, survivors
 
 from pipeline.process.interrupts import STOPS
@@ -210,7 +211,7 @@ keep(work, lambda code, left: exit_with(7))
 
 def test_the_parent_of_a_lost_child_prints_its_last_lines_and_ends_with_its_code():
     done = subprocess.run(
-        [sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", LOST], capture_output=True, text=True, timeout=HANG_S, check=True
     )
     assert done.stderr.splitlines() == [
         "exiting 0 instead of 7 (--ok-exit)",

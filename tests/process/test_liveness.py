@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from support import HANG_S
 
 PAUSED = """
 import ctypes, time
@@ -27,7 +28,7 @@ RAISES = PAUSED.replace("        time.sleep(0.6)", "        raise KeyError").rep
 @pytest.mark.parametrize("code", [PAUSED, RAISES], ids=["ends", "raises"])
 def test_what_stands_still_after_a_pause_is_ended(code: str):
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert (done.returncode, done.stdout) == (1, "after the pause\n"), done.stderr
     assert "Timeout (0:00:00." in done.stderr
@@ -61,7 +62,7 @@ def test_a_thread_that_stands_still_is_not_excused_by_one_that_goes_on(what: str
         [sys.executable, "-c", OTHER_GOES_ON, what],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=HANG_S,
         check=False,
     )
     assert (done.returncode, done.stdout) == (code, "" if code else "done\n"), done.stderr

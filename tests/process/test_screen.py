@@ -17,6 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.text import Text
+from support import HANG_S
 from support.runs.cli import WITHOUT_RAY, environment, write_job
 from support.runs.report_examples import everywhere, report_of
 
@@ -136,7 +137,7 @@ def test_a_plan_shows_hostile_names_escaped_in_every_encoding(
         env=environment({"PYTHONIOENCODING": encoding, "LC_ALL": "C"}),
         capture_output=True,
         check=False,
-        timeout=120,
+        timeout=HANG_S,
     )
     shown = (done.stdout + done.stderr).decode(encoding)
     assert done.returncode == 0, shown

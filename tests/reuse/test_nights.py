@@ -336,7 +336,7 @@ def test_every_night_of_a_week_equals_a_full_recompute(setting: Setting, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("input_format", sorted(FORMATS))
 @settings(
     max_examples=1,

@@ -28,6 +28,7 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import HANG_S
 from support.servers.faultproxy import (
     CONFLICT,
     ERROR_BODY,
@@ -85,7 +86,7 @@ children = [
 ]
 for child in children:
     child.start()
-print(json.dumps(dict(results.get(timeout=150) for _ in children)))
+print(json.dumps(dict(results.get(timeout=600) for _ in children)))
 for child in children:
     child.join()
 store.put("warm", b"still alive")
@@ -99,7 +100,7 @@ def run_python(code: str, *args: str, stdin: str = "", **env: str) -> str:
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HANG_S,
         env={**clean, **env},
     )
     assert done.returncode == 0, done.stderr

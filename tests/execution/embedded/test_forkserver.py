@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support import HANG_S
 from support.runs.cli import environment, left_by, run_python, survivors
 
 from pipeline.execution.embedded import forkserver, forkserver_stub
@@ -65,7 +66,7 @@ def ask(name: str, program: Path, *arguments: str, folder: Path | None = None) -
         text=True,
         preexec_fn=prepare,
     ) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == 0
     return {**json.loads(output), "asked by": process.pid}
 
@@ -179,7 +180,7 @@ with connect(None):
     processes = [psutil.Process(pid) for pid, *_ in forked]
     server.kill()
     server.wait()
-    left = psutil.wait_procs(processes, timeout=60)[1]
+    left = psutil.wait_procs(processes, timeout=300)[1]
     later = ray.get(Worker.options(num_cpus=0).remote().look.remote())
     print(json.dumps({
         "server": server.pid, "raylet": node.all_processes["raylet"][0].process.pid,

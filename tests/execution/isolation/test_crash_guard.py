@@ -25,6 +25,7 @@ from deadly import (
     rows_of,
 )
 from deadly_stages import CRASH, CrashingDecoder
+from support import HANG_S
 from support.inputs.badfiles import base_image, encode
 from support.runs.checkout import PYTHONPATH
 
@@ -94,7 +95,7 @@ def test_a_slice_in_a_child_has_the_room_of_all_others(tmp_path: Path) -> None:
     with closing(guard), ThreadPoolExecutor(4) as pool:
         runs = [pool.submit(guard.run, name, rows_of([1]), {}) for name in ("one", "two")]
         for _ in runs:
-            assert inside.acquire(timeout=60)
+            assert inside.acquire(timeout=HANG_S)
         runs += [pool.submit(guard.run, "isolated", rows_of([SEGFAULT, 1, 2]), {})]
         runs += [pool.submit(guard.run, "late", rows_of([1, 2]), {})]
         may_end.set()
@@ -186,7 +187,7 @@ def test_a_worker_that_takes_too_much_memory_ends_and_its_row_is_found(tmp_path:
             command,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANG_S,
             check=False,
             env={**os.environ, "PYTHONPATH": path},
         )

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from models import LABELS
+from support import HANG_S
 from support.runs.cli import (
     environment,
     photos_job,
@@ -177,7 +178,7 @@ def test_a_driver_that_handles_no_signal_is_ended_by_its_watchdog(tmp_path: Path
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.3)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == (6 if signals == 1 else -signal.SIGTERM), stderr
     if signals == 1:
         assert stderr.startswith("error: SIGTERM received: nothing was computed yet")
@@ -269,7 +270,7 @@ def test_signals_end_a_run_whose_actors_hang_and_no_process_stays(tmp_path: Path
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):  # two signals at once may arrive as one
             process.wait(0.3)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == (6 if signals == 1 else -signal.SIGTERM), stderr
     assert survivors(tree) == []
     if signals == 1:
@@ -325,7 +326,7 @@ def test_a_killed_process_of_ray_is_infrastructure_trouble_with_a_report_and_no_
     wait_until(lambda: bool(processes.extend(named(process.pid, name)) or processes), process)
     tree = psutil.Process(process.pid).children(recursive=True)
     processes[0].kill()
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 7, stderr
     last = stderr.splitlines()[-2]
     assert last.startswith("error: Ray")
@@ -362,7 +363,7 @@ def test_of_a_driver_that_is_killed_its_parent_stores_the_report_and_frees_the_l
     wait_until(lambda: case.staged() > 0, process)
     tree = psutil.Process(process.pid).children(recursive=True)
     working(process).kill()
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 7, stderr
     (error, again), document = stderr.splitlines()[-2:], json.loads(stdout)
     assert error == f"error: {document['error']}"
@@ -395,7 +396,7 @@ def test_a_stopped_run_says_what_happened_how_to_go_on_and_nothing_of_rays(
     wait_until(lambda: case.staged() > 0, process)
     tree = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=HANG_S)
     assert (process.returncode, stdout) == (6, "")
     lines = [text for text in stderr.splitlines() if " WARNING model.factory " not in text]
     line, again = lines
@@ -417,7 +418,7 @@ def test_a_killed_head_of_a_cluster_is_infrastructure_trouble_and_a_rerun_comple
         wait_until(lambda: case.staged() > 0, process)
         (server,) = (process for process in head.processes() if process.name() == "gcs_server")
         server.kill()
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 7, stderr
     assert "has not answered for" in stderr
     assert "rows are done" in stdout.splitlines()[-1]

@@ -16,11 +16,10 @@ import psutil
 import yaml
 from models import LABELS, TRANSFORM
 
+from support import HANG_S
 from support.inputs.photos import build_images
 from support.runs.checkout import PYTHONPATH
 from support.servers.commandserver import CommandServer
-
-TIMEOUT_S = 240
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def command(*arguments: str) -> list[str]:
 def pipeline(
     *arguments: str,
     env: Mapping[str, str] | None = None,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = HANG_S,
     stdout: str = "file",
     stderr: str = "file",
 ) -> Result:
@@ -95,7 +94,7 @@ def run_python(
     program: str,
     *arguments: str,
     env: Mapping[str, str] | None = None,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = HANG_S,
 ) -> Result:
     """Run a program to its end, in a Python of its own."""
     return _ended([sys.executable, "-c", program, *arguments], env, timeout_s)
@@ -146,7 +145,7 @@ def working(process: subprocess.Popen[Any]) -> psutil.Process:
     return children[0]
 
 
-def survivors(processes: list[psutil.Process], timeout_s: float = 30.0) -> list[psutil.Process]:
+def survivors(processes: list[psutil.Process], timeout_s: float = 120.0) -> list[psutil.Process]:
     """Those that have not ended, after a while for the last ones to go."""
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
+from support import HANG_S
 from support.inputs.clips import encoded, tone
 from support.inputs.photos import build_images, build_parquet
 from support.models.audio_snapshots import make_listener
@@ -63,7 +64,7 @@ def run(folder: Path, text: str, language: str = "sh", path: str = "") -> str:
         env=env,
         capture_output=True,
         text=True,
-        timeout=270,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"

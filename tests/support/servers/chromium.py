@@ -18,7 +18,7 @@ _FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
     "--disable-dev-shm-usage",
 )  # fmt: skip
-_CALL_S = 60.0
+_CALL_S = 300.0
 
 
 class Browser:

@@ -28,10 +28,11 @@ from typing import Any
 
 import psutil
 
+from support import HANG_S
+
 MORE_ADDRESSES_BYTES = 8 << 30
 """Of addresses, so that a command that asks for all memory fails instead of the machine."""
 MAX_CPU_S = 60
-TIMEOUT_S = 240.0
 END_S = 60.0
 TRACEBACK_S = 5.0
 READY = "ready"
@@ -102,7 +103,7 @@ class CommandServer:
             text=True,
             start_new_session=self._on_one_ray,
         )
-        assert self._answer(TIMEOUT_S) == READY
+        assert self._answer(HANG_S) == READY
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
@@ -120,7 +121,7 @@ class CommandServer:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         folder: str = "",
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float = HANG_S,
         streams: Sequence[str] = ("file", "file"),
     ) -> Ended:
         """Run `pipeline ARGUMENTS`.

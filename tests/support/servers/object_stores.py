@@ -24,7 +24,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.storage.store import Store
 from support.servers.ports import free_ports
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.1
 
@@ -254,7 +254,7 @@ def _binary() -> Path:
 
 
 AZURITE = "azurite@^3.35.0"
-INSTALL_TIMEOUT_S = 240.0
+INSTALL_TIMEOUT_S = 600.0
 
 
 class AzureServer(LocalServer):

@@ -21,7 +21,7 @@ from support.runs.checkout import PYTHONPATH
 from support.servers.ports import free_ports
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 300.0
 
 
 class RayHead:

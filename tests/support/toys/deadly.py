@@ -150,12 +150,12 @@ def die_over(attempts: CrashMarks, name: str, *notes: tuple[str, str | None]) ->
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
-def wait_for_end(pid: int, timeout_s: float = 30.0) -> bool:
+def wait_for_end(pid: int, timeout_s: float = 120.0) -> bool:
     """Wait until a process is gone, or a zombie that its new parent has not collected yet."""
     return wait_until(lambda: _is_gone(pid), timeout_s)
 
 
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 120.0) -> bool:
     """Wait until something is so; return whether it is."""
     until_s = time.monotonic() + timeout_s
     while not (is_true := is_so()) and time.monotonic() < until_s:
