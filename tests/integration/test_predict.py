@@ -55,4 +55,4 @@ def test_predict_inspect_run_again_and_change(tmp_path: Path):
     job.write_text(job.read_text() + "run: {slice_rows: 8}\n")
     other = command(*asked)
     assert other.code == 2
-    assert "another job is there" in other.json["error"]
+    assert "job.yaml already holds another job" in other.json["error"]

@@ -150,11 +150,11 @@ GENERATE = [
     ("{schema: s.json, invalid: keep}", "generate.invalid = 'keep' has no effect with"),
     (
         "{schema: {type: object, properties: {a: {type: string, format: date}}}}",
-        'generate.schema: properties.a: "format" is not done here',
+        'generate.schema: properties.a: "format" is not supported',
     ),
     (
         "{schema: {type: object, properties: {a: {type: [string, null]}}}}",
-        "null is a text in quotes there",
+        "write null in quotes there",
     ),
     ("{schema: [a]}", "model.generate.schema: Input should be an object"),
     ("{shema: s.json}", r"model.generate.shema: unknown key, did you mean schema\?"),
