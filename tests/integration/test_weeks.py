@@ -11,7 +11,7 @@ import pytest
 from models import LABELS
 from support import HANG_S
 from support.inputs.photos import build_images
-from support.runs.cli import TIMEOUT_S, Result, pipeline, start, wait_until, write_job
+from support.runs.cli import Result, pipeline, start, wait_until, write_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.early]
 
@@ -39,7 +39,7 @@ class Week:
 
     def backfill(self, *options: str, env: dict[str, str] | None = None) -> Result:
         arguments = ("backfill", self.job, *self.dates, "--json", *options)
-        return pipeline(*arguments, env=env, timeout_s=TIMEOUT_S * (1 + len(self.days) / 10))
+        return pipeline(*arguments, env=env, timeout_s=HANG_S)
 
     def start(self, *options: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         return start("backfill", self.job, *self.dates, "--json", *options, env=env)
