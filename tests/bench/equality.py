@@ -27,12 +27,13 @@ from machine import ROOT
 from models import LABELS
 from support.inputs.photos import build_images, build_parquet
 from support.inputs.tars import Entry, pack
-from support.runs.cli import WITHOUT_RAY, environment, write_job
+from support.runs.cli import environment, write_job
 from support.runs.earlier_partitions import damage
 
 DATE = "2026-11-24"
 NUM_PHOTOS, NUM_BAD, NUM_NUMBERS = 60, 5, 500
 _OF_MODELS = ("tests/support/toys", "tests", "tests/support")
+_COMMAND = "from support.runs.cli import WITHOUT_RAY; exec(WITHOUT_RAY)"
 _PER_RUN = ("run_id",)
 """Columns that differ from run to run."""
 
@@ -183,10 +184,10 @@ def spoil(inputs: Path) -> None:
 
 
 def run(checkout: Path, command: str, job: str, *arguments: str) -> int:
-    # The models are those of the checkout, for they may import its package.
+    # The models and the loop instead of Ray are those of the checkout, for they import its package.
     folders = (checkout, *(checkout / folder for folder in _OF_MODELS))
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY, command, job, *arguments],
+        [sys.executable, "-c", _COMMAND, command, job, *arguments],
         cwd=checkout,
         env=environment({"PYTHONPATH": os.pathsep.join(map(str, folders))}),
         capture_output=True,
