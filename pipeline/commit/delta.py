@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -24,14 +23,13 @@ import pyarrow as pa
 from pipeline.commit.layout import DELTA_LOG, Layout
 from pipeline.commit.manifest import Manifest, log_numbers
 from pipeline.commit.parts.part_file import open_part
-from pipeline.core.backoff import TIME_LIMIT_S, TransientError, with_retries
+from pipeline.core.backoff import TIME_LIMIT_S, with_retries
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import UNTYPED, values_of
 from pipeline.core.output_folders import PREDICTIONS
-from pipeline.core.printable import clean_message
 from pipeline.job.job import Sink
 from pipeline.process.failpoints import failpoint
-from pipeline.storage.errors import redact, secret_values
+from pipeline.storage.delta_tables import delta_error, delta_library, library_options
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -42,8 +40,7 @@ log = logging.getLogger(__name__)
 
 _TRIES = 20
 _WAIT_S, _WAIT_MAX_S = 0.1, 5.0
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-"""Colours around the arrow that separates the causes of an error."""
+_SETTING = "sink.table: delta"
 
 
 class Delta:
@@ -64,7 +61,7 @@ class Delta:
             JobError: The extra is missing, the store or a type is not supported, or the table has
                 other columns, other partitions or another history.
         """
-        _library()
+        delta_library(_SETTING)
         table_schema = _table_schema(layout, partition_columns, schema)
         for field in table_schema:
             _require_type(field.name, field.type)
@@ -92,7 +89,7 @@ class Delta:
             ) from error
 
     def _commit(self, layout: Layout, manifest: Manifest) -> None:
-        deltalake, store, adds = _library(), self._store, _adds(layout, manifest)
+        deltalake, store, adds = delta_library(_SETTING), self._store, _adds(layout, manifest)
         give_up = time.monotonic() + TIME_LIMIT_S
         for attempt in range(1, _TRIES + 1):
             table = open_table(store)
@@ -111,7 +108,7 @@ class Delta:
             except PipelineError:
                 raise
             except Exception as error:
-                trouble = _failed(store, "commit to", error)
+                trouble = delta_error(store, _table_url(store), "commit to", error)
                 # Another commit took this version, or this one succeeded and its answer was lost.
                 may_pass = isinstance(error, OSError | deltalake.exceptions.DeltaError)
                 if not may_pass or attempt == _TRIES or time.monotonic() > give_up:
@@ -181,7 +178,7 @@ def _commit_once(
             list(adds.values()),
             mode="error",
             partition_by=partition_by,
-            storage_options=library_options(store),
+            storage_options=library_options(store, _SETTING),
             commit_properties=_properties(layout, manifest),
         )
         return
@@ -348,8 +345,8 @@ def open_table(store: Store) -> DeltaTable | None:
     Raises:
         InfraError: It cannot be read.
     """
-    deltalake = _library()
-    options = library_options(store)
+    deltalake = delta_library(_SETTING)
+    options = library_options(store, _SETTING)
 
     def open_once() -> DeltaTable | None:
         try:
@@ -357,85 +354,11 @@ def open_table(store: Store) -> DeltaTable | None:
         except deltalake.exceptions.TableNotFoundError:
             return None
         except Exception as error:
-            raise _failed(store, "read", error) from error
+            raise delta_error(store, _table_url(store), "read", error) from error
 
     return with_retries(open_once)
-
-
-def _failed(store: Store, verb: str, error: Exception) -> InfraError:
-    """Describe an error of the library, the cause first, without secrets.
-
-    Errors of the object store are OSErrors, and may be transient.
-    """
-    text = _COLOUR.sub("", redact(str(error), secret_values(store.storage_options)))
-    *around, cause = (clean_message(piece).strip() for piece in text.split("\u21b3"))
-    if around:
-        cause = f"{cause} ({': '.join(around)})"
-    as_ours = TransientError if isinstance(error, OSError) else InfraError
-    return as_ours(f"cannot {verb} the Delta table {_table_url(store)}: {cause}")
 
 
 def _table_url(store: Store) -> str:
     """Return the URL of the table."""
     return store.url(PREDICTIONS)
-
-
-def _library() -> Any:
-    """Return the library.
-
-    Raises:
-        JobError: The extra is missing.
-    """
-    try:
-        import deltalake
-        import deltalake.exceptions
-    except ImportError as error:
-        raise JobError(
-            "sink.table: delta needs the extra: pip install 'batch-inference-pipeline[delta]'"
-        ) from error
-    return deltalake
-
-
-def library_options(store: Store) -> dict[str, str]:
-    """Return the options of the library for a store, with the credentials that s3fs finds.
-
-    Raises:
-        JobError: The library cannot reach this kind of store.
-    """
-    if not store.is_object_store:
-        return {}
-    if not store.uri.startswith("s3://"):
-        protocol = store.uri.partition("://")[0]
-        raise JobError(
-            f"sink.table: a Delta table can be on local disk or s3://, not {protocol}://"
-        )
-    from botocore.session import Session  # a part of the extra `s3`
-
-    given = store.storage_options
-    client = given.get("client_kwargs", {})
-    session = Session(profile=given.get("profile"))
-    # Does not connect: it resolves region and endpoint from options, variables and files.
-    resolved = session.create_client(
-        "s3",
-        region_name=client.get("region_name"),
-        endpoint_url=given.get("endpoint_url") or client.get("endpoint_url"),
-    ).meta
-    is_aws = ".amazonaws.com" in resolved.endpoint_url
-    options = {
-        "aws_region": resolved.region_name,
-        "aws_endpoint_url": None if is_aws else resolved.endpoint_url,
-        "aws_access_key_id": given.get("key"),
-        "aws_secret_access_key": given.get("secret"),
-        "aws_session_token": given.get("token"),
-        "aws_skip_signature": "true" if given.get("anon") else None,
-        "aws_allow_http": "true" if resolved.endpoint_url.startswith("http://") else None,
-        "aws_conditional_put": "etag",
-    }
-    if not (given.get("key") or given.get("anon")):
-        credentials = session.get_credentials()
-        if credentials is not None:
-            frozen = credentials.get_frozen_credentials()
-            options["aws_access_key_id"] = frozen.access_key
-            options["aws_secret_access_key"] = frozen.secret_key
-            options["aws_session_token"] = frozen.token
-    return {name: value for name, value in options.items() if value}

@@ -19,13 +19,14 @@ from support.servers.faultproxy import RESET_AFTER, RESET_BEFORE, TRUNCATE, Faul
 from support.servers.object_stores import S3Server
 
 from pipeline.commit import delta
-from pipeline.commit.delta import Delta, library_options
+from pipeline.commit.delta import Delta
 from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.published.verify import verify_output
+from pipeline.storage.delta_tables import library_options
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.no_ray, pytest.mark.early]
@@ -38,7 +39,7 @@ RowSet = set[tuple[Any, ...]]
 
 
 def table_of(store: Store) -> DeltaTable:
-    return DeltaTable(store.url("predictions"), storage_options=library_options(store))
+    return DeltaTable(store.url("predictions"), storage_options=library_options(store, "a test"))
 
 
 def named_by(table: DeltaTable) -> set[str]:
