@@ -20,14 +20,17 @@ import pyarrow as pa
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
+from pipeline.core.ranges import Ranges
 from pipeline.planning.plan import Plan, schema_to_text
 from pipeline.process.failpoints import failpoint
 from pipeline.sources.units import Extent, UncountedPlan, Unit
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
-PLAN_VERSION = 2
-"""Plans of version 1 were named by their fingerprint."""
+PLAN_VERSION = 3
+"""Plans of version 1 were named by their fingerprint; those of tables are of version 3."""
+_IN_TABLE = 7
+"""Entries of an extent in a table; others have 4 or 5, and had 6 in version 1."""
 
 
 def adopt_plan(store: Store, layout: Layout, plan: Plan, retry: Sequence[Any] = ()) -> Plan:
@@ -87,7 +90,7 @@ def plan_to_json(plan: Plan, retry: Sequence[Any] = ()) -> bytes:
                 e.first_row,
                 e.num_rows,
                 e.row_bytes,
-                *([e.reason.value] if e.reason else []),
+                *_rest_of(e),
             ]
             for e in unit.extents
         ]
@@ -95,7 +98,7 @@ def plan_to_json(plan: Plan, retry: Sequence[Any] = ()) -> bytes:
         if unit.cut is not None:
             units[-1]["cut"] = [unit.cut.slice_rows, unit.cut.slice_bytes, unit.cut.max_rows]
     document = {
-        "version": PLAN_VERSION,
+        "version": 2 if plan.table is None else PLAN_VERSION,
         "fingerprint": plan.fingerprint,
         "retry": list(retry),
         "source_root": Store(plan.source_root).url(""),
@@ -110,8 +113,17 @@ def plan_to_json(plan: Plan, retry: Sequence[Any] = ()) -> bytes:
         "fingerprint_parts": plan.fingerprint_parts,
         "shards": list(shards),
         "units": units,
+        **({} if plan.table is None else {"table": schema_to_text(plan.table)}),
     }
     return json.dumps(document, sort_keys=True).encode()
+
+
+def _rest_of(extent: Extent) -> list[Any]:
+    """Return what only some extents have: a reason; and in tables their live rows and values."""
+    reason = extent.reason and extent.reason.value
+    if extent.only is None and not extent.given:
+        return [reason] if reason else []
+    return [reason, extent.only and extent.only.bounds, extent.given]
 
 
 def plan_from_json(data: bytes, name: str) -> Plan:
@@ -132,7 +144,7 @@ def plan_from_json(data: bytes, name: str) -> Plan:
                  tuple(u["bounds"]), UncountedPlan(*u["cut"]) if "cut" in u else None)
             for i, u in enumerate(document["units"])
         )  # fmt: skip
-        _require_all_rows(units)
+        _require_all_rows(units, has_deleted="table" in document)
         return Plan(
             fingerprint=document["fingerprint"],
             source_root=document["source_root"],
@@ -146,13 +158,17 @@ def plan_from_json(data: bytes, name: str) -> Plan:
             input_bytes=document["input_bytes"],
             fingerprint_parts=document["fingerprint_parts"],
             stored_as=name,
+            table=_schema_from_text(document["table"]) if "table" in document else None,
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InfraError(f"plan {name[:12]}: the stored plan is damaged: {error}") from None
 
 
-def _require_all_rows(units: Iterable[Unit]) -> None:
+def _require_all_rows(units: Iterable[Unit], *, has_deleted: bool) -> None:
     """Check that slices and extents have neither gaps nor overlaps.
+
+    Args:
+        has_deleted: Rows of the shards may be deleted, as in tables.
 
     Raises:
         ValueError: They have.
@@ -160,9 +176,11 @@ def _require_all_rows(units: Iterable[Unit]) -> None:
     ends: dict[str, int] = {}
     for unit in units:
         for extent in unit.extents:
-            if extent.first_row != ends.get(extent.path, 0):
+            # In a table, rows between them may be deleted.
+            gap = extent.first_row - ends.get(extent.path, 0)
+            if gap < 0 or (gap and not has_deleted):
                 raise ValueError(f"the rows of {extent.path} do not follow each other")
-            ends[extent.path] = extent.first_row + extent.num_rows
+            ends[extent.path] = extent.end_row
         num_rows = sum(extent.num_rows for extent in unit.extents)
         is_cut = all(start < end for start, end in pairwise(unit.bounds))
         if unit.cut is None and not (is_cut and (unit.bounds[0], unit.bounds[-1]) == (0, num_rows)):
@@ -173,7 +191,11 @@ def _extent(row: list[Any], shards: list[list[Any]]) -> Extent:
     """Return an extent without the ctime of its shard, which belongs to the listing of its run."""
     path, size_bytes, version = shards[row[0]][:3]
     reason = Reason(row[4]) if len(row) > 4 and row[4] else None
-    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason)
+    extent = Extent(path, size_bytes, version, row[1], row[2], row[3], reason)
+    if len(row) < _IN_TABLE:
+        return extent
+    only, given = row[5:]
+    return replace(extent, only=only and Ranges(tuple(only)), given=tuple(given))
 
 
 def _schema_from_text(text: str) -> pa.Schema:

@@ -31,7 +31,9 @@ from pipeline.core.failures import Reason
 from pipeline.core.schema import ROW, SHARD
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
+from pipeline.planning.predictor_key import digest_of
 from pipeline.process.failpoints import failpoint
+from pipeline.sources.units import Extent
 from pipeline.storage.store import Store, StoredFile
 
 FORMAT = 3
@@ -69,13 +71,13 @@ class KnownShard:
     """The whole URI of the shard."""
     size_bytes: int
     version: str
-    """As `Extent.exact_version`; for local files it has the ctime, which no tool can set."""
+    """As `version_in`; for local files it has the ctime, which no tool can set."""
     num_rows: int
     """Rows of the shard in that version, predicted or quarantined."""
     first: int
     """How many predictions of that version come before its first row."""
     failed: tuple[int, ...] = ()
-    """Row numbers in the shard, ascending, of rows without a prediction."""
+    """Row numbers in the shard, ascending, of rows without a prediction, deleted ones included."""
     computed_day: int = 0
     """Day on which the oldest of its predictions was computed, counted from 1970."""
     breaks_off: bool = False
@@ -108,6 +110,13 @@ class ShardTable:
     """In input order."""
 
 
+def version_in(plan: Plan, extent: Extent) -> str:
+    """Return the version of a shard, and of what its table says of its columns."""
+    if plan.table is None:
+        return extent.exact_version
+    return f"{extent.exact_version}/{digest_of([plan.table_digest, extent.given])[:16]}"
+
+
 def known_shards(
     plan: Plan,
     keys: Sequence[SliceKey],
@@ -132,13 +141,17 @@ def known_shards(
     rows_of_unit = rows_of_units(plan, keys)
     root, shards, first = Store(plan.source_root), list[KnownShard](), 0
     counts: dict[str, int] = {}
-    extents = {}
+    deleted: defaultdict[str, list[int]] = defaultdict(list)
+    extents: dict[str, Extent] = {}
     is_left_out = set[str]()
     for unit in plan.units:
         for extent in unit.extents:
             path = extent.path
             num_rows = extent.num_rows if unit.cut is None else rows_of_unit[unit.index]
             counts[path] = counts.get(path, 0) + num_rows
+            if plan.table is not None:
+                end = extents[path].end_row if path in extents else 0
+                deleted[path] += missing_rows(extent, end)
             extents[path] = extent
             if extent.is_whole_shard:
                 is_left_out.add(path)
@@ -148,23 +161,30 @@ def known_shards(
         lost = failed.get(uri, ())
         ends_unread = uncounted and (num_rows - 1, Reason.UNREADABLE_SHARD.value) in lost
         if path not in is_left_out:
-            numbers = tuple(sorted(row for row, _ in lost if row is not None))
+            numbers = [*deleted[path], *(row for row, _ in lost if row is not None)]
             day = min(today, days.get(uri, today))
-            version = extent.exact_version
             shards.append(
                 KnownShard(
                     uri,
                     extent.size_bytes,
-                    version,
-                    num_rows,
+                    version_in(plan, extent),
+                    num_rows + len(deleted[path]),
                     first,
-                    numbers,
+                    tuple(sorted(numbers)),
                     day,
                     breaks_off=ends_unread,
                 )
             )
         first += num_rows - len(lost)
     return shards
+
+
+def missing_rows(extent: Extent, start: int) -> list[int]:
+    """Return the numbers from `start` to the end of an extent that are not among its rows."""
+    if extent.only is None:
+        return [*range(start, extent.first_row)]
+    starts, ends = (start, *extent.only.bounds[1::2]), extent.only.bounds[::2]
+    return [row for a, b in zip(starts, ends, strict=False) for row in range(a, b)]
 
 
 def rows_of_units(plan: Plan, keys: Sequence[SliceKey]) -> list[int]:

@@ -62,7 +62,7 @@ class Source(Section):
     """A folder, a file or a glob (`*`, `**`) on a local disk or in an object store (`s3://`,
     `gs://`, `az://` or `abfs://`)."""
     format: str
-    """Format of the shards: `images`, `audio`, `parquet`, `jsonl`, `csv` or `webdataset`.
+    """Format of the shards: `images`, `audio`, `parquet`, `delta`, `jsonl`, `csv` or `webdataset`.
     [Formats](#formats) has the rules of each, and which of these fields it reads. Installed
     packages may add formats (entry points `pipeline.sources`)."""
     files: Texts | None = None
@@ -153,7 +153,7 @@ class Source(Section):
     max_text_bytes: PositiveInt = 2**20
     """A text with more bytes in UTF-8 is quarantined as `too_large`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the format; of the built-in formats only [csv](#csv) has any."""
+    """Options of the format; of the built-in formats [csv](#csv) and `delta` have some."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
 
@@ -210,8 +210,11 @@ class Source(Section):
             name: self.model_copy(update={"inputs": {}, **values}) for name, values in given.items()
         }
 
-    def as_published(self) -> dict[str, Any]:
+    def as_published(self, table_version: int | None = None) -> dict[str, Any]:
         """Return the fields that are needed to find the original of a row, for the manifest.
+
+        Args:
+            table_version: The version of the lake table that was read.
 
         The location of the shards, which is in the plan, and fields that may hold secrets are
         omitted: storage options, and options of installed packages.
@@ -219,6 +222,8 @@ class Source(Section):
         settings = self.settings("published")
         if self.format not in registry.built_in(registry.SOURCES):
             settings.pop("options", None)
+        if table_version is not None:
+            settings["options"] = {"version": table_version}
         return settings
 
     def settings(self, document: SettingsDocument) -> dict[str, Any]:
@@ -228,6 +233,8 @@ class Source(Section):
         default, raise the number of its area in core/semantics.py.
         """
         hidden = {name for name, holders in _LISTING_FIELDS.items() if document not in holders}
+        if self.is_lake_table and document != "published":
+            hidden.add("options")  # they only choose the version, so files and rows
         return self.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
 
     @classmethod
@@ -281,6 +288,12 @@ class Source(Section):
             return InputColumns("uri", (self.uri_column,))
         content = self.encoded.name
         return InputColumns(content, (getattr(self, f"{content}_column") or content,))
+
+    @property
+    def is_lake_table(self) -> bool:
+        """Tell whether the shards are files of a lake table, which tells what they hold."""
+        is_built_in = self.format in registry.built_in(registry.SOURCES)
+        return is_built_in and registry.load(registry.SOURCES, self.format).is_lake
 
     @property
     def is_table(self) -> bool:

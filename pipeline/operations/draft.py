@@ -92,10 +92,11 @@ def draft_job(
     given = parse_overrides(overrides)
     named = _model(model)
     files = look(uri, known.get("source", {}))
+    is_lake, by_names = files.source.is_lake_table, "by the names of the files"
     lines: Lines = {
         "source": {
             "uri": (_absolute(uri), num_of(len(files.shards), "file")),
-            "format": (files.format, "by the names of the files"),
+            "format": (files.format, "by the log of the table" if is_lake else by_names),
         },
         "model": named,
         "sink": {"uri": (_absolute(to), "predictions, quarantine and reports")},

@@ -23,7 +23,7 @@ from pipeline.preprocessing.model_input import Columns, Cost
 from pipeline.sources.columns.arrow_types import is_number, is_text
 from pipeline.sources.formats.csv import number_options
 from pipeline.sources.listing.inputs import compiled, open_source, require_there
-from pipeline.sources.listing.refused import file_type_of, head_of
+from pipeline.sources.listing.refused import file_type_of, head_of, lake_format_at
 from pipeline.sources.source_format import FirstRows
 from pipeline.storage.skipped import reason_of_name
 from pipeline.storage.store import Store, StoredFile
@@ -103,8 +103,13 @@ def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> InputFile
     store, pattern = open_source(
         Source.model_construct(None, uri=uri, format="images", storage_options=storage_options)
     )
+    is_given = wanted is not None and load(SOURCES, wanted).is_lake
+    lake = wanted if is_given else None if wanted or pattern else lake_format_at(store)
+    if lake is not None:
+        return _table(uri, store, lake, given)
     store, files = _files(store, pattern)
     forms = {name: load(SOURCES, name) for name in built_in(SOURCES)}
+    forms = {name: form for name, form in forms.items() if not form.is_lake}
     by_format = {
         name: tuple(file for file in files if file.path.lower().endswith(form.suffixes))
         for name, form in forms.items()
@@ -126,6 +131,10 @@ def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> InputFile
         there = ", ".join(f"{name} ({num_of(len(f), 'file')})" for name, f in by_format.items())
         raise Ambiguous.of(f"{uri}: which format", "source.format", [*by_format], there)
     [(name, shards)] = by_format.items()
+    return InputFiles(_section(uri, name, given), store, shards)
+
+
+def _section(uri: str, name: str, given: Mapping[str, Any]) -> Source:
     options = given.get("options", {})
     try:
         check_options(load(SOURCES, name).Options, options, "source.options", f"format {name!r}")
@@ -135,7 +144,14 @@ def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> InputFile
         ) from None
     except ValueError as error:
         raise JobError(str(error)) from None
-    source = Source.model_construct(None, uri=uri, format=name, options=options)
+    return Source.model_construct(None, uri=uri, format=name, options=options)
+
+
+def _table(uri: str, store: Store, name: str, given: Mapping[str, Any]) -> InputFiles:
+    source = _section(uri, name, given)
+    shards = tuple(load(SOURCES, name).list_table(store, source))
+    if not shards:
+        raise InputMissing(f"source.uri = {uri}: the table has no rows; run again when it has")
     return InputFiles(source, store, shards)
 
 

@@ -33,6 +33,7 @@ from pipeline.models.tasks import task_class
 from pipeline.planning.predictor_key import digest_of, predictor_key, row_settings
 from pipeline.planning.slicing import units_of
 from pipeline.sources.columns.pass_through import taken_name
+from pipeline.sources.formats.table_view import VERSION, TableFile, without_version
 from pipeline.sources.listing.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
 from pipeline.sources.units import Extent, Unit, with_ctimes
@@ -86,6 +87,18 @@ class Plan:
     fingerprint, because copies of a file differ in it."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files below the source that were not input when it was listed."""
+    table: pa.Schema | None = field(default=None, compare=False)
+    """The columns that the job reads of a lake table, as `TableFile.table`; None: no table."""
+
+    @cached_property
+    def table_digest(self) -> str:
+        """Return a digest of `table`; '' without one."""
+        return "" if self.table is None else digest_of(schema_to_text(without_version(self.table)))
+
+    @property
+    def table_version(self) -> int | None:
+        """Return the version of the table that was read; None without one."""
+        return None if self.table is None else int(self.table.metadata[VERSION])
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -197,6 +210,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         twin=_twin(parts, model),
         ctimes_sha256=_ctimes_sha256(inputs),
         skipped=inputs.skipped,
+        table=inputs.table,
     )
 
 
@@ -232,6 +246,8 @@ def _require_free(names: Sequence[str], partition: str | None) -> None:
 def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, Any]:
     """Return digests and versions that decide the predictions, as `Plan.fingerprint_parts`."""
     shards = [[shard.path, shard.size_bytes, shard.version] for shard in inputs.shards]
+    if inputs.table is not None:
+        shards += _in_table(inputs)
     pass_through = schema_to_text(inputs.pass_through)
     settings = {
         "output_schema_version": OUTPUT_SCHEMA_VERSION,
@@ -245,6 +261,13 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
         "semantics": job_semantics(job, model),
         **({"extensions": extensions} if (extensions := job_extensions(job, model)) else {}),
     }
+
+
+def _in_table(inputs: Inputs) -> list[list[Any]]:
+    """Return what a table says of its files: their live rows, their values, and its columns."""
+    files = [file for file in inputs.shards if isinstance(file, TableFile)]
+    facts = [[file.given, file.rows and file.rows.bounds] for file in files]
+    return [*facts, [schema_to_text(without_version(inputs.table))]]
 
 
 def model_digest(model: ModelSpec) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipeline.core.registry import TASKS, load
 from pipeline.job.job import Job
@@ -213,7 +213,7 @@ def _limit(extents: Sequence[Extent], limit_rows: int | None) -> list[Extent]:
     for extent in extents:
         if left <= 0:
             break
-        kept.append(replace(extent, num_rows=min(extent.num_rows, left)))
+        kept.append(extent.piece(0, min(extent.num_rows, left)))
         left -= kept[-1].num_rows
     return kept
 

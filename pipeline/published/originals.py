@@ -155,7 +155,8 @@ class OriginalFinder:
         """The reader of the input, as in the run."""
         plan, options = self.plan, self.source_options
         source = Source.from_published(self.manifest.source, plan.source_root, options)
-        return Reader(Store(plan.source_root, options), source, pa.schema([]), plan.fields)
+        store, no_columns = Store(plan.source_root, options), pa.schema([])
+        return Reader(store, source, no_columns, plan.fields, table=plan.table)
 
     def columns(self, *wanted: Wanted) -> list[str]:
         """Return the columns of the input that hold images or texts.

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.commit.shard_table import KnownShard
+from pipeline.commit.shard_table import KnownShard, version_in
 from pipeline.core.arrays import Numbers
+from pipeline.core.ranges import Ranges
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
 from pipeline.planning.slicing import SliceSizes, mean_row_bytes
@@ -88,7 +89,7 @@ def divide(
         counted = None if unit.cut is not None else sum(extent.num_rows for extent in extents)
         match = next(
             ((n, v[uri]) for n, v in enumerate(versions)
-             if uri in v and _is_same(extents[0], counted, v[uri])), None
+             if uri in v and _is_same(plan, extents[0], counted, v[uri])), None
         )  # fmt: skip
         is_alone = unit.cut is None or len(unit.extents) == 1
         if match is None or not is_alone or any(extent.reason is not None for extent in extents):
@@ -100,7 +101,10 @@ def divide(
             shards.append(ShardRows(uri, "changed", 0, counted))
             continue
         failed = len(match[1].failed)
-        shards.append(ShardRows(uri, "unchanged", match[1].num_rows - failed, failed))
+        if counted is not None:
+            failed = sum(_num_computed(extent, known) for extent in extents)
+        total = match[1].num_rows if counted is None else counted
+        shards.append(ShardRows(uri, "unchanged", total - failed, failed))
     uris = {shard.uri for shard in shards}
     newest = versions[0].values() if versions else ()
     gone = (ShardRows(s.uri, "gone", 0, 0, s.num_rows) for s in newest if s.uri not in uris)
@@ -150,9 +154,12 @@ def slice_rows(row_bytes: float) -> int:
     return int(min(_MOST_ROWS, max(_FEWEST_ROWS, _ASIDE_BYTES / max(1.0, row_bytes))))
 
 
-def _is_same(extent: Extent, num_rows: int | None, known: KnownShard) -> bool:
-    is_same = (extent.exact_version, extent.size_bytes) == (known.version, known.size_bytes)
-    return is_same and num_rows in (None, known.num_rows)
+def _is_same(plan: Plan, extent: Extent, num_rows: int | None, known: KnownShard) -> bool:
+    version = version_in(plan, extent)
+    if (version, extent.size_bytes) != (known.version, known.size_bytes):
+        return False
+    # A table may have deleted rows of a file that it keeps.
+    return plan.table is not None or num_rows in (None, known.num_rows)
 
 
 def _recut(
@@ -218,8 +225,15 @@ def _pieces(
 def _num_computed(extent: Extent, known: KnownPaths) -> int:
     if extent.path not in known:
         return extent.num_rows
-    failed, first = known[extent.path][1].failed, extent.first_row
-    return bisect_left(failed, first + extent.num_rows) - bisect_left(failed, first)
+    shard = known[extent.path][1]
+    first, end = (
+        bisect_left(shard.failed, extent.first_row),
+        bisect_left(shard.failed, extent.end_row),
+    )
+    beyond = extent.num_rows - bisect_left(extent.numbers(), shard.num_rows)
+    if extent.only is None:
+        return end - first + beyond
+    return sum(row in extent.only for row in shard.failed[first:end]) + beyond
 
 
 def _runs(units: Sequence[Unit], known: KnownPaths) -> Iterator[tuple[int, int, int, int, int]]:
@@ -228,18 +242,17 @@ def _runs(units: Sequence[Unit], known: KnownPaths) -> Iterator[tuple[int, int, 
         for extent in unit.extents:
             if extent.path in known:
                 version, shard = known[extent.path]
-                first, end = extent.first_row, extent.first_row + extent.num_rows
-                if unit.cut is not None:
-                    first, end = 0, shard.num_rows
-                # Known rows lie between failed ones.
-                before, until = (bisect_left(shard.failed, number) for number in (first, end))
-                for at in (*shard.failed[before:until], end):
-                    if at > first:
-                        ordinal = shard.first + first - before
-                        yield unit.index, row, at - first, version, ordinal
-                    row += at - first + 1
-                    first, before = at + 1, before + 1
-                row -= 1
+                rows = Ranges.of(extent.numbers() if unit.cut is None else range(shard.num_rows))
+                for run in rows.ranges():
+                    # Known rows lie between failed ones, and before what the version has not.
+                    first, end = run.start, min(run.stop, shard.num_rows)
+                    before, until = (bisect_left(shard.failed, number) for number in (first, end))
+                    for at in (*shard.failed[before:until], end):
+                        if at > first:
+                            ordinal = shard.first + first - before
+                            yield unit.index, row + first - run.start, at - first, version, ordinal
+                        first, before = at + 1, before + 1
+                    row += len(run)
             else:
                 row += extent.num_rows
 

@@ -110,11 +110,11 @@ def kept_failures(
         for extent in unit.extents:
             if extent.path in division.known and (uri := root.url(extent.path)) in of_shard:
                 at, numbers = of_shard[uri]
-                begin = 0 if unit.cut is not None else extent.first_row
+                in_extent = numbers
                 if unit.cut is None:
-                    inside = slice(*np.searchsorted(numbers, (begin, begin + extent.num_rows)))
-                    at, numbers = at[inside], numbers[inside]
-                in_unit = first + numbers - begin
+                    is_inside, in_extent = extent.positions(numbers)
+                    at = at[is_inside]
+                in_unit = first + in_extent
                 places.append(np.column_stack((np.full(len(at), unit.index), in_unit, at)))
             first += extent.num_rows
     placed = np.concatenate(places)

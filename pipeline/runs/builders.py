@@ -42,8 +42,15 @@ _COMPARED_PER_ACTOR = 2
 def make_reader(job: Job, plan: Plan) -> Reader:
     """Return the reader of a plan's units."""
     store = Store(plan.source_root, job.source.storage_options)
-    folders, limit_s = job.sink.partition_columns, job.run.row_timeout_s
-    return Reader(store, job.source, plan.pass_through, plan.fields, folders, limit_s)
+    return Reader(
+        store,
+        job.source,
+        plan.pass_through,
+        plan.fields,
+        job.sink.partition_columns,
+        plan.table,
+        job.run.row_timeout_s,
+    )
 
 
 def make_stream(

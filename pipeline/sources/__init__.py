@@ -12,6 +12,7 @@ REGISTRY = {
     "images": "pipeline.sources.formats.media_files:FORMAT",
     "audio": "pipeline.sources.formats.media_files:AUDIO",
     "parquet": "pipeline.sources.formats.parquet:FORMAT",
+    "delta": "pipeline.sources.formats.delta:FORMAT",
     "jsonl": "pipeline.sources.formats.jsonl:FORMAT",
     "csv": "pipeline.sources.formats.csv:FORMAT",
     "webdataset": "pipeline.sources.formats.webdataset:FORMAT",

@@ -128,7 +128,13 @@ def folder_columns(source: Source, path: str) -> dict[str, str | None]:
     inside = {source.id_column}
     for part in source.parts.values():
         inside |= set() if part.features else {*part.input_columns.names}
-    return {name: value for name, value in hive_values(path).items() if name not in inside}
+    values = folder_values(source, path)
+    return {name: value for name, value in values.items() if name not in inside}
+
+
+def folder_values(source: Source, path: str) -> dict[str, str | None]:
+    """Return the values in the names of a shard's folders; a lake table knows its values itself."""
+    return {} if source.is_lake_table else hive_values(path)
 
 
 def fields_of_parts(source: Source, fields_of: Callable[[Source], pa.Schema]) -> pa.Schema:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import Numbers, as_array, binary_array, with_nulls
 from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.ranges import Ranges
 from pipeline.core.schema import ROW_ID, URI, source_schema
 from pipeline.core.user_code import ContractError
 from pipeline.job.source import Source
@@ -38,6 +39,8 @@ class Reader:
     """The input columns, with the types of the shards."""
     folders: tuple[str, ...] = ()
     """Pass-through columns whose values become folders (`sink.partition_columns`)."""
+    table: pa.Schema | None = None
+    """The lake table whose files the shards are, as `TableFile.table`; None if there is none."""
     row_timeout_s: float = 120.0
     """Seconds that a row may take, including the time to fetch its URI."""
 
@@ -162,10 +165,8 @@ def to_rows(
 
 def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:
     """Return the ids of rows by path and number in the shard, text (N,)."""
-    if isinstance(numbers, range):  # a hundred times as fast as number by number
-        values = np.arange(numbers.start, numbers.stop, numbers.step, dtype=np.int64)
-    else:
-        values = np.asarray(numbers, np.int64)
+    runs = [np.arange(run.start, run.stop) for run in Ranges.of(numbers).ranges()]
+    values = np.concatenate([np.zeros(0, np.int64), *runs])  # far faster than number by number
     texts = pa.array(values).cast(pa.string())
     return pc.binary_join_element_wise(pa.scalar(f"{path}#"), texts, "")
 

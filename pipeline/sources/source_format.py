@@ -36,6 +36,8 @@ class Measured:
     """The declared types of the pass-through columns."""
     fields: pa.Schema = field(kw_only=True)
     """The input columns, with the types of the shards."""
+    table: pa.Schema | None = None
+    """The columns that the job reads of a lake table, as `TableFile.table`; None: no table."""
 
 
 class FirstRows(NamedTuple):
@@ -116,6 +118,8 @@ class SourceFormat(ABC):
     file_types: frozenset[str] = frozenset()
     """Names of the `listing.refused.FILE_TYPES` that its shards have, compressed ones included;
     empty: first bytes prove nothing."""
+    is_lake: ClassVar[bool] = False
+    """Its shards are the files that a lake table names, which `list_table` returns."""
     Options: type[Section] | None = None
     """The section that parses `source.options`; None if there are no options."""
 
@@ -142,6 +146,15 @@ class SourceFormat(ABC):
             ArrowException, OSError: The shard cannot be read as this format.
         """
         return None
+
+    def list_table(self, store: Store, source: Source) -> Sequence[StoredFile]:
+        """Return the live files of the table at the root of a store, if `is_lake`.
+
+        Raises:
+            JobError: There is no such table or version, or it cannot be read.
+            InputMissing: Files of the version are gone.
+        """
+        raise NotImplementedError(self.name)
 
     @abstractmethod
     def measure(

@@ -11,8 +11,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Reason
+from pipeline.core.ranges import Ranges
 from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
@@ -35,8 +40,10 @@ class Extent:
     reason: Reason | None = None
     """Why the rows cannot be read, explained by `message`; None if they can."""
     message: str = ""
-    only: tuple[int, ...] | None = None
-    """If set, the only rows of the extent, ascending; `first_row` is only[0]."""
+    only: Ranges | None = None
+    """If set, the only rows of the extent; `first_row` is the first of them."""
+    given: tuple[str | None, ...] = ()
+    """Values of the shard's columns that its table knows, as text: see `TableFile`."""
     ctime_ns: int = field(default=0, compare=False)
     """The ctime of a local shard when this run listed it; 0: unknown. It is not compared. It enters
     the name of a stored plan, and is not read back."""
@@ -51,7 +58,7 @@ class Extent:
         """Return the extent of `num_rows` of these rows, from the `skip`-th on."""
         if self.only is None:
             return replace(self, first_row=self.first_row + skip, num_rows=num_rows)
-        return replace(self, num_rows=num_rows).choose(self.only[skip : skip + num_rows])
+        return self.choose(self.only[skip : skip + num_rows])
 
     def choose(self, only: Sequence[int]) -> Extent:
         """Return the extent of some rows of the shard.
@@ -59,7 +66,25 @@ class Extent:
         Args:
             only: Their numbers in the shard, ascending; at least one.
         """
-        return replace(self, first_row=only[0], num_rows=len(only), only=tuple(only))
+        return replace(self, first_row=only[0], num_rows=len(only), only=Ranges.of(only))
+
+    def positions(self, numbers: Numbers) -> tuple[npt.NDArray[np.bool_], Numbers]:
+        """Find rows of the shard, given by number, (N,), among these rows.
+
+        Returns:
+            Which are among them, bool (N,), and for these their positions, int64.
+        """
+        bounds = (self.first_row, self.end_row) if self.only is None else self.only.bounds
+        runs, starts = np.searchsorted(bounds, numbers, "right"), np.array(bounds[::2])
+        is_here = runs % 2 == 1
+        run = runs[is_here] // 2
+        before = np.cumsum([0, *(np.array(bounds[1::2]) - starts)])
+        return is_here, before[run] + numbers[is_here] - starts[run]
+
+    @property
+    def end_row(self) -> int:
+        """The number in the shard after the last of these rows."""
+        return self.first_row + self.num_rows if self.only is None else self.only[-1] + 1
 
     @property
     def exact_version(self) -> str:

@@ -62,8 +62,27 @@ def test_a_stored_plan_reads_back_exactly():
     plan = replace(example_plan(), batch_tokens=5, fingerprint_parts={"a": "b"})
     assert stored(plan) == without_messages(plan)
     document = json.loads(plan_to_json(plan))
-    assert (document["version"], document["fingerprint"]) == (PLAN_VERSION, plan.fingerprint)
+    assert (document["version"], document["fingerprint"]) == (2, plan.fingerprint)
     assert (document["num_rows"], document["source_root"]) == (plan.num_rows, "/in")
+
+
+def test_the_plan_of_a_table_keeps_its_live_rows_and_its_columns():
+    key, extent = {b"physical": b"col-1"}, Extent("a.parquet", 9, "v", 0, 6, 1.0)
+    extents = (
+        replace(extent.choose([1, 2, 5]), given=("x", None)),
+        replace(extent, first_row=6, num_rows=2, given=("x", None)),
+    )
+    table = pa.schema([pa.field("text", pa.string(), metadata=key)], {b"partition_columns": b"[]"})
+    plan = replace(example_plan(), units=(Unit(0, extents, (0, 5)),), table=table)
+    again = stored(plan)
+    assert again.units == plan.units
+    assert again.table.equals(table, check_metadata=True)
+    assert json.loads(plan_to_json(plan))["version"] == PLAN_VERSION
+    others = [
+        replace(plan, units=(Unit(0, (other, extents[1]), (0, 5)),))
+        for other in (replace(extents[0], given=("y", None)), extents[0].choose([1, 2, 4]))
+    ]
+    assert len({named(one).work for one in (plan, *others, replace(plan, table=None))}) == 4
 
 
 @pytest.mark.parametrize("change", OTHER_EXTENTS.values(), ids=OTHER_EXTENTS)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.inputs.clips import encoded
+from support.inputs.delta_tables import DeltaTable
 from support.models.tiny_tokenizer import text_settings
 from support.runs.checkout import SUPPORT
 from support.runs.jobs import job_of
@@ -63,6 +64,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "images": (2, "dc0a7c2e1d3083b1"),
     "audio": (2, "fd6260b6215c1f50"),
     "parquet": (4, "134b53b699ffee4d"),
+    "delta": (1, "ab1e64550ae7eaaf"),
     "jsonl": (5, "cb2d2d3ec086bb51"),
     "csv": (4, "7267be12d8f69e0f"),
     "webdataset": (3, "874d533d7fb8d54f"),
@@ -96,7 +98,8 @@ def read(uri: Path, **fields: Any) -> list[dict[str, Any]]:
     inputs = list_inputs(job.source, max_extent_rows=8)
     spec = resolve_model(job, ["models"])
     plan = make_plan(job, inputs, spec, batch_size=4)
-    reader = Reader(Store(plan.source_root), job.source, plan.pass_through, plan.fields)
+    store, fields = Store(plan.source_root), plan.fields
+    reader = Reader(store, job.source, plan.pass_through, fields, table=plan.table)
     return [plain(row, plan.source_root) for row in rows_of(reader, plan)]
 
 
@@ -117,7 +120,7 @@ def plain(row: dict[str, Any], root: str) -> dict[str, Any]:
 def as_json(value: Any) -> Any:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
-    return value.isoformat() if isinstance(value, dt.datetime) else value
+    return value.isoformat() if isinstance(value, dt.date) else value
 
 
 def decoded(images: Path) -> list[Any]:
@@ -323,6 +326,20 @@ def json_lines(folder: Path) -> list[list[dict[str, Any]]]:
     return [read_source(source) for source in jobs]
 
 
+def delta_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows of a table with deleted rows, renamed and added columns, and values of its own."""
+    rows = pq.read_table(CORPUS / "rows.parquet", columns=["id", "image"])
+    rows = rows.cast(pa.schema([("id", pa.string()), ("image", pa.binary())]))
+    table = DeltaTable(folder, "name", partition_by=["day"])
+    columns: dict[str, Any] = {"id": pa.string(), "image": pa.binary(), "day": pa.date32()}
+    table.commit(columns, {"a b.parquet": rows}, given={"day": "2026-11-24"})
+    table.commit(columns, {"b.parquet": rows.slice(1)}, given={"day": None})
+    table.commit(columns, deleted={"a b.parquet": [0, 2]})
+    named = {"key": (pa.string(), 1), "image": (pa.binary(), 2), "day": (pa.date32(), 3)}
+    table.commit({**named, "new": pa.int64()})
+    return read(folder, format="delta", pass_through=["key", "day", "new"])
+
+
 def csv_records(folder: Path) -> list[list[dict[str, Any]]]:
     """Texts, features and images in records of all kinds; plain, compressed, with options."""
     data = (CORPUS / "rows.csv").read_bytes()
@@ -360,6 +377,7 @@ AREAS: dict[str, Callable[[Path, Path], Any]] = {
         id_column="id",
         pass_through=["taken_at", "camera", "width"],
     ),
+    "delta": lambda images, folder: delta_rows(folder),
     "audio": lambda images, folder: sounds(folder),
     "jsonl": lambda images, folder: json_lines(folder),
     "csv": lambda images, folder: csv_records(folder),

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +43,9 @@ def write(folder: Path, name: str, columns: dict[str, Any]) -> str:
     rows = pa.table(columns).to_pylist()
     if name.endswith(".parquet"):
         pq.write_table(pa.table(columns), path)
+    elif name.endswith(".delta"):
+        deltalake.write_deltalake(path, pa.table(columns))
+        deltalake.write_deltalake(path, pa.table(columns), mode="overwrite")
     elif name.endswith(".jsonl"):
         path.write_text("\n".join(map(json.dumps, rows)))
     else:
@@ -57,7 +61,9 @@ def drafted(tmp_path: Path, uri: str, model: str, **overrides: Any) -> Draft:
     return draft_job(uri, model, str(tmp_path / "out"), given)
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.csv", "rows.tsv"])
+@pytest.mark.parametrize(
+    "name", ["rows.parquet", "rows.delta", "rows.jsonl", "rows.csv", "rows.tsv"]
+)
 def test_texts_of_every_format_need_no_job_file(tmp_path: Path, encoder: str, name: str):
     draft = drafted(tmp_path, write(tmp_path, name, TEXTS), encoder)
     source = draft.job.source

@@ -14,6 +14,7 @@ import pytest
 import toy_package
 import yaml
 from pydantic import ValidationError
+from support.inputs.delta_tables import DeltaTable
 from support.inputs.encoded import base_image, png
 from support.inputs.tars import Entry, pack
 from support.servers.faultproxy import DENIED, FaultProxy, Rule
@@ -65,6 +66,14 @@ def parquet_shard(num_rows: int) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def write_delta(folder: Path) -> None:
+    table = DeltaTable(folder)
+    rows = {n: pa.table({"image": pa.array([IMAGE] * n, pa.binary())}) for n in (4, 8)}
+    files = {"a.parquet": rows[4], "b.parquet": rows[8]}
+    table.commit({"image": pa.binary()}, files)
+    table.commit({"image": pa.binary()}, deleted={"b.parquet": [2, 7]})
+
+
 CODED = base64.b64encode(IMAGE)
 WRITERS: dict[str, Callable[[Path], None]] = {
     "images": write_images,
@@ -73,6 +82,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "jsonl": shards(".jsonl", lambda rows: b'{"image": "%s"}\n' % CODED * rows),
     "csv": shards(".csv", lambda rows: b"image,n\n" + b"%s,1\n" % CODED * rows),
     "webdataset": shards(".tar", lambda rows: pack(Entry(f"{i}.png", IMAGE) for i in range(rows))),
+    "delta": write_delta,
     "toy": shards(TOY_FILES, lambda rows: "\n".join([IMAGE.hex()] * rows).encode()),
 }
 """Format -> function that writes NUM_ROWS rows; a new format needs a line here."""
@@ -102,7 +112,7 @@ def units_of(source: Source, inputs: Inputs, rows: int = 3) -> list[Unit]:
 
 def reader_of(source: Source, inputs: Inputs) -> Reader:
     store = Store(inputs.root, source.storage_options)
-    return Reader(store, source, inputs.pass_through, inputs.fields)
+    return Reader(store, source, inputs.pass_through, inputs.fields, table=inputs.table)
 
 
 def read(
@@ -146,11 +156,11 @@ def test_a_tar_takes_members_of_all_names_that_files_have(
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "toy"])
 def test_a_file_that_may_not_be_read_costs_its_rows(name: str, s3: S3Server, tmp_path: Path):
     WRITERS[name](tmp_path)
-    files = sorted(tmp_path.iterdir())
     store = s3.store()
-    for file in files:
-        store.put(file.name, file.read_bytes())
-    denied = files[0].name
+    for file in filter(Path.is_file, tmp_path.rglob("*")):
+        store.put(str(file.relative_to(tmp_path)), file.read_bytes())
+    suffixes = registry.load(registry.SOURCES, name).suffixes
+    denied = min(path.name for path in tmp_path.iterdir() if path.suffix in suffixes)
     with FaultProxy(s3.endpoint_url, Rule(DENIED, "GET|HEAD", rf"/{denied}", last=999)) as proxy:
         fields = {**FIELDS.get(name, {}), "storage_options": s3.options_at(proxy.url)}
         source = Source(uri=store.uri, format=name, **fields)
@@ -293,13 +303,14 @@ def test_a_broken_shard_costs_its_own_rows(source: Source, tmp_path: Path):
     form = format_of(source)
     if form.counts_rows == "listing":
         return  # a file is a row: decoding finds the damage
-    (tmp_path / f"0{form.suffixes[0]}").write_bytes(b"\xff\x00 nothing of this kind")
+    name = f"{'a' if form.is_lake else '0'}{form.suffixes[0]}"  # a table names its files
+    (tmp_path / name).write_bytes(b"\xff\x00 nothing of this kind")
     inputs = list_inputs(source, max_extent_rows=4)
     rows = pa.concat_tables(read(source, inputs))
     failed = rows.filter(rows.column(ERROR).is_valid())
-    assert failed.column(ROW_ID).to_pylist() == [f"0{form.suffixes[0]}"]
+    assert failed.column(ROW_ID).to_pylist() == [name]
     assert failed.column(ERROR).to_pylist() == [Reason.UNREADABLE_SHARD.value]
-    assert rows.num_rows == NUM_ROWS + 1
+    assert rows.num_rows == NUM_ROWS + 1 - (4 if form.is_lake else 0)
 
 
 def rewritten(path: Path) -> None:
@@ -338,7 +349,8 @@ def test_other_content_of_the_same_size_and_time_ends_the_run(
 
 def test_an_unknown_format_is_refused_with_those_that_there_are(tmp_path: Path):
     with pytest.raises(
-        ValidationError, match="'images', 'audio', 'parquet', 'jsonl', 'csv', 'webdataset' or 'toy'"
+        ValidationError,
+        match="'images', 'audio', 'parquet', 'delta', 'jsonl', 'csv', 'webdataset' or 'toy'",
     ):
         Source(uri=str(tmp_path), format="avro")
 

@@ -342,7 +342,7 @@ def _manifest(
         fingerprint_parts=parts,
         ctimes_sha256=plan.ctimes_sha256,
         carried=run.record.carried_facts,
-        source=run.job.source.as_published(),
+        source=run.job.source.as_published(plan.table_version),
         sections=run.job.as_published(),
         card=_card(run, plan),
     )

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, Retries, is_bad_block
-from pipeline.core.errors import AccessDenied
+from pipeline.core.errors import AccessDenied, InputMissing
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures import READ
+from pipeline.core.ranges import Ranges
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.columns.column_path import take_paths
@@ -25,10 +26,12 @@ from pipeline.sources.formats.parquet_footers import (
     declare_columns,
     extents_of,
     is_unreadable,
+    named_columns,
     needed_columns,
     read_footers,
 )
 from pipeline.sources.formats.parquet_shard import MAX_BATCH_BYTES, Batching, Shard, open_shard
+from pipeline.sources.formats.table_view import TableFile, narrowed, view_of
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, to_rows
 from pipeline.sources.source_format import (
@@ -92,6 +95,11 @@ def _read_until_damage(
                 yield table
                 del table
         except FileNotFoundError:
+            if reader.table is not None:
+                raise InputMissing(
+                    f"{reader.store.url(extent.path)}: gone since the run planned, as by VACUUM; "
+                    "run again to read the newest version of the table"
+                ) from None
             return _Damage(skip, Failure(Reason.MISSING, READ, "vanished since it was planned"))
         except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
             if is_bad_block(error) and retries.wait():
@@ -112,7 +120,7 @@ def _by_groups(reader: Reader, extent: Extent, skip: int) -> list[Extent]:
     """Return the rest of an extent by row groups; [] if the shard can no longer be opened."""
     numbers = extent.numbers(skip)
     try:
-        with open_shard(reader.store, extent) as shard:
+        with open_shard(reader.store, extent, reader.table) as shard:
             ends = [bisect_left(numbers, end) for end in shard.group_ends.tolist()]
     except (pa.ArrowException, OSError, BadBlockError, AccessDenied):
         return []
@@ -130,8 +138,8 @@ def _read_batches(
     reader: Reader, extent: Extent, skip: int, *, one_by_one: bool
 ) -> Iterator[pa.Table]:
     store = reader.store
-    with open_shard(store, extent) as shard:
-        needed = needed_columns(reader.source, shard.parquet.schema_arrow, extent.path)
+    with open_shard(store, extent, reader.table) as shard:
+        needed = needed_columns(reader.source, shard.view.schema, extent.path)
         numbers = extent.numbers(skip)
         for groups, position in shard.groups_with(numbers):
             for batch in _batches(reader, shard, extent, groups, needed, one_by_one=one_by_one):
@@ -195,12 +203,11 @@ def _vector_bytes(reader: Reader) -> int:
 
 def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Table:
     """Return rows of a batch by their numbers in the shard; the batch begins at `position`."""
-    first = numbers[0] - position
-    if numbers[-1] - numbers[0] + 1 == len(numbers):
-        return pa.Table.from_batches([batch.slice(first, len(numbers))])
     # Arrow cannot choose rows of views, only slices.
-    rows = [batch.slice(number - position, 1) for number in numbers]
-    return pa.Table.from_batches(rows).combine_chunks()
+    runs = Ranges.of(numbers).ranges()
+    pieces = [batch.slice(run.start - position, len(run)) for run in runs]
+    table = pa.Table.from_batches(pieces)
+    return table if len(pieces) == 1 else table.combine_chunks()
 
 
 class Parquet(SourceFormat):
@@ -217,9 +224,16 @@ class Parquet(SourceFormat):
         """Read only one batch: a row group may hold all images of a shard."""
         with store.open(shard.path) as handle:
             file = pq.ParquetFile(handle)
-            first = next(file.iter_batches(batch_size=_FIRST_ROWS), None)
-            schema = file.schema_arrow
-        rows = schema.empty_table() if first is None else pa.Table.from_batches([first])
+            view = view_of(shard, file.schema_arrow)
+            names, given = view.schema.names, shard.given if isinstance(shard, TableFile) else ()
+            rows, end = view.schema.empty_table(), 0
+            for batch in file.iter_batches(batch_size=_FIRST_ROWS, columns=view.stored(names)):
+                first, end = end, end + batch.num_rows
+                live = shard.rows if isinstance(shard, TableFile) else None
+                wanted = range(first, end) if live is None else live.within(first, end)
+                if wanted:
+                    rows = _take(view.shown(batch, names, given), wanted, first)
+                    break
         return FirstRows(rows, "" if len(rows) else "has no rows")
 
     def row_ids(self, source: Source) -> RowIds:
@@ -236,7 +250,9 @@ class Parquet(SourceFormat):
             for shard, footer in zip(shards, footers, strict=True)
             for extent in extents_of(shard, footer, source, declared, max_extent_rows)
         ]
-        return Measured(tuple(extents), declared, fields=fields)
+        table = next((file.table for file in shards if isinstance(file, TableFile)), None)
+        table = table and narrowed(table, named_columns(source))
+        return Measured(tuple(extents), declared, fields=fields, table=table)
 
     def read(
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]

@@ -18,7 +18,7 @@ from pipeline.core.arrays import as_array
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, is_damage, with_retries
 from pipeline.core.errors import AccessDenied, JobError, PipelineError
 from pipeline.core.failures import Reason
-from pipeline.core.hive_paths import above_root, hive_values
+from pipeline.core.hive_paths import above_root
 from pipeline.job.features import column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_binary, is_list, unified
@@ -32,7 +32,8 @@ from pipeline.sources.columns.column_path import (
 )
 from pipeline.sources.columns.input_reader import NOT_IN_FOLDERS
 from pipeline.sources.columns.pass_through import check_names, declare, type_problem
-from pipeline.sources.input_columns import columns_of, folder_columns
+from pipeline.sources.formats.table_view import TableFile, View, view_of
+from pipeline.sources.input_columns import columns_of, folder_columns, folder_values
 from pipeline.sources.units import Extent
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
@@ -95,9 +96,11 @@ def is_below(leaf: str, columns: Collection[str]) -> bool:
     return any(".".join(names[:end]) in columns for end in range(1, len(names) + 1))
 
 
-def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
+def schema_problem(source: Source, view: View, path: str) -> str:
     """Return why a shard does not fit the job, or ''."""
-    hive, schema = hive_values(path), schema_of(source, schema, path)
+    if view.problem:
+        return view.problem
+    hive, schema = folder_values(source, path), schema_of(source, view.schema, path)
     columns = columns_of(source)
     for name in named_columns(source):
         try:
@@ -111,7 +114,12 @@ def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
             return f"column {name!r} {NOT_IN_FOLDERS}"
         if name in columns.names and (trouble := columns.folder_trouble(name, hive[name])):
             return f"column {name!r} {trouble}"
-    schema = with_paths(schema, named_columns(source))
+    return _type_problem(source, with_paths(schema, named_columns(source)))
+
+
+def _type_problem(source: Source, schema: pa.Schema) -> str:
+    """Return which column has a type that the job cannot read, or ''."""
+    columns = columns_of(source)
     id_type = schema.field(source.id_column).type if source.id_column else pa.string()
     if pa.types.is_nested(id_type) or is_binary(id_type):
         return f"column {source.id_column!r} is {id_type}, expected text or numbers"
@@ -130,7 +138,8 @@ class Footer:
 
     group_rows: tuple[int, ...] = ()
     group_bytes: tuple[int, ...] = ()
-    schema: pa.Schema | None = None
+    view: View | None = None
+    """Its columns; None if the footer cannot be read."""
     reason: Reason | None = None
     message: str = ""
 
@@ -176,17 +185,20 @@ def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
 
 def read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[Footer]:
     """Read the footers of shards, in the order of the shards."""
-    schemas: dict[pa.Schema, pa.Schema] = {}  # a schema of 1,000 columns takes half a MiB
+    views: _Views = {}  # a schema of 1,000 columns takes half a MiB
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = pool.map(lambda shard: _read_footer(store, shard, source), shards)
-        return [replace(f, schema=schemas.setdefault(f.schema, f.schema)) for f in footers]
+        return [*pool.map(lambda shard: _read_footer(store, shard, source, views), shards)]
 
 
-def _read_footer(store: Store, shard: StoredFile, source: Source) -> Footer:
+_Views = dict[pa.Schema | bytes, View]
+"""Columns of shards -> their view."""
+
+
+def _read_footer(store: Store, shard: StoredFile, source: Source, views: _Views) -> Footer:
     def read() -> Footer:
         try:
             with store.open(shard.path) as handle, arrow_errors():
-                return _judge_footer(open_parquet(handle), source)
+                return _judge_footer(open_parquet(handle), source, shard, views)
         except OSError as error:
             if is_bad_block(error):
                 raise BadBlockError(BAD_BLOCK) from error
@@ -202,8 +214,13 @@ def _read_footer(store: Store, shard: StoredFile, source: Source) -> Footer:
         return Footer(reason=Reason.UNREADABLE_SHARD, message=str(error))
 
 
-def _judge_footer(parquet: pq.ParquetFile, source: Source) -> Footer:
+def _judge_footer(
+    parquet: pq.ParquetFile, source: Source, shard: StoredFile, views: _Views
+) -> Footer:
     """Return the content of a footer.
+
+    Args:
+        views: Those of other shards; extended.
 
     Raises:
         pa.ArrowInvalid: The footer contradicts itself.
@@ -212,7 +229,10 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> Footer:
     schema.remove_metadata().to_string()  # raises if a name is not UTF-8, at any depth
     # `metadata.schema` refers to its metadata and back: they stay until garbage is collected.
     leaves = [*pq.ParquetSchema(metadata)]
-    wanted = {*named_columns(source)}
+    # Schemas are equal although the ids of their columns differ.
+    key = schema.serialize().to_pybytes() if isinstance(shard, TableFile) else schema
+    view = views.get(key) or views.setdefault(key, view_of(shard, schema))
+    wanted = {*view.stored(named_columns(source))}
     chosen = [i for i, leaf in enumerate(leaves) if is_below(leaf.path, wanted)]
     _require_chunks(metadata, [leaves[index].path for index in chosen])
     flat = [index for index in chosen if leaves[index].max_repetition_level == 0]
@@ -227,7 +247,7 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> Footer:
             raise pa.ArrowInvalid(f"damaged: row group {number} has columns of other lengths")
     if min(rows, default=0) < 0 or min(sizes, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise pa.ArrowInvalid(f"damaged: row groups of {sum(rows)} rows, not {metadata.num_rows}")
-    return Footer(tuple(rows), tuple(sizes), schema)
+    return Footer(tuple(rows), tuple(sizes), view)
 
 
 class _NoBytes(io.RawIOBase):
@@ -291,30 +311,30 @@ def declare_columns(
         policy_of(source, store.uri)  # raises before anything is started
     columns = columns_of(source)
     pairs = zip(shards, footers, strict=True)
-    readable = [(shard.path, footer.schema) for shard, footer in pairs if footer.schema is not None]
+    readable = [(shard, footer.view) for shard, footer in pairs if footer.view is not None]
     if not readable:
         return pa.schema([]), columns.fields(None)
-    problems = [schema_problem(source, schema, path) for path, schema in readable]
+    problems = [schema_problem(source, view, shard.path) for shard, view in readable]
     fitting = [pair for pair, problem in zip(readable, problems, strict=True) if not problem]
     if not fitting:
-        raise JobError(f"source: no shard fits the job; {readable[0][0]}: {problems[0]}")
+        raise JobError(f"source: no shard fits the job; {readable[0][0].path}: {problems[0]}")
     names = named_columns(source)
-    seen = dict.fromkeys(schema_of(source, schema, path) for path, schema in fitting)
+    seen = dict.fromkeys(schema_of(source, view.schema, shard.path) for shard, view in fitting)
     schemas = [with_paths(schema, names) for schema in seen]
     passed = _merged(schemas, source.passed.values(), unified)
     inputs = _merged(schemas, names, lambda one, other: other if pa.types.is_null(one) else one)
     inputs = _with_lengths(store, source, inputs, fitting)
-    return declare(source, passed, fitting[0][0]), columns.fields(inputs)
+    return declare(source, passed, fitting[0][0].path), columns.fields(inputs)
 
 
 def _with_lengths(
-    store: Store, source: Source, types: pa.Schema, shards: Sequence[tuple[str, pa.Schema]]
+    store: Store, source: Source, types: pa.Schema, shards: Sequence[tuple[StoredFile, View]]
 ) -> pa.Schema:
     """Return types in which lists of features have the length of the first list in the shards.
 
     Args:
         types: The input columns.
-        shards: Path and columns of the shards that fit the job.
+        shards: The shards that fit the job, with their columns.
 
     Raises:
         JobError: None of the first rows has a list with numbers.
@@ -325,29 +345,31 @@ def _with_lengths(
         if field.name not in features or is_fixed or not is_list(field.type):
             continue
         sample = shards[:_SAMPLE_SHARDS]
-        lengths = (_first_length(store, path, schema, field.name) for path, schema in sample)
+        lengths = (_first_length(store, shard, view, field.name) for shard, view in sample)
         length = next(filter(None, lengths), 0)
         if not length:
             raise JobError(
                 f"source: column {field.name!r} has no numbers in the first rows of "
-                f"{sample[0][0]} that can be read; a feature is a number, or a list of numbers of "
-                "one length"
+                f"{sample[0][0].path} that can be read; a feature is a number, or a list of "
+                "numbers of one length"
             )
         types = types.set(index, field.with_type(pa.list_(field.type.value_type, length)))
     return types
 
 
-def _first_length(store: Store, path: str, schema: pa.Schema, name: str) -> int:
+def _first_length(store: Store, shard: StoredFile, view: View, name: str) -> int:
     """Return the length of the first list with items in the first rows of a shard, or 0."""
+    given = shard.given if isinstance(shard, TableFile) else ()
     try:
-        column_path = find(name, schema)
-        with store.open(path) as handle, arrow_errors():
+        column_path = find(name, view.schema)
+        with store.open(shard.path) as handle, arrow_errors():
             batches = open_parquet(handle).iter_batches(
                 batch_size=_SAMPLE_ROWS,
-                columns=[name],
+                columns=view.stored([name]),
                 use_threads=False,
             )
-            for batch in itertools.islice(batches, _SAMPLE_BATCHES):
+            for stored in itertools.islice(batches, _SAMPLE_BATCHES):
+                batch = view.shown(stored, [name], given)
                 column = extract(as_array(batch.column(column_path.column)), column_path.fields)
                 lengths = pc.list_value_length(column)
                 if len(lengths := lengths.filter(pc.greater(lengths, 0))):
@@ -380,24 +402,33 @@ def extents_of(
     shard: StoredFile, footer: Footer, source: Source, declared: pa.Schema, max_rows: int
 ) -> Iterator[Extent]:
     """Yield the extents of a shard, given the declared pass-through columns."""
-    if footer.schema is None:
+    if footer.view is None:
         # Its row count is unknown: one row takes the place of the shard.
         yield Extent(
             shard.path, shard.size_bytes, shard.version, 0, 1, 0.0, footer.reason, footer.message
         )
         return
-    schema = schema_of(source, footer.schema, shard.path)
-    message = schema_problem(source, schema, shard.path) or type_problem(
+    schema = schema_of(source, footer.view.schema, shard.path)
+    message = schema_problem(source, footer.view, shard.path) or type_problem(
         source, declared, with_paths(schema, source.passed.values())
     )
     reason = Reason.BAD_SCHEMA if message else None
     first = 0
     for num_rows, num_bytes in _join_groups(footer.group_rows, footer.group_bytes, max_rows):
         row_bytes = round(num_bytes / num_rows, 1)
-        yield Extent(
+        extent = Extent(
             shard.path, shard.size_bytes, shard.version, first, num_rows, row_bytes, reason, message
         )
         first += num_rows
+        if not isinstance(shard, TableFile):
+            yield extent
+        elif (
+            live := extent.numbers()
+            if shard.rows is None
+            else shard.rows.within(extent.first_row, first)
+        ):
+            extent = replace(extent, given=shard.given)
+            yield extent if len(live) == num_rows else extent.choose(live)
 
 
 def _join_groups(

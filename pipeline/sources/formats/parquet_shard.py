@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.arrays import Numbers
 from pipeline.sources.formats.parquet_footers import arrow_errors, is_below, open_parquet
+from pipeline.sources.formats.table_view import TableView, View
 from pipeline.sources.units import Extent, require_unchanged
 from pipeline.storage.store import Store
 
@@ -314,6 +315,10 @@ class Shard:
     buffered: pq.ParquetFile | None
     """The same shard in an object store, opened to read many columns with one request."""
     group_ends: Numbers
+    view: View
+    """Its columns, which are those of the table if it is a file of one."""
+    given: tuple[str | None, ...] = ()
+    """As `Extent.given`."""
 
     def groups_with(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], int]]:
         """Yield the row groups that hold some rows, as runs of neighbours with their first row.
@@ -346,8 +351,11 @@ class Shard:
         self, groups: Sequence[int], columns: Sequence[str], how: Batching
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of some row groups."""
+        stored = self.view.stored(columns)
         with arrow_errors():
-            yield from group_batches(self.parquet, self.buffered, groups, columns, how)
+            for batch in group_batches(self.parquet, self.buffered, groups, stored, how):
+                yield self.view.shown(batch, columns, self.given)
+                del batch  # not kept while the next one is read
 
     def rows_within(
         self, groups: Sequence[int], columns: Sequence[str], num_rows: int, few_rows: int
@@ -359,12 +367,16 @@ class Shard:
             return _open(self.store, handle, self.parquet.metadata, read_dictionary=[*leaves])
 
         with contextlib.ExitStack() as opened, arrow_errors():
-            return rows_within(self.parquet, as_dictionaries, groups, columns, num_rows, few_rows)
+            stored = self.view.stored(columns)
+            return rows_within(self.parquet, as_dictionaries, groups, stored, num_rows, few_rows)
 
 
 @contextlib.contextmanager
-def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
+def open_shard(store: Store, extent: Extent, table: pa.Schema | None = None) -> Iterator[Shard]:
     """Open the shard of an extent.
+
+    Args:
+        table: The table of which the shard is a file, as `TableFile.table`.
 
     Raises:
         FileNotFoundError: The shard no longer exists.
@@ -386,7 +398,9 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
         buffered = None
         if store.is_object_store:
             buffered = open_parquet(handle, metadata=parquet.metadata, pre_buffer=True)
-        yield Shard(store, extent.path, parquet, buffered, known.group_ends)
+        schema = parquet.schema_arrow
+        view = View(schema) if table is None else TableView(table, schema)
+        yield Shard(store, extent.path, parquet, buffered, known.group_ends, view, extent.given)
 
 
 def _open(

@@ -85,6 +85,8 @@ class Inputs:
     """Files below the source that are no shards of the format; reported, never read."""
     fields: pa.Schema = field(kw_only=True)
     """The input columns, with the types of the shards."""
+    table: pa.Schema | None = None
+    """The lake table whose files the shards are, as `TableFile.table`; None if there is none."""
 
     @property
     def num_rows(self) -> int:
@@ -128,19 +130,36 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     """
     store, pattern = open_source(source)
     form = format_of(source)
-    root, shards, skipped = (
-        _list_shards(store, pattern, form.suffixes, source, may_be_empty=may_be_empty)
-        if source.files is None
-        else (store.uri, _named_shards(store, pattern, source), Skipped())
-    )
+    skipped, root = Skipped(), store.uri
+    if form.is_lake:
+        shards = _table_files(store, pattern, source)
+    elif source.files is not None:
+        shards = _named_shards(store, pattern, source)
+    else:
+        root, shards, skipped = _list_shards(
+            store, pattern, form.suffixes, source, may_be_empty=may_be_empty
+        )
     store = Store(root, source.storage_options)
     is_one = len(shards) == 1 and source.uri.endswith(shards[0].path)
-    require_file_type(store, shards, form, are_named=is_one or source.files is not None)
+    is_named = is_one or source.files is not None or form.is_lake
+    require_file_type(store, shards, form, are_named=is_named)
     with extension_errors(SOURCES, source.format):
         measured = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
     return Inputs(
-        root, shards, measured.extents, measured.pass_through, skipped, fields=measured.fields
+        root,
+        shards,
+        measured.extents,
+        measured.pass_through,
+        skipped,
+        fields=measured.fields,
+        table=measured.table,
     )
+
+
+def _table_files(store: Store, pattern: str, source: Source) -> tuple[StoredFile, ...]:
+    if pattern:
+        raise JobError(f"source.uri = {source.uri!r}: must be the folder of a table, not a glob")
+    return tuple(format_of(source).list_table(store, source))
 
 
 def _list_shards(

@@ -152,13 +152,15 @@ _FILE_OF_TABLE = re.compile(
     r"(|.*?/)(?:(_delta_log)/|(\.hoodie)(?:/|_partition_metadata)|(metadata)/[^/]+\.metadata\.json)"
 )
 _LIVE_ROWS: Final = {
-    "_delta_log": "a Delta table: pyarrow.dataset.write_dataset(deltalake.DeltaTable('TABLE')"
-    ".to_pyarrow_dataset(), 'ROWS', format='parquet')",
-    ".hoodie": "a Hudi table: spark.read.format('hudi').load('TABLE').write.parquet('ROWS')",
-    "metadata": "an Iceberg table: pyarrow.parquet.write_table(pyiceberg.table.StaticTable"
-    ".from_metadata('TABLE/metadata/NEWEST.metadata.json').scan().to_arrow(), 'ROWS.parquet')",
+    "_delta_log": "a Delta table: set source.uri to TABLE and source.format: delta, which reads "
+    "its live rows",
+    ".hoodie": "a Hudi table: write its live rows elsewhere by "
+    "spark.read.format('hudi').load('TABLE').write.parquet('ROWS')",
+    "metadata": "an Iceberg table: write its live rows elsewhere by pyarrow.parquet.write_table("
+    "pyiceberg.table.StaticTable.from_metadata('TABLE/metadata/NEWEST.metadata.json').scan()"
+    ".to_arrow(), 'ROWS.parquet')",
 }
-"""The mark of a table -> its name, and the line that writes its live rows."""
+"""The mark of a table -> its name, and how to read its live rows."""
 
 
 def table_of(path: str) -> tuple[str, str] | None:
@@ -171,6 +173,14 @@ def table_of(path: str) -> tuple[str, str] | None:
         return None
     match = _FILE_OF_TABLE.match(path)
     return match and (match[1], match[match.lastindex or 0])
+
+
+def lake_format_at(store: Store) -> str | None:
+    """Return the format that reads the lake table at the root of a store; None if it is none."""
+    with contextlib.suppress(JobError):  # access may be denied
+        if store.exists("_delta_log/"):
+            return "delta"
+    return None
 
 
 def refuse_tables(
@@ -209,6 +219,6 @@ def _refuse_at(folder: Store) -> None:
 def _refusal(uri: str, mark: str) -> JobError:
     what, _, line = _LIVE_ROWS[mark].partition(": ")
     return JobError(
-        f"source.uri: {uri} holds the files of {what}, with deleted and replaced rows: write the "
-        f"live rows elsewhere by {line.replace('TABLE', uri)}, or name live files in source.files"
+        f"source.uri: {uri} holds the files of {what}, with deleted and replaced rows: "
+        f"{line.replace('TABLE', uri)}, or name live files in source.files"
     )

@@ -1,0 +1,132 @@
+"""Promise: only changes of a table are computed, and its partition is that of a whole run."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from support.inputs.delta_tables import DeltaTable
+from support.models.model_cases import colours_state
+from support.runs.carried_runs import assert_as_all_computed
+from support.runs.earlier_partitions import EarlierPartition
+from support.runs.night_inputs import image
+
+from pipeline.storage.store import Store
+
+TYPES: dict[str, Any] = {"image": pa.binary(), "note": pa.string(), "other": pa.string()}
+
+
+class Nights:
+    """A table that changes, and the partition of its predictions."""
+
+    def __init__(self, tmp_path: Path, reuse: str = "inputs", mapping: Any = "name") -> None:
+        self.tmp_path, self._pixels = tmp_path, 0
+        self.table = DeltaTable(tmp_path / "in", mapping)
+        self.rows: dict[str, pa.Table] = {}
+        self.deleted: dict[str, set[int]] = {}
+        source = {"format": "delta", "pass_through": ["note"]}
+        sections = {"run": {"reuse": reuse}}
+        out = Store(str(tmp_path / "out"))
+        self.partition = EarlierPartition(str(tmp_path / "in"), out, source, sections=sections)
+        self.partition.weights = str(tmp_path / "weights.pt")
+        torch.save(colours_state(), self.partition.weights)
+
+    def add(self, path: str, num_rows: int) -> None:
+        begin, self._pixels = self._pixels, self._pixels + num_rows
+        numbers = range(begin, self._pixels)
+        columns = {
+            "image": [image(number) for number in numbers],
+            "note": [f"note {number}" for number in numbers],
+            "other": [f"other {number}" for number in numbers],
+        }
+        self.rows[path], self.deleted[path] = pa.table(columns), set()
+        self.table.commit(self._columns(), {path: self.rows[path]})
+
+    def delete(self, path: str, rows: set[int]) -> None:
+        self.deleted[path] |= rows
+        self.table.commit(self._columns(), deleted={path: sorted(self.deleted[path])})
+
+    def remove(self, path: str) -> None:
+        del self.rows[path], self.deleted[path]
+        self.table.commit(self._columns(), removed=[path])
+
+    def swap(self) -> None:
+        """Rename two columns to each other's names."""
+        keys = {name: key for name, (_, key) in self.table.columns.items()}
+        swapped = {"image": "image", "note": "other", "other": "note"}
+        self.table.commit({name: (TYPES[name], keys[was]) for name, was in swapped.items()})
+
+    def num_live(self) -> int:
+        return sum(rows.num_rows - len(self.deleted[path]) for path, rows in self.rows.items())
+
+    def _columns(self) -> dict[str, Any]:
+        return self.table.columns or TYPES
+
+
+def test_a_night_computes_the_rows_of_new_files_alone_and_drops_deleted_ones(tmp_path: Path):
+    nights = Nights(tmp_path)
+    for name in "ab":
+        nights.add(f"{name}.parquet", 40)
+    nights.partition.run()
+    assert len(nights.partition.computed) == 80
+    nights.delete("a.parquet", {0, 7, 8, 39})
+    nights.add("c.parquet", 3)
+    nights.partition.run()
+    rows = nights.partition.report()["rows"]
+    assert rows["total"] == rows["computed"] + rows["carried"] == 79
+    assert rows["carried"] >= 40, "the others are new, or computed again as a check"
+    assert_as_all_computed(nights.partition, tmp_path)
+
+    assert nights.partition.current().source["options"] == {"version": 3}
+    nights.table.commit(nights.table.columns)
+    log = nights.partition.current().number
+    nights.partition.run()
+    assert nights.partition.current().number == log, "the same files, rows and columns"
+    assert nights.partition.computed == []
+
+
+def test_rows_that_a_table_restores_are_computed(tmp_path: Path):
+    nights = Nights(tmp_path)
+    nights.add("a.parquet", 30)
+    nights.delete("a.parquet", {3, 4, 29})
+    nights.partition.run()
+    nights.table.commit(nights.table.columns, deleted={"a.parquet": [4]})
+    nights.partition.run()
+    assert {"a.parquet#3", "a.parquet#29"} <= {*nights.partition.computed}
+    assert nights.partition.current().num_predicted == 29
+    assert_as_all_computed(nights.partition, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nights_over_a_table_that_changes_equal_whole_runs(seed: int, tmp_path: Path):
+    chance = random.Random(seed)
+    nights = Nights(tmp_path, chance.choice(["inputs", "content"]), chance.choice(["name", "id"]))
+    for number in range(2):
+        nights.add(f"{number}.parquet", chance.randrange(5, 30))
+    for night in range(5):
+        earlier = {*nights.rows}
+        for _ in range(chance.randrange(1, 4)):
+            path = chance.choice([*nights.rows])
+            step = chance.choice(["add", "delete", "delete", "remove", "swap"])
+            live = {*range(nights.rows[path].num_rows)} - nights.deleted[path]
+            if step == "add" or len(nights.rows) < 2:
+                nights.add(f"{night}-{len(nights.rows)}-{nights.num_live()}.parquet", 7)
+            elif step == "delete" and live:
+                some = chance.sample(sorted(live), chance.randrange(len(live)) or 1)
+                nights.delete(path, {*some})
+            elif step == "remove":
+                nights.remove(path)
+            else:
+                nights.swap()
+        if nights.num_live():
+            nights.partition.broken = {f"{path}#1" for path in nights.rows if path not in earlier}
+            nights.partition.run()
+            assert nights.partition.current().num_rows == nights.num_live()
+            assert_as_all_computed(nights.partition, tmp_path)
+            nights.partition.broken = set()
+            nights.partition.retry()
+            assert_as_all_computed(nights.partition, tmp_path)
