@@ -203,6 +203,20 @@ def test_a_file_whose_rows_are_all_deleted_gives_none(tmp_path: Path):
     assert read(source_of(tmp_path, ["n"]))[0] == due(tmp_path) == counted([{"n": 3}])
 
 
+@pytest.mark.parametrize(("column", "text"), [("day", "x"), ("late", None)])
+def test_rows_are_there_although_their_file_has_none_of_the_columns(
+    column: str, text: str | None, tmp_path: Path
+):
+    table = DeltaTable(tmp_path, partition_by=["day"])
+    first = {"n": pa.int64(), "day": pa.string()}
+    table.commit(first, {"a.parquet": pa.table({"n": range(5)})}, given={"day": "x"})
+    table.commit({**first, "late": pa.string()}, deleted={"a.parquet": [1]})
+    source = Source(uri=str(tmp_path), format="delta", text_column=column)
+    rows = rows_of(source, list_inputs(source, max_extent_rows=4))
+    assert rows.column("row_id").to_pylist() == [f"a.parquet#{row}" for row in (0, 2, 3, 4)]
+    assert rows.column("error").to_pylist() == [None if text else "null_input"] * 4
+
+
 def test_a_version_is_read_by_number_or_by_time(tmp_path: Path):
     for number in range(3):
         deltalake.write_deltalake(tmp_path, pa.table({"n": [number]}), mode="overwrite")
