@@ -9,6 +9,7 @@ from pipeline.core.backoff import TransientError
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.printable import clean_message
 from pipeline.storage.errors import redact, secret_values
+from pipeline.storage.s3_access import table_access
 from pipeline.storage.store import Store
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -53,38 +54,18 @@ def library_options(store: Store, setting: str) -> dict[str, str]:
     Raises:
         JobError: The library cannot reach this kind of store.
     """
-    if not store.is_object_store:
+    access = table_access(store, setting)
+    if access is None:
         return {}
-    if not store.uri.startswith("s3://"):
-        protocol = store.uri.partition("://")[0]
-        raise JobError(f"{setting}: a Delta table can be on local disk or s3://, not {protocol}://")
-    from botocore.session import Session  # a part of the extra `s3`
-
-    given = store.storage_options
-    client = given.get("client_kwargs", {})
-    session = Session(profile=given.get("profile"))
-    # Does not connect: it resolves region and endpoint from options, variables and files.
-    resolved = session.create_client(
-        "s3",
-        region_name=client.get("region_name"),
-        endpoint_url=given.get("endpoint_url") or client.get("endpoint_url"),
-    ).meta
-    is_aws = ".amazonaws.com" in resolved.endpoint_url
+    is_aws = ".amazonaws.com" in access.endpoint_url
     options = {
-        "aws_region": resolved.region_name,
-        "aws_endpoint_url": None if is_aws else resolved.endpoint_url,
-        "aws_access_key_id": given.get("key"),
-        "aws_secret_access_key": given.get("secret"),
-        "aws_session_token": given.get("token"),
-        "aws_skip_signature": "true" if given.get("anon") else None,
-        "aws_allow_http": "true" if resolved.endpoint_url.startswith("http://") else None,
+        "aws_region": access.region,
+        "aws_endpoint_url": None if is_aws else access.endpoint_url,
+        "aws_access_key_id": access.key,
+        "aws_secret_access_key": access.secret,
+        "aws_session_token": access.token,
+        "aws_skip_signature": "true" if access.is_anonymous else None,
+        "aws_allow_http": "true" if access.endpoint_url.startswith("http://") else None,
         "aws_conditional_put": "etag",
     }
-    if not (given.get("key") or given.get("anon")):
-        credentials = session.get_credentials()
-        if credentials is not None:
-            frozen = credentials.get_frozen_credentials()
-            options["aws_access_key_id"] = frozen.access_key
-            options["aws_secret_access_key"] = frozen.secret_key
-            options["aws_session_token"] = frozen.token
     return {name: value for name, value in options.items() if value}
