@@ -62,9 +62,9 @@ class Source(Section):
     """A folder, a file or a glob (`*`, `**`) on a local disk or in an object store (`s3://`,
     `gs://`, `az://` or `abfs://`)."""
     format: str
-    """Format of the shards: `images`, `audio`, `parquet`, `delta`, `jsonl`, `csv` or `webdataset`.
-    [Formats](#formats) has the rules of each, and which of these fields it reads. Installed
-    packages may add formats (entry points `pipeline.sources`)."""
+    """Format of the shards: `images`, `audio`, `parquet`, `delta`, `iceberg`, `jsonl`, `csv` or
+    `webdataset`. [Formats](#formats) has the rules of each, and which of these fields it reads.
+    Installed packages may add formats (entry points `pipeline.sources`)."""
     files: Texts | None = None
     """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a text
     file with one per line. Default: all files below `uri`."""
@@ -153,7 +153,7 @@ class Source(Section):
     max_text_bytes: PositiveInt = 2**20
     """A text with more bytes in UTF-8 is quarantined as `too_large`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the format; of the built-in formats [csv](#csv) and `delta` have some."""
+    """Options of the format; [csv](#csv), `delta`, `iceberg` and some installed ones have them."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
 
@@ -223,7 +223,8 @@ class Source(Section):
         if self.format not in registry.built_in(registry.SOURCES):
             settings.pop("options", None)
         if table_version is not None:
-            settings["options"] = {"version": table_version}
+            form = registry.load(registry.SOURCES, self.format)
+            settings["options"] = form.pinned(self.options, table_version)
         return settings
 
     def settings(self, document: SettingsDocument) -> dict[str, Any]:

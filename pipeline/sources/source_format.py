@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple, Protocol, Self, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -154,6 +154,10 @@ class SourceFormat(ABC):
             JobError: There is no such table or version, or it cannot be read.
             InputMissing: Files of the version are gone.
         """
+        raise NotImplementedError(self.name)
+
+    def pinned(self, options: Mapping[str, Any], version: int) -> dict[str, Any]:
+        """Return options that read the same version of a table again, if `is_lake`."""
         raise NotImplementedError(self.name)
 
     @abstractmethod

@@ -1,15 +1,12 @@
 """Delta tables: one version's data files, without the rows that deletion vectors delete.
 
-The library `deltalake` reads the log; the files are read as Parquet shards. What a file holds never
-changes, so the plan names files, live rows and columns, and needs no table afterwards.
+The library `deltalake` reads the log.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -23,24 +20,26 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_list
-from pipeline.sources.formats.parquet import Parquet
+from pipeline.sources.formats.lake_format import (
+    LakeFormat,
+    LiveFile,
+    TableVersion,
+    live_rows,
+    relative_path,
+)
 from pipeline.sources.formats.table_view import (
     FIELD_ID,
     PARTITION_COLUMNS,
     PHYSICAL,
     VERSION,
-    TableFile,
 )
 from pipeline.storage.delta_tables import delta_error, delta_library, library_options
-from pipeline.storage.skipped import SkipReason
-from pipeline.storage.store import Store, StoredFile
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 _SETTING = "source.format: delta"
-_BEYOND_ROWS = 2**62
-"""More than the rows of any file."""
 _MODE, _NAME, _ID = (
     *("delta.columnMapping.mode", b"delta.columnMapping.physicalName"),
     b"delta.columnMapping.id",
@@ -56,22 +55,23 @@ class DeltaOptions(Section):
     """The newest version at this time instead (`2026-11-30T00:00:00Z`)."""
 
 
-class Delta(Parquet):
+class Delta(LakeFormat):
     """The live rows of a Delta table."""
 
     name = "delta"
     semantics = SEMANTICS["delta"]
-    is_lake = True
     Options = DeltaOptions
 
     def check(self, source: Source) -> None:
         options = DeltaOptions(**source.options)
         if options.version is not None and options.timestamp is not None:
             raise ValueError("options: give version or timestamp")
-        if source.files is not None:
-            raise ValueError("files has no effect with format 'delta', whose table names its files")
+        super().check(source)
 
-    def list_table(self, store: Store, source: Source) -> Sequence[StoredFile]:
+    def pinned(self, options: Mapping[str, Any], version: int) -> dict[str, Any]:
+        return {"version": version}
+
+    def read_version(self, store: Store, source: Source) -> TableVersion:
         table = _open(store, DeltaOptions(**source.options))
         try:
             schema, partition_columns = _schema(table), list(table.metadata().partition_columns)
@@ -84,45 +84,14 @@ class Delta(Parquet):
             for path, mask in zip(*vectors.select(["filepath", "selection_vector"]), strict=True)
         }
         paths = [_relative(store, path) for path in adds.column("path").to_pylist()]
-        if twice := [path for path, count in Counter(paths).items() if count > 1]:
-            raise JobError(
-                f"source.uri: version {table.version()} of the Delta table {store.url()} names "
-                f"{twice[0]} twice; its log is damaged"
-            )
         columns = [_texts(adds, name) for name in partition_columns]
         values = [*zip(*columns, strict=True)] if columns else [()] * len(paths)
-        listed = _InTable(paths)
-        there = {file.path: file for file in store.list_chosen(listed)}
-        if gone := [path for path in paths if path not in there]:
-            raise InputMissing(
-                f"source.uri: {len(gone)} of {len(paths)} files of version {table.version()} of "
-                f"{store.url()} are missing, first {gone[0]}: VACUUM removed them; read a newer "
-                "version (source.options.version)"
-            )
-        files = []
-        for path, given in zip(paths, values, strict=True):
-            file = there[path]
-            facts = (path, file.size_bytes, file.version, file.modified, file.ctime_ns)
-            files.append(TableFile(*facts, table=schema, given=given, rows=live.get(path)))
-        return sorted(files, key=lambda file: file.path)
-
-
-@dataclass
-class _InTable:
-    """Chooses the files that a table names."""
-
-    paths: Sequence[str]
-    follow_links: bool = True
-    _wanted: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._wanted = frozenset(self.paths)
-
-    def takes(self, file: StoredFile) -> bool:
-        return file.path in self._wanted
-
-    def skip(self, path: str, reason: SkipReason) -> None:
-        """Other files are no input, whatever they are."""
+        return TableVersion(
+            f"version {table.version()} of the Delta table {store.url()}",
+            schema,
+            [LiveFile(path, v, live.get(path)) for path, v in zip(paths, values, strict=True)],
+            "VACUUM removed them; read a newer version (source.options.version)",
+        )
 
 
 def _open(store: Store, options: DeltaOptions) -> DeltaTable:
@@ -163,25 +132,17 @@ def _relative(store: Store, path: str) -> str:
     Raises:
         JobError: The file is outside, as those of shallow clones.
     """
-    text = unquote(path)
-    root = store.url().rstrip("/")
-    for prefix in (f"file://{root}/", f"{root}/"):
-        text = text.removeprefix(prefix)
-    if text.startswith("/") or "://" in text:
+    text = relative_path(store, unquote(path))
+    if text is None:
         raise JobError(
             f"source.uri: {store.url()} is a shallow clone, which names files of another table, "
-            f"first {text}: read that table"
+            f"first {unquote(path)}: read that table"
         )
     return text
 
 
 def _live(mask: pa.ListScalar) -> Ranges:
-    """Return the rows that are not deleted; rows after the end of the mask are not."""
-    kept = np.asarray(mask.values.to_numpy(zero_copy_only=False), np.bool_)
-    *bounds, start = (*Ranges.of_mask(kept).bounds, len(kept))
-    if bounds and bounds[-1] == start:
-        start, bounds = bounds[-2], bounds[:-2]
-    return Ranges((*bounds, start, _BEYOND_ROWS))
+    return live_rows(np.asarray(mask.values.to_numpy(zero_copy_only=False), np.bool_))
 
 
 def _schema(table: DeltaTable) -> pa.Schema:

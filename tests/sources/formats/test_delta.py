@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import decimal
 import os
 import random
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +12,13 @@ import deltalake
 import pyarrow as pa
 import pytest
 from support.inputs.delta_tables import DeltaTable
+from support.inputs.lake_rows import COLUMNS, Rows, counted, read, rows_of, some_rows
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.job.source import Source
-from pipeline.planning.slicing import SliceSizes, make_units
-from pipeline.sources.listing.inputs import Inputs, list_inputs
-from pipeline.sources.reader import read_slices
-from pipeline.sources.rows import Reader
-from pipeline.storage.store import Store
+from pipeline.sources.listing.inputs import list_inputs
 
 NUM_TABLES = 40
-Rows = Counter[tuple[str, ...]]
 
 
 def source_of(folder: Path, names: list[str], **options: Any) -> Source:
@@ -35,34 +28,6 @@ def source_of(folder: Path, names: list[str], **options: Any) -> Source:
     )
 
 
-def rows_of(source: Source, inputs: Inputs) -> pa.Table:
-    """Read all rows in slices of three."""
-    reader = Reader(
-        Store(inputs.root), source, inputs.pass_through, inputs.fields, table=inputs.table
-    )
-    tables = [reader.schema.empty_table()]
-    for unit in make_units(inputs.extents, SliceSizes(3)):
-        starts = frozenset(key.start for key in unit.slices())
-        tables += [rows for _, _, rows in read_slices(reader, unit, starts)]
-    return pa.concat_tables(tables)
-
-
-def read(source: Source) -> tuple[Rows, pa.Table]:
-    """Return the rows of a table as they are read, counted, and the table of them."""
-    rows = rows_of(source, list_inputs(source, max_extent_rows=4))
-    assert rows.column("error").null_count == rows.num_rows, rows.column("message").to_pylist()
-    assert len(set(rows.column("row_id").to_pylist())) == rows.num_rows
-    values = rows.select([*source.passed]).to_pylist()
-    for row, vector in zip(values, rows.column("features").to_pylist(), strict=True):
-        row["n"] = int(vector[0])
-    return counted(values), rows
-
-
-def counted(rows: list[dict[str, Any]]) -> Rows:
-    """Count rows; values are compared by their text, since lists and maps have no hash."""
-    return Counter(tuple(f"{key}={row[key]!r}" for key in sorted(row)) for row in rows)
-
-
 def due(folder: Path, **options: Any) -> Rows:
     """Return the rows of a table as the library reads them."""
     table = deltalake.DeltaTable(folder, **options)
@@ -70,52 +35,7 @@ def due(folder: Path, **options: Any) -> Rows:
     return counted(pa.table(reader).to_pylist())
 
 
-def a_value(chance: random.Random, dtype: pa.DataType) -> Any:
-    if chance.random() < 0.2:
-        return None
-    number = chance.randrange(-9, 10)
-    made: Mapping[pa.DataType, Any] = {
-        pa.string(): f"text {number} \u00e9",
-        pa.int8(): number,
-        pa.float64(): number / 3,
-        pa.bool_(): number > 0,
-        pa.binary(): bytes([number + 9]),
-        pa.date32(): dt.date(2026, 1, 10 + number),
-        pa.timestamp("us", "UTC"): dt.datetime(2026, 1, 10 + number, 5, tzinfo=dt.UTC),
-        pa.decimal128(12, 3): decimal.Decimal(number) / 8,
-        LISTS: [number, None, number + 1],
-        STRUCTS: {"a": number, "b": None if number < 0 else "x"},
-        MAPS: [("key", number)],
-    }
-    return made[dtype]
-
-
-LISTS = pa.list_(pa.int64())
-STRUCTS = pa.struct([("a", pa.int64()), ("b", pa.string())])
-MAPS = pa.map_(pa.string(), pa.int64())
-COLUMNS: dict[str, pa.DataType] = {
-    "text": pa.string(),
-    "small": pa.int8(),
-    "price": pa.float64(),
-    "is_new": pa.bool_(),
-    "data": pa.binary(),
-    "day": pa.date32(),
-    "seen": pa.timestamp("us", "UTC"),
-    "cost": pa.decimal128(12, 3),
-    "list": LISTS,
-    "struct": STRUCTS,
-    "map": MAPS,
-}
 PARTITIONS = ("text", "small", "is_new", "day", "seen")
-
-
-def some_rows(chance: random.Random, columns: Mapping[str, pa.DataType]) -> pa.Table:
-    num_rows = chance.randrange(1, 9)
-    made = {
-        name: pa.array([a_value(chance, dtype) for _ in range(num_rows)], dtype)
-        for name, dtype in columns.items()
-    }
-    return pa.table({"n": pa.array([chance.randrange(100) for _ in range(num_rows)]), **made})
 
 
 @pytest.mark.parametrize("seed", range(NUM_TABLES))
@@ -258,7 +178,7 @@ def test_a_place_without_a_table_is_named(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.parquet", r"version 1 .* names a\.parquet twice; its log is damaged"),
+        ("a.parquet", r"version 1 .* names a\.parquet twice; it is damaged"),
         ("/elsewhere/b.parquet", r"is a shallow clone, .* first \S*/elsewhere/b\.parquet"),
     ],
 )
