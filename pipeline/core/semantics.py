@@ -21,6 +21,7 @@ SEMANTICS: Mapping[str, int] = {
     "audio": 2,
     "parquet": 4,
     "delta": 1,
+    "iceberg": 1,
     "jsonl": 5,
     "csv": 4,
     "webdataset": 3,
@@ -32,10 +33,10 @@ SEMANTICS: Mapping[str, int] = {
     "tokenize": 1,
     "predict": 5,
 }
-"""Area -> version. `images`, `audio`, `parquet`, `delta`, `jsonl`, `csv`, `webdataset`: rows, ids
-and values that a source yields (a change of `parquet` changes `delta`, too); `fetch`: what a URI
-column may name; `waveform`: what a clip of sound becomes; `predict`: normalisation, export,
-weights, tasks."""
+"""Area -> version. `images`, `audio`, `parquet`, `delta`, `iceberg`, `jsonl`, `csv`, `webdataset`:
+rows, ids and values that a source yields (a change of `parquet` changes `delta` and `iceberg`,
+too); `fetch`: what a URI column may name; `waveform`: what a clip of sound becomes; `predict`:
+normalisation, export, weights, tasks."""
 
 
 def semantics_of(input_areas: Mapping[str, int], *, has_uris: bool) -> dict[str, int]:

@@ -42,6 +42,7 @@ _OF_MODELS = ("transformers", "tokenizers", "timm")
 _EXTRAS = {
     **{protocol.extra: protocol.package for protocol in OBJECT_PROTOCOLS.values()},
     "delta": "deltalake",
+    "iceberg": "pyiceberg",
     "submit": "aiohttp",
     "transformers": "transformers",
     "timm": "timm",

@@ -13,6 +13,7 @@ REGISTRY = {
     "audio": "pipeline.sources.formats.media_files:AUDIO",
     "parquet": "pipeline.sources.formats.parquet:FORMAT",
     "delta": "pipeline.sources.formats.delta:FORMAT",
+    "iceberg": "pipeline.sources.formats.iceberg:FORMAT",
     "jsonl": "pipeline.sources.formats.jsonl:FORMAT",
     "csv": "pipeline.sources.formats.csv:FORMAT",
     "webdataset": "pipeline.sources.formats.webdataset:FORMAT",

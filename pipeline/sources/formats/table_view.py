@@ -25,8 +25,12 @@ from pipeline.storage.interface import StoredFile
 
 PHYSICAL, FIELD_ID = b"physical", b"field_id"
 """Metadata of a table's column: its name in files, or the id that it has there."""
+NAMES = b"names"
+"""Metadata of a table's column beside its id: JSON names that it may have in files without ids."""
 PARTITION_COLUMNS = b"partition_columns"
 """Metadata of a table's schema: JSON names of the columns whose values the table knows."""
+FILES_FIRST = b"files_first"
+"""Metadata of a table's schema: of such a column, a file that has it is read instead."""
 VERSION = b"version"
 """Metadata of a table's schema: the number of the version."""
 _ID_IN_FILE = b"PARQUET:field_id"
@@ -92,13 +96,21 @@ class TableView(View):
         super().__init__(pa.schema(plain))
         self._partition_columns = partition_columns(table)
         self._columns: dict[str, _Column] = {}
-        for keyed, column in zip(table, plain, strict=True):
-            if keyed.name not in self._partition_columns:
-                self._columns[keyed.name] = _resolved(keyed, column, [*shard])
         self._types = {column.name: column.type for column in shard}
+        self._has_keys = not len(shard) or _has_ids(shard) or not _needs_ids(table)
+        is_files_first = FILES_FIRST in (table.metadata or {})
+        for keyed, column in zip(table, plain, strict=True):
+            is_given = keyed.name in self._partition_columns
+            if is_given and not is_files_first:
+                continue
+            resolved = _resolved(keyed, column, [*shard])
+            if not is_given or resolved.at is not None:
+                self._columns[keyed.name] = resolved
 
     @cached_property
     def problem(self) -> str:  # type: ignore[override]
+        if not self._has_keys:
+            return "it has no field ids, and the table no name mapping for such files"
         for name, column in self._columns.items():
             if column.at is not None and (trouble := _trouble(column, self._types[column.at])):
                 return f"column {name!r} {trouble}"
@@ -131,7 +143,7 @@ class TableView(View):
         self, batch: pa.RecordBatch, name: str, values: Mapping[str, str | None]
     ) -> pa.Array:
         dtype = self.schema.field(name).type
-        if name in values:
+        if name not in self._columns:
             value = pa.scalar(values[name], pa.string()).cast(dtype)
             return pa.repeat(value, batch.num_rows)
         column = self._columns[name]
@@ -166,6 +178,15 @@ def partition_columns(table: pa.Schema) -> list[str]:
     return names
 
 
+def _has_ids(fields: Iterable[pa.Field]) -> bool:
+    return any(_ID_IN_FILE in (column.metadata or {}) for column in fields)
+
+
+def _needs_ids(table: pa.Schema) -> bool:
+    """Tell whether columns are only known by their ids in files."""
+    return any(FIELD_ID in (f.metadata or {}) and NAMES not in f.metadata for f in table)
+
+
 def _without_keys(column: pa.Field) -> pa.Field:
     """Return a field without metadata at any depth, so that equal columns have equal fields."""
     return pa.field(column.name, _plain(column.type), column.nullable)
@@ -192,9 +213,12 @@ def _children(dtype: pa.DataType) -> list[pa.Field]:
 def _resolved(keyed: pa.Field, column: pa.Field, candidates: Sequence[pa.Field]) -> _Column:
     """Find a column among the fields of a shard at the same depth, and below it its children."""
     metadata = keyed.metadata or {}
-    if FIELD_ID in metadata:
+    if FIELD_ID in metadata and (_has_ids(candidates) or NAMES not in metadata):
         number = metadata[FIELD_ID]
         match = next((f for f in candidates if (f.metadata or {}).get(_ID_IN_FILE) == number), None)
+    elif FIELD_ID in metadata:
+        names = json.loads(metadata[NAMES])
+        match = next((f for f in candidates if f.name in names), None)
     else:
         name = metadata.get(PHYSICAL, keyed.name.encode()).decode()
         match = next((f for f in candidates if f.name == name), None)

@@ -156,9 +156,8 @@ _LIVE_ROWS: Final = {
     "its live rows",
     ".hoodie": "a Hudi table: write its live rows elsewhere by "
     "spark.read.format('hudi').load('TABLE').write.parquet('ROWS')",
-    "metadata": "an Iceberg table: write its live rows elsewhere by pyarrow.parquet.write_table("
-    "pyiceberg.table.StaticTable.from_metadata('TABLE/metadata/NEWEST.metadata.json').scan()"
-    ".to_arrow(), 'ROWS.parquet')",
+    "metadata": "an Iceberg table: set source.uri to TABLE, source.format: iceberg and "
+    "source.options: {catalog: NAME, table: NAMESPACE.NAME}, which reads its live rows",
 }
 """The mark of a table -> its name, and how to read its live rows."""
 
@@ -180,6 +179,8 @@ def lake_format_at(store: Store) -> str | None:
     with contextlib.suppress(JobError):  # access may be denied
         if store.exists("_delta_log/"):
             return "delta"
+        if store.exists("metadata/version-hint.text"):
+            return "iceberg"
     return None
 
 
