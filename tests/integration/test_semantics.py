@@ -22,8 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pyiceberg.types import LongType
 from support.inputs.clips import encoded
 from support.inputs.delta_tables import DeltaTable
+from support.inputs.iceberg_tables import TABLE, catalog_at, delete_rows, without_catalog
 from support.models.tiny_tokenizer import text_settings
 from support.runs.checkout import SUPPORT
 from support.runs.jobs import job_of
@@ -65,6 +67,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "audio": (2, "fd6260b6215c1f50"),
     "parquet": (4, "134b53b699ffee4d"),
     "delta": (1, "ab1e64550ae7eaaf"),
+    "iceberg": (1, "7692660c86d79a70"),
     "jsonl": (5, "cb2d2d3ec086bb51"),
     "csv": (4, "7267be12d8f69e0f"),
     "webdataset": (3, "874d533d7fb8d54f"),
@@ -340,6 +343,21 @@ def delta_rows(folder: Path) -> list[dict[str, Any]]:
     return read(folder, format="delta", pass_through=["key", "day", "new"])
 
 
+def iceberg_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows of a table with deleted rows, renamed and added columns, and files without ids."""
+    rows = pq.read_table(CORPUS / "rows.parquet", columns=["id", "image"])
+    rows = rows.cast(pa.schema([("id", pa.string()), ("image", pa.binary())]))
+    catalog = catalog_at(folder / "metadata")
+    table = catalog.create_table(TABLE, schema=rows.schema, location=str(folder))
+    pq.write_table(rows, folder / "a b.parquet")
+    table.add_files([str(folder / "a b.parquet")])
+    delete_rows(table, {str(folder / "a b.parquet"): [0, 2]})
+    with table.update_schema() as update:
+        update.rename_column("id", "key")
+        update.add_column("new", LongType())
+    return read(without_catalog(table), format="iceberg", pass_through=["key", "new"])
+
+
 def csv_records(folder: Path) -> list[list[dict[str, Any]]]:
     """Texts, features and images in records of all kinds; plain, compressed, with options."""
     data = (CORPUS / "rows.csv").read_bytes()
@@ -378,6 +396,7 @@ AREAS: dict[str, Callable[[Path, Path], Any]] = {
         pass_through=["taken_at", "camera", "width"],
     ),
     "delta": lambda images, folder: delta_rows(folder),
+    "iceberg": lambda images, folder: iceberg_rows(folder),
     "audio": lambda images, folder: sounds(folder),
     "jsonl": lambda images, folder: json_lines(folder),
     "csv": lambda images, folder: csv_records(folder),

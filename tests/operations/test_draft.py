@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.inputs.encoded import base_image, encode
+from support.inputs.iceberg_tables import TABLE, catalog_at, without_catalog
 from support.inputs.tars import Entry, pack
 from support.models.snapshots import make_snapshot
 
@@ -46,6 +47,12 @@ def write(folder: Path, name: str, columns: dict[str, Any]) -> str:
     elif name.endswith(".delta"):
         deltalake.write_deltalake(path, pa.table(columns))
         deltalake.write_deltalake(path, pa.table(columns), mode="overwrite")
+    elif name.endswith(".iceberg"):
+        catalog = catalog_at(path / "metadata")
+        schema = pa.table(columns).schema
+        table = catalog.create_table(TABLE, schema=schema, location=str(path))
+        table.append(pa.table(columns))
+        without_catalog(table)
     elif name.endswith(".jsonl"):
         path.write_text("\n".join(map(json.dumps, rows)))
     else:
@@ -62,7 +69,7 @@ def drafted(tmp_path: Path, uri: str, model: str, **overrides: Any) -> Draft:
 
 
 @pytest.mark.parametrize(
-    "name", ["rows.parquet", "rows.delta", "rows.jsonl", "rows.csv", "rows.tsv"]
+    "name", ["rows.parquet", "rows.delta", "rows.iceberg", "rows.jsonl", "rows.csv", "rows.tsv"]
 )
 def test_texts_of_every_format_need_no_job_file(tmp_path: Path, encoder: str, name: str):
     draft = drafted(tmp_path, write(tmp_path, name, TEXTS), encoder)

@@ -21,8 +21,10 @@ from support.inputs.iceberg_tables import (
     folder_of,
     live_files,
     options_at,
+    without_catalog,
 )
 from support.inputs.lake_rows import COLUMNS, Rows, counted, read, rows_of, some_rows
+from support.servers.object_stores import S3Server
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.job.source import Source
@@ -50,10 +52,13 @@ def due(table: Table, **scan: Any) -> Rows:
     return counted(table.scan(**scan).to_arrow().to_pylist())
 
 
-def table_of(folder: Path, rows: pa.Table, version: int = 2) -> Table:
-    catalog = catalog_at(folder)
+def table_of(
+    folder: Path, rows: pa.Table, version: int = 2, location: str | None = None, **access: str
+) -> Table:
+    """Return a new table with some rows; `access` are options of a catalog in an object store."""
+    catalog = catalog_at(folder, **access)
     properties = {"format-version": str(version)}
-    table = catalog.create_table(TABLE, schema=rows.schema, properties=properties)
+    table = catalog.create_table(TABLE, rows.schema, location, properties=properties)
     table.append(rows)
     return table
 
@@ -216,30 +221,37 @@ def test_a_snapshot_is_read_by_id_branch_or_tag(tmp_path: Path):
             list_inputs(source_of(table, tmp_path, **{name: value}), max_extent_rows=4)
 
 
-def _as_version_3(table: Table, change: dict[str, Any]) -> Path:
-    """Write the metadata of a table as version 3 with a hint, without a catalog."""
-    folder = folder_of(table)
-    at = table.metadata_location.removeprefix("file://")
-    metadata = json.loads(Path(at).read_text()) | {"format-version": 3, "next-row-id": 100}
-    for schema in metadata["schemas"]:
-        for field in schema["fields"]:
-            field.update(change.get(field["name"], {}))
-    (folder / "metadata" / "v3.metadata.json").write_text(json.dumps(metadata))
-    (folder / "metadata" / "version-hint.text").write_text("3")
-    return folder
-
-
 def test_a_table_of_version_3_is_read_without_a_catalog(tmp_path: Path):
     table = table_of(tmp_path, ten())
     with table.update_schema() as update:
         update.add_column("late", StringType())
     delete_rows(table, {live_files(table)[0].file_path: [2]}, "vector")
-    folder = _as_version_3(table, {"late": {"initial-default": "x"}})
+    schemas = [json.loads(schema.model_dump_json()) for schema in table.schemas().values()]
+    schemas[-1]["fields"][-1]["initial-default"] = "x"
+    version_3 = {"format-version": 3, "next-row-id": 100, "schemas": schemas}
+    folder = without_catalog(table, **version_3)
     source = Source(
         uri=str(folder), format="iceberg", features=("n",), pass_through=("text", "late")
     )
     live = [row | {"late": "x"} for row in ten().to_pylist() if row["n"] != 2]
     assert read(source)[0] == counted(live)
+
+
+def test_a_table_in_an_object_store_is_read_with_the_options_of_the_source(
+    s3: S3Server, tmp_path: Path
+):
+    store = s3.store()
+    access = {"s3.endpoint": s3.endpoint_url, "s3.region": "us-east-1"}
+    keys = ("s3.access-key-id", "key"), ("s3.secret-access-key", "secret")
+    access |= {name: store.storage_options[key] for name, key in keys}
+    table = table_of(tmp_path, ten(), location=store.url("rows"), **access)
+    delete_rows(table, {live_files(table)[0].file_path: [1, 2]}, "vector")
+    source = source_of(table, tmp_path)
+    fields = {"uri": store.url("rows"), "storage_options": dict(store.storage_options)}
+    source = source.model_copy(update=fields)
+    inputs = list_inputs(source, max_extent_rows=4)
+    rows = rows_of(source, inputs).select(["text"]).to_pylist()
+    assert [row["text"] for row in rows] == [f"t{n}" for n in (0, *range(3, 10))]
 
 
 def test_what_cannot_be_read_is_refused_with_the_cure(tmp_path: Path):

@@ -35,10 +35,11 @@ TABLE = "db.rows"
 DeletedBy = Literal["positions", "vector", "equality"]
 
 
-def catalog_at(folder: Path) -> SqlCatalog:
+def catalog_at(folder: Path, **access: str) -> SqlCatalog:
     """Return a new catalog with its database and its tables below a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    catalog = SqlCatalog("default", uri=f"sqlite:///{folder}/catalog.db", warehouse=str(folder))
+    places = {"uri": f"sqlite:///{folder}/catalog.db", "warehouse": str(folder)}
+    catalog = SqlCatalog("default", **places, **access)
     catalog.create_namespace_if_not_exists("db")
     return catalog
 
@@ -47,6 +48,15 @@ def options_at(folder: Path) -> dict[str, Any]:
     """Return the options of a job that name `TABLE` in the catalog of a folder."""
     uri = f"sqlite:///{folder}/catalog.db"
     return {"catalog": {"type": "sql", "uri": uri}, "table": TABLE}
+
+
+def without_catalog(table: Table, **changed: Any) -> Path:
+    """Return the folder of a table whose newest metadata a hint names; some keys may be changed."""
+    folder = folder_of(table)
+    metadata = json.loads(Path(table.metadata_location.removeprefix("file://")).read_text())
+    (folder / "metadata" / "v7.metadata.json").write_text(json.dumps(metadata | changed))
+    (folder / "metadata" / "version-hint.text").write_text("7")
+    return folder
 
 
 def folder_of(table: Table) -> Path:

@@ -24,7 +24,11 @@ Rows = Counter[tuple[str, ...]]
 def rows_of(source: Source, inputs: Inputs) -> pa.Table:
     """Read all rows in slices of three."""
     reader = Reader(
-        Store(inputs.root), source, inputs.pass_through, inputs.fields, table=inputs.table
+        Store(inputs.root, source.storage_options),
+        source,
+        inputs.pass_through,
+        inputs.fields,
+        table=inputs.table,
     )
     tables = [reader.schema.empty_table()]
     for unit in make_units(inputs.extents, SliceSizes(3)):
