@@ -58,8 +58,8 @@ class IcebergOptions(Section):
 
     catalog: CatalogEntry | None = None
     """The name of a catalog that pyiceberg is configured for (`PYICEBERG_CATALOG__NAME__URI`,
-    `.pyiceberg.yaml`), or `{type: sql | rest | glue | hive, uri: ..., warehouse: ...}`. Default: no
-    catalog; `metadata/version-hint.text` below `source.uri` names the metadata."""
+    `.pyiceberg.yaml`), or its fields, as below. Default: no catalog; `metadata/version-hint.text`
+    below `source.uri` names the metadata."""
     table: TableName | None = None
     """The namespace and name of the table in the catalog: `sales.reviews`."""
     snapshot: int | None = None

@@ -262,6 +262,7 @@ def test_what_cannot_be_read_is_refused_with_the_cure(tmp_path: Path):
         with pytest.raises(expected, match=message):
             list_inputs(source.model_copy(update=changed), max_extent_rows=4)
 
+    refused(JobError, "an Iceberg table, .*, source.format: iceberg and", format="parquet")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     refused(JobError, r"has files elsewhere, .*its location is .*db/rows", uri=str(elsewhere))
