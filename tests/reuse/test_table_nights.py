@@ -9,7 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from pyiceberg.types import LongType
 from support.inputs.delta_tables import DeltaTable
+from support.inputs.iceberg_tables import (
+    TABLE,
+    catalog_at,
+    delete_rows,
+    folder_of,
+    live_files,
+    options_at,
+)
 from support.models.model_cases import colours_state
 from support.runs.carried_runs import assert_as_all_computed
 from support.runs.earlier_partitions import EarlierPartition
@@ -130,3 +139,32 @@ def test_nights_over_a_table_that_changes_equal_whole_runs(seed: int, tmp_path: 
             nights.partition.broken = set()
             nights.partition.retry()
             assert_as_all_computed(nights.partition, tmp_path)
+
+
+def test_a_night_over_an_iceberg_table_computes_the_rows_of_new_files_alone(tmp_path: Path):
+    columns = {"image": [image(number) for number in range(90)], "note": ["a"] * 90}
+    rows = pa.table(columns)
+    table = catalog_at(tmp_path).create_table(TABLE, schema=rows.schema)
+    table.append(rows.slice(0, 80))
+    source = {"format": "iceberg", "pass_through": ["note"], "options": options_at(tmp_path)}
+    out = Store(str(tmp_path / "out"))
+    sections = {"run": {"reuse": "inputs"}}
+    partition = EarlierPartition(str(folder_of(table)), out, source, sections=sections)
+    partition.weights = str(tmp_path / "weights.pt")
+    torch.save(colours_state(), partition.weights)
+    partition.run()
+    assert len(partition.computed) == 80
+    [first] = live_files(table)
+    delete_rows(table, {first.file_path: [0, 7, 79]}, "vector")
+    table.append(rows.slice(80))
+    partition.run()
+    report = partition.report()["rows"]
+    assert report["total"] == report["computed"] + report["carried"] == 87
+    assert report["carried"] >= 40, "the others are new, or computed again as a check"
+    assert_as_all_computed(partition, tmp_path)
+    number = table.current_snapshot().snapshot_id
+    assert partition.current().source["options"] == {**options_at(tmp_path), "snapshot": number}
+    with table.update_schema() as update:
+        update.add_column("unused", LongType())
+    partition.run()
+    assert partition.computed == [], "the same files, rows and columns"
