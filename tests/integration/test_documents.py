@@ -112,6 +112,7 @@ LOOKS: dict[str, Callable[[list[dict[str, Any]]], bool]] = {
     "custom_model": class_of_photos,
     "two_inputs": lambda rows: all(-1 <= row["score"] <= 1 for row in rows),
     "text_source": lambda rows: len(rows) == 4,
+    "lake_tables": lambda rows: len(rows) == NUM_ROWS - 3,
     "detection": faces,
     "ocr": lambda rows: min(row["score"] for row in rows) > 0.9,
 }
