@@ -15,6 +15,7 @@ import yaml
 from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.part_file import open_part
+from pipeline.commit.tables import published_table
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.output_folders import PREDICTIONS
 from pipeline.core.printable import printable
@@ -70,6 +71,13 @@ rows = load_dataset("parquet", data_files=f"{{root}}/{files}", split="train")
 ```
 """
 
+_TABLE_READER = """\
+All partitions, each in one whole version, by the {title}:
+
+```python
+{code}
+```"""
+
 
 def write_card(store: Store, layout: Layout, manifest: Manifest) -> None:
     """Write the card of a current version, unless there is a card of a later one.
@@ -124,6 +132,8 @@ def card_text(store: Store, layout: Layout, manifest: Manifest) -> str:
             root=store.url("").rstrip("/"), files=files, predictions=PREDICTIONS
         ).rstrip(),
     ]
+    if (table := published_table(store, manifest)) is not None:
+        pieces.append(_TABLE_READER.format(title=table.title, code=table.reader))
     if source := [wanted[name] for name in ("input", "source") if wanted.get(name)]:
         pieces += ["## Source", *source]
     if wanted.get("license"):

@@ -99,6 +99,9 @@ class Manifest:
     card: dict[str, Any] = field(default_factory=dict)
     """Texts of the dataset card: `license`, `source` and `input`, each a string or None; {} if no
     card is written."""
+    table: dict[str, Any] = field(default_factory=dict)
+    """The table that names the parts, too: `table` and `table_options` of the job's section `sink`;
+    {} if there is none."""
     version: int = MANIFEST_VERSION
 
     @property

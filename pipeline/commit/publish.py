@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pipeline.commit.card import write_card
-from pipeline.commit.delta import Delta
 from pipeline.commit.layout import Layout, first_below, part_target, renumber
 from pipeline.commit.manifest import (
     Manifest,
@@ -28,6 +27,7 @@ from pipeline.commit.manifest import (
     restore_entry,
 )
 from pipeline.commit.shard_table import unneeded_keys
+from pipeline.commit.sink_table import AnyTable
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.create_once import CreateOutcome
@@ -114,7 +114,7 @@ def sync_published_folder(
     manifest: Manifest,
     keep_versions: int,
     *,
-    table: Delta | None = None,
+    table: AnyTable | None = None,
 ) -> None:
     """Make the published folder agree with the current manifest; safe to repeat.
 
@@ -139,7 +139,11 @@ def sync_published_folder(
 
 
 def _settle_one(
-    store: Store, layout: Layout, manifest: Manifest, keep_versions: int, table: Delta | None
+    store: Store,
+    layout: Layout,
+    manifest: Manifest,
+    keep_versions: int,
+    table: AnyTable | None,
 ) -> None:
     """Do what follows the commit of a version; each step may have been done before.
 
@@ -254,7 +258,7 @@ def repair(
     layout: Layout,
     keep_versions: int,
     *,
-    table: Delta | None = None,
+    table: AnyTable | None = None,
     is_last: bool = False,
 ) -> Manifest | None:
     """Finish what a crashed run left after its commit; return the current manifest.
@@ -299,7 +303,7 @@ def rollback(
     *,
     keep_versions: int,
     to_number: int | None = None,
-    table: Delta | None = None,
+    table: AnyTable | None = None,
 ) -> Manifest:
     """Publish a replaced version again, as a new version.
 
@@ -349,6 +353,7 @@ def rollback(
             restored_from=wanted,
             parts=_in_history(layout, old.parts),
             quarantine_parts=_in_history(layout, old.quarantine_parts),
+            table=table.reference if table else {},
         )
         placed = commit(store, layout, manifest, layout.history(wanted), version)
     sync_published_folder(store, layout, placed, keep_versions, table=table)

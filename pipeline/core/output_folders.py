@@ -7,7 +7,9 @@ loader, the store and the runtimes need them, too. No other file spells a path o
 from __future__ import annotations
 
 PREDICTIONS, QUARANTINE, REPORTS, CONTROL = "predictions", "quarantine", "reports", "_control"
-OUTPUT_FOLDERS = (PREDICTIONS, QUARANTINE, REPORTS, CONTROL)
+ICEBERG = "iceberg"
+"""The metadata of an Iceberg table, beside the parts: it may have files of other writers, too."""
+OUTPUT_FOLDERS = (PREDICTIONS, QUARANTINE, REPORTS, CONTROL, ICEBERG)
 PROBES = f"{CONTROL}/.probe"
 """Where trial files lie for a moment: a killed run may leave one."""
 CALIBRATED_MODELS = f"{CONTROL}/models"

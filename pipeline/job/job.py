@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.job.gates import Gates
+from pipeline.job.iceberg_catalog import CatalogEntry, TableName
 from pipeline.job.model import Model
 from pipeline.job.reading.dates import seconds_until
 from pipeline.job.section import MAPPING, NUMBER, NotNegative, PositiveInt, Section, by_form
@@ -81,6 +82,21 @@ class Card(Section):
     """Origin and owner of the input, as Markdown."""
 
 
+class TableOptions(Section):
+    """The table of `sink.table`."""
+
+    catalog: CatalogEntry | None = None
+    """For `iceberg`, required: the name of a catalog that pyiceberg is configured for
+    (`PYICEBERG_CATALOG__NAME__URI`, `.pyiceberg.yaml`), or
+    `{type: sql | rest | glue | hive, uri: ..., warehouse: ...}`."""
+    table: TableName | None = None
+    """For `iceberg`, required: the namespace and name of the table: `sales.labels`. Both are
+    created if they are missing."""
+    properties: dict[str, str] = Field(default_factory=dict)
+    """Properties that the table gets when it is created, such as `delta.logRetentionDuration` or
+    `write.metadata.delete-after-commit.enabled`."""
+
+
 class Sink(Section):
     """Where the predictions go."""
 
@@ -94,9 +110,12 @@ class Sink(Section):
     partition_columns: tuple[ColumnName, ...] = ()
     """Pass-through columns, `label` or other predictions that become folders inside the partition,
     outermost first: `<column>=<value>/`, at most 1,000 folders. Needs `partition`."""
-    table: Literal["delta"] | None = None
-    """`delta`: `predictions/` is also a Delta table; each publication replaces the partition in
-    it."""
+    table: Literal["delta", "iceberg"] | None = None
+    """The parts are also those of a table, in which each publication replaces the partition:
+    `delta`, a Delta table in `predictions/`, or `iceberg`, a table of the catalog in
+    `table_options`."""
+    table_options: TableOptions = TableOptions()
+    """The table."""
     target_part_mib: Annotated[float, Field(gt=0)] = 128.0
     """Approximate size of a part: half to one and a half times this; the last part may be
     smaller."""
@@ -108,6 +127,18 @@ class Sink(Section):
     """The dataset card."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
+
+    @model_validator(mode="after")
+    def _table_is_named(self) -> Sink:
+        given = self.table_options.model_fields_set
+        if self.table != "iceberg":
+            allowed = {"properties"} if self.table else set()
+            if unused := sorted(given - allowed):
+                where = f"table: {self.table}" if self.table else "no table"
+                raise ValueError(f"table_options.{unused[0]} has no effect with {where}")
+        elif missing := sorted({"catalog", "table"} - given):
+            raise ValueError(f"table: iceberg needs table_options.{missing[0]}")
+        return self
 
     @model_validator(mode="after")
     def _partition_first(self) -> Sink:

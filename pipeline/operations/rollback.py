@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipeline.commit.delta import table_of
 from pipeline.commit.publish import rollback as restore
+from pipeline.commit.tables import table_of
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.arguments import Date, JobLike, load_job
 from pipeline.operations.gc import held_partition

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.commit.delta import Delta
-from pipeline.commit.layout import DELTA_LOG, Layout, part_target
+from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import (
     Manifest,
     Part,
@@ -34,6 +33,7 @@ from pipeline.commit.parts.part_file import DamagedPart, open_part, read_batches
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.shard_table import KnownShard, NoKeys, read_shard_table
+from pipeline.commit.tables import published_table
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of, without
 from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, QUARANTINE_SCHEMA, ROW_ID
@@ -216,14 +216,16 @@ def marker_problems(store: Store, layout: Layout) -> list[str]:
 
 
 def _check_table(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
-    """Check that the Delta table, if there is one, names the parts."""
-    if not store.exists(DELTA_LOG):
+    """Check that the table, if there is one, names the parts."""
+    table = published_table(store, manifest)
+    if table is None:
         return []
     try:
-        problems = Delta(store).differences(layout, manifest)
-    except JobError as error:  # the library is not installed
+        problems = table.differences(layout, manifest)
+    except JobError as error:  # the library is not installed, or does not know the catalog
         return [Check("table", "skipped", str(error))]
-    return [verdict("table", problems, f"the Delta table names the {len(manifest.parts)} parts")]
+    fine = f"the {table.title} names the {len(table.parts_of(manifest))} parts"
+    return [verdict("table", problems, fine)]
 
 
 def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan | None, Check]:

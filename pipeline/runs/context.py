@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from pipeline.commit.delta import Delta, table_of
 from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.lease import Lease, hold_lease
+from pipeline.commit.sink_table import AnyTable
+from pipeline.commit.tables import table_of
 from pipeline.gates.golden import GoldenRows
 from pipeline.job.job import Job
 from pipeline.job.reading.dates import seconds_until
@@ -96,7 +97,7 @@ class RunContext:
         return hold_lease(self.store, self.layout, self.record.run_id, ttl_s, tell)
 
     @cached_property
-    def table(self) -> Delta | None:
+    def table(self) -> AnyTable | None:
         """Return the table that also names the published parts; None if the job has none."""
         return table_of(self.job.sink, self.store)
 

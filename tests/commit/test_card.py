@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
+from support.runs.iceberg_sink import options_at
 from support.runs.published import Rows, publish_rows, sink_of, slice_table
 
 from pipeline.commit.card import write_card
-from pipeline.commit.delta import table_of
 from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.publish import sync_published_folder
+from pipeline.commit.tables import table_of
 from pipeline.core.environment import FAILPOINT
 from pipeline.process import failpoints
 from pipeline.storage.store import Store
@@ -106,6 +107,22 @@ def test_an_engine_reads_the_output_with_the_code_of_the_card(
     names: dict[str, Any] = {}
     exec(first + readers[engine], names)  # as a reader of the card does
     assert sorted(ids_of(names["rows"])) == expected
+
+
+@pytest.mark.parametrize("engine", ["deltalake", "pyiceberg"])
+def test_the_table_of_an_output_is_read_with_the_code_of_the_card(
+    engine: str, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "it's an output"))
+    options: Any = "delta" if engine == "deltalake" else options_at(f"{tmp_path}/catalog.db")
+    for number, day in enumerate(DAYS):
+        manifest = replace(publish_rows(store, day, Rows(number), table=options), card=CARD_TEXTS)
+        write_card(store, Layout(day), manifest)
+    first, readers = snippets(store)
+    names: dict[str, Any] = {}
+    exec(first + readers[engine], names)
+    exec(first + readers["pyarrow"], plain := {})
+    assert sorted(ids_of(names["rows"])) == sorted(ids_of(plain["rows"]))
 
 
 @pytest.mark.slow

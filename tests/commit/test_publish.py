@@ -21,7 +21,6 @@ from support.runs.published import (
 )
 from support.runs.published_rows import read_predictions
 
-from pipeline.commit.delta import table_of
 from pipeline.commit.garbage import collect_garbage
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import (
@@ -33,6 +32,7 @@ from pipeline.commit.manifest import (
     read_manifest,
 )
 from pipeline.commit.publish import commit, history_numbers, repair, rollback, sync_published_folder
+from pipeline.commit.tables import table_of
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.core.output_folders import PROBES

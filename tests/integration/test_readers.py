@@ -22,7 +22,7 @@ from support.runs.published import DAY, Rows, prepare_version, publish_rows
 from support.runs.published_rows import read_current
 from support.runs.stepping import Program
 
-from pipeline.commit.delta import Delta, open_table
+from pipeline.commit.delta import Delta
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.publish import commit, repair, rollback, sync_published_folder
@@ -159,7 +159,7 @@ def rows_of(store: Store, part: Part) -> int:
 
 
 def by_delta(store: Store) -> set[str]:
-    table = open_table(store)
+    table = Delta(store).open()
     if table is None:
         return set()
     pa.table(table.to_pyarrow_table(columns=["row_id"]))
@@ -234,7 +234,7 @@ def assert_cured(store: Store, copied: Path, act: Act, folder: Path) -> None:
             manifest = manifests(cured)[-1]
             parts = {part.path for part in manifest.parts}
             assert [reader(cured) for reader in READERS] == [parts] * 4
-            commits = [commit["pipeline.version"] for commit in open_table(cured).history()]
+            commits = [commit["pipeline.version"] for commit in Delta(cured).open().history()]
             assert len({*commits}) == len(commits), "once each, whatever was killed"
             verify_output(cured.uri, DAY, {})
         shutil.rmtree(copied)

@@ -192,7 +192,21 @@ SINK = [
     ("partition: date=1, partition_columns: [date]", "once, and not the key of partition"),
     ("partition: date=1, partition_columns: [a, a]", "name each partition column once"),
     ("partition: date=1, partition_columns: [_a]", "partition_columns.0 = '_a': .* match pattern"),
-    ("table: iceberg", "sink.table = 'iceberg': .*'delta'"),
+    ("table: hudi", "sink.table = 'hudi': .*'delta' or 'iceberg'"),
+    ("table: iceberg", "sink: table: iceberg needs table_options.catalog"),
+    ("table_options: {table: a.b}", "sink: table_options.table has no effect with no table"),
+    (
+        "table: delta, table_options: {catalog: prod}",
+        "sink: table_options.catalog has no effect with table: delta",
+    ),
+    (
+        "table: iceberg, table_options: {catalog: prod, table: labels}",
+        "sink.table_options.table = 'labels': .* match pattern",
+    ),
+    (
+        "table: iceberg, table_options: {table: a.b, catalog: {type: sql, uri: 'x://me:se@db/c'}}",
+        "sink.table_options.catalog.uri = 'x://...@db/c': a password does not belong",
+    ),
     ("compression: lz5", "sink.compression = 'lz5': .*'zstd'"),
     ("keep_versions: -1", "sink.keep_versions = -1: Input should be greater than or equal to 0"),
 ]

@@ -345,4 +345,5 @@ def _manifest(
         source=run.job.source.as_published(plan.table_version),
         sections=run.job.as_published(),
         card=_card(run, plan),
+        table=run.table.reference if run.table else {},
     )

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit.delta import table_of
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted, Compactor, cut_groups
@@ -31,11 +30,12 @@ from pipeline.commit.plan_store import adopt_plan, named
 from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.shard_table import About, known_shards, read_failed, write_shard_table
 from pipeline.commit.staging import StagingWriter, list_staged
+from pipeline.commit.tables import table_of
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, INPUT_HASH, LABEL, staged_schema
 from pipeline.core.slices import SliceKey
-from pipeline.job.job import Sink
+from pipeline.job.job import Sink, TableOptions
 from pipeline.planning.plan import Plan
 from pipeline.reuse.finding import Reuse
 from pipeline.runs.work import Work
@@ -287,8 +287,10 @@ def make_manifest(
     )
 
 
-def sink_of(table: Literal["delta"] | None) -> Sink:
-    """A job's section for a table."""
+def sink_of(table: Literal["delta"] | TableOptions | None) -> Sink:
+    """A job's section for a table: a Delta table, or the Iceberg table of these options."""
+    if isinstance(table, TableOptions):
+        return Sink(uri="out", table="iceberg", table_options=table)
     return Sink(uri="out", table=table)
 
 
@@ -299,7 +301,7 @@ def publish_rows(
     *,
     keep_versions: int = 2,
     run_id: str | None = None,
-    table: Literal["delta"] | None = None,
+    table: Literal["delta"] | TableOptions | None = None,
 ) -> Manifest:
     """Publish as a run does: finish what a crashed run left, then do nothing or replace."""
     layout = Layout(partition)
@@ -310,6 +312,7 @@ def publish_rows(
     number = base.number + 1 if base else 1
     run_id = run_id or f"20261124T0200{number:02d}Z-{uuid.uuid4().hex[:8]}"
     manifest, folder = prepare_version(store, layout, rows, number, run_id)
+    manifest = dataclasses.replace(manifest, table=names.reference if names else {})
     placed = commit(store, layout, manifest, folder)
     sync_published_folder(store, layout, placed, keep_versions, table=names)
     return placed
