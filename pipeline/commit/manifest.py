@@ -85,6 +85,8 @@ class Manifest:
     """Digest of the ctimes of the shards that were read, as in the plan; empty if unknown."""
     skipped: dict[str, Any] = field(default_factory=dict)
     """JSON form of `skipped.Skipped`: files below the source that are no input."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows, and shards that were not opened, for which `source.where` is not true; {} without."""
     keys: dict[str, str] = field(default_factory=dict)
     """Where the keys are that let later versions carry its rows: `folder`, which may be that of an
     equal version, and the `sha256` of shards.parquet; {} if there are none."""

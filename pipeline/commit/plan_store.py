@@ -98,7 +98,7 @@ def plan_to_json(plan: Plan, retry: Sequence[Any] = ()) -> bytes:
         if unit.cut is not None:
             units[-1]["cut"] = [unit.cut.slice_rows, unit.cut.slice_bytes, unit.cut.max_rows]
     document = {
-        "version": 2 if plan.table is None else PLAN_VERSION,
+        "version": PLAN_VERSION if plan.has_gaps else 2,
         "fingerprint": plan.fingerprint,
         "retry": list(retry),
         "source_root": Store(plan.source_root).url(""),
@@ -114,12 +114,13 @@ def plan_to_json(plan: Plan, retry: Sequence[Any] = ()) -> bytes:
         "shards": list(shards),
         "units": units,
         **({} if plan.table is None else {"table": schema_to_text(plan.table)}),
+        **({"where": plan.where} if plan.where else {}),
     }
     return json.dumps(document, sort_keys=True).encode()
 
 
 def _rest_of(extent: Extent) -> list[Any]:
-    """Return what only some extents have: a reason; and in tables their live rows and values."""
+    """Return what only some extents have: a reason; chosen rows; and in tables their values."""
     reason = extent.reason and extent.reason.value
     if extent.only is None and not extent.given:
         return [reason] if reason else []
@@ -144,7 +145,7 @@ def plan_from_json(data: bytes, name: str) -> Plan:
                  tuple(u["bounds"]), UncountedPlan(*u["cut"]) if "cut" in u else None)
             for i, u in enumerate(document["units"])
         )  # fmt: skip
-        _require_all_rows(units, has_deleted="table" in document)
+        _require_all_rows(units, has_gaps="table" in document or "where" in document)
         return Plan(
             fingerprint=document["fingerprint"],
             source_root=document["source_root"],
@@ -158,17 +159,18 @@ def plan_from_json(data: bytes, name: str) -> Plan:
             input_bytes=document["input_bytes"],
             fingerprint_parts=document["fingerprint_parts"],
             stored_as=name,
+            where=document.get("where", ""),
             table=_schema_from_text(document["table"]) if "table" in document else None,
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InfraError(f"plan {name[:12]}: the stored plan is damaged: {error}") from None
 
 
-def _require_all_rows(units: Iterable[Unit], *, has_deleted: bool) -> None:
+def _require_all_rows(units: Iterable[Unit], *, has_gaps: bool) -> None:
     """Check that slices and extents have neither gaps nor overlaps.
 
     Args:
-        has_deleted: Rows of the shards may be deleted, as in tables.
+        has_gaps: Some rows of the shards may be no input.
 
     Raises:
         ValueError: They have.
@@ -176,9 +178,8 @@ def _require_all_rows(units: Iterable[Unit], *, has_deleted: bool) -> None:
     ends: dict[str, int] = {}
     for unit in units:
         for extent in unit.extents:
-            # In a table, rows between them may be deleted.
             gap = extent.first_row - ends.get(extent.path, 0)
-            if gap < 0 or (gap and not has_deleted):
+            if gap < 0 or (gap and not has_gaps):
                 raise ValueError(f"the rows of {extent.path} do not follow each other")
             ends[extent.path] = extent.end_row
         num_rows = sum(extent.num_rows for extent in unit.extents)

@@ -28,6 +28,7 @@ from pipeline.commit.parts.compaction import Compacted
 from pipeline.commit.parts.part_file import open_part, read_columns, write_file
 from pipeline.core.documents import known_fields
 from pipeline.core.failures import Reason
+from pipeline.core.ranges import EMPTY, Ranges
 from pipeline.core.schema import ROW, SHARD
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
@@ -36,7 +37,8 @@ from pipeline.process.failpoints import failpoint
 from pipeline.sources.units import Extent
 from pipeline.storage.store import Store, StoredFile
 
-FORMAT = 3
+FORMAT = _WITH_RANGES = 4
+"""Before, the table had the number of each failed row; now their `Ranges.bounds`."""
 PLACES_PER_GROUP = 65_536
 _ABOUT = b"pipeline.about"
 _THREADS = 8
@@ -76,8 +78,8 @@ class KnownShard:
     """Rows of the shard in that version, predicted or quarantined."""
     first: int
     """How many predictions of that version come before its first row."""
-    failed: tuple[int, ...] = ()
-    """Row numbers in the shard, ascending, of rows without a prediction, deleted ones included."""
+    failed: Ranges = EMPTY
+    """Rows of the shard without a prediction: also deleted ones, and those that were no input."""
     computed_day: int = 0
     """Day on which the oldest of its predictions was computed, counted from 1970."""
     breaks_off: bool = False
@@ -141,7 +143,7 @@ def known_shards(
     rows_of_unit = rows_of_units(plan, keys)
     root, shards, first = Store(plan.source_root), list[KnownShard](), 0
     counts: dict[str, int] = {}
-    deleted: defaultdict[str, list[int]] = defaultdict(list)
+    missing: defaultdict[str, list[Ranges]] = defaultdict(list)
     extents: dict[str, Extent] = {}
     is_left_out = set[str]()
     for unit in plan.units:
@@ -149,9 +151,9 @@ def known_shards(
             path = extent.path
             num_rows = extent.num_rows if unit.cut is None else rows_of_unit[unit.index]
             counts[path] = counts.get(path, 0) + num_rows
-            if plan.table is not None:
+            if plan.has_gaps:
                 end = extents[path].end_row if path in extents else 0
-                deleted[path] += missing_rows(extent, end)
+                missing[path].append(missing_rows(extent, end))
             extents[path] = extent
             if extent.is_whole_shard:
                 is_left_out.add(path)
@@ -161,16 +163,17 @@ def known_shards(
         lost = failed.get(uri, ())
         ends_unread = uncounted and (num_rows - 1, Reason.UNREADABLE_SHARD.value) in lost
         if path not in is_left_out:
-            numbers = [*deleted[path], *(row for row, _ in lost if row is not None)]
+            numbers = Ranges.of(sorted(row for row, _ in lost if row is not None))
+            failed_rows = Ranges.in_at_least(1, [numbers, *missing[path]])
             day = min(today, days.get(uri, today))
             shards.append(
                 KnownShard(
                     uri,
                     extent.size_bytes,
                     version_in(plan, extent),
-                    num_rows + len(deleted[path]),
+                    num_rows + sum(map(len, missing[path])),
                     first,
-                    tuple(sorted(numbers)),
+                    failed_rows,
                     day,
                     breaks_off=ends_unread,
                 )
@@ -179,12 +182,10 @@ def known_shards(
     return shards
 
 
-def missing_rows(extent: Extent, start: int) -> list[int]:
+def missing_rows(extent: Extent, start: int) -> Ranges:
     """Return the numbers from `start` to the end of an extent that are not among its rows."""
-    if extent.only is None:
-        return [*range(start, extent.first_row)]
-    starts, ends = (start, *extent.only.bounds[1::2]), extent.only.bounds[::2]
-    return [row for a, b in zip(starts, ends, strict=False) for row in range(a, b)]
+    bounds = (start, extent.first_row, *(extent.only.bounds[1:-1] if extent.only else ()))
+    return Ranges(bounds if start < extent.first_row else bounds[2:])
 
 
 def rows_of_units(plan: Plan, keys: Sequence[SliceKey]) -> list[int]:
@@ -241,8 +242,8 @@ def write_shard_table(
         places = pa.table({"place": pa.array(order, pa.int64())})
         store.put(f"{folder}/{PLACES}", _encoded(places, {}, PLACES_PER_GROUP))
     failpoint("keys_places")
-    offsets = np.cumsum([0, *(len(shard.failed) for shard in shards)])
-    flat = pa.array([row for shard in shards for row in shard.failed], pa.int64())
+    offsets = np.cumsum([0, *(len(shard.failed.bounds) for shard in shards)])
+    flat = pa.array([row for shard in shards for row in shard.failed.bounds], pa.int64())
     columns: dict[str, Any] = {
         name: [getattr(shard, name) for shard in shards]
         for name in _SCHEMA.names
@@ -287,7 +288,8 @@ def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardT
         raise NoKeys(f"{name}: the table of its shards belongs to other parts")
     names = [name for name in _SCHEMA.names if name in table.column_names]  # in that order
     columns = {name: table.column(name).to_pylist() for name in names}
-    columns["failed"] = [tuple(rows) for rows in columns["failed"]]
+    as_ranges = Ranges.of if facts["format"] < _WITH_RANGES else lambda bounds: Ranges((*bounds,))
+    columns["failed"] = [*map(as_ranges, columns["failed"])]
     for column in ("uri", "version"):  # mostly the same in several versions
         columns[column] = [*map(sys.intern, columns[column])]
     shards = [KnownShard(*values) for values in zip(*columns.values(), strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
@@ -21,7 +21,7 @@ class Ranges(Sequence[int]):
     """Start and end of each range in turn, ascending: (0, 3, 5, 6) is 0, 1, 2 and 5."""
 
     @classmethod
-    def of(cls, numbers: Sequence[int]) -> Ranges:
+    def of(cls, numbers: Sequence[int] | npt.NDArray[np.int64]) -> Ranges:
         """Return some ascending numbers as ranges."""
         if isinstance(numbers, Ranges):
             return numbers
@@ -40,9 +40,24 @@ class Ranges(Sequence[int]):
         edges = np.diff(mask.astype(np.int8), prepend=0, append=0)
         return cls(tuple(np.flatnonzero(edges).tolist()))
 
+    @classmethod
+    def in_at_least(cls, count: int, parts: Iterable[Ranges]) -> Ranges:
+        """Return the numbers that `count` of several ranges have: 1 is any, 2 of 2 are both."""
+        bounds = np.concatenate([np.zeros((0, 2), np.int64), *(_pairs(part) for part in parts)])
+        at, steps = bounds.T.ravel(), np.repeat([1, -1], len(bounds))
+        order = np.lexsort((-steps, at))  # ranges that touch are joined
+        is_inside = np.cumsum(steps[order]) >= count
+        edges = at[order][np.flatnonzero(np.diff(is_inside, prepend=False))].reshape(-1, 2)
+        return cls(tuple(edges[edges[:, 0] < edges[:, 1]].ravel().tolist()))
+
     def ranges(self) -> Iterator[range]:
         """Yield the ranges in order."""
         return itertools.starmap(range, zip(self.bounds[::2], self.bounds[1::2], strict=True))
+
+    def mask_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Tell which numbers are among these, (N,) -> bool (N,)."""
+        mask: npt.NDArray[np.bool_] = np.searchsorted(self.bounds, numbers, "right") % 2 == 1
+        return mask
 
     def within(self, start: int, stop: int) -> Ranges:
         """Return the numbers n with start <= n < stop."""
@@ -90,3 +105,11 @@ class Ranges(Sequence[int]):
     def __contains__(self, number: object) -> bool:
         # An end is no member: it lies at an even place after the starts and ends before it.
         return isinstance(number, int) and bisect_right(self.bounds, number) % 2 == 1
+
+
+EMPTY = Ranges(())
+
+
+def _pairs(ranges: Ranges) -> npt.NDArray[np.int64]:
+    """Return the start and end of each range, (N, 2)."""
+    return np.array(ranges.bounds, np.int64).reshape(-1, 2)

@@ -12,6 +12,7 @@ from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.media import ENCODED, Encoded
 from pipeline.core.user_code import extension_errors
+from pipeline.job.condition import Condition, parse
 from pipeline.job.features import FeatureEntry, SourceInput, column_of, name_trouble
 from pipeline.job.registered import check_options, registered
 from pipeline.job.section import PositiveInt, Section, Texts, TextsByName
@@ -28,7 +29,7 @@ FIELDS_OF_COLUMNS = (
     *("id_column", "pass_through", "casts"),
 )
 """Fields of formats whose rows have columns."""
-_FIELDS_OF_FORMATS = (*FIELDS_OF_COLUMNS, "image_extensions", "audio_extensions")
+_FIELDS_OF_FORMATS = (*FIELDS_OF_COLUMNS, "image_extensions", "audio_extensions", "where")
 """Fields of some formats only; each format lists its own."""
 _OTHER_COLUMNS = ("uri_column", "features", "text_column", "inputs")
 
@@ -40,9 +41,10 @@ _LISTING_FIELDS: Mapping[str, tuple[SettingsDocument, ...]] = {
     "files": ("fingerprint",),
     "follow_links": ("published",),
     "storage_options": (),
+    "where": ("fingerprint", "published"),
 }
-"""Fields that only choose files -> the documents that hold them; all hold every other field. Plans
-digest the listed files one by one, and storage options may hold secrets."""
+"""Fields that only choose files or rows -> the documents that hold them; all hold every other
+field. Plans digest the listed files one by one, and storage options may hold secrets."""
 
 
 class InputColumns(NamedTuple):
@@ -68,6 +70,11 @@ class Source(Section):
     files: Texts | None = None
     """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a text
     file with one per line. Default: all files below `uri`."""
+    where: str | None = None
+    """A condition on columns of the source, as in SQL: only rows for which it is true are input
+    (`day >= date '${date}' and (lang in ('de', 'fr') or score is null)`). Columns may be fields
+    (`meta.lang`), come from the names of folders, or be partition columns of a table.
+    [Some rows only](lake.md#some-rows-only) has the operators and types."""
     follow_links: bool = True
     """Read regular files through symbolic links, wherever they point; `false` skips and counts such
     links. Links to folders are always skipped and counted. URIs in a column have rules of their
@@ -163,6 +170,13 @@ class Source(Section):
         registered(registry.SOURCES, name)
         return name
 
+    @field_validator("where")
+    @classmethod
+    def _is_condition(cls, where: str | None) -> str | None:
+        if where is not None:
+            parse(where)
+        return where
+
     @field_validator("input")
     @classmethod
     def _known_input(cls, name: str | None) -> str | None:
@@ -236,7 +250,13 @@ class Source(Section):
         hidden = {name for name, holders in _LISTING_FIELDS.items() if document not in holders}
         if self.is_lake_table and document != "published":
             hidden.add("options")  # they only choose the version, so files and rows
-        return self.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
+        settings = self.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
+        return {**settings, "where": str(self.condition)} if "where" in settings else settings
+
+    @property
+    def condition(self) -> Condition | None:
+        """Return `where`, parsed; None if all rows are input."""
+        return None if self.where is None else parse(self.where)
 
     @classmethod
     def from_published(
@@ -248,6 +268,7 @@ class Source(Section):
             JobError: It is not valid here, for instance because its format is not installed.
         """
         fields = {**document, "uri": uri, "storage_options": dict(storage_options)}
+        fields.pop("where", None)  # the plan has the rows
         try:
             return cls.model_validate_json(json.dumps(fields))
         except ValidationError as error:
@@ -318,7 +339,8 @@ class Source(Section):
         form = registry.load(registry.SOURCES, self.format)
         for name in _FIELDS_OF_FORMATS:
             if name in self.model_fields_set and name not in form.fields:
-                raise ValueError(f"{name} has no effect with format {self.format!r}")
+                hint = "; convert the shards to Parquet" if name == "where" else ""
+                raise ValueError(f"{name} has no effect with format {self.format!r}{hint}")
         self._check_input_columns()
         check_options(form.Options, self.options, "options", f"format {self.format!r}")
         with extension_errors(registry.SOURCES, self.format, ValueError):

@@ -140,8 +140,11 @@ def _source(job: Job) -> str:
     source, may_be_empty = settled_source(job), job.gates.allow_empty
     inputs = list_inputs(source, max_extent_rows=_MANY_ROWS, may_be_empty=may_be_empty)
     if not inputs.shards:
-        raise JobError(f"source.uri: {describe_no_input(job.source, inputs.skipped)}")
+        why = describe_no_input(job.source, inputs.skipped, inputs.left_out)
+        raise JobError(f"source.uri: {why}")
     description = f"{job.source.uri}: {len(inputs.shards)} shards, {inputs.num_bytes} bytes"
+    if any(inputs.left_out):
+        description += f"; source.where leaves out {inputs.left_out.describe()}"
     skipped = inputs.skipped
     return f"{description}; skipped: {skipped.describe()}" if skipped.total else description
 

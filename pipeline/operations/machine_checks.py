@@ -43,6 +43,7 @@ _EXTRAS = {
     **{protocol.extra: protocol.package for protocol in OBJECT_PROTOCOLS.values()},
     "delta": "deltalake",
     "iceberg": "pyiceberg",
+    "where": "sqlglot",
     "submit": "aiohttp",
     "transformers": "transformers",
     "timm": "timm",

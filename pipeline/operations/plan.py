@@ -204,6 +204,7 @@ def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
         "rows": plan.num_rows,
         **({} if plan.num_rows is not None else {"rows_are": "unknown until read"}),
         "bytes": plan.input_bytes,
+        **({"left_out": plan.left_out._asdict()} if plan.where else {}),
     }
 
 

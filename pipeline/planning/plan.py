@@ -35,7 +35,7 @@ from pipeline.planning.slicing import units_of
 from pipeline.sources.columns.pass_through import taken_name
 from pipeline.sources.formats.table_view import VERSION, TableFile, without_version
 from pipeline.sources.listing.inputs import Inputs
-from pipeline.sources.source_format import RowIds, format_of
+from pipeline.sources.source_format import NONE_LEFT_OUT, LeftOut, RowIds, format_of
 from pipeline.sources.units import Extent, Unit, with_ctimes
 from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
@@ -87,8 +87,17 @@ class Plan:
     fingerprint, because copies of a file differ in it."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files below the source that were not input when it was listed."""
+    left_out: LeftOut = field(default=NONE_LEFT_OUT, compare=False)
+    """What `source.where` left out when it was listed."""
+    where: str = field(default="", compare=False)
+    """`source.where` in its normal form; '' if all rows are input."""
     table: pa.Schema | None = field(default=None, compare=False)
     """The columns that the job reads of a lake table, as `TableFile.table`; None: no table."""
+
+    @property
+    def has_gaps(self) -> bool:
+        """Tell whether some rows of a shard may be no input: deleted ones, or by `where`."""
+        return self.table is not None or bool(self.where)
 
     @cached_property
     def table_digest(self) -> str:
@@ -210,6 +219,8 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         twin=_twin(parts, model),
         ctimes_sha256=_ctimes_sha256(inputs),
         skipped=inputs.skipped,
+        left_out=inputs.left_out,
+        where=str(job.source.condition or ""),
         table=inputs.table,
     )
 

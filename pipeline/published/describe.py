@@ -101,6 +101,7 @@ def _describe_current(store: Store, layout: Layout) -> dict[str, Any]:
             "predicted": manifest.num_predicted,
             "quarantined": manifest.num_quarantined,
             "unreadable_shards": manifest.num_unreadable_shards,
+            **({"left_out": manifest.left_out} if manifest.left_out else {}),
         },
         "parts": [
             _sum_parts("predictions", manifest.parts),

@@ -392,7 +392,7 @@ def check_keys(store: Store, layout: Layout, manifest: Manifest) -> Check:
 
 def _problems_of_shards(shards: Sequence[KnownShard], manifest: Manifest) -> Iterator[str]:
     for shard in shards:
-        if not all(0 <= row < shard.num_rows for row in shard.failed):
+        if any(not 0 <= row <= shard.num_rows for row in shard.failed.bounds):
             yield f"{shard.uri} has {shard.num_rows} rows, and failed rows beyond them"
     ends = [shard.first + shard.num_rows - len(shard.failed) for shard in shards]
     for (shard, end), (other, _) in pairwise(zip(shards, ends, strict=True)):

@@ -172,7 +172,10 @@ class RowAccounts:
     def rows_section(self) -> Rows:
         """Return the section of the report."""
         is_known = self._is_begun and self._total_slices is not None
+        left_out = self.plan.left_out if self.plan and self.plan.where else None
         return Rows(
+            left_out=left_out and left_out.rows,
+            unopened_shards=left_out and left_out.shards,
             total=self._total_rows,
             predicted=self.num_predicted,
             quarantined=self.num_quarantined,

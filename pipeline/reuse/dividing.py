@@ -158,8 +158,8 @@ def _is_same(plan: Plan, extent: Extent, num_rows: int | None, known: KnownShard
     version = version_in(plan, extent)
     if (version, extent.size_bytes) != (known.version, known.size_bytes):
         return False
-    # A table may have deleted rows of a file that it keeps.
-    return plan.table is not None or num_rows in (None, known.num_rows)
+    # Not every row of a shard has to be input, in the version or now.
+    return plan.has_gaps or num_rows is None or known.num_rows <= num_rows
 
 
 def _recut(
@@ -226,14 +226,10 @@ def _num_computed(extent: Extent, known: KnownPaths) -> int:
     if extent.path not in known:
         return extent.num_rows
     shard = known[extent.path][1]
-    first, end = (
-        bisect_left(shard.failed, extent.first_row),
-        bisect_left(shard.failed, extent.end_row),
-    )
-    beyond = extent.num_rows - bisect_left(extent.numbers(), shard.num_rows)
+    failed, beyond = shard.failed, extent.num_rows - bisect_left(extent.numbers(), shard.num_rows)
     if extent.only is None:
-        return end - first + beyond
-    return sum(row in extent.only for row in shard.failed[first:end]) + beyond
+        return len(failed.within(extent.first_row, extent.end_row)) + beyond
+    return len(Ranges.in_at_least(2, [failed, extent.only])) + beyond
 
 
 def _runs(units: Sequence[Unit], known: KnownPaths) -> Iterator[tuple[int, int, int, int, int]]:
@@ -246,12 +242,12 @@ def _runs(units: Sequence[Unit], known: KnownPaths) -> Iterator[tuple[int, int, 
                 for run in rows.ranges():
                     # Known rows lie between failed ones, and before what the version has not.
                     first, end = run.start, min(run.stop, shard.num_rows)
-                    before, until = (bisect_left(shard.failed, number) for number in (first, end))
-                    for at in (*shard.failed[before:until], end):
-                        if at > first:
+                    before = bisect_left(shard.failed, first)
+                    for gap in (*shard.failed.within(first, end).ranges(), range(end, end)):
+                        if (at := gap.start) > first:
                             ordinal = shard.first + first - before
                             yield unit.index, row + first - run.start, at - first, version, ordinal
-                        first, before = at + 1, before + 1
+                        first, before = gap.stop, before + len(gap)
                     row += len(run)
             else:
                 row += extent.num_rows

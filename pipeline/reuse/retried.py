@@ -16,6 +16,7 @@ from pipeline.commit.parts.part_file import read_columns
 from pipeline.core.arrays import Numbers, as_array
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
+from pipeline.core.ranges import EMPTY, Ranges
 from pipeline.core.schema import ERROR, ERROR_STAGE, ROW, SHARD
 from pipeline.planning.plan import Plan
 from pipeline.reuse.dividing import Division
@@ -130,14 +131,12 @@ def kept_failures(
     return pa.table(columns)
 
 
-def _by_shard(
-    rows: pa.Table, failed: Mapping[str, Sequence[int]]
-) -> dict[str, tuple[Numbers, Numbers]]:
+def _by_shard(rows: pa.Table, failed: Mapping[str, Ranges]) -> dict[str, tuple[Numbers, Numbers]]:
     """Return URI -> indexes in a table of the failed rows of a shard, and their numbers in it.
 
     Args:
         rows: Rows of a quarantine.
-        failed: URI -> numbers of the rows to return, ascending.
+        failed: URI -> numbers of the rows to return.
     """
     shards = as_array(rows.column(SHARD)).dictionary_encode()
     codes, numbers = np.asarray(shards.indices), np.asarray(rows.column(ROW))
@@ -146,6 +145,6 @@ def _by_shard(
     by_shard = {}
     for uri, inside in zip(shards.dictionary.to_pylist(), pairwise(bounds), strict=True):
         at = order[slice(*inside)]
-        at = at[np.isin(numbers[at], failed.get(uri, ()))]
+        at = at[failed.get(uri, EMPTY).mask_of(numbers[at])]
         by_shard[uri] = at, numbers[at]
     return by_shard

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.core.arrays import Numbers, empty_column
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.printable import num_of
 from pipeline.core.registry import SOURCES, get
 from pipeline.job.section import Section
 from pipeline.job.source import Source
@@ -26,6 +27,22 @@ CountsRows = Literal["listing", "footer", "reading"]
 """The step that counts the rows of a shard."""
 
 
+class LeftOut(NamedTuple):
+    """What `source.where` left out."""
+
+    rows: int = 0
+    """Rows of shards that were opened."""
+    shards: int = 0
+    """Shards that were not: their folders or their table tell that no row matches."""
+
+    def describe(self) -> str:
+        """Return both in words: `12 rows, and 3 shards unopened,`."""
+        return f"{num_of(self.rows, 'row')} and {num_of(self.shards, 'unopened shard')}"
+
+
+NONE_LEFT_OUT = LeftOut()
+
+
 @dataclass(frozen=True)
 class Measured:
     """Facts about the shards that are known before their rows are read."""
@@ -38,6 +55,7 @@ class Measured:
     """The input columns, with the types of the shards."""
     table: pa.Schema | None = None
     """The columns that the job reads of a lake table, as `TableFile.table`; None: no table."""
+    left_out: LeftOut = NONE_LEFT_OUT
 
 
 class FirstRows(NamedTuple):

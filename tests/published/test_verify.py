@@ -32,6 +32,7 @@ from pipeline.commit.publish import repair
 from pipeline.commit.shard_table import About, KnownShard, write_shard_table
 from pipeline.core.documents import sealed, unsealed
 from pipeline.core.errors import InfraError, PipelineError
+from pipeline.core.ranges import EMPTY, Ranges
 from pipeline.published import verify as verify_module
 from pipeline.published.verify import Check, check_keys, verdict, verify_output
 from pipeline.sources.units import UncountedPlan
@@ -44,8 +45,8 @@ CHECKS = [
 ]
 ABOUT = About("predictor", "settings", "content")
 SOUND = (
-    KnownShard("a", 10, "1", 3, 0, (1,)),
-    KnownShard("b", 10, "1", 2, 2, (0, 1)),
+    KnownShard("a", 10, "1", 3, 0, Ranges.of([1])),
+    KnownShard("b", 10, "1", 2, 2, Ranges.of([0, 1])),
     KnownShard("c", 10, "1", 5, 2),
 )
 """Seven predictions in two parts."""
@@ -416,10 +417,10 @@ def test_a_sound_table_of_shards_passes_and_unreadable_shards_may_be_missing(tmp
 @pytest.mark.parametrize(
     ("shards", "unreadable", "message"),
     [
-        (changed(0, failed=(3,)), 0, "a has 3 rows, and failed rows beyond them"),
-        (changed(0, failed=(-1,)), 0, "a has 3 rows, and failed rows beyond them"),
+        (changed(0, failed=Ranges.of([3])), 0, "a has 3 rows, and failed rows beyond them"),
+        (changed(0, failed=Ranges.of([-1])), 0, "a has 3 rows, and failed rows beyond them"),
         (changed(2, first=1), 0, "b and c have the same predictions"),
-        (changed(0, failed=()), 0, "a and b have the same predictions (and 1 more)"),
+        (changed(0, failed=EMPTY), 0, "a and b have the same predictions (and 1 more)"),
         (changed(2, num_rows=4), 0, "the shards have 6 predictions, the version 7"),
         (changed(2, first=3), 0, BEYOND),
         (changed(2, num_rows=6), 1, BEYOND),

@@ -14,6 +14,7 @@ from support.runs.plan_examples import planned, shard_extents
 
 from pipeline.commit.shard_table import KnownShard
 from pipeline.core.failures import Reason
+from pipeline.core.ranges import Ranges
 from pipeline.planning.plan import Plan
 from pipeline.planning.slicing import SliceSizes
 from pipeline.reuse.dividing import Known, divide, known_counts, known_runs, known_slices
@@ -37,7 +38,7 @@ def versions_of(
     first = [0, 0]
     for (rows, version, failed), (path, extent) in zip(shards, extents.items(), strict=True):
         if version is not None:
-            lost = tuple(sorted(row for row in failed if row < rows))
+            lost = Ranges.of(sorted(row for row in failed if row < rows))
             facts = (extent.size_bytes, extent.exact_version, rows, first[version], lost)
             versions[version][root.url(path)] = KnownShard(root.url(path), *facts)
             first[version] += rows - len(lost)

@@ -16,6 +16,7 @@ from pipeline.report.showing.blocks import (
     format_rate,
     table_of,
 )
+from pipeline.sources.source_format import LeftOut
 
 if TYPE_CHECKING:
     from pipeline.report.document import Report
@@ -28,7 +29,8 @@ class Rows(Section):
     """Rows of the partition; rows of unreadable shards are unknown and not counted."""
 
     total: int | None = None
-    """Rows of the input: predicted + quarantined."""
+    """Rows of the input: predicted + quarantined. With `left_out`, rows of the shards that were
+    opened."""
     predicted: int | None = None
     quarantined: int | None = None
     computed: int | None = None
@@ -39,6 +41,10 @@ class Rows(Section):
     """Rows with the prediction of an earlier version; null if nothing could be carried over.
     `total` is computed + resumed + carried, and the rows that a retry keeps in the quarantine:
     `duplicate_ids` and `not_asked` of its section."""
+    left_out: int | None = None
+    """Rows of opened shards for which `source.where` is not true; null without it."""
+    unopened_shards: int | None = None
+    """Shards of which `source.where` leaves out every row by their folders, or by their table."""
     left: int | None = None
     """Rows not computed yet when the run ended; null if unknown."""
 
@@ -111,6 +117,9 @@ def totals_line(report: Report) -> str:
     is_vain = report.status == "nothing_to_do" and report.retry and report.retry.entries
     status = "nothing has changed" if is_vain else report.status.replace("_", " ")
     parts = [status, *_row_totals(report.status, report.rows)]
+    if report.rows.left_out is not None:
+        left_out = LeftOut(report.rows.left_out, report.rows.unopened_shards or 0)
+        parts.append(f"source.where leaves out {left_out.describe()}")
     if report.unreadable_shards:
         parts.append(f"unreadable shards {report.unreadable_shards} (rows unknown)")
     if isolation.dead_processes:

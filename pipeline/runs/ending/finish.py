@@ -262,7 +262,9 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         distribution=record.distribution,
         unreadable=record.unreadable,
         num_skipped=record.skipped.judged,
-        why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
+        why_empty=""
+        if plan.num_shards
+        else describe_no_input(run.job.source, record.skipped, plan.left_out),
         is_limited=run.job.run.limit_rows is not None,
     )
     if record.num_carried or record.num_checked:
@@ -337,6 +339,7 @@ def _manifest(
         gates=tuple(result.to_dict() for result in results),
         distribution=run.record.distribution.to_dict(),
         skipped=run.record.skipped.to_dict(),
+        left_out=plan.left_out._asdict() if plan.where else {},
         versions={**package_versions(), **environment_versions()},
         devices=dict(run.record.figures.devices),
         fingerprint_parts=parts,

@@ -89,7 +89,10 @@ class Delta(LakeFormat):
         return TableVersion(
             f"version {table.version()} of the Delta table {store.url()}",
             schema,
-            [LiveFile(path, v, live.get(path)) for path, v in zip(paths, values, strict=True)],
+            [
+                LiveFile(path, given, live.get(path), partition_columns)
+                for path, given in zip(paths, values, strict=True)
+            ],
             "VACUUM removed them; read a newer version (source.options.version)",
         )
 

@@ -167,7 +167,8 @@ def _read(store: Store, name: str, table: Table, scan: DataScan) -> TableVersion
         _require_parquet(task.file, title)
         values = _values(task.file, table, columns)
         rows = deleted.get(task.file.file_path)
-        files.append(LiveFile(path, tuple(values.get(name) for name in given), rows))
+        certain = [*_partition_values(task.file, table, columns)]
+        files.append(LiveFile(path, tuple(values.get(name) for name in given), rows, certain))
     return TableVersion(
         title,
         _schema(columns, table, given, number),
@@ -224,15 +225,20 @@ def _positions(io: FileIO, file: DataFile) -> dict[str, np.ndarray]:
 
 def _values(file: DataFile, table: Table, columns: Schema) -> dict[str, str | None]:
     """Return the values of columns that the file itself may not have, as text that casts back."""
-    from pyiceberg.transforms import IdentityTransform
-
     values = {
         field.name: _text(field, field.initial_default)
         for field in columns.fields
         if field.initial_default is not None
     }
-    spec = table.specs()[file.spec_id]
-    for place, partition in enumerate(spec.fields):
+    return values | _partition_values(file, table, columns)
+
+
+def _partition_values(file: DataFile, table: Table, columns: Schema) -> dict[str, str | None]:
+    """Return the values that all rows of a file have, as text that casts back."""
+    from pyiceberg.transforms import IdentityTransform
+
+    values = {}
+    for place, partition in enumerate(table.specs()[file.spec_id].fields):
         is_identity = isinstance(partition.transform, IdentityTransform)
         field = next((f for f in columns.fields if f.field_id == partition.source_id), None)
         if is_identity and field is not None:

@@ -37,6 +37,8 @@ class LiveFile(NamedTuple):
     """As `TableFile.given`."""
     rows: Ranges | None
     """The rows that are not deleted; None: all."""
+    certain: Sequence[str]
+    """As `TableFile.certain`."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,11 @@ class LakeFormat(Parquet):
                 f"first {gone[0]}: {version.gone}"
             )
         files = []
-        for path, given, rows in version.files:
-            file = there[path]
-            facts = (path, file.size_bytes, file.version, file.modified, file.ctime_ns)
-            files.append(TableFile(*facts, table=version.schema, given=given, rows=rows))
+        for path, given, rows, certain in version.files:
+            of = there[path]
+            facts = (path, of.size_bytes, of.version, of.modified, of.ctime_ns)
+            file = TableFile(*facts, table=version.schema, given=given, rows=rows, certain=certain)
+            files.append(file)
         return sorted(files, key=lambda file: file.path)
 
 

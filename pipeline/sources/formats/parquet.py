@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,10 +22,11 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.columns.column_path import take_paths
 from pipeline.sources.columns.value_sizes import bounded
+from pipeline.sources.formats.parquet_choice import chosen_rows, may_have_rows
+from pipeline.sources.formats.parquet_extents import extents_of
 from pipeline.sources.formats.parquet_footers import (
     Needed,
     declare_columns,
-    extents_of,
     is_unreadable,
     named_columns,
     needed_columns,
@@ -37,6 +39,7 @@ from pipeline.sources.rows import Reader, to_rows
 from pipeline.sources.source_format import (
     CountsRows,
     FirstRows,
+    LeftOut,
     Measured,
     RowIds,
     Rows,
@@ -218,7 +221,7 @@ class Parquet(SourceFormat):
     counts_rows: CountsRows = "footer"
     semantics = SEMANTICS["parquet"]
     file_types = frozenset(["Parquet"])
-    fields = frozenset(FIELDS_OF_COLUMNS)
+    fields = frozenset([*FIELDS_OF_COLUMNS, "where"])
 
     def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
         """Read only one batch: a row group may hold all images of a shard."""
@@ -242,17 +245,26 @@ class Parquet(SourceFormat):
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
-        """Read the footers, and join neighbouring row groups to extents."""
-        footers = read_footers(store, shards, source)
+        """Read the footers, choose rows, and join neighbouring row groups to extents."""
+        num_shards = len(shards)
+        table = next((file.table for file in shards if isinstance(file, TableFile)), None)
+        choose = None
+        if source.where is not None:
+            shards = [shard for shard in shards if may_have_rows(source, shard)]
+            choose = functools.partial(chosen_rows, store, source)
+        footers = read_footers(store, shards, source, choose)
         declared, fields = declare_columns(store, source, shards, footers)
         extents = [
             extent
             for shard, footer in zip(shards, footers, strict=True)
             for extent in extents_of(shard, footer, source, declared, max_extent_rows)
         ]
-        table = next((file.table for file in shards if isinstance(file, TableFile)), None)
         table = table and narrowed(table, named_columns(source))
-        return Measured(tuple(extents), declared, fields=fields, table=table)
+        pairs = zip(shards, footers, strict=True)
+        left_out = LeftOut(
+            sum(footer.num_left_out(shard) for shard, footer in pairs), num_shards - len(shards)
+        )
+        return Measured(tuple(extents), declared, fields=fields, table=table, left_out=left_out)
 
     def read(
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]

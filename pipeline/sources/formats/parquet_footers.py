@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, is_dam
 from pipeline.core.errors import AccessDenied, JobError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.core.hive_paths import above_root
+from pipeline.core.ranges import Ranges
+from pipeline.job.condition import columns_in, parse
 from pipeline.job.features import column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_binary, is_list, unified
@@ -31,10 +34,10 @@ from pipeline.sources.columns.column_path import (
     with_paths,
 )
 from pipeline.sources.columns.input_reader import NOT_IN_FOLDERS
-from pipeline.sources.columns.pass_through import check_names, declare, type_problem
-from pipeline.sources.formats.table_view import TableFile, View, view_of
+from pipeline.sources.columns.matching import Known, TypedCondition, typed
+from pipeline.sources.columns.pass_through import check_names, declare
+from pipeline.sources.formats.table_view import TableFile, View, partition_columns, view_of
 from pipeline.sources.input_columns import columns_of, folder_columns, folder_values
-from pipeline.sources.units import Extent
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 
@@ -90,14 +93,51 @@ def needed_columns(source: Source, schema: pa.Schema, shard_path: str) -> Needed
     return Needed([*read], paths_of(named_columns(source), schema))
 
 
+def known_values(source: Source, shard: StoredFile, view: View | None = None) -> Known:
+    """Return the values that all rows of a shard have, by its folders or its table.
+
+    Args:
+        view: The columns of the shard, if it was opened.
+    """
+    if not isinstance(shard, TableFile):
+        values = folder_columns(source, shard.path)
+        return {name: (None, value) for name, value in values.items()}
+    values = dict(zip(partition_columns(shard.table), shard.given, strict=True))
+    names = shard.certain if view is None else view.given
+    return {name: (shard.table.field(name).type, values[name]) for name in names}
+
+
+def typed_condition(
+    source: Source, shard: StoredFile, view: View | None = None
+) -> TypedCondition | None:
+    """Return `source.where` for a shard; None if its columns decide, and it was not opened.
+
+    Raises:
+        ValueError: The condition does not fit its columns.
+    """
+    assert source.where is not None, "all rows are input"
+    values, names = known_values(source, shard, view), columns_in(parse(source.where))
+    known = tuple((name, values[name]) for name in names if name in values)
+    schema = None if view is None else schema_of(source, view.schema, shard.path)
+    return _typed_once(source.where, schema, known)
+
+
+@functools.lru_cache(64)
+def _typed_once(
+    where: str, schema: pa.Schema | None, known: tuple[tuple[str, Any], ...]
+) -> TypedCondition | None:
+    return typed(parse(where), schema, dict(known))
+
+
 def is_below(leaf: str, columns: Collection[str]) -> bool:
     """Tell whether a leaf of a Parquet file is one of some columns, or lies in one."""
     names = leaf.split(".")
     return any(".".join(names[:end]) in columns for end in range(1, len(names) + 1))
 
 
-def schema_problem(source: Source, view: View, path: str) -> str:
+def schema_problem(source: Source, view: View, shard: StoredFile) -> str:
     """Return why a shard does not fit the job, or ''."""
+    path = shard.path
     if view.problem:
         return view.problem
     hive, schema = folder_values(source, path), schema_of(source, view.schema, path)
@@ -114,6 +154,11 @@ def schema_problem(source: Source, view: View, path: str) -> str:
             return f"column {name!r} {NOT_IN_FOLDERS}"
         if name in columns.names and (trouble := columns.folder_trouble(name, hive[name])):
             return f"column {name!r} {trouble}"
+    if source.where is not None:
+        try:
+            typed_condition(source, shard, view)
+        except ValueError as error:
+            return f"source.where: {error}"
     return _type_problem(source, with_paths(schema, named_columns(source)))
 
 
@@ -142,6 +187,26 @@ class Footer:
     """Its columns; None if the footer cannot be read."""
     reason: Reason | None = None
     message: str = ""
+    chosen: Ranges | None = None
+    """The rows that `source.where` chooses, deleted ones included; None: all."""
+
+    def live_rows(self, shard: StoredFile) -> Ranges | None:
+        """Return the rows that are neither deleted nor left out; None: all."""
+        undeleted = shard.rows if isinstance(shard, TableFile) else None
+        if self.chosen is None or undeleted is None:
+            return undeleted if self.chosen is None else self.chosen
+        return Ranges.in_at_least(2, [undeleted, self.chosen])
+
+    def num_left_out(self, shard: StoredFile) -> int:
+        """Return how many rows are left out that are not deleted."""
+        if self.chosen is None:
+            return 0
+        undeleted = replace(self, chosen=Ranges((0, sum(self.group_rows)))).live_rows(shard)
+        return len(undeleted or ()) - len(self.live_rows(shard) or ())
+
+
+ChooseRows = Callable[[StoredFile, BinaryIO, pq.ParquetFile, Footer], Ranges]
+"""Reads an open shard that fits the job, and returns the rows that it chooses."""
 
 
 def is_unreadable(error: BaseException) -> bool:
@@ -183,22 +248,31 @@ def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
         )
 
 
-def read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[Footer]:
-    """Read the footers of shards, in the order of the shards."""
+def read_footers(
+    store: Store, shards: Sequence[StoredFile], source: Source, choose: ChooseRows | None = None
+) -> list[Footer]:
+    """Read the footers of shards, in the order of the shards, and choose rows."""
     views: _Views = {}  # a schema of 1,000 columns takes half a MiB
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return [*pool.map(lambda shard: _read_footer(store, shard, source, views), shards)]
+        return [*pool.map(lambda shard: _read_footer(store, shard, source, views, choose), shards)]
 
 
 _Views = dict[pa.Schema | bytes, View]
 """Columns of shards -> their view."""
 
 
-def _read_footer(store: Store, shard: StoredFile, source: Source, views: _Views) -> Footer:
+def _read_footer(
+    store: Store, shard: StoredFile, source: Source, views: _Views, choose: ChooseRows | None
+) -> Footer:
     def read() -> Footer:
         try:
             with store.open(shard.path) as handle, arrow_errors():
-                return _judge_footer(open_parquet(handle), source, shard, views)
+                parquet = open_parquet(handle)
+                footer = _judge_footer(parquet, source, shard, views)
+                view = footer.view
+                if choose is None or view is None or schema_problem(source, view, shard):
+                    return footer
+                return replace(footer, chosen=choose(shard, handle, parquet, footer))
         except OSError as error:
             if is_bad_block(error):
                 raise BadBlockError(BAD_BLOCK) from error
@@ -233,16 +307,18 @@ def _judge_footer(
     key = schema.serialize().to_pybytes() if isinstance(shard, TableFile) else schema
     view = views.get(key) or views.setdefault(key, view_of(shard, schema))
     wanted = {*view.stored(named_columns(source))}
-    chosen = [i for i, leaf in enumerate(leaves) if is_below(leaf.path, wanted)]
+    compared = {*view.stored(columns_in(source.condition))} if source.condition else set[str]()
+    chosen = [i for i, leaf in enumerate(leaves) if is_below(leaf.path, wanted | compared)]
     _require_chunks(metadata, [leaves[index].path for index in chosen])
     flat = [index for index in chosen if leaves[index].max_repetition_level == 0]
+    read = [index for index in chosen if is_below(leaves[index].path, wanted)]
     rows: list[int] = []
     sizes: list[int] = []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = {index: group.column(index) for index in chosen}
         rows.append(group.num_rows)
-        sizes.append(sum(column.total_uncompressed_size for column in columns.values()))
+        sizes.append(sum(columns[index].total_uncompressed_size for index in read))
         if any(columns[index].num_values != rows[-1] for index in flat):
             raise pa.ArrowInvalid(f"damaged: row group {number} has columns of other lengths")
     if min(rows, default=0) < 0 or min(sizes, default=0) < 0 or sum(rows) != metadata.num_rows:
@@ -314,7 +390,7 @@ def declare_columns(
     readable = [(shard, footer.view) for shard, footer in pairs if footer.view is not None]
     if not readable:
         return pa.schema([]), columns.fields(None)
-    problems = [schema_problem(source, view, shard.path) for shard, view in readable]
+    problems = [schema_problem(source, view, shard) for shard, view in readable]
     fitting = [pair for pair, problem in zip(readable, problems, strict=True) if not problem]
     if not fitting:
         raise JobError(f"source: no shard fits the job; {readable[0][0].path}: {problems[0]}")
@@ -396,51 +472,3 @@ def _merged(
                 if types.setdefault(name, dtype) != dtype:
                     types[name] = merge(types[name], dtype) or types[name]
     return pa.schema([*types.items()])
-
-
-def extents_of(
-    shard: StoredFile, footer: Footer, source: Source, declared: pa.Schema, max_rows: int
-) -> Iterator[Extent]:
-    """Yield the extents of a shard, given the declared pass-through columns."""
-    if footer.view is None:
-        # Its row count is unknown: one row takes the place of the shard.
-        yield Extent(
-            shard.path, shard.size_bytes, shard.version, 0, 1, 0.0, footer.reason, footer.message
-        )
-        return
-    schema = schema_of(source, footer.view.schema, shard.path)
-    message = schema_problem(source, footer.view, shard.path) or type_problem(
-        source, declared, with_paths(schema, source.passed.values())
-    )
-    reason = Reason.BAD_SCHEMA if message else None
-    first = 0
-    for num_rows, num_bytes in _join_groups(footer.group_rows, footer.group_bytes, max_rows):
-        row_bytes = round(num_bytes / num_rows, 1)
-        extent = Extent(
-            shard.path, shard.size_bytes, shard.version, first, num_rows, row_bytes, reason, message
-        )
-        first += num_rows
-        if not isinstance(shard, TableFile):
-            yield extent
-        elif (
-            live := extent.numbers()
-            if shard.rows is None
-            else shard.rows.within(extent.first_row, first)
-        ):
-            extent = replace(extent, given=shard.given)
-            yield extent if len(live) == num_rows else extent.choose(live)
-
-
-def _join_groups(
-    rows: Sequence[int], sizes: Sequence[int], max_rows: int
-) -> Iterator[tuple[int, int]]:
-    """Join neighbouring row groups up to `max_rows` rows; drop empty ones."""
-    joined_rows = joined_bytes = 0
-    for num_rows, num_bytes in zip(rows, sizes, strict=True):
-        if joined_rows and joined_rows + num_rows > max_rows:
-            yield joined_rows, joined_bytes
-            joined_rows = joined_bytes = 0
-        joined_rows += num_rows
-        joined_bytes += num_bytes
-    if joined_rows:
-        yield joined_rows, joined_bytes

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from pipeline.core.arrays import Numbers
 from pipeline.sources.formats.parquet_footers import arrow_errors, is_below, open_parquet
-from pipeline.sources.formats.table_view import TableView, View
+from pipeline.sources.formats.table_view import TableFile, TableView, View
 from pipeline.sources.units import Extent, require_unchanged
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, StoredFile
 
 MAX_BATCH_BYTES = 128 << 20
 _LOCAL_BUFFER_BYTES = 64 << 10
@@ -395,12 +395,33 @@ def open_shard(store: Store, extent: Extent, table: pa.Schema | None = None) -> 
                 require_unchanged(store, extent)
             _last_footer.clear()
             _last_footer[key] = known
-        buffered = None
-        if store.is_object_store:
-            buffered = open_parquet(handle, metadata=parquet.metadata, pre_buffer=True)
         schema = parquet.schema_arrow
         view = View(schema) if table is None else TableView(table, schema)
-        yield Shard(store, extent.path, parquet, buffered, known.group_ends, view, extent.given)
+        yield _shard(store, extent.path, handle, parquet, known.group_ends, view, extent.given)
+
+
+def _shard(
+    store: Store,
+    path: str,
+    handle: BinaryIO,
+    parquet: pq.ParquetFile,
+    group_ends: Numbers,
+    view: View,
+    given: tuple[str | None, ...],
+) -> Shard:
+    buffered = None
+    if store.is_object_store:
+        buffered = open_parquet(handle, metadata=parquet.metadata, pre_buffer=True)
+    return Shard(store, path, parquet, buffered, group_ends, view, given)
+
+
+def shard_of(
+    store: Store, shard: StoredFile, handle: BinaryIO, parquet: pq.ParquetFile, view: View
+) -> Shard:
+    """Return a listed shard that is open, and whose footer is read."""
+    given = shard.given if isinstance(shard, TableFile) else ()
+    parquet = _open(store, handle, parquet.metadata)
+    return _shard(store, shard.path, handle, parquet, _parse(parquet).group_ends, view, given)
 
 
 def _open(

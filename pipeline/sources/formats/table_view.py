@@ -46,6 +46,8 @@ class TableFile(StoredFile):
     """The values of the partition columns, as text."""
     rows: Ranges | None = field(kw_only=True)
     """The rows that are not deleted; None: all."""
+    certain: Sequence[str] = field(kw_only=True, default=())
+    """Partition columns whose values are those of all rows, whatever columns the file has."""
 
 
 class View:
@@ -53,6 +55,8 @@ class View:
 
     problem = ""
     """Why the shard does not fit its table; '' if it does."""
+    given: Sequence[str] = ()
+    """Partition columns that the shard itself does not have."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -106,6 +110,7 @@ class TableView(View):
             resolved = _resolved(keyed, column, [*shard])
             if not is_given or resolved.at is not None:
                 self._columns[keyed.name] = resolved
+        self.given = [name for name in self._partition_columns if name not in self._columns]
 
     @cached_property
     def problem(self) -> str:  # type: ignore[override]

@@ -19,7 +19,7 @@ from pipeline.core.registry import SOURCES
 from pipeline.core.user_code import extension_errors
 from pipeline.job.source import Source
 from pipeline.sources.listing.refused import refuse_tables, require_file_type, table_of
-from pipeline.sources.source_format import format_of
+from pipeline.sources.source_format import NONE_LEFT_OUT, LeftOut, format_of
 from pipeline.sources.units import Extent
 from pipeline.storage.errors import options_named
 from pipeline.storage.skipped import SkipCounter, Skipped, SkipReason, is_utf8, reason_of_name
@@ -87,6 +87,7 @@ class Inputs:
     """The input columns, with the types of the shards."""
     table: pa.Schema | None = None
     """The lake table whose files the shards are, as `TableFile.table`; None if there is none."""
+    left_out: LeftOut = NONE_LEFT_OUT
 
     @property
     def num_rows(self) -> int:
@@ -145,6 +146,9 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     require_file_type(store, shards, form, are_named=is_named)
     with extension_errors(SOURCES, source.format):
         measured = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
+    if source.where is not None:  # a shard without a chosen row is no input
+        paths = {extent.path for extent in measured.extents}
+        shards = tuple(shard for shard in shards if shard.path in paths)
     return Inputs(
         root,
         shards,
@@ -153,6 +157,7 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
         skipped,
         fields=measured.fields,
         table=measured.table,
+        left_out=measured.left_out,
     )
 
 
@@ -272,8 +277,10 @@ def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFil
     return tuple(file for file in files if file is not None)
 
 
-def describe_no_input(source: Source, skipped: Skipped) -> str:
+def describe_no_input(source: Source, skipped: Skipped, left_out: LeftOut = NONE_LEFT_OUT) -> str:
     """Say in one line why a source has no shards, by its listing."""
+    if any(left_out):
+        return f"source.where = {source.where!r}: no row matches; {left_out.describe()} left out"
     _, pattern = split_glob(source.uri)
     suffixes = format_of(source).suffixes
     if not skipped.total:

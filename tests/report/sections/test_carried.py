@@ -10,6 +10,7 @@ from pipeline.commit.shard_table import About, KnownShard, ShardTable
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.figures import Counters, LookedUp, SliceFigures
 from pipeline.core.histograms import Distribution, Numbers
+from pipeline.core.ranges import Ranges
 from pipeline.core.rows_set_aside import NOT_READ
 from pipeline.report.recorder import RunRecorder
 from pipeline.report.sections.carried import carried_section, first_shards, plan_facts
@@ -31,7 +32,7 @@ def reuse(*shards: ShardRows, by_content: bool = False) -> Reuse:
     """Of 90 rows of the first version and 100 of the second; none of the third."""
     plan = planned(shard_extents([[5]]))
     known = {
-        "a": (0, KnownShard("in/a", 1, "1", 100, 0, tuple(range(10)))),
+        "a": (0, KnownShard("in/a", 1, "1", 100, 0, Ranges.of(range(10)))),
         "b": (1, KnownShard("in/b", 1, "1", 100, 0)),
     }
     table = ShardTable(About("key", "settings", "inputs"), [])
