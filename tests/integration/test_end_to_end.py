@@ -316,7 +316,7 @@ def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None
     assert result.json["unreadable_shards"] == 1
     assert result.json["rows"] | {"resumed": 0} == {
         "total": 41, "predicted": 40, "quarantined": 1, "computed": 41, "resumed": 0,
-        "carried": None, "left": 0,
+        "carried": None, "left": 0, "left_out": None, "unopened_shards": None,
     }  # fmt: skip
     quarantine = quarantine_of(Store(str(tmp_path / "out")))
     assert quarantine["row_id"].to_pylist() == ["broken.parquet"]
