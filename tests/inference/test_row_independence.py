@@ -122,11 +122,11 @@ def test_texts_of_one_length_are_batched_together(tmp_path: Path):
 @pytest.mark.parametrize(
     ("of", "problem", "runtime"),
     [
-        ("noise", "differed each time: the model is not deterministic", "eager"),
+        ("ramp", "differed each time: the model is not deterministic", "eager"),
         ("mean", ALONE, "eager"),
         ("single", "r0 differed without the other rows of the batch", "eager"),
         ("several", "r0 failed without the other rows of the batch: ValueError: one row", "eager"),
-        # Noise is exported as it is drawn once, and batches have one size.
+        # The number of calls is exported as it is, and batches have one size.
         pytest.param("mean", ALONE, "openvino", marks=pytest.mark.slow),
     ],
 )
