@@ -238,7 +238,7 @@ def compare(path: str, spec: ModelSpec) -> str:
         message = errors[known[0]][MESSAGE]
         raise JobError(f"model.path: {library} predicts each probe, and here all fail: {message}")
     theirs = pa.Table.from_pylist([{**(expected[place] or {})} for place in places])
-    _require_length(library, theirs, spec.task)
+    theirs = _with_length(library, theirs, spec.task)
     if TOP_K not in theirs.column_names:
         theirs = task.parse_golden(theirs)
     differences = task.differences(theirs, actual.take(places), SAME)
@@ -251,14 +251,17 @@ def compare(path: str, spec: ModelSpec) -> str:
     return f"{library} on {len(places)} {'pair' if _has_pair(spec) else held.noun}s"
 
 
-def _require_length(library: str, theirs: pa.Table, task: TaskSpec) -> None:
-    if EMBEDDING in theirs.column_names:
-        length = len(theirs.column(EMBEDDING)[0])
-        if length != task.embedding_dim:
-            raise JobError(
-                f"model.path: {library} gives vectors of {length} numbers, and "
-                f"{task.embedding_dim} are made here; {_WAY_OUT}"
-            )
+def _with_length(library: str, theirs: pa.Table, task: TaskSpec) -> pa.Table:
+    """Return predictions of the library with vectors as long as the task's."""
+    if EMBEDDING not in theirs.column_names:
+        return theirs
+    vectors, dim = theirs.column(EMBEDDING).to_pylist(), task.embedding_dim
+    if len(vectors[0]) != (task.model_dim or dim):
+        raise JobError(
+            f"model.path: {library} gives vectors of {len(vectors[0])} numbers, and "
+            f"{task.model_dim or dim} are made here; {_WAY_OUT}"
+        )
+    return pa.table({EMBEDDING: [vector[:dim] for vector in vectors]})
 
 
 def _expected(

@@ -117,7 +117,9 @@ class Model(Section):
     layer: str | None = None
     """Submodule whose output replaces that of the model, by its name in `named_modules`."""
     embedding_dim: PositiveInt | None = None
-    """Task `embed`: length of the vector. Default: the length of the model's output."""
+    """Task `embed`: length of the vector. Default: the length of the model's output. Of a model
+    directory less may be wanted, as of Matryoshka models: the first numbers are kept, and scaled to
+    length 1 if the whole vector was."""
     embedding_type: Literal["float32", "float16"] = "float32"
     """Task `embed`: data type of the published numbers. A number beyond float16 (65,504)
     quarantines its row as `non_finite`."""

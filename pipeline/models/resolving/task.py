@@ -12,8 +12,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import TASKS
 from pipeline.core.user_code import extension_errors, require_allowed, source_digest
-from pipeline.models.directories.facts import GenerationFacts
-from pipeline.models.directories.files import PROMPTS
+from pipeline.models.directories.facts import DirectoryFacts, GenerationFacts
 from pipeline.models.directories.opening import require_served
 from pipeline.models.directories.snapshot import ModelDirectory, local
 from pipeline.models.directories.text.image_prompts import image_prompt
@@ -75,11 +74,13 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
                 f"has {len(facts.labels)} labels; give as many, or leave model.labels out"
             )
     length = facts and not model.layer and not model.pooling and facts.embedding_dim
-    if length and model.embedding_dim not in (None, length):
+    dim = model.embedding_dim or (facts and facts.embedding_dim) or 0
+    if length and dim > length:
         raise JobError(
-            f"model.embedding_dim = {model.embedding_dim}: {card.name} gives {length} numbers; "
-            f"leave it out, or write truncate_dim into {PROMPTS} to have the first of them alone"
+            f"model.embedding_dim = {dim}: {card.name} gives {length} numbers; leave it out, or "
+            "give less to have the first of them alone"
         )
+    is_cut = bool(length and dim < length)
     code = ""
     if model.postprocess is not None:
         require_allowed("model.postprocess", model.postprocess, allow_import)
@@ -88,8 +89,10 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
         kind=name,
         labels=labels,
         top_k=min(model.top_k, len(labels)) if labels else 0,
-        embedding_dim=model.embedding_dim or (facts and facts.embedding_dim) or 0,
-        l2_norm=model.l2_norm,
+        embedding_dim=dim,
+        model_dim=(length or 0) if is_cut else 0,
+        # A part of a vector of length 1 is shorter.
+        l2_norm=model.l2_norm or (is_cut and facts is not None and _is_normalised(facts)),
         outputs=tuple(OutputSpec(output.name, output.shape) for output in model.outputs),
         targets=model.targets,
         postprocess=model.postprocess,
@@ -244,3 +247,9 @@ def _read_labels(model: Model, labels: str | tuple[str, ...]) -> tuple[str, ...]
     if not (isinstance(names, list) and all(isinstance(item, str) for item in names)):
         raise JobError(f"model.labels = {labels}: expected a JSON list of strings")
     return tuple(names)
+
+
+def _is_normalised(facts: DirectoryFacts) -> bool:
+    """Tell whether the vectors of a directory have length 1."""
+    layers = facts.pooling.layers if facts.pooling else ()
+    return any(layer.name == "normalize" for layer in layers)

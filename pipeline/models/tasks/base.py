@@ -46,6 +46,8 @@ class TaskSpec:
     labels: tuple[str, ...] = ()
     top_k: int = 1
     embedding_dim: int = 0
+    model_dim: int = 0
+    """Length of the model's vectors, whose first `embedding_dim` numbers are kept; 0: all are."""
     l2_norm: bool = False
     outputs: tuple[OutputSpec, ...] = ()
     targets: tuple[str, ...] = ()

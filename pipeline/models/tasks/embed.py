@@ -41,8 +41,11 @@ class Embed(Task):
 
         if isinstance(outputs, torch.Tensor) and outputs.ndim > 2:
             outputs = outputs.flatten(1)  # a pooling layer gives (B, D, 1, 1)
-        shape = (num_rows, self.spec.embedding_dim or _last(outputs))
+        dim, model_dim = self.spec.embedding_dim, self.spec.model_dim
+        shape = (num_rows, model_dim or dim or _last(outputs))
         vectors = require(outputs, shape, "model.embedding_dim is {}", "one vector per row").float()
+        if model_dim:
+            vectors = vectors[:, :dim]
         if self.spec.l2_norm:
             vectors = _normalised(vectors)
         # A number beyond float16 becomes infinite, and its row `non_finite`.

@@ -19,6 +19,7 @@ from support.runs.selection import quick_cases
 from tokenizers import Tokenizer, normalizers
 
 from pipeline.core.errors import JobError
+from pipeline.inference.library_check import hold_to_library
 from pipeline.job.model import Model
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.resolving.resolve import resolve_model
@@ -214,11 +215,29 @@ def test_modules_that_are_not_run_are_refused_by_name(name: str, tmp_path: Path)
         read_facts(path)
 
 
-def test_the_length_of_vectors_is_the_directorys(tmp_path):
+def test_no_vector_is_longer_than_the_directorys(tmp_path):
     path = MEANS(tmp_path)
-    job = job_over("text", Model(path=str(path), embedding_dim=8))
-    with pytest.raises(JobError, match=r"gives 32 numbers.*truncate_dim into config_sentence"):
+    job = job_over("text", Model(path=str(path), embedding_dim=33))
+    with pytest.raises(JobError, match=r"= 33: .*gives 32 numbers; leave it out, or give less"):
         resolve_model(job)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("has_length_1", [True, False])
+def test_the_first_numbers_of_vectors_are_as_the_library_cuts_them(
+    has_length_1: bool, tmp_path: Path
+):
+    def cut(path: Path, rows: Any) -> Any:
+        model = SentenceTransformer(str(path), device="cpu", truncate_dim=8)
+        return model.encode([*rows], normalize_embeddings=has_length_1).tolist()
+
+    from sentence_transformers import SentenceTransformer
+
+    steps = [means, *([lambda modules: modules.Normalize()] if has_length_1 else [])]
+    case = Case(saved(*steps), cut, embedding, {"embedding_dim": 8}, tolerance=2e-5)
+    require_scores_of_the_library(case, tmp_path, TEXTS)
+    job = job_over("text", Model(path=str(tmp_path / "saved"), embedding_dim=8))
+    assert "sentence_transformers" in hold_to_library(resolve_model(job)).replace("-", "_")
 
 
 def test_a_cross_encoder_with_a_chat_template_is_refused(tmp_path):
