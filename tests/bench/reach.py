@@ -185,7 +185,7 @@ def compared(folder: Path, task: str, cls: Any) -> Verdict:
 
 def _is_of_class(verdict: Verdict) -> bool:
     """Tell whether a class is refused at any size: not for an error of the library."""
-    of_library = r"\b(?:Runtime|Index|Type|Attribute|Key)Error\b|hidden_size is null"
+    of_library = r"\b(?:Runtime|Index|Type|Attribute|Key)Error\b|hidden_size is null|get_seq_length"
     return verdict.verdict == REFUSED and not re.search(of_library, verdict.why)
 
 

@@ -111,6 +111,8 @@ class GenerateEngine(ModelEngine):
     def _writing(self, rows: Sequence[Row], held: Outputs) -> Writing:
         model, at = self._model, {row.number: row for row in rows}
         module, limits = self._module, model.limits
+        if module.most_rows is not None:
+            limits = limits._replace(rows=module.most_rows)
         at_once = limits
         if isinstance(module, CausalDecoding):
             tokens = min(limits.tokens or _PREFILL_TOKENS, _PREFILL_TOKENS)

@@ -104,6 +104,11 @@ class ModelClass:
         return hasattr(self.built, "get_image_features")
 
     @property
+    def has_text_tower(self) -> bool:
+        """Tell whether one of two models is of texts alone."""
+        return hasattr(self.built, "get_text_features")
+
+    @property
     def takes_text(self) -> bool:
         """Tell whether its first input is a text."""
         return bool(self.built.main_input_name == IDS)
@@ -200,10 +205,10 @@ def require_one_input(cls: Any, config: Any, head: str) -> None:
     has_towers = hasattr(cls, "get_image_features") or hasattr(cls, "get_audio_features")
     wanted = {
         name
-        for name in taken
-        if _DATA.fullmatch(name)
-        and name != main
-        and not (is_whole_text and ("pixel_values" in name or "input_" in name))
+        for name, parameter in taken.items()
+        if name not in (main, "self")
+        and (parameter.default is parameter.empty or (_DATA.fullmatch(name) and not is_whole_text))
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         # It writes to one input, or its towers take one each.
         and not ((head in WRITERS or has_towers) and name in _MAIN)
     }
@@ -240,7 +245,7 @@ def require_run(
     Raises:
         JobError: It gives other outputs than are read, or computes another way from then on.
     """
-    if hasattr(module, "get_image_features") or hasattr(module, "get_audio_features"):
+    if hasattr(module, "get_text_features") or hasattr(module, "get_audio_features"):
         return Run(False, None)  # each tower runs by itself
     if head in WRITERS and is_whole:
         return Run(False, None)  # its texts are compared with the library's

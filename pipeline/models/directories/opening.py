@@ -44,7 +44,7 @@ from pipeline.process.confined import ConfinedError, confined
 if TYPE_CHECKING:
     import torch
 
-_VERSION = 32
+_VERSION = 33
 """Version of the facts that are kept; raise it if the same directory gives other facts."""
 KEPT_WITH = (
     *("transformers", "tokenizers", "sentence_transformers", "timm", "onnx", "onnxruntime"),
@@ -145,10 +145,14 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
         from pipeline.models.directories.audio_facts import audio_facts
 
         return audio_facts(path, chosen)
-    if chosen.head == CAPTION:
+    # Models that see images among the tokens of a text read texts without any, too.
+    reads_texts = wanted == "text" and chosen.takes_text and not chosen.has_text_tower
+    if chosen.head == CAPTION and not reads_texts:
         return caption_facts(path, chosen)
-    if chosen.has_towers:
+    if chosen.has_towers and not reads_texts:
         return tower_facts(path, chosen, wanted or "image")
+    if chosen.head == CAPTION:
+        chosen = replace(chosen, head=SEQ2SEQ if chosen.config.is_encoder_decoder else CAUSAL)
     if chosen.head in (CAUSAL, SEQ2SEQ, SPEECH):
         return language_facts(path, chosen)
     return encoder_facts(path, chosen) if chosen.takes_text else image_facts(path, chosen)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models.generate.cached_model import refused_for
+from pipeline.models.generate.cached_model import TOLERANCE, can_share, refused_for, require_causal
 from pipeline.models.generate.causal import CausalDecoding
 from pipeline.models.generate.decoding import (
+    AloneDecoding,
     BlipDecoding,
     Decoding,
     ImageFirstDecoding,
@@ -24,7 +25,7 @@ from pipeline.models.generate.spec import CAPTION, CAUSAL, SEQ2SEQ, Generation
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 
-_CHECKED_TOKENS, _CHECKED_STEPS, _TOLERANCE = (7, 4, 1), 3, 1e-3
+_CHECKED_TOKENS, _CHECKED_STEPS = (7, 4, 1), 3
 Text = Callable[[Sequence[int]], str]
 """Tokens -> their text."""
 
@@ -46,10 +47,15 @@ def with_decoding(
     assert task.generation is not None, "the task writes"
     text = text_decoder(task.generation, tokenizer)
     module: Decoding
+    if head == CAUSAL:
+        require_causal(model, "generate")
     with torch.no_grad():
-        if head == CAUSAL:
+        if head == CAUSAL and can_share(type(model), model.config):
             module = CausalDecoding(model, text)
             _require_rows_alone(module, type(model).__name__)
+        elif head == CAUSAL:
+            module = AloneDecoding(model, text, task.generation.rules)
+            _require_states_are_exact(module, type(model).__name__)
         else:
             cls = _caption_class(model) if head == CAPTION else LibraryDecoding
             module = cls(model, text, task.generation.rules)
@@ -117,6 +123,26 @@ def _require_rows_alone(module: CausalDecoding, name: str) -> None:
                 steps[row] += 1
 
 
+def _require_states_are_exact(module: AloneDecoding, name: str) -> None:
+    """Refuse a model whose logits with its states differ from those of one pass."""
+    prompt, size = _prompts(module)[0], _num_tokens(module)
+    output = [(17 * n + 5) % size for n in range(_CHECKED_STEPS)]
+    given: list[torch.Tensor] = []
+
+    def choose(logits: torch.Tensor) -> torch.Tensor:
+        given.append(logits[0].clone())
+        wanted = torch.full_like(logits, float("-inf"))
+        wanted[:, output[len(given) - 1]] = 0.0
+        return wanted
+
+    with refused_for("generate", name, "continue a text by its states"):
+        tensors = tensors_of([prompt])
+        has_ended = torch.zeros(1, dtype=torch.bool)
+        module.write(module.begin(tensors).batch, len(output), choose, lambda: has_ended)
+        for actual, wanted in zip(given, module.plain(tensors, prompt, output), strict=True):
+            _require_near(actual, wanted)
+
+
 def _require_padding_is_unseen(module: LibraryDecoding, name: str) -> None:
     """Refuse a model whose logits of a text depend on longer texts in the batch."""
     prompts = _prompts(module)
@@ -139,5 +165,5 @@ def _num_tokens(module: Decoding) -> int:
 
 def _require_near(actual: torch.Tensor, wanted: torch.Tensor) -> None:
     off = float((actual - wanted).abs().max())
-    if not off <= _TOLERANCE * max(1.0, float(wanted.abs().max())):
+    if not off <= TOLERANCE * max(1.0, float(wanted.abs().max())):
         raise ValueError(f"logits are off by {off:.2g}")

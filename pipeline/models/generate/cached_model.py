@@ -13,6 +13,11 @@ from torch import nn
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 
+_CACHES = {"cache", "past_key_values"}
+"""Names of the cache in releases of the library."""
+TOLERANCE = 1e-3
+"""Most difference of logits beside the largest, between two ways of computing them."""
+_NUM_CHECKED = 5
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, (B, heads, P, size) each."""
 
@@ -87,6 +92,26 @@ def refused_for(task: str, name: str, cannot: str) -> Iterator[None]:
         ) from error
 
 
+@torch.no_grad()
+def require_causal(model: Any, task: str) -> None:
+    """Refuse a model whose logits of a token depend on those that follow.
+
+    Raises:
+        JobError: They do, as of encoders that are no decoders by their configuration.
+    """
+    ids = torch.arange(_NUM_CHECKED)[None] % model.get_input_embeddings().num_embeddings
+    name = type(model).__name__
+    with refused_for(task, name, "continue a text"):
+        logits = [model(input_ids=ids[:, :end]).logits[0, 0] for end in (1, _NUM_CHECKED)]
+        off = float((logits[0] - logits[1]).abs().max())
+    if not off <= TOLERANCE * max(1.0, float(logits[0].abs().max())):
+        raise JobError(
+            f"model.task = {task!r}: {name} of model.path is no language model: its logits of a "
+            "token depend on the tokens that follow; if it was trained as a decoder, put "
+            "is_decoder: true into config.json"
+        )
+
+
 def new_cache() -> Any:
     """Return an empty cache of the library."""
     from transformers import DynamicCache
@@ -94,14 +119,26 @@ def new_cache() -> Any:
     return DynamicCache()
 
 
-def has_linear_attention(config: Any) -> bool:
-    """Tell whether a model's cache has states other than keys and values."""
-    from transformers import DynamicCache, cache_utils
+def can_share(cls: Any, config: Any) -> bool:
+    """Tell whether rows of several lengths can share the states of a model that continues texts.
 
-    states = getattr(cache_utils, "LinearAttentionCacheLayerMixin", ())
+    They can if these are keys and values of each token. States of linear attention, indexes and
+    compressed keys are the library's, which rows have one by one.
+
+    Args:
+        cls: A class of the library.
+        config: Its configuration.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    takes_cache = _CACHES & inspect.signature(cls.forward).parameters.keys()
+    if not takes_cache or getattr(cls, "_is_stateful", False):
+        return False
     with contextlib.suppress(Exception):  # some configurations name no layers
-        return any(isinstance(layer, states) for layer in DynamicCache(config=config).layers)
-    return False
+        layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
+        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return True
 
 
 def states_of(cache: Any) -> States:

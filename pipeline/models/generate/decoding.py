@@ -44,6 +44,9 @@ class Decoding(CachedModel, ABC):
         self.grammar: Grammar | None = None
         """Grammar of the records that it writes; None: it writes texts."""
 
+    most_rows: int | None = None
+    """Most rows that can be written at once; None: any number."""
+
     @abstractmethod
     def begin(self, tensors: Tensors) -> Begun:
         """Read rows."""
@@ -170,6 +173,28 @@ class LibraryDecoding(Decoding):
     def _logits(self, inputs: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model(**inputs, **{self.ids_name: ids}, use_cache=False).logits
         return logits
+
+
+class AloneDecoding(LibraryDecoding):
+    """A model that continues a text, whose states rows cannot share: each is a batch."""
+
+    ids_name = "input_ids"
+    most_rows = 1
+
+    def read(self, tensors: Tensors) -> tuple[dict[str, Any], Sequence[int]]:
+        return {}, tensors["attention_mask"].sum(dim=1).tolist()
+
+    def begin(self, tensors: Tensors) -> Begun:
+        _, [count] = self.read(tensors)
+        ids = tensors["input_ids"][:, :count]
+        return Begun(Encoded({}, ids), ids.tolist(), [count])
+
+    def forward(self, *features: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
+        num_rows = len(next(iter(tensors.values())))
+        rows = [
+            {name: part[row : row + 1] for name, part in tensors.items()} for row in range(num_rows)
+        ]
+        return torch.cat([self.first_logits(self.begin(row)) for row in rows])
 
 
 def has_image_tokens(config: Any) -> bool:

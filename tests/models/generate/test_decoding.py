@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from support.models.feature_writers import make_feature_writer
 from support.models.language_models import (
     ENDS,
     FAMILIES,
@@ -22,10 +23,13 @@ from support.models.language_models import (
     NEW_TOKENS,
     TEXTS,
     choosing,
+    greedy,
     library_outputs,
+    library_scores,
     make_writer,
     predicted,
     prepared,
+    scores_of,
     write_language_tokenizer,
     writing,
 )
@@ -55,13 +59,14 @@ from pipeline.models.generate.causal import CausalDecoding
 from pipeline.models.generate.spec import Generation, Rules
 from pipeline.models.spec import PredictorConfig, load_module
 from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.preprocessing.texts.prompts import prompt_tokenizer
 
 LLAMA = "llama"
 FEW = BatchLimits(3, 200)
 """Rows enter and leave one after the other."""
 
 
-QUICK = (LLAMA, "bart")
+QUICK = (LLAMA, "bart", "mamba")
 
 
 def with_languages(folder: Path, **options: Any) -> Path:
@@ -266,8 +271,6 @@ def test_spaces_before_marks_are_cleaned_where_the_library_does_it(
 @pytest.mark.parametrize(
     ("name", "values", "problem"),
     [
-        ("MambaForCausalLM", {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
-         "has layers of linear attention, whose states rows of several lengths cannot share"),
         ("Qwen2AudioForConditionalGeneration",
          {"audio_config": {"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2,
                            "encoder_ffn_dim": 16, "d_model": 16},
@@ -285,6 +288,25 @@ def test_a_model_whose_rows_are_no_texts_is_refused_with_the_reason(
     with pytest.raises(JobError, match=problem) as refused:
         read_facts(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("family", ["llava", pytest.param("idefics3", marks=pytest.mark.slow)])
+def test_a_model_that_sees_images_reads_texts_without_any(family: str, tmp_path: Path):
+    path = make_feature_writer(tmp_path / "m", family)
+    spec = writing(path)
+    rows = prepared(spec, TEXTS)
+    prompts = rows.column(TOKEN_IDS).to_pylist()
+    model = transformers.AutoModelForImageTextToText.from_pretrained(path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    expected = [greedy(model, tokenizer, {"input_ids": torch.tensor([ids])}) for ids in prompts]
+    assert [row["text"] for row in predicted(spec, rows, FEW)] == [text.text for text in expected]
+    assert hold_to_library(spec)
+    scored = choosing(path)
+    answers = prompt_tokenizer(scored.input.text).answers(scored.task.prompts)
+    [row] = predicted(scored, prepared(scored, TEXTS[1:2]))
+    [ids] = prepared(scored, TEXTS[1:2]).column(TOKEN_IDS).to_pylist()
+    wanted = np.exp(library_scores(path, ids, answers, model))
+    np.testing.assert_allclose(scores_of(row), wanted / wanted.sum(), atol=1e-4)
 
 
 def test_a_window_counts_the_tokens_of_a_row_alone(tmp_path: Path):

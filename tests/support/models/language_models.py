@@ -70,6 +70,16 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gpt_neox": ("GPTNeoX", _SIZES),
     "opt": ("OPT", {**_SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}),
     "bloom": ("Bloom", {**_IDS, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "mamba": ("Mamba", {**_IDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            **{**_GROUPED, "num_hidden_layers": 4, "head_dim": 8, "moe_intermediate_size": 32},
+            **{"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 32},
+            **{"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2},
+            "linear_num_value_heads": 4,
+        },
+    ),
     "t5": (
         "T5",
         {
@@ -152,18 +162,21 @@ def library_model(folder: Path) -> Any:
     return auto.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def library_scores(folder: Path, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Any:
+def library_scores(
+    folder: Path, prompt: Sequence[int], answers: Sequence[Sequence[int]], model: Any = None
+) -> Any:
     """Return the mean log-likelihood of each answer by the library's own loss, float64 (K,).
 
     Args:
         folder: The directory.
         prompt: Token ids.
         answers: Token ids of each.
+        model: The library's; None: that of the folder, by its own class.
     """
     import numpy as np
     import torch
 
-    model, scores = library_model(folder), []
+    model, scores = model or library_model(folder), []
     for answer in answers:
         ids, labels = list(prompt), list(answer)
         if not model.config.is_encoder_decoder:

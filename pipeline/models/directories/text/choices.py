@@ -15,11 +15,14 @@ import torch
 from torch import nn
 
 from pipeline.models.generate.cached_model import (
+    TOLERANCE,
     CachedModel,
+    can_share,
     moved,
     new_cache,
     places_of,
     refused_for,
+    require_causal,
     states_of,
 )
 from pipeline.models.generate.spec import CAUSAL
@@ -27,7 +30,7 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import prompt_tokenizer
 
-_CHECKED_TOKENS, _CHECKED_ROWS, _CHECKED_ANSWERS, _TOLERANCE = (7, 4, 6, 5, 3), 2, 3, 1e-3
+_CHECKED_TOKENS, _CHECKED_ROWS, _CHECKED_ANSWERS = (7, 4, 6, 5, 3), 2, 3
 _Batch = tuple[torch.Tensor, ...]
 _MOST_ENDS = 4
 """Most lengths of prompts in a batch whose last logits are taken from one pass."""
@@ -156,6 +159,19 @@ class CausalChoices(Choices):
         return size
 
 
+class AloneChoices(CausalChoices):
+    """The same of a model whose states answers cannot share: a pass for each row and answer."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return float32 (B, K)."""
+        counts = attention_mask.sum(dim=1).tolist()
+        rows = [ids[:count] for ids, count in zip(input_ids, counts, strict=True)]
+        scores = [[self.plain(row, answer) for answer in self.answers()] for row in rows]
+        return torch.stack([torch.stack(of_row) for of_row in scores]) - scores[0][0].new_tensor(
+            self.prior
+        )
+
+
 class TargetChoices(Choices):
     """Answers of a decoder to the prompt that an encoder has read."""
 
@@ -232,10 +248,13 @@ def with_choices(head: str, model: nn.Module, task: TaskSpec, model_input: Input
     tokenizer = prompt_tokenizer(model_input.text)
     module: CausalChoices | TargetChoices
     if head == CAUSAL:
-        module = CausalChoices(model, tokenizer.answers(task.prompts))
+        require_causal(model, "choices")
+        cls = CausalChoices if can_share(type(model), model.config) else AloneChoices
+        module = cls(model, tokenizer.answers(task.prompts))
     else:
         module = TargetChoices(model, tokenizer.targets(task.prompts))
-    _require_shares(module, *_prompts(model))
+    if not isinstance(module, AloneChoices):
+        _require_shares(module, *_prompts(model))
     if task.prior_corrected:
         [ids] = tokenizer.prompts([""])
         prompt = torch.tensor([ids])
@@ -276,5 +295,5 @@ def _require_shares(
             for number, answer in enumerate(module.answers()[:_CHECKED_ANSWERS]):
                 expected = module.plain(prompt, answer)
                 off = float((scores[:, row, number] - expected).abs().max())
-                if not off <= _TOLERANCE * max(1.0, abs(float(expected))):
+                if not off <= TOLERANCE * max(1.0, abs(float(expected))):
                     raise ValueError(f"log-likelihoods are off by {off:.2g}")

@@ -18,8 +18,7 @@ from pipeline.models.directories.files import CONFIG, GENERATION, checked, previ
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.model_class import ModelClass
 from pipeline.models.directories.text.tokens import library_tokens
-from pipeline.models.generate.cached_model import has_linear_attention
-from pipeline.models.generate.spec import CAUSAL, SPEECH, Rules
+from pipeline.models.generate.spec import SPEECH, Rules
 
 _SPACED = "a . b , c ? d ! e n't f 's g"
 _MOST = 1 << 20
@@ -77,11 +76,6 @@ def _require_texts(chosen: ModelClass) -> None:
             f"model.path: config.json: {name} reads clips of sound among the tokens of a text, "
             "which no input gives; take Whisper, or a language model; model.factory, with "
             "source.inputs, runs it"
-        )
-    if chosen.head == CAUSAL and has_linear_attention(chosen.config):
-        raise JobError(
-            f"model.path: config.json: {name} has layers of linear attention, whose states rows of "
-            "several lengths cannot share; take a model whose layers keep keys and values"
         )
 
 

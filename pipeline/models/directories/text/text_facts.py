@@ -19,10 +19,13 @@ from pipeline.models.directories.model_class import (
 from pipeline.models.directories.text.generation_config import generation_facts
 from pipeline.models.directories.text.sentence_transformers import Opened
 from pipeline.models.directories.text.tokens import library_tokens, text_facts
-from pipeline.models.generate.spec import SEQ2SEQ
+from pipeline.models.generate.cached_model import can_share
+from pipeline.models.generate.spec import CAUSAL, SEQ2SEQ
 
 if TYPE_CHECKING:
     import torch
+
+_ALONE = "rows cannot share the states of its layers: they run one by one"
 
 
 def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
@@ -62,7 +65,7 @@ def encoder_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     text = text_of(folder, chosen.at, chosen.module, has_pairs=has_pairs)
     if chosen.head != "none":
         return _head_facts(chosen, text)
-    dim = chosen.width or width_of(chosen.config, "hidden_size")
+    dim = chosen.width or width_of(chosen.config.get_text_config(), "hidden_size")
     notes = [
         f"{CONFIG}: {chosen.named.__name__}",
         f"no {MODULES}: pooling mean, without normalisation; {dim} numbers per text",
@@ -140,6 +143,7 @@ def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
             "not give; take it out"
         )
     written = generation_facts(folder, chosen)
+    alone = chosen.head == CAUSAL and not can_share(chosen.built, chosen.config)
     return chosen.directory(
         "text",
         ("choices", "generate"),
@@ -148,6 +152,7 @@ def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         notes=(
             f"{chosen.at}{CONFIG}: {chosen.named.__name__}, language model",
             *text_notes(text),
+            *([f"{CONFIG}: {_ALONE}"] if alone else ()),
             written.note,
         ),
     )
