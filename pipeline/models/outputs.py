@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,12 @@ class OutputSpec:
 
     name: str
     shape: tuple[int, ...]
+
+
+def in_words(outputs: Sequence[OutputSpec]) -> str:
+    """Describe outputs in words."""
+    listed = ", ".join(f"{output.name} {output.shape}" for output in outputs)
+    return f"outputs {listed}" if listed else "no outputs of one shape for all rows"
 
 
 def require(output: Any, shape: tuple[int, ...], declared: str, what: str) -> torch.Tensor:

@@ -187,7 +187,9 @@ def test_jobs_over_model_directories_publish_the_columns_of_their_table(folder: 
     make_directories(folder)
     jobs = {f"examples/{path}": columns for path, columns in DIRECTORIES.items()}
     jobs["jobs/classify_directory.yaml"] = ["label", "score"]
-    run(folder, "\n".join(f"pipeline run {job}" for job in jobs))
+    where = "PYTHONPATH=examples/postprocess:$PYTHONPATH"
+    command = where + " pipeline run {} --allow-import of_library"
+    run(folder, "\n".join(map(command.format, jobs)))
     for job, columns in jobs.items():
         sink = yaml.safe_load((folder / job).read_text())["sink"]["uri"]
         table = open_output(folder / sink).latest.predictions().to_table()

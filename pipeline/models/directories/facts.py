@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from pipeline.core.printable import clean_message
 from pipeline.models.generate.spec import Rules
+from pipeline.models.outputs import OutputSpec
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import TensorColumn
@@ -16,6 +17,8 @@ from pipeline.preprocessing.texts.text_settings import Prompt
 DirectoryFormat = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 TOWERS = "towers"
 """Head of a model with a tower for images and one for texts; a job uses one of them."""
+RAW = "raw"
+"""Head of a class of which all outputs are read as they are."""
 FLOATS = ("float32", "float16", "float64")
 Axis = int | str | None
 """Length of an axis of a tensor; the name of a dynamic one; None: dynamic without a name."""
@@ -119,7 +122,8 @@ class LibraryClass:
     built: str
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `TOWERS` or one of `WRITERS`."""
+    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `RAW`, `TOWERS` or one of
+    `WRITERS`."""
     absent: tuple[str, ...] = ()
     """Tensors that no file has, and no prediction reads."""
 
@@ -212,6 +216,8 @@ class DirectoryFacts:
     """`sigmoid` if scores of prompts are sigmoids; None: the default of the task."""
     ends_in: str | None = None
     """`softmax`, `sigmoid` or `probabilities` if the outputs are known probabilities."""
+    outputs: tuple[OutputSpec, ...] = ()
+    """Outputs of a class with the head RAW."""
     notes: tuple[str, ...] = ()
     """Lines for `pipeline plan`: a file and what was read from it."""
 

@@ -167,18 +167,14 @@ def head_of(cls: Any, config: Any) -> str:
 def encoder_of(cls: Any, config: Any) -> Any:
     """Return the class of the encoder of a class without a head that is a task.
 
-    Raises:
-        JobError: The class is for something that is no task here.
+    None: the class is for something that is no task here.
     """
     base = base_of(config)
     if cls is base or not _HEAD.search(cls.__name__):
         return cls
     if base is not None and any(cls in _classes(name, config) for name in _TRAINED):
         return base
-    raise JobError(
-        f"model.path: config.json: architectures names {cls.__name__}, whose outputs fit no task; "
-        f"expected an encoder, a language model, or a classification; {FACTORY_ADVICE}"
-    )
+    return None
 
 
 def base_of(config: Any) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import first_names
-from pipeline.models.directories.facts import CLIPS, DirectoryFacts, LibraryClass
+from pipeline.models.directories.facts import CLIPS, RAW, DirectoryFacts, LibraryClass
 from pipeline.models.directories.files import CONFIG, json_type_of, preview, read_object, read_value
 from pipeline.models.directories.library import (
     FACTORY_ADVICE,
@@ -139,8 +139,11 @@ class ModelClass:
         )
 
 
-def choose(folder: Path) -> ModelClass:
+def choose(folder: Path, *, is_raw: bool = False) -> ModelClass:
     """Choose the class that a config names, and check that the weights fit and that it runs.
+
+    Args:
+        is_raw: All outputs of the class are read, whatever it is for.
 
     Raises:
         JobError: The library has no such class, the weights do not fit, or rows would fail.
@@ -149,8 +152,10 @@ def choose(folder: Path) -> ModelClass:
     check_numbers(values, max(len(headers), MAX_LAYERS))
     config = config_of(values)
     named = named_class(_architecture(values, config), config)
-    head = head_of(named, config)
+    head = RAW if is_raw else head_of(named, config)
     built = named if head != "none" else encoder_of(named, config)
+    if built is None:
+        built, head = named, RAW
     require_one_input(built, config, head)
     return fitted(folder, ModelClass("", values, config, named, built, head), headers)
 
@@ -210,7 +215,7 @@ def require_one_input(cls: Any, config: Any, head: str) -> None:
         and (parameter.default is parameter.empty or (_DATA.fullmatch(name) and not is_whole_text))
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         # It writes to one input, or its towers take one each.
-        and not ((head in WRITERS or has_towers) and name in _MAIN)
+        and not ((head in WRITERS or (has_towers and head != RAW)) and name in _MAIN)
     }
     if head == SPEECH and main not in CLIPS:
         wanted |= {"clips among the tokens of a prompt"}
@@ -250,17 +255,17 @@ def require_run(
     if head in WRITERS and is_whole:
         return Run(False, None)  # its texts are compared with the library's
     cls, main = type(module), module.main_input_name
-    ways, outputs = _ways(module), _outputs(module)
+    ways, outputs = _ways(module), run_once(module)
     # Torch raises a RuntimeError for operations that need numbers.
     if isinstance(outputs, RuntimeError) and load is not None and main == IDS:
         module = load()
-        ways, outputs = _ways(module), _outputs(module)
+        ways, outputs = _ways(module), run_once(module)
     if isinstance(outputs, Exception):
         is_known = not isinstance(outputs, RuntimeError) and "size" not in str(outputs)
         if is_known and is_whole and main not in CLIPS and head not in WRITERS:
             raise refused(outputs, f"cannot run {cls.__name__} on {main} alone") from outputs
         return Run(False, None)
-    if head not in WRITERS:
+    if head not in WRITERS and head != RAW:
         _require_outputs(cls, head, outputs)
     now = _ways(module)
     for key in ways.keys() & now.keys():
@@ -274,8 +279,12 @@ def require_run(
     return Run(True, None if vectors is None or main != IDS else vectors.shape[-1])
 
 
-def _outputs(module: Any) -> Any:
-    """Run a module on its main input, and return its outputs or its error."""
+def run_once(module: Any, inputs: Mapping[str, torch.Tensor] | None = None) -> Any:
+    """Run a module, and return its outputs or its error.
+
+    Args:
+        inputs: On the module's device; None: its main input of two rows.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -287,7 +296,7 @@ def _outputs(module: Any) -> Any:
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(torch.device("meta"))
         try:
-            return module.eval()(**_inputs(module))
+            return module.eval()(**(_inputs(module) if inputs is None else inputs))
         except Exception as error:  # noqa: BLE001  # of the library
             return error
 
@@ -319,7 +328,7 @@ def _require_outputs(cls: Any, head: str, outputs: Any) -> None:
         raise JobError(
             f"model.path: config.json: {cls.__name__} gives {', '.join(given)}, expected "
             f"{' and '.join(expected[:2]) if head == 'detection' else expected[0]}; "
-            f"{FACTORY_ADVICE}"
+            f"task: raw writes outputs as they are, or {FACTORY_ADVICE}"
         )
 
 

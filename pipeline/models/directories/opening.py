@@ -19,6 +19,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.facts import (
+    RAW,
     TOWERS,
     DirectoryFacts,
     LibraryClass,
@@ -44,7 +45,7 @@ from pipeline.process.confined import ConfinedError, confined
 if TYPE_CHECKING:
     import torch
 
-_VERSION = 33
+_VERSION = 34
 """Version of the facts that are kept; raise it if the same directory gives other facts."""
 KEPT_WITH = (
     *("transformers", "tokenizers", "sentence_transformers", "timm", "onnx", "onnxruntime"),
@@ -72,7 +73,7 @@ _IMPORTS = {
 """Format of a directory -> modules that take long to import; others are of transformers."""
 
 
-def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
+def read_facts(path: Path, wanted: str | None = None, *, is_raw: bool = False) -> DirectoryFacts:
     """Ask the library of a local model directory what it is, and check that its weights fit.
 
     It runs in a confined child process, unless a test calls it.
@@ -80,14 +81,15 @@ def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
     Args:
         path: A folder of `snapshot.open_directory`, or any local directory of the files of a model.
         wanted: The registered name of the job's input, which chooses a tower of CLIP and SigLIP.
+        is_raw: The task reads all outputs of a class as they are.
 
     Raises:
         JobError: The directory is refused; says why, and what would be right.
     """
     if path.is_dir():
         with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
-            return _read(make_view(path, Path(folder)), wanted)
-    return _read(path, wanted)
+            return _read(make_view(path, Path(folder)), wanted, is_raw=is_raw)
+    return _read(path, wanted, is_raw=is_raw)
 
 
 def warm_up() -> None:
@@ -107,15 +109,15 @@ def warm_up() -> None:
     TypeAdapter(DirectoryFacts)
 
 
-def facts_json(path: str, wanted: str) -> str:
+def facts_json(path: str, wanted: str, is_raw: bool) -> str:  # of the command
     """Return `read_facts` as JSON, for the process that this one was confined by."""
     from pydantic import TypeAdapter
 
-    facts = read_facts(Path(path), wanted)
+    facts = read_facts(Path(path), wanted, is_raw=is_raw)
     return TypeAdapter(DirectoryFacts).dump_json(facts).decode()
 
 
-def _read(path: Path, wanted: str | None) -> DirectoryFacts:
+def _read(path: Path, wanted: str | None, *, is_raw: bool) -> DirectoryFacts:
     if (file := onnx_file_of(path)) is not None:
         from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts
 
@@ -123,7 +125,7 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
         return read_onnx_facts(file.resolve(), path)
     if not path.is_dir():
         raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")
-    if (path / MODULES).is_file():
+    if (path / MODULES).is_file() and not is_raw:
         from pipeline.models.directories.text.text_facts import sentence_transformers_facts
 
         return sentence_transformers_facts(path)
@@ -132,6 +134,10 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
         from pipeline.models.directories.image.timm_models import timm_facts
 
         return timm_facts(path, values)
+    return _of_transformers(path, wanted, is_raw=is_raw)
+
+
+def _of_transformers(path: Path, wanted: str | None, *, is_raw: bool) -> DirectoryFacts:
     from pipeline.models.directories.image.image_facts import (
         caption_facts,
         image_facts,
@@ -140,7 +146,11 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
     from pipeline.models.directories.model_class import choose
     from pipeline.models.directories.text.text_facts import encoder_facts, language_facts
 
-    chosen = choose(path)
+    chosen = choose(path, is_raw=is_raw)
+    if chosen.head == RAW:
+        from pipeline.models.directories.raw_facts import raw_facts
+
+        return raw_facts(path, chosen)
     if chosen.takes_audio:
         from pipeline.models.directories.audio_facts import audio_facts
 
@@ -159,26 +169,33 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
 
 
 def open_facts(
-    uri: str, storage_options: Mapping[str, Any], input_name: str, pooling: str | None = None
+    uri: str,
+    storage_options: Mapping[str, Any],
+    input_name: str,
+    pooling: str | None = None,
+    task: str | None = None,
 ) -> tuple[ModelDirectory, DirectoryFacts]:
     """Copy a model directory into the node cache and read what it says.
 
     Args:
         input_name: The registered name of the job's input.
         pooling: The job's pooling; None: the directory's.
+        task: The job's task; None: what the directory serves first.
 
     Raises:
         JobError: It is refused; says why, and what would be right.
         InfraError: It cannot be copied.
     """
     directory, path = open_directory(uri, storage_options)
-    facts = _known_facts(directory, path, input_name)
+    facts = _known_facts(directory, path, input_name, is_raw=task == RAW)
     if pooling is not None:
         _check_pooling(facts, pooling)
     return directory, facts
 
 
-def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> DirectoryFacts:
+def _known_facts(
+    directory: ModelDirectory, path: Path, wanted: str, *, is_raw: bool
+) -> DirectoryFacts:
     """Return the facts of a copy: those that are kept, otherwise as `read_facts`, and keep them."""
     from pydantic import TypeAdapter  # actors need none
 
@@ -189,14 +206,16 @@ def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> Director
         try:
             # Opening an .onnx file loads its weights.
             limits = {**LIMITS, "memory_bytes": LIMITS["memory_bytes"] + 2 * local_bytes(directory)}
-            answer = confined(_READ, str(path), wanted, reads=[path], imports=imports, **limits)
+            answer = confined(
+                _READ, str(path), wanted, is_raw, reads=[path], imports=imports, **limits
+            )
         except ConfinedError as error:
             raise JobError(
                 f"model.path = {directory.uri}: its library cannot read it: {error}"
             ) from None
         (folder / _FILE).write_text(answer)
 
-    key = key_of(["directory facts", _VERSION, directory.sha256, wanted], KEPT_WITH)
+    key = key_of(["directory facts", _VERSION, directory.sha256, wanted, is_raw], KEPT_WITH)
     return kept.validate_json((cached_folder(key, write) / _FILE).read_bytes())
 
 
@@ -347,10 +366,16 @@ def _language_module(
 def _class_module(
     path: Path, facts: DirectoryFacts, named: LibraryClass, task: TaskSpec
 ) -> torch.nn.Module:
-    from pipeline.models.directories.image.image_modules import DetectorModule, ImageModule
+    from pipeline.models.directories.image.image_modules import (
+        DetectorModule,
+        ImageModule,
+        RawModule,
+    )
     from pipeline.models.directories.text.pooling import Logits, Pooled, TextModule
 
     model = _library_module(path, named)
+    if named.head == RAW:
+        return RawModule(model)
     if named.head == TOWERS:
         return _tower(path, facts, task, model)
     if named.head == "detection":

@@ -18,9 +18,10 @@ from pipeline.core.user_code import (
     require_allowed,
     source_digest,
 )
-from pipeline.models.directories.facts import DirectoryFacts, ImageContract
+from pipeline.models.directories.facts import RAW, DirectoryFacts, ImageContract
 from pipeline.models.directories.opening import library_digest, open_facts
 from pipeline.models.directories.snapshot import ModelDirectory
+from pipeline.models.outputs import in_words
 from pipeline.models.spec import ENTRY_POINT_GROUP, Origin, entry_point_card
 from pipeline.models.tasks import task_class
 from pipeline.models.torchvision_catalog import torchvision_facts
@@ -79,7 +80,9 @@ def find_card(
 
 
 def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool) -> ResolvedModel:
-    directory, facts = open_facts(path, model.storage_options, input_name, model.pooling)
+    directory, facts = open_facts(
+        path, model.storage_options, input_name, model.pooling, model.task
+    )
     if has_pairs and _OF_PAIRS in facts.tasks:  # its single output may be a number as well
         others = tuple(name for name in facts.tasks if name != _OF_PAIRS)
         facts = replace(facts, tasks=(_OF_PAIRS, *others))
@@ -91,6 +94,11 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
         raise JobError(f"model.path = {path}: {advice}")
     if facts.tasks == _OF_GRIDS and not model.postprocess:
         _refuse_grid(model, facts)
+    if model.task is None and facts.tasks == (RAW,) and facts.outputs:
+        raise JobError(
+            f"model.path: {facts.architecture} fits no other task; write task: raw, whose columns "
+            f"are its {in_words(facts.outputs)}"
+        )
     if model.task is None:
         problems = [*model.problems_of(facts.tasks[0])]
         if problems:

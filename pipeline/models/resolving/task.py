@@ -12,7 +12,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import TASKS
 from pipeline.core.user_code import extension_errors, require_allowed, source_digest
-from pipeline.models.directories.facts import DirectoryFacts, GenerationFacts
+from pipeline.models.directories.facts import RAW, DirectoryFacts, GenerationFacts
 from pipeline.models.directories.opening import require_served
 from pipeline.models.directories.snapshot import ModelDirectory, local
 from pipeline.models.directories.text.image_prompts import image_prompt
@@ -81,6 +81,14 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
             "give less to have the first of them alone"
         )
     is_cut = bool(length and dim < length)
+    outputs = tuple(OutputSpec(output.name, output.shape) for output in model.outputs)
+    if name == RAW and not outputs:
+        outputs = facts.outputs if facts is not None else ()
+        if not outputs:
+            raise JobError(
+                f"model.outputs: {card.name} says none of one shape for all rows; give each a name "
+                "and a shape"
+            )
     code = ""
     if model.postprocess is not None:
         require_allowed("model.postprocess", model.postprocess, allow_import)
@@ -93,7 +101,7 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
         model_dim=(length or 0) if is_cut else 0,
         # A part of a vector of length 1 is shorter.
         l2_norm=model.l2_norm or (is_cut and facts is not None and _is_normalised(facts)),
-        outputs=tuple(OutputSpec(output.name, output.shape) for output in model.outputs),
+        outputs=outputs,
         targets=model.targets,
         postprocess=model.postprocess,
         postprocess_sha256=code,

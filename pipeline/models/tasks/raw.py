@@ -37,7 +37,7 @@ class Raw(Task):
 
     @classmethod
     def problems(cls, model: Model) -> Iterator[str]:
-        if not model.outputs:
+        if not model.outputs and model.path is None:
             yield "task 'raw' needs outputs, each with a name and a shape"
 
     def fields(self) -> list[pa.Field]:

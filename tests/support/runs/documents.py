@@ -27,6 +27,7 @@ from support.inputs.photos import build_images, build_parquet
 from support.models.audio_snapshots import make_listener
 from support.models.feature_writers import make_feature_writer
 from support.models.onnx_files import image_model, save
+from support.models.raw_snapshots import make_segmenter, make_speakers
 from support.models.snapshots import make_snapshot, make_timm
 from support.runs.checkout import PYTHONPATH, ROOT
 from support.servers.commandserver import CommandServer
@@ -161,6 +162,8 @@ def make_directories(folder: Path) -> None:
     make_timm(models / "resnet", "resnet10t", 4, label_names=["cat", "dog", "fox", "owl"])
     make_listener(models / "hubert", "hubert")
     make_feature_writer(models / "whisper", "whisper")
+    make_speakers(models / "speakers")
+    make_segmenter(models / "segformer")
     save(image_model(), models / "defects.onnx")
     texts = [f"the cat sat on mat {row}" for row in range(NUM_ROWS)]
     lines = (json.dumps({"id": row, "text": text}) for row, text in enumerate(texts))

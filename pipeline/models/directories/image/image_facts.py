@@ -40,7 +40,7 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    labels, dim, pooling, images = None, None, None, _images(chosen)
+    labels, dim, pooling, images = None, None, None, images_of(chosen)
     transform, problem, note = read_transform(folder, chosen.at, images.num_channels)
     tasks: tuple[str, ...]
     if chosen.head == "none":
@@ -76,7 +76,7 @@ def caption_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         JobError: The directory is refused.
     """
     written = image_generation_facts(folder, chosen)
-    images = _images(chosen)._replace(height_px=written.image_px, width_px=written.image_px)
+    images = images_of(chosen)._replace(height_px=written.image_px, width_px=written.image_px)
     transform, problem, note = read_transform(folder, chosen.at, images.num_channels)
     return chosen.directory(
         "image",
@@ -109,7 +109,7 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
     is_sigmoid = wanted == "image" and hasattr(chosen.module, "logit_bias")
     transform, problem, text, prompt_text, images = None, "", None, None, ImageContract()
     if wanted == "image":
-        images = _images(chosen)
+        images = images_of(chosen)
         transform, problem, line = read_transform(folder, chosen.at, images.num_channels)
         notes: tuple[str, ...] = (line,)
         # Prompts need the tokenizer, and the scale of the comparison.
@@ -193,7 +193,7 @@ def _shape(
     sides = side if isinstance(side, list | tuple) else (side, side)
     if transform is not None and transform.has_one_size:
         sides = transform.height_px, transform.width_px
-    pixels = (_NUM_ROWS, _images(chosen).num_channels or 3, *sides)
+    pixels = (_NUM_ROWS, images_of(chosen).num_channels or 3, *sides)
     with quiet(), torch.device("meta"), torch.inference_mode():
         try:
             return tuple(wrap(chosen.module.eval())(torch.ones(pixels)).shape)
@@ -213,7 +213,8 @@ def _has_class_token(chosen: ModelClass) -> bool:
     return has_token and getattr(chosen.config, "use_mean_pooling", False) is not True
 
 
-def _images(chosen: ModelClass) -> ImageContract:
+def images_of(chosen: ModelClass) -> ImageContract:
+    """Return what the configuration of a class says of its images."""
     whole = chosen.config
     config = getattr(whole, "vision_config", None) or getattr(whole, "encoder", None) or whole
     return ImageContract(getattr(config, "num_channels", None))

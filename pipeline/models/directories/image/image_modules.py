@@ -37,6 +37,25 @@ class ImageModule(nn.Module):
         return pooled(outputs, self.output)
 
 
+class RawModule(nn.Module):
+    """All outputs of a model of the library by their names, of images, clips or texts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.takes: str = model.main_input_name  # type: ignore[assignment]
+
+    def forward(self, *features: torch.Tensor, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return tensors (B, ...).
+
+        Args:
+            features: The only tensor of the input, (B, ...);
+            tensors: or its several tensors by name.
+        """
+        outputs = self.model(**(tensors or {self.takes: features[0]}))
+        return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+
+
 def pooled(outputs: Any, pooling: str) -> torch.Tensor:
     """Return the vectors (B, D) from the outputs of a model: `cls`, `mean` or `pooler`."""
     if pooling == "pooler":
