@@ -13,7 +13,7 @@ import functools
 import gc
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from support.runs.cli import SHARING, environment
 from support.runs.protocol import Children
 from support.servers.commandserver import OF_RUNS, CommandServer
 from support.servers.faultproxy import FaultProxy
+from support.servers.hubserver import HubServer
 from support.servers.object_stores import (
     AzureServer,
     GCSServer,
@@ -237,6 +238,38 @@ OTHER_STORES = [pytest.param(name, marks=pytest.mark.slow) for name in ("gcs", "
 def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of every kind there is, for what the stores themselves promise."""
     return new_store(request, tmp_path)
+
+
+@pytest.fixture(params=["local", "s3", *OTHER_STORES, "hf"])
+def fill(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Mapping[str, bytes]], Store]]:
+    """A function that makes contents all that a store has, and returns the store, of every kind."""
+    if request.param != "hf":
+        store = new_store(request, tmp_path)
+
+        held: dict[str, bytes] = {}
+
+        def put(contents: Mapping[str, bytes]) -> Store:
+            store.delete([path for path in held if path not in contents])
+            for path, data in contents.items() - held.items():
+                store.put(path, data)
+            held.clear()
+            held.update(contents)
+            return store
+
+        yield put
+        return
+    with HubServer() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        hub.page_size, hub.large = 3, {"deep/er/x", "part/1", "replaced", "t.parquet"}
+
+        def push(contents: Mapping[str, bytes]) -> Store:
+            hub.push("org/data", {f"in/{path}": data for path, data in contents.items()})
+            return Store("hf://datasets/org/data/in")
+
+        yield push
 
 
 @pytest.fixture(params=["s3", *OTHER_STORES])

@@ -101,7 +101,7 @@ def plan_to_json(plan: Plan, retry: Sequence[Any] = ()) -> bytes:
         "version": PLAN_VERSION if plan.has_gaps else 2,
         "fingerprint": plan.fingerprint,
         "retry": list(retry),
-        "source_root": Store(plan.source_root).url(""),
+        "source_root": Store(plan.source_root).uri,
         "model": plan.model,
         "num_rows": plan.num_rows,
         "num_shards": plan.num_shards,

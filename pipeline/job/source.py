@@ -61,8 +61,8 @@ class Source(Section):
     """Where the rows come from."""
 
     uri: str = Field(min_length=1)
-    """A folder, a file or a glob (`*`, `**`) on a local disk or in an object store (`s3://`,
-    `gs://`, `az://` or `abfs://`)."""
+    """A folder, a file or a glob (`*`, `**`) on a local disk, in an object store (`s3://`, `gs://`,
+    `az://` or `abfs://`) or in a dataset of a hub (`hf://datasets/ORG/NAME@REVISION/path`)."""
     format: str
     """Format of the shards: `images`, `audio`, `parquet`, `delta`, `iceberg`, `jsonl`, `csv` or
     `webdataset`. [Formats](#formats) has the rules of each, and which of these fields it reads.

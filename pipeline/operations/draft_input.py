@@ -166,11 +166,9 @@ def _files(store: Store, pattern: str) -> tuple[Store, list[StoredFile]]:
         return store, files
     if pattern:
         raise InputMissing(f"source.uri = {store.url(pattern)}: matches no file")
-    parent, _, name = store.uri.rpartition("/")
-    folder = Store(parent or "/", store.storage_options)
-    single = folder.stat(name) if name and not parent.endswith("/") else None
-    if single is not None:
-        return folder, [single]
+    if (single := store.as_file()) is not None:
+        folder, file = single
+        return folder, [file]
     require_there(store)
     raise InputMissing(f"source.uri = {store.url('')}: holds no files; run again when it does")
 

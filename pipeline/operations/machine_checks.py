@@ -47,7 +47,6 @@ _EXTRAS = {
     "submit": "aiohttp",
     "transformers": "transformers",
     "timm": "timm",
-    "pull": "huggingface_hub",
     **{row.extra: row.package.replace("-", "_") for row in FORMATS if row.extra},
     "schema": "llguidance",
 }

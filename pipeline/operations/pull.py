@@ -26,8 +26,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from pipeline.core.backoff import TransientError, with_retries
-from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.backoff import with_retries
+from pipeline.core.errors import InfraError, JobError
 from pipeline.core.printable import clean_message, first_names, num_of
 from pipeline.core.private_files import first_of
 from pipeline.models.directories.files import (
@@ -40,6 +40,7 @@ from pipeline.models.directories.files import (
 )
 from pipeline.models.directories.refused import MERGE
 from pipeline.report.showing.blocks import format_size
+from pipeline.storage.protocols.hf import COMMIT, TIMEOUT_S, hub_error, hub_options
 from pipeline.storage.store import Store
 
 RECORD = "pull.json"
@@ -54,8 +55,6 @@ ALLOWED = (
 )
 """Names, whatever folder they are in: data and texts, nothing that is run when it is loaded."""
 _URI = re.compile(r"hf://((?:[\w][\w.-]*/)?[\w][\w.-]*)(?:@([\w][\w./-]*))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_TIMEOUT_S = 30.0
 _SPARE_BYTES = 256 << 20
 """Space on the disk that a download leaves free."""
 
@@ -138,19 +137,19 @@ def read_repo(uri: str) -> HubRepo:
     except ImportError:
         extra = "pip install 'batch-inference-pipeline[pull]'"
         raise JobError(f"{uri}: needs the extra: {extra}") from None
-    api = HfApi(**_hub())
+    api = HfApi(**hub_options())
 
     def ask() -> HubRepo:
         try:
-            commit = api.model_info(name, revision=revision, timeout=_TIMEOUT_S).sha
-            if not _COMMIT.fullmatch(commit):
+            commit = api.model_info(name, revision=revision, timeout=TIMEOUT_S).sha
+            if not COMMIT.fullmatch(commit):
                 raise ValueError("it names no commit")
             tree = api.list_repo_tree(name, recursive=True, revision=commit)
             files = [entry for entry in tree if hasattr(entry, "size")]
             sizes_bytes = {str(file.path): int(file.size) for file in files}
             digests = {f.path: str(f.lfs.sha256 if f.lfs else f.blob_id) for f in files}
         except Exception as error:
-            raise _translated(uri, error) from error
+            raise hub_error(uri, error) from error
         return HubRepo(uri, name, commit, sizes_bytes, digests)
 
     repo = with_retries(ask)
@@ -281,10 +280,10 @@ def _download(repo: HubRepo, names: Sequence[str], folder: Path) -> None:
             local_dir=folder,
             cache_dir=folder / ".cache",
             tqdm_class=Bars,
-            **_hub(),
+            **hub_options(),
         )
     except Exception as error:  # the library has tried several times
-        raise _translated(repo.uri, error) from error
+        raise hub_error(repo.uri, error) from error
     finally:
         logger.setLevel(level)
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -311,44 +310,3 @@ def _checked(repo: HubRepo, name: str, path: Path) -> str:
         says = clean_message(expected, 80)
         raise JobError(f"{repo.uri}: {name}: its digest is {digest}, but the hub has {says}")
     return sha256
-
-
-def _hub() -> dict[str, Any]:
-    """Return the arguments for address and token of the hub; never use a token stored on disk.
-
-    The library reads HF_ENDPOINT only when it is imported.
-    """
-    endpoint, token = (os.environ.get(f"HF_{name}", "").strip() for name in ("ENDPOINT", "TOKEN"))
-    return {"endpoint": endpoint.rstrip("/") or None, "token": token or False}
-
-
-def _translated(what: str, error: BaseException) -> PipelineError:
-    """Return our error for an error of the library, in one line."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
-        error = error.__cause__
-    access = f"HF_TOKEN is {'not accepted' if _hub()['token'] else 'not set'}"
-    terms = "accept its terms on its page, then set HF_TOKEN"
-    for error_type, reason in (
-        (errors.GatedRepoError, f"is gated, and {access}: {terms}"),
-        (errors.RevisionNotFoundError, "the repository has no such revision"),
-        (errors.RepositoryNotFoundError, f"no such repository, or a private one, and {access}"),
-        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it"),
-        (errors.HFValidationError, clean_message(str(error), 200)),
-    ):
-        if isinstance(error, error_type):
-            return JobError(f"{what}: {reason}")
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        if status in (401, 403):
-            return JobError(f"{what}: access denied ({status}), and {access}")
-        passes = status in (408, 416, 429) or status >= 500
-        return (TransientError if passes else InfraError)(f"{what}: the hub answers with {status}")
-    reason = clean_message(f"{type(error).__name__}: {error}", 200)
-    if isinstance(error, ValueError | LookupError | TypeError | AttributeError | RecursionError):
-        return InfraError(f"{what}: the hub's answer does not describe a repository ({reason})")
-    is_of_network = isinstance(error, ConnectionError | TimeoutError)
-    if isinstance(error, OSError) and error.errno and not is_of_network:
-        return InfraError(f"{what}: cannot write to the local disk: {error.strerror}")
-    return TransientError(f"{what}: the hub does not answer ({reason}); run again to resume")

@@ -99,8 +99,9 @@ def shards_changed(before: Plan, now: Plan) -> str:
         folder or the columns do.
     """
     old, new = _shards(before), _shards(now)
-    if before.source_root != now.source_root:
-        return f"the input (it was {clean_message(before.source_root)})"
+    was, root = (Store(plan.source_root).url() for plan in (before, now))
+    if was != root:
+        return f"the input (it was {clean_message(was)})"
     both = old.keys() & new.keys()
     changed = {path for path in both if old[path] != new[path]}
     gone = old.keys() - new.keys()

@@ -6,7 +6,7 @@ import errno
 import importlib
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Self, TypeVar, cast
@@ -18,6 +18,7 @@ from pipeline.storage.protocols import OBJECT_PROTOCOLS
 from pipeline.storage.protocols.object_protocol import (
     Fetch,
     ObjectProtocol,
+    call,
     run_together,
     stored_file,
 )
@@ -94,6 +95,10 @@ class ObjectStore:
     def exists(self, path: str) -> bool:
         return self._info(path) is not None
 
+    def pinned(self, path: str) -> str:
+        """Return the path of what is there now, whatever is written later, if the store has it."""
+        return path if self.facts.pin is None else self.facts.pin(self.fs, path)
+
     def read(self, path: str, max_bytes: int | None = None) -> bytes:
         span = {} if max_bytes is None else {"start": 0, "end": max_bytes}
         try:
@@ -110,13 +115,13 @@ class ObjectStore:
     ) -> Sequence[bytes | Exception]:
         if not paths:
             return []
+        read: Sequence[Callable[[], Awaitable[bytes]]]
         if versions is None:
-            values = self.fs.cat_ranges([*paths], None, None, on_error="return", **self.facts.read)
+            read = [partial(call, self.fs, "cat_file", p, **self.facts.read) for p in paths]
         else:
             pairs = zip(paths, versions, strict=True)
-            values = run_together(
-                self.fs, [partial(self.facts.read_version, self.fs, *p) for p in pairs]
-            )
+            read = [partial(self.facts.read_version, self.fs, *pair) for pair in pairs]
+        values = run_together(self.fs, read)
         return [self._judged(path, value) for path, value in zip(paths, values, strict=True)]
 
     def _judged(self, path: str, value: bytes | Exception) -> bytes | Exception:

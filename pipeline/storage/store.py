@@ -37,7 +37,8 @@ from pipeline.storage.listing import (
 )
 from pipeline.storage.local_disk import LocalDisk, is_temporary
 from pipeline.storage.object_store import ObjectStore, RemoteFile, object_store
-from pipeline.storage.uris import join, normalise, root_path
+from pipeline.storage.protocols import OBJECT_PROTOCOLS
+from pipeline.storage.uris import join, normalise, root_path, trouble, unpinned
 
 __all__ = ["CreateOutcome", "Store", "StoredFile", "retries_taken"]
 
@@ -69,9 +70,34 @@ class Store:
         """Tell whether folders are only prefixes here."""
         return "://" in self.uri
 
+    @property
+    def is_read_only(self) -> bool:
+        """Tell whether nothing can be written here."""
+        return self.is_object_store and OBJECT_PROTOCOLS[self._protocol].is_read_only
+
     def url(self, path: str = "") -> str:
-        """Return the absolute path or URL of a file, for messages."""
-        return join(self.uri, path)
+        """Return the absolute path or URL of a file, as rows and messages have it.
+
+        It has no revision: a file that is the same in two of them has one URL.
+        """
+        return join(unpinned(self.uri), path)
+
+    def pinned(self) -> Store:
+        """Return this store as it is now, whatever is written later, if its URI can tell that."""
+        if not self.is_object_store:
+            return self
+        backend, path = object_store(self.uri, self.storage_options), self._full("")
+        pinned = self._call("look at", "", lambda _: backend.pinned(path))
+        return self if pinned == path else replace(self, uri=f"{self._protocol}://{pinned}")
+
+    def as_file(self) -> tuple[Store, StoredFile] | None:
+        """Return the folder of the single file that the root is, and the file; None: it is none."""
+        parent, _, name = self.uri.rpartition("/")
+        if not name or parent.endswith("/") or (self.is_object_store and trouble(parent)):
+            return None
+        folder = replace(self, uri=parent or "/")
+        file = folder.stat(name)
+        return None if file is None else (folder, file)
 
     def list_files(self, prefix: str = "") -> list[StoredFile]:
         """List all files below a folder, sorted by path; a folder that does not exist has none.
@@ -324,6 +350,10 @@ class Store:
             StoredFile(f.path[skipped:], f.size_bytes, f.version, f.modified, f.ctime_ns)
             for f in page
         ]
+
+    @property
+    def _protocol(self) -> str:
+        return self.uri.partition("://")[0]
 
     def _backend(self) -> Backend:
         if self.is_object_store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -42,7 +43,22 @@ def normalise(uri: str) -> str:
     rest = rest.strip("/")
     if not rest or {".", ".."} & set(rest.split("/")):
         raise JobError(f"{uri}: expected {protocol}://bucket/prefix without '.' and '..'")
+    if why := trouble(f"{protocol}://{rest}"):
+        raise JobError(f"{uri}: {why}")
     return f"{protocol}://{rest}"
+
+
+def trouble(uri: str) -> str:
+    """Return what would be right, if the object store of a URI does not have such ones; else ''."""
+    protocol, _, path = uri.partition("://")
+    return OBJECT_PROTOCOLS[protocol].trouble(path)
+
+
+@functools.lru_cache(256)
+def unpinned(uri: str) -> str:
+    """Return a normal URI without a revision in it."""
+    protocol, separator, path = uri.partition("://")
+    return f"{protocol}://{OBJECT_PROTOCOLS[protocol].unpinned(path)}" if separator else uri
 
 
 def join(root: str, path: str) -> str:

@@ -304,7 +304,7 @@ def _card(run: RunContext, plan: Plan) -> dict[str, Any]:
     """Return the fields of the job for the dataset card; {} if none is written."""
     card = run.job.sink.card
     fields = card.model_dump(mode="json", exclude={"write"})
-    return {**fields, "input": Store(plan.source_root).url("")} if card.write else {}
+    return {**fields, "input": Store(plan.source_root).uri} if card.write else {}
 
 
 def _manifest(
@@ -318,6 +318,8 @@ def _manifest(
     """Return the manifest of a new version; its token is drawn here."""
     fingerprint, parts = work.fingerprint_of(plan)
     columns, schema = run.job.sink.partition_columns, plan.prediction_schema()
+    root = Store(plan.source_root)
+    pinned = {} if root.uri == root.url() else {"uri": root.uri}
     return Manifest(
         number=number,
         kind="publish",
@@ -345,7 +347,7 @@ def _manifest(
         fingerprint_parts=parts,
         ctimes_sha256=plan.ctimes_sha256,
         carried=run.record.carried_facts,
-        source=run.job.source.as_published(plan.table_version),
+        source={**run.job.source.as_published(plan.table_version), **pinned},
         sections=run.job.as_published(),
         card=_card(run, plan),
         table=run.table.reference if run.table else {},

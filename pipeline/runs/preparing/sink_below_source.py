@@ -20,8 +20,12 @@ def require_disjoint(source: Source, sink: Store) -> None:
     A sink beside the source or above it is fine, as long as its own folders are not input.
 
     Raises:
-        JobError: A file of the sink would be input, or the sink is a file.
+        JobError: A file of the sink would be input, or the sink is a file or read-only.
     """
+    if sink.is_read_only:
+        raise JobError(
+            f"sink.uri = {sink.uri}: nothing can be written there; give a folder or s3://"
+        )
     if not sink.is_object_store and os.path.isfile(root_path(sink.uri)):
         raise JobError(f"sink.uri = {sink.uri} is a file; give a folder")
     root, pattern = open_source(source)

@@ -24,6 +24,7 @@ from pipeline.sources.units import Extent
 from pipeline.storage.errors import options_named
 from pipeline.storage.skipped import SkipCounter, Skipped, SkipReason, is_utf8, reason_of_name
 from pipeline.storage.store import Store, StoredFile, read_lines
+from pipeline.storage.uris import join
 
 _CHARACTERS = re.compile(r"[*?\[]")
 
@@ -107,7 +108,7 @@ def open_source(source: Source) -> tuple[Store, str]:
         if is_glob(name) and not _is_there(store, name):
             break
         # An existing name such as `br[1]` is not a glob.
-        store, pattern = Store(store.url(name), source.storage_options), rest
+        store, pattern = Store(join(store.uri, name), source.storage_options), rest
     return store, pattern
 
 
@@ -130,7 +131,7 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
         InputMissing: `source.uri` does not exist, or shards that the job names are missing.
     """
     store, pattern = open_source(source)
-    form = format_of(source)
+    store, form = store.pinned(), format_of(source)
     skipped, root = Skipped(), store.uri
     if form.is_lake:
         shards = _table_files(store, pattern, source)
@@ -176,14 +177,10 @@ def _list_shards(
     skipped = choice.tally.result()
     is_nothing = not shards and not skipped.total
     root = store.uri
-    if is_nothing and not pattern:
-        # Not a folder: a single shard is listed through its parent.
-        parent, _, name = root.rpartition("/")
-        if name and not parent.endswith("/"):
-            folder = Store(parent or "/", source.storage_options)
-            single = folder.stat(name)
-            if single is not None:
-                return folder.uri, (single,), Skipped()
+    # Not a folder: a single shard is listed through its parent.
+    if is_nothing and not pattern and (single := store.as_file()) is not None:
+        folder, shard = single
+        return folder.uri, (shard,), Skipped()
     if is_nothing and not (store.is_object_store and may_be_empty):
         require_there(store)
     return root, shards, skipped

@@ -13,6 +13,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason, RowError
 from pipeline.job.source import Source
 from pipeline.storage.store import Store
+from pipeline.storage.uris import unpinned
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -117,7 +118,7 @@ def policy_of(source: Source, root: str) -> FetchPolicy:
         roots[folder] = source.storage_options if is_same_protocol else {}
     return FetchPolicy(
         max_bytes=source.max_image_bytes,
-        uri_base=source.uri_base or root,
+        uri_base=source.uri_base or unpinned(root),
         roots=roots,
         http_hosts=source.http_hosts,
         private_hosts=source.private_hosts,
@@ -154,13 +155,15 @@ def shown_uri(uri: str) -> str:
 def rooted(uri: str, policy: FetchPolicy) -> tuple[str, str]:
     """Split a URI into the longest root above it and the path below that root."""
     path = _without_dots(uri.removeprefix("file://") if uri.startswith("file:///") else uri)
-    inside = [r for r in policy.roots if path == r or path.startswith(f"{r.rstrip('/')}/")]
+    # The root decides the revision: rows name files without one, as their own URLs do.
+    above = [(root, top) for root in policy.roots for top in (root, unpinned(root))]
+    inside = [(r, t) for r, t in above if path == t or path.startswith(f"{t.rstrip('/')}/")]
     if not inside:
         raise RowError(
             Reason.FORBIDDEN_URI, f"{shown_uri(uri)}: not below any root that the job allows"
         )
-    root = max(inside, key=len)
-    return root, path[len(root.rstrip("/")) + 1 :]
+    root, top = max(inside, key=lambda pair: (len(pair[1]), pair[0] == pair[1]))
+    return root, path[len(top.rstrip("/")) + 1 :]
 
 
 def _without_dots(uri: str) -> str:

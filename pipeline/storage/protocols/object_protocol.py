@@ -1,4 +1,4 @@
-"""The interface of an object store behind fsspec, and functions that all stores share."""
+"""The interface of an object store, mostly behind fsspec, and functions that all stores share."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ class ObjectProtocol:
     last key; None: the store cannot begin in the middle."""
     tells_missing_bucket: bool = True
     """Whether an error tells a missing bucket from a missing object."""
+    is_read_only: bool = False
+    trouble: Callable[[str], str] = lambda path: ""
+    """Path of a URI -> what would be right; '' if it is right."""
+    pin: Callable[[Any, str], str] | None = None
+    """file system, path -> the path of what is there now, whatever is written later; None: paths
+    have no revisions."""
+    unpinned: Callable[[str], str] = lambda path: path
+    """Path -> the same without a revision, which tells what is the same file in two revisions."""
 
 
 def stored_file(path: str, size_bytes: int, version: Any, modified: Any) -> StoredFile:
@@ -102,7 +110,10 @@ def run_together(
 
 
 def on_loop(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a coroutine function on the loop of a file system, and wait for its result."""
-    from fsspec.asyn import sync
+    """Run a coroutine function and wait for its result.
 
-    return sync(fs.loop, function, *arguments)
+    It runs on the loop of the file system, or, if that is synchronous, on that of fsspec.
+    """
+    from fsspec.asyn import get_loop, sync
+
+    return sync(getattr(fs, "loop", None) or get_loop(), function, *arguments)

@@ -1,4 +1,4 @@
-"""A model hub on loopback: the hub's file API with chosen misbehaviour."""
+"""A hub of models and datasets on loopback: the hub's file API with chosen misbehaviour."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import json
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 TOKEN = "hf_test-token-that-stays-secret"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -25,6 +26,12 @@ class HubServer:
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.commits: dict[tuple[str, str], dict[str, bytes]] = {}
+        """Dataset (`datasets/org/name`) and commit -> its files."""
+        self.branches: dict[tuple[str, str], str] = {}
+        """Dataset and branch or tag -> its commit."""
+        self.page_size = 1000
+        """Entries per page of the listing of a dataset."""
         self.commit = COMMIT
         self.revisions = {"main", "v1.0", "refs/pr/1"}
         self.large: set[str] = set()
@@ -56,6 +63,24 @@ class HubServer:
     @property
     def cdn_url(self) -> str:
         return f"http://127.0.0.1:{self._servers[1].server_address[1]}"
+
+    def push(self, dataset: str, files: dict[str, bytes], branch: str = "main") -> str:
+        """Commit files as all that a branch of a dataset has; return the commit."""
+        repo = f"datasets/{dataset}"
+        commit = hashlib.sha1(f"{repo} {len(self.commits)}".encode()).hexdigest()
+        self.commits[repo, commit] = dict(files)
+        self.branches[repo, branch] = commit
+        return commit
+
+    def files(self, repo: str, revision: str) -> dict[str, bytes] | None:
+        """Return the files at a revision of a repository; None if it has no such revision."""
+        if not repo.startswith("datasets/"):
+            return self.repos[repo] if revision in self.revisions | {self.commit} else None
+        return self.commits.get((repo, self.branches.get((repo, revision), revision)))
+
+    def has(self, repo: str) -> bool:
+        """Tell whether there is a repository."""
+        return repo in self.repos or any(name == repo for name, _ in self.commits)
 
     @property
     def downloads(self) -> Counter[str]:
@@ -99,6 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub: HubServer = self.server.hub  # type: ignore[attr-defined]
         path = unquote(urlsplit(self.path).path)
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         with hub.lock:
             hub.requests.append((self.command, path, dict(self.headers)))
             waiting = hub.statuses.get(path, [])
@@ -106,50 +132,77 @@ class _Handler(BaseHTTPRequestHandler):
         if status:
             self._answer(status)
         elif self.server.is_cdn:  # type: ignore[attr-defined]
-            self._content(hub, path.removeprefix("/cdn/"))
-        elif path.startswith("/api/models/"):
-            self._describe(hub, path.removeprefix("/api/models/"))
+            self._cdn(hub, path.removeprefix("/cdn/"))
+        elif path.startswith("/api/"):
+            self._describe(hub, path.removeprefix("/api/").removeprefix("models/"))
         else:
             self._resolve(hub, path.removeprefix("/"))
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_GET
 
     def _describe(self, hub: HubServer, path: str) -> None:
         """Answer with a repository and the commit of a revision, or with the tree of a commit."""
-        of_tree = "/tree/" in path
-        repo, _, revision = path.partition("/tree/" if of_tree else "/revision/")
+        of_tree, of_paths = "/tree/" in path, "/paths-info/" in path
+        where = "/tree/" if of_tree else "/paths-info/" if of_paths else "/revision/"
+        repo, revision, folder = path.partition(where)[0], *self._behind(where)
         if not self._may(hub, repo):
             return
-        if revision and revision not in hub.revisions | {hub.commit}:
+        files = hub.files(repo, revision or "main")
+        if files is None:
             self._answer(404, code="RevisionNotFound")
             return
-        body: Any = {"id": repo, "modelId": repo, "sha": hub.commit}
-        if of_tree:
-            body = _tree(hub, repo)
+        headers: dict[str, str] = {}
+        commit = hub.branches.get((repo, revision or "main"), revision)
+        sha = commit if repo.startswith("datasets/") else hub.commit
+        body: Any = {"id": repo.removeprefix("datasets/"), "modelId": repo, "sha": sha}
+        if of_paths:
+            asked = parse_qs(self.body)["paths"]
+            body = [entry for entry in _tree(hub, files) if entry["path"] in asked]
+        elif of_tree:
+            query = parse_qs(urlsplit(self.path).query)
+            is_flat = query.get("recursive", ["false"])[0].lower() == "true"
+            below = _tree(hub, files, folder, is_flat=is_flat)
+            if folder and not below:
+                self._answer(404, code="EntryNotFound")
+                return
+            first = int(query.get("cursor", ["0"])[0])
+            body = below[first : first + hub.page_size]
+            if first + hub.page_size < len(below):
+                query["cursor"] = [str(first + hub.page_size)]
+                url = f"{hub.url}{urlsplit(self.path).path}?{urlencode(query, doseq=True)}"
+                headers["Link"] = f'<{url}>; rel="next"'
         instead = hub.lists if of_tree else hub.describes
-        self._answer(200, json.dumps(body).encode() if instead is None else instead)
+        data = json.dumps(body).encode() if instead is None else instead
+        self._answer(200, data, **headers)
+
+    def _behind(self, where: str) -> tuple[str, str]:
+        """Return revision and path; the slashes of a revision are quoted, those of a path not."""
+        revision, _, path = urlsplit(self.path).path.partition(where)[2].partition("/")
+        return unquote(revision), unquote(path)
 
     def _resolve(self, hub: HubServer, path: str) -> None:
-        repo, _, rest = path.partition("/resolve/")
-        commit, _, name = rest.partition("/")
+        repo, commit, name = path.partition("/resolve/")[0], *self._behind("/resolve/")
         if not self._may(hub, repo):
             return
+        is_dataset = repo.startswith("datasets/")
+        files = hub.files(repo, commit) if is_dataset or commit == hub.commit else None
         if repo in hub.gated:
             self._answer(403, code="GatedRepo")
-        elif commit != hub.commit:
+        elif files is None:
             self._answer(404, code="RevisionNotFound")
-        elif name not in hub.repos[repo]:
+        elif name not in files:
             self._answer(404, code="EntryNotFound")
         elif name in hub.large:
-            self._answer(302, Location=f"{hub.cdn_url}/cdn/{repo}/{name}", **self._facts(hub, path))
+            at = f"{hub.branches.get((repo, commit), commit)}/" if is_dataset else ""
+            where = f"{repo}/{at}{name}"
+            facts = self._facts(commit, hub.sent_instead.get(name, files[name]))
+            self._answer(302, Location=f"{hub.cdn_url}/cdn/{quote(where)}", **facts)
         else:
-            self._content(hub, f"{repo}/{name}", **self._facts(hub, path))
+            data = hub.sent_instead.get(name, files[name])
+            self._content(hub, name, data, **self._facts(commit, data))
 
-    def _facts(self, hub: HubServer, path: str) -> dict[str, str]:
+    def _facts(self, commit: str, data: bytes) -> dict[str, str]:
         """Return the headers by which a client knows a file."""
-        repo, _, rest = path.partition("/resolve/")
-        commit, _, name = rest.partition("/")
-        data = hub.sent_instead.get(name, hub.repos[repo][name])
         return {
             "X-Repo-Commit": commit,
             "ETag": hashlib.sha256(data).hexdigest(),
@@ -160,21 +213,34 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization")
         if hub.token and given != f"Bearer {hub.token}":
             self._answer(401)
-        elif repo not in hub.repos:
+        elif not hub.has(repo):
             self._answer(404, code="RepoNotFound")
         else:
             return True
         return False
 
-    def _content(self, hub: HubServer, path: str, **headers: str) -> None:
-        repo = next(name for name in hub.repos if path.startswith(f"{name}/"))
+    def _cdn(self, hub: HubServer, path: str) -> None:
+        repo = next(name for name in [*hub.repos, *(r for r, _ in hub.commits)]
+                    if path.startswith(f"{name}/"))  # fmt: skip
         name = path.removeprefix(f"{repo}/")
-        data, start = hub.sent_instead.get(name, hub.repos[repo][name]), 0
+        if repo.startswith("datasets/"):
+            commit, _, name = name.partition("/")
+            files = hub.commits[repo, commit]
+        else:
+            files = hub.repos[repo]
+        self._content(hub, name, hub.sent_instead.get(name, files[name]))
+
+    def _content(self, hub: HubServer, name: str, data: bytes, **headers: str) -> None:
         wanted = self.headers.get("Range", "")
+        start, end = 0, len(data)
         if wanted and not hub.ignores_range:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-        body = data[start:]
-        self.send_response(206 if start else 200)
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(end, int(last) + 1) if last else end
+            if start >= len(data):
+                self._answer(416)
+                return
+        body, is_part = data[start:end], (start, end) != (0, len(data))
+        self.send_response(206 if is_part else 200)
         for header, value in headers.items():
             self.send_header(header, value)
         self.send_header("Content-Length", str(len(body)))
@@ -203,11 +269,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _tree(hub: HubServer, repo: str) -> list[dict[str, Any]]:
-    """Return the folders and the files of a repository, as the hub lists them."""
-    folders = {name.rpartition("/")[0] for name in hub.repos[repo]} - {""}
-    entries = [{"type": "directory", "path": folder, "oid": "0" * 40} for folder in folders]
-    return entries + [_entry(hub, name, data) for name, data in hub.repos[repo].items()]
+def _tree(
+    hub: HubServer, files: dict[str, bytes], folder: str = "", *, is_flat: bool = True
+) -> list[dict[str, Any]]:
+    """Return the folders and the files below a folder, as the hub lists them."""
+    inside = f"{folder}/" if folder else ""
+    parents = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
+    entries = [{"type": "directory", "path": name, "oid": "0" * 40} for name in sorted(parents)]
+    entries += [_entry(hub, name, data) for name, data in files.items()]
+    below = [entry for entry in entries if entry["path"].startswith(inside)]
+    return below if is_flat else [e for e in below if "/" not in e["path"].removeprefix(inside)]
 
 
 def _entry(hub: HubServer, name: str, data: bytes) -> dict[str, Any]:
