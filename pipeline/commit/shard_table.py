@@ -83,7 +83,8 @@ class KnownShard:
     computed_day: int = 0
     """Day on which the oldest of its predictions was computed, counted from 1970."""
     breaks_off: bool = False
-    """Its last row stands for a rest that could not be read. Only a retry carries its rows."""
+    """Nobody knows how many rows it has: its last one stands for a rest that could not be read, or
+    the rest was no input. A plan whose rows only reading counts carries none, except a retry."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def known_shards(
                     first,
                     failed_rows,
                     day,
-                    breaks_off=ends_unread,
+                    breaks_off=ends_unread or bool(plan.where),
                 )
             )
         first += num_rows - len(lost)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,10 +70,18 @@ Condition = Comparison | Junction
 
 def columns_in(condition: Condition) -> list[str]:
     """Return the columns of a condition, each once."""
+    return [*values_in(condition)]
+
+
+def values_in(condition: Condition) -> dict[str, list[Value]]:
+    """Return the columns of a condition, each with the values that it is compared with."""
     if isinstance(condition, Comparison):
-        return [condition.column]
-    names = itertools.chain.from_iterable(map(columns_in, condition.parts))
-    return [*dict.fromkeys(names)]
+        return {condition.column: [*condition.values]}
+    values: dict[str, list[Value]] = {}
+    for part in condition.parts:
+        for column, compared in values_in(part).items():
+            values.setdefault(column, []).extend(compared)
+    return values
 
 
 def text_of(value: Value) -> str:

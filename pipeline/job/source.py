@@ -147,9 +147,10 @@ class Source(Section):
     """With `input: audio`: extensions of members of a tar that hold the clip, in order of
     preference."""
     casts: dict[str, str] = Field(default_factory=dict)
-    """Types of pass-through columns, by published name (`taken_at: timestamp[us, tz=UTC]`, `price:
-    decimal128(18, 2)`). Default: the types of the shards; text for csv. A value that does not fit
-    quarantines its row, as does a text that does not represent a value exactly."""
+    """Types of pass-through columns, by published name, and in csv and JSON lines also of columns
+    in `where` (`taken_at: timestamp[us, tz=UTC]`, `price: decimal128(18, 2)`). Default: the types
+    of the shards; text for csv. A value that does not fit quarantines its row, as does a text that
+    does not represent a value exactly."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
     """A larger encoded image or audio clip, in bytes, is quarantined as `too_large` without being
     decoded."""

@@ -186,7 +186,7 @@ def _multiple(rows: float, of: int) -> int:
 
 def units_of(job: Job, extents: Sequence[Extent], batch_size: int, task: str) -> Iterator[Unit]:
     """Cut the listed extents of a job; the other arguments are those of `SliceSizes.of`."""
-    if format_of(job.source).counts_rows == "reading":
+    if format_of(job.source).counts_rows == "reading" and job.source.where is None:
         sizes = SliceSizes.of(job, batch_size, task)
         rows = sizes.uncounted or sizes.most
         return _uncounted_units(extents, rows, job.run.limit_rows)

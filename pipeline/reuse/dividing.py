@@ -97,7 +97,7 @@ def divide(
             shards.append(ShardRows(uri, state, 0, counted))
             continue
         known[path] = match
-        if match[1].breaks_off:  # rows that can be read now are computed
+        if match[1].breaks_off and counted is None:  # rows that can be read now are computed
             shards.append(ShardRows(uri, "changed", 0, counted))
             continue
         failed = len(match[1].failed)

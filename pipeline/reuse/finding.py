@@ -284,11 +284,10 @@ def _usable(
             reasons.append(f"{name} has no hashes, which run.reuse: content asks for")
         else:
             # A future day comes from a wrong clock, and would never be too old.
-            shards = tuple(
-                shard
-                for shard in table.shards
-                if retry or (oldest <= shard.computed_day <= today and not shard.breaks_off)
-            )
+            recent = (s for s in table.shards if oldest <= s.computed_day <= today)
+            uncounted = plan.counts_by_reading
+            known = [s for s in recent if not (s.breaks_off and uncounted)]
+            shards = tuple(table.shards if retry else known)
             if retry and Reason.UNREADABLE_SHARD not in retry.reasons:
                 shards = tuple(replace(shard, breaks_off=False) for shard in shards)
             days = [shard.computed_day for shard in shards]

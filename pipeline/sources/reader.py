@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.errors import AccessDenied, InfraError
+from pipeline.core.errors import InfraError
 from pipeline.core.figures import READ, Counters, StageCounters, measure
 from pipeline.core.registry import SOURCES
 from pipeline.core.schema import ERROR
@@ -29,7 +29,7 @@ from pipeline.sources.units import (
     UncountedPlan,
     Unit,
     changed,
-    require_unchanged,
+    require_as_planned,
 )
 
 _FILES_AT_ONCE = 64
@@ -213,7 +213,7 @@ class Stream:
             max_rows -= len(taken[-1])
             max_bytes -= int(sizes[:num_rows].sum())
         for extent in self._unchecked:
-            self._require_unchanged(extent)
+            require_as_planned(self._reader.store, extent)
         del self._unchecked[:-1]
         tables = [piece.to_table() for piece in taken]
         return pa.concat_tables(tables or [self._reader.schema.empty_table()])
@@ -273,13 +273,14 @@ class Stream:
 
     def _read(self, extents: Sequence[Extent]) -> Generator[Piece, None, None]:
         cut = self._cut
+        if self._form.counts_rows == "reading":  # other formats look themselves
+            require_as_planned(self._reader.store, extents[0])
+            if not self._reader.store.is_object_store:  # an object cannot change while it is open
+                self._unchecked += extents
         if cut is None:
             yield from self._form.read(self._reader, extents, lambda row: True)
             return
         before = self._num_read
-        self._require_unchanged(extents[0])
-        if not self._reader.store.is_object_store:  # an object cannot change while it is open
-            self._unchecked += extents
         for piece in self._form.read(self._reader, extents, lambda row: cut.needs(before + row)):
             if cut.rows.is_past(self._num_read):
                 self._left.clear()
@@ -291,11 +292,3 @@ class Stream:
                 chosen = [i for i, row in enumerate(rows) if cut.rows.number(row) is not None]
                 piece = piece.take(np.array(chosen, np.int64))
             yield piece
-
-    def _require_unchanged(self, extent: Extent) -> None:
-        try:
-            require_unchanged(self._reader.store, extent)
-        except FileNotFoundError:
-            raise changed(self._reader.store, extent) from None
-        except AccessDenied:
-            pass  # its rows get that reason when they are read

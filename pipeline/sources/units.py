@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.arrays import Numbers
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import AccessDenied, InfraError
 from pipeline.core.failures import Reason
 from pipeline.core.ranges import Ranges
 from pipeline.core.slices import SliceKey
@@ -255,6 +255,20 @@ def require_unchanged(store: Store, extent: Extent) -> None:
         raise changed(store, extent)
     if extent.ctime_ns not in (0, file.ctime_ns):
         raise changed(store, extent)
+
+
+def require_as_planned(store: Store, extent: Extent) -> None:
+    """Check that a shard is there as it was planned; one to which access is denied may be.
+
+    Raises:
+        InfraError: It is not.
+    """
+    try:
+        require_unchanged(store, extent)
+    except FileNotFoundError:
+        raise changed(store, extent) from None
+    except AccessDenied:
+        pass  # its rows get that reason when they are read
 
 
 def changed(store: Store, extent: Extent) -> InfraError:

@@ -79,7 +79,7 @@ def test_a_condition_may_have_the_date_of_the_run():
     assert str(job.source.condition) == f"\"day\" = date '{DATE}' and \"name\" <> '{DATE}'"
 
 
-@pytest.mark.parametrize("name", ["csv", "jsonl", "images", "webdataset"])
+@pytest.mark.parametrize("name", ["images", "webdataset"])
 def test_a_format_that_cannot_choose_rows_refuses_it(name: str):
     with pytest.raises(JobError, match=f"where has no effect with format '{name}'; convert"):
         parse_job(job_with("a = 1", format=name), date=DATE, origin="job.yaml")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import json
 import multiprocessing
 import random
 import signal
@@ -26,6 +29,11 @@ SHARD_ROWS = 40
 GATES = {"max_error_pct": 100.0, "constant": {"mode": "off"}}
 
 
+FORMATS = ("parquet", "jsonl", "csv")
+BASE64 = {"image_encoding": "base64", "casts": {"number": "int32"}}
+FIELDS = {"parquet": {}, "jsonl": BASE64, "csv": BASE64}
+
+
 def write(folder: Path, name: str, first: int) -> None:
     """Write a shard whose rows are numbered from `first`, in row groups of seven."""
     numbers = range(first, first + SHARD_ROWS)
@@ -34,12 +42,29 @@ def write(folder: Path, name: str, first: int) -> None:
         "number": pa.array(numbers, pa.int32()),
         "lang": pa.array(["de" if number % 3 else None for number in numbers]),
     }
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(rows), folder / name, row_group_size=7)
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table(rows), path, row_group_size=7)
+        return
+    lines = [
+        {**row, "image": base64.b64encode(row["image"]).decode()}
+        for row in pa.table(rows).to_pylist()
+    ]
+    with path.open("w", newline="") as file:
+        if name.endswith(".csv"):
+            writer = csv.DictWriter(file, [*rows])
+            writer.writeheader()
+            writer.writerows(lines)
+        else:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def partition_of(tmp_path: Path, where: str | None, reuse: str = "inputs") -> EarlierPartition:
-    source = {"format": "parquet", "where": where, "pass_through": ["number", "day"]}
+def partition_of(
+    tmp_path: Path, where: str | None, reuse: str = "inputs", form: str = "parquet"
+) -> EarlierPartition:
+    names = ["number", "day"]
+    source = {"format": form, "where": where, "pass_through": names, **FIELDS[form]}
     partition = EarlierPartition(
         str(tmp_path / "in"),
         Store(str(tmp_path / "out")),
@@ -51,18 +76,19 @@ def partition_of(tmp_path: Path, where: str | None, reuse: str = "inputs") -> Ea
     return partition
 
 
-def three_days(tmp_path: Path) -> None:
+def three_days(tmp_path: Path, form: str = "parquet") -> None:
     for day in range(3):
-        write(tmp_path / "in", f"day=2026-11-2{day}/a.parquet", day * SHARD_ROWS)
+        write(tmp_path / "in", f"day=2026-11-2{day}/a.{form}", day * SHARD_ROWS)
 
 
 def numbers_of(partition: EarlierPartition) -> set[int]:
     return {row["number"] for row in partition.content()[0]}
 
 
-def test_a_night_with_another_condition_computes_only_rows_that_are_new(tmp_path: Path):
-    three_days(tmp_path)
-    partition = partition_of(tmp_path, "day <= date '2026-11-21' and number < 80")
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_night_with_another_condition_computes_only_rows_that_are_new(form: str, tmp_path: Path):
+    three_days(tmp_path, form)
+    partition = partition_of(tmp_path, "day <= date '2026-11-21' and number < 80", form=form)
     partition.run()
     assert numbers_of(partition) == {*range(80)}
     partition.source["where"] = "number between 5 and 90"
@@ -71,7 +97,7 @@ def test_a_night_with_another_condition_computes_only_rows_that_are_new(tmp_path
     assert rows["total"] == 86
     assert (rows["left_out"], rows["unopened_shards"]) == (3 * SHARD_ROWS - 86, 0)
     assert rows["carried"] >= 40, "rows 5 to 79 are known; some are computed as a check"
-    assert {f"day=2026-11-22/a.parquet#{row}" for row in range(11)} <= {*partition.computed}
+    assert {f"day=2026-11-22/a.{form}#{row}" for row in range(11)} <= {*partition.computed}
     assert numbers_of(partition) == {*range(5, 91)}
     assert_as_all_computed(partition, tmp_path)
     partition.source["where"] = None
@@ -81,12 +107,13 @@ def test_a_night_with_another_condition_computes_only_rows_that_are_new(tmp_path
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_a_change_in_another_partition_of_the_source_is_nothing_to_do(tmp_path: Path):
-    three_days(tmp_path)
-    partition = partition_of(tmp_path, "day = '2026-11-21'")
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_change_in_another_partition_of_the_source_is_nothing_to_do(form: str, tmp_path: Path):
+    three_days(tmp_path, form)
+    partition = partition_of(tmp_path, "day = '2026-11-21'", form=form)
     partition.run()
     number = partition.current().number
-    for name in ("day=2026-11-22/b.parquet", "day=2026-11-20/a.parquet"):
+    for name in (f"day=2026-11-22/b.{form}", f"day=2026-11-20/a.{form}"):
         write(tmp_path / "in", name, 900)
     partition.source["where"] = "(\"day\" IN ('2026-11-21'))"  # the same, in other words
     partition.run()
@@ -97,11 +124,12 @@ def test_a_change_in_another_partition_of_the_source_is_nothing_to_do(tmp_path: 
 SEEDS = [3, 6, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1, 2, 4, 5, 7))]
 
 
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nights_with_any_condition_equal_whole_runs(seed: int, tmp_path: Path):
+def test_nights_with_any_condition_equal_whole_runs(seed: int, form: str, tmp_path: Path):
     chance = random.Random(seed)
-    three_days(tmp_path)
-    partition = partition_of(tmp_path, None, chance.choice(["inputs", "content"]))
+    three_days(tmp_path, form)
+    partition = partition_of(tmp_path, None, chance.choice(["inputs", "content"]), form)
     for night in range(5):
         low, high = sorted(chance.sample(range(3 * SHARD_ROWS + 40 * night), 2))
         partition.source["where"] = chance.choice(
@@ -112,7 +140,7 @@ def test_nights_with_any_condition_equal_whole_runs(seed: int, tmp_path: Path):
                 f"not (number >= {low} and lang = 'de') or day = '2026-11-20'",
             ]
         )
-        new = f"day=2026-11-2{night}/{night}.parquet"
+        new = f"day=2026-11-2{night}/{night}.{form}"
         write(tmp_path / "in", new, 120 + 40 * night)
         partition.broken = {f"{new}#{row}" for row in (1, 9, 12)}
         partition.run()
@@ -139,10 +167,11 @@ def test_a_condition_that_leaves_out_everything_is_refused_with_its_text(tmp_pat
     assert manifest.source["where"] == '"day" = \'2026-11-20\' and "number" > 999'
 
 
-def test_a_run_that_was_killed_goes_on_and_its_version_passes_verify(tmp_path: Path):
-    three_days(tmp_path)
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_run_that_was_killed_goes_on_and_its_version_passes_verify(form: str, tmp_path: Path):
+    three_days(tmp_path, form)
     where = "lang is null or number between 50 and 70"
-    partition = partition_of(tmp_path, where, reuse="off")
+    partition = partition_of(tmp_path, where, "off", form)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FAILPOINT, "slice_put:kill:4")
         process = multiprocessing.get_context("spawn").Process(target=partition.run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import decimal
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -254,8 +254,8 @@ def not_utf8(column: pa.Array) -> Mapping[int, str]:
     return texts
 
 
-def check_names(source: Source) -> None:
-    """Check the names of pass-through columns and casts.
+def check_names(source: Source, compared: Collection[str] = ()) -> None:
+    """Check the names of pass-through columns and casts, which may also name compared columns.
 
     Raises:
         JobError: The output has a column of that name, or a cast names another column.
@@ -265,7 +265,7 @@ def check_names(source: Source) -> None:
         if name in RESERVED_COLUMNS or is_in_transit:
             raise JobError(taken_name(source, name))
     for name, alias in source.casts.items():
-        if name not in source.passed:
+        if name not in source.passed and name not in compared:
             raise JobError(f"source.casts.{name}: no column of source.pass_through")
         parse_type(name, alias)
 

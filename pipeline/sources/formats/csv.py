@@ -30,8 +30,8 @@ from pipeline.sources.columns.input_reader import Failures, fail
 from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.features.vectors import number_of
 from pipeline.sources.formats.csv_records import NOT_UTF8, Record, Records, read_records, unreadable
-from pipeline.sources.lines.line_columns import Column, Sample, columns_for, first_objects
-from pipeline.sources.lines.line_format import NO_ROWS, LineFormat, LineRows, Shard, max_line_bytes
+from pipeline.sources.lines.line_columns import Column, Sample, first_objects
+from pipeline.sources.lines.line_format import NO_ROWS, LineFormat, Shard, max_line_bytes
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import FirstRows
 from pipeline.sources.units import Extent
@@ -138,10 +138,10 @@ def number_options(texts: Sequence[str]) -> str:
     return " or ".join(fitting[:2]) if all(fitting) else ""
 
 
-def csv_shard(reader: Reader, extent: Extent, options: CsvOptions) -> Shard[Records]:
+def csv_shard(reader: Reader, extent: Extent, columns: Mapping[str, Column]) -> Shard[Records]:
     """Return a shard with the functions that read and parse its records."""
+    options = options_of(CsvOptions, reader.source.options)
     max_bytes, nulls = max_record_bytes(reader.source), frozenset(options.nulls)
-    columns = columns_for(reader, extent.path)
 
     def read(handle: BinaryIO) -> Iterator[Records]:
         needed = [column.name for column in columns.values()]
@@ -253,6 +253,8 @@ _DELIMITERS = ";\t|,"
 class _CsvSample(Sample):
     """The first records of a shard, whose values are texts."""
 
+    has_types = False
+
     @cached_property
     def _plain(self) -> Callable[[str], str]:
         return options_of(CsvOptions, self._source.options).plain
@@ -291,6 +293,7 @@ class Csv(LineFormat):
     suffixes = (".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst")
     semantics = SEMANTICS["csv"]
     file_types = frozenset(["gzip", "zstd"])
+    has_types = False
     Options: type[Section] | None = CsvOptions
 
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
@@ -341,11 +344,10 @@ class Csv(LineFormat):
             "source.features=[...] or source.text_column=..."
         )
 
-    def read(
-        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
-    ) -> Iterator[LineRows[Records]]:
-        [extent] = extents
-        return csv_shard(reader, extent, options_of(CsvOptions, reader.source.options)).rows()
+    def shard(
+        self, reader: Reader, extent: Extent, columns: Mapping[str, Column]
+    ) -> Shard[Records]:
+        return csv_shard(reader, extent, columns)
 
 
 def _header(store: Store, shard: StoredFile, source: Source, options: CsvOptions) -> Sequence[str]:

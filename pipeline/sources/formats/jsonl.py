@@ -36,11 +36,10 @@ from pipeline.sources.lines.line_columns import (
     Column,
     Role,
     Sample,
-    columns_for,
     described,
     first_objects,
 )
-from pipeline.sources.lines.line_format import LineFormat, LineRows, Shard, max_line_bytes
+from pipeline.sources.lines.line_format import LineFormat, Shard, max_line_bytes
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Extent
 from pipeline.storage.store import Store, StoredFile
@@ -262,6 +261,7 @@ _FROM_VALUES: Mapping[Role, Callable[[Values, Column], tuple[pa.Array, Problems]
     "number": _as_number,
     "category": _as_text,
     "pass": _as_passed,
+    "presence": lambda values, _: (pa.array([None if v is None else True for v in values]), {}),
 }
 
 
@@ -461,16 +461,11 @@ class Jsonl(LineFormat):
 
         return Sample(source, *first_objects(store, shards, read))
 
-    def read(
-        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
-    ) -> Iterator[LineRows[Block]]:
-        [extent] = extents
+    def shard(self, reader: Reader, extent: Extent, columns: Mapping[str, Column]) -> Shard[Block]:
         max_bytes = max_line_bytes(reader.source, _ESCAPED)
-        parse = partial(
-            parse_block, columns=columns_for(reader, extent.path), max_line_bytes=max_bytes
-        )
+        parse = partial(parse_block, columns=columns, max_line_bytes=max_bytes)
         read = partial(read_blocks, max_line_bytes=max_bytes, what=_WHAT)
-        return Shard(reader, extent, max_bytes, read, parse).rows()
+        return Shard(reader, extent, max_bytes, read, parse)
 
 
 FORMAT = Jsonl()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from typing import Any, BinaryIO, Literal
 
@@ -13,6 +15,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import above_root
 from pipeline.core.printable import listed
 from pipeline.core.schema import widths_of
+from pipeline.job.condition import Value, values_in
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import parse_type
@@ -29,7 +32,9 @@ from pipeline.sources.units import Extent
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 
-Role = Literal["text", "number", "id", "pass", "category"]
+Role = Literal["text", "number", "id", "pass", "category", "presence"]
+COMPARED = "_compared_"
+"""Prefix of columns that `source.where` compares, before their name in the shard."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,10 @@ class Column:
     """The length of a feature that is a list; 0 for others."""
 
 
-def columns_for(reader: Reader, path: str) -> dict[str, Column]:
+def columns_for(reader: Reader, path: str, *, has_types: bool) -> dict[str, Column]:
     """Return the columns that a job needs of the lines of a shard, by their name in tables.
 
-    Columns in the names of the shard's folders are not read.
+    Columns in the names of the shard's folders are not read. Values without types are texts.
     """
     source, folders = reader.source, folder_columns(reader.source, path)
     passed = {source.passed[field.name]: field.type for field in reader.pass_through}
@@ -69,7 +74,51 @@ def columns_for(reader: Reader, path: str) -> dict[str, Column]:
         if name not in folders:
             is_declared = field.name in source.casts
             columns[PASSED + field.name] = Column(name, "pass", field.type, is_declared)
+    return columns | compared_columns(source, path, has_types=has_types)
+
+
+def compared_columns(source: Source, path: str, *, has_types: bool) -> dict[str, Column]:
+    """Return the columns that `source.where` compares; the arguments are those of `columns_for`.
+
+    `casts` declares a type. Otherwise values with types are compared as the type of the values in
+    the condition, and of texts, the numeric features are numbers.
+    """
+    if source.condition is None:
+        return {}
+    entries = [entry for part in source.parts.values() for entry in part.features]
+    numbers = {column_of(entry) for entry in entries if role_of(entry) == "number"}
+    columns, folders = dict[str, Column](), folder_columns(source, path)
+    for name, values in values_in(source.condition).items():
+        if (dtype := cast_of(source, name)) is not None:
+            column = Column(name, "pass", dtype, is_declared=True)
+        elif has_types:
+            column = _column_like(name, values)
+        else:
+            column = Column(name, "number" if name in numbers else "text")
+        if name not in folders:
+            columns[COMPARED + name] = column
     return columns
+
+
+def cast_of(source: Source, column: str) -> pa.DataType | None:
+    """Return the type that `source.casts` declares for a column of the shards."""
+    names = [name for name, of in source.passed.items() if of == column] or [column]
+    return next((parse_type(n, source.casts[n]) for n in names if n in source.casts), None)
+
+
+def _column_like(name: str, values: Sequence[Value]) -> Column:
+    """Return a column of the type of values; without values, of which any type is null or not."""
+    if times := [value for value in values if isinstance(value, dt.date)]:
+        zones = [time.tzinfo for time in times if isinstance(time, dt.datetime)]
+        timestamp = pa.timestamp("us", "UTC" if any(zones) else None)
+        return Column(name, "pass", timestamp if zones else pa.date32(), is_declared=True)
+    first = values[0] if values else None
+    if first is None or isinstance(first, str):
+        return Column(name, "presence" if first is None else "text")
+    if isinstance(first, bool):
+        return Column(name, "pass", pa.bool_())
+    is_large = any(isinstance(value, int) and abs(value) > _EXACT for value in values)
+    return Column(name, "pass", pa.int64()) if is_large else Column(name, "number")
 
 
 def _features(
@@ -98,6 +147,8 @@ SAMPLE_ROWS = 1000
 _SAMPLE_BYTES = 16 * 2**20
 _SAMPLE_SHARDS = 16
 INT64 = range(-(2**63), 2**63)
+_EXACT = 2**53
+"""Up to this, a double is as exact as an integer."""
 Objects = Sequence[Mapping[str, Any]]
 ReadObjects = Callable[[BinaryIO, str], Iterable[tuple[Mapping[str, Any] | str, int]]]
 """Takes the handle and path of a shard; yields the columns of each line by name, or why the line is
@@ -133,6 +184,9 @@ def first_objects(
 
 class Sample:
     """The first lines of a shard, each a mapping from its columns to JSON values."""
+
+    has_types = True
+    """Otherwise all values are texts."""
 
     def __init__(
         self, source: Source, path: str, objects: Objects, troubles: Sequence[str] = ()
@@ -179,10 +233,15 @@ class Sample:
             JobError: The lines lack a column that the job names, its values do not fit, or it
                 cannot be published.
         """
-        check_names(self._source)
+        compared = values_in(self._source.condition) if self._source.condition else {}
+        check_names(self._source, compared)
         if not self._objects:
             return pa.schema([]), columns_of(self._source).fields(None)
         types = [(name, self._type(name, of)) for name, of in self._source.passed.items()]
+        for name, values in compared.items():
+            is_inside = name not in folder_columns(self._source, self._path)
+            if is_inside and cast_of(self._source, name) is None:
+                self._require_comparable(name, values)
         return pa.schema(types), self._fields()
 
     def _fields(self) -> pa.Schema:
@@ -201,6 +260,14 @@ class Sample:
         for name in part.input_columns.names:
             self._require_text(name)
         return columns_of(part).fields(pa.schema([]))
+
+    def _require_comparable(self, name: str, values: Sequence[Value]) -> None:
+        there = self._values(name, ", or declare its type with source.casts")
+        if self.has_types and there and values:
+            value = str(values[0]) if isinstance(values[0], dt.date) else values[0]
+            if described(value) not in map(described, there):
+                what = f"holds {described(there[0])}, but source.where compares it with"
+                raise self._refused(f"column {name!r} {what} {described(value)}")
 
     def _features(self, part: Source) -> pa.Schema:
         features, columns = part.features, columns_of(part)
@@ -283,7 +350,7 @@ def described(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float, Decimal)):
         return "a number"
     return (
         "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
+import json
 import random
 from collections.abc import Sequence
 from decimal import Decimal
@@ -18,6 +20,7 @@ from support.inputs.iceberg_tables import TABLE, catalog_at, folder_of, options_
 from support.inputs.lake_rows import rows_of
 
 from pipeline.core.errors import JobError
+from pipeline.job.condition import columns_in, parse
 from pipeline.job.source import Source
 from pipeline.sources.listing.inputs import Inputs, list_inputs
 
@@ -151,6 +154,69 @@ def test_the_chosen_rows_are_those_that_duckdb_finds(seed: int, tmp_path: Path):
     assert read(source_of(tmp_path / "with", condition)) == expected
 
 
+FORMATS = ("parquet", "jsonl", "csv")
+LINE_COLUMNS = {"jsonl": ("text", "number", "ratio", "is_new", "day")}
+"""In JSON a date is a text, so that only the condition tells a date from a time."""
+CASTS = {"number": "int64", "ratio": "float64", "is_new": "bool", "day": "date32",
+         "price": "decimal128(9, 2)", "seen": "timestamp[us]"}  # fmt: skip
+NULL = "null"
+
+
+def fields_of(form: str, condition: str) -> dict[str, Any]:
+    """Return the fields of `source` for a format, with the types of compared columns of csv."""
+    casts = {name: CASTS[name] for name in columns_in(parse(condition)) if name in CASTS}
+    options = {"casts": casts, "options": {"nulls": (NULL,)}}
+    return {"format": form, **(options if form == "csv" else {})}
+
+
+def write_rows(path: Path, rows: pa.Table, bad: Sequence[int] = ()) -> None:
+    """Write a shard in the format of its suffix; of lines, some after the first are bad."""
+    if path.suffix == ".parquet":
+        pq.write_table(rows, path)
+        return
+    lines, names = list[str](), rows.schema.names
+    for row in rows.to_pylist():
+        texts = [NULL if row[name] is None else str(row[name]) for name in names]
+        quoted = ",".join('"' + text.replace('"', '""') + '"' for text in texts)
+        lines.append(quoted if ".csv" in path.name else json.dumps(row, default=str))
+    for at in bad:
+        lines.insert(at, '"one",' if ".csv" in path.name else "{bad")
+    header = [",".join(names)] if ".csv" in path.name else []
+    data = "\n".join([*header, *lines, ""]).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_chosen_lines_are_those_that_duckdb_finds(form: str, seed: int, tmp_path: Path):
+    chance, names = random.Random(seed), LINE_COLUMNS.get(form, (*COLUMNS,))
+    rows = a_table(chance).select(["n", *names])
+    types = {"text": pa.string(), "price": pa.decimal128(9, 2), "seen": pa.timestamp("us")}
+    for place, name in enumerate(rows.schema.names):
+        if name in types:
+            rows = rows.set_column(place, name, rows.column(name).cast(types[name]))
+    finite = [None if v is None or v != v else v for v in rows.column("ratio").to_pylist()]
+    rows = rows.set_column(rows.schema.get_field_index("ratio"), "ratio", pa.array(finite))
+    num_lines = rows.num_rows + 2
+    bad = sorted(chance.sample(range(1, num_lines), 2))
+    write_rows(tmp_path / chance.choice([f"a.{form}", f"a.{form}.gz"]), rows, bad)
+    lines = [line for line in range(num_lines) if line not in bad]
+    for _ in range(NUM_CONDITIONS):
+        condition = a_condition(chance, names=names)
+        inputs = listed(tmp_path, condition, **fields_of(form, condition))
+        expected = [lines[n] for n in due(rows, condition)]
+        assert [row for _, row in chosen(inputs)] == sorted([*expected, *bad]), condition
+        assert inputs.left_out == (rows.num_rows - len(expected), 0)
+        read_rows = rows_of(source_of(tmp_path, condition, **fields_of(form, condition)), inputs)
+        failed = [
+            int(row_id.rpartition("#")[2])
+            for row_id, error in zip(*read_rows.select(["row_id", "error"]), strict=True)
+            if error.as_py()
+            for row_id in [row_id.as_py()]
+        ]
+        assert failed == bad, condition
+
+
 def in_table(chance: random.Random, rows: pa.Table, names: list[str]) -> pa.Table:
     """Return columns with types that a lake table has."""
     types = {"text": pa.string(), "number": pa.int64(), "ratio": pa.float64(), "is_new": pa.bool_(),
@@ -231,7 +297,7 @@ def test_the_chosen_rows_of_an_iceberg_table_match(seed: int, tmp_path: Path):
         assert sorted(read(source)) == due(everything, condition), condition
 
 
-def in_folders(folder: Path) -> pa.Table:
+def in_folders(folder: Path, form: str) -> pa.Table:
     """Write two rows into each of some folders; return all rows, with the values of the folders."""
     rows = list[dict[str, Any]]()
     days = ["2026-11-01", "2026-11-02", "2026-11-10", "__HIVE_DEFAULT_PARTITION__"]
@@ -240,7 +306,7 @@ def in_folders(folder: Path) -> pa.Table:
             pair = [{"n": 4 * number + 2 * (lang == "fr") + i, "number": i} for i in range(2)]
             place = folder / f"day={day}" / f"lang={lang}"
             place.mkdir(parents=True)
-            pq.write_table(pa.Table.from_pylist(pair), place / "a.parquet")
+            write_rows(place / f"a.{form}", pa.Table.from_pylist(pair))
             value = None if day.startswith("_") else dt.date.fromisoformat(day)
             rows += [{**row, "day": value, "lang": lang} for row in pair]
     return pa.Table.from_pylist(rows)
@@ -260,22 +326,24 @@ def in_folders(folder: Path) -> pa.Table:
         ("lang = 'x'", 8),
     ],
 )
+@pytest.mark.parametrize("form", FORMATS)
 def test_shards_that_their_folders_rule_out_are_not_opened(
-    condition: str, num_unopened: int, tmp_path: Path
+    condition: str, num_unopened: int, form: str, tmp_path: Path
 ):
-    rows = in_folders(tmp_path)
-    inputs = listed(tmp_path, condition)
+    rows = in_folders(tmp_path, form)
+    fields = fields_of(form, condition)
+    inputs = listed(tmp_path, condition, **fields)
     expected = due(rows, condition)
-    assert read(source_of(tmp_path, condition)) == expected
+    assert read(source_of(tmp_path, condition, **fields)) == expected
     assert inputs.left_out.shards == num_unopened
     assert inputs.left_out.rows == 2 * (8 - num_unopened) - len(expected)
     assert {shard.path for shard in inputs.shards} == {extent.path for extent in inputs.extents}
     if len(inputs.shards) == 8 - num_unopened:  # what is not opened may be anything
         kept = {shard.path for shard in inputs.shards}
-        for path in tmp_path.rglob("*.parquet"):
+        for path in tmp_path.rglob(f"*.{form}"):
             if str(path.relative_to(tmp_path)) not in kept:
-                path.write_bytes(b"PAR1 no more")
-        assert listed(tmp_path, condition).extents == inputs.extents
+                path.write_bytes(b"PAR1 no more" if form == "parquet" else b"\0")
+        assert listed(tmp_path, condition, **fields).extents == inputs.extents
 
 
 def test_row_groups_that_statistics_decide_are_not_read(tmp_path: Path):
@@ -356,3 +424,46 @@ def test_a_shard_that_lacks_the_column_is_quarantined(tmp_path: Path):
     rows = rows_of(source, list_inputs(source, max_extent_rows=7))
     assert rows.column("error").to_pylist() == [None, "bad_schema", "bad_schema"]
     assert "source.where: no column 'number'" in rows.column("message")[1].as_py()
+
+
+@pytest.mark.parametrize(
+    ("form", "condition", "message"),
+    [
+        ("csv", "number > 1", r"column 'number' is string, which 1 does not fit; .* source\.casts"),
+        ("csv", "is_new", "column 'is_new' is string, which true does not fit"),
+        ("csv", "n = 'one'", "column 'n' is double, which 'one' does not fit"),
+        ("jsonl", "text > 1", "'text' holds text, but source.where compares it with a number"),
+        ("jsonl", "number = 'one'", "'number' holds a number, but .* compares it with text"),
+        ("jsonl", "number in (1, 'one')", "column 'number' is double, which 'one' does not fit"),
+        *((form, "Number is null", "no column 'Number'; there are") for form in ("jsonl", "csv")),
+    ],
+)
+def test_a_condition_that_does_not_fit_lines_is_refused(
+    form: str, condition: str, message: str, tmp_path: Path
+):
+    rows = {"n": [1], "number": [1], "text": ["a"], "is_new": [True]}
+    write_rows(tmp_path / f"a.{form}", pa.table(rows))
+    with pytest.raises(JobError, match=message):
+        listed(tmp_path, condition, format=form)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_what_cannot_be_judged_is_quarantined_and_not_left_out(form: str, tmp_path: Path):
+    rows = pa.table({"n": range(9), "number": [*"1234567", "x", "3"]})
+    if form == "jsonl":
+        rows = rows.set_column(1, "number", pa.array([*range(1, 8), None, 3]))
+    write_rows(tmp_path / f"a.{form}", rows)
+    whole = (tmp_path / f"a.{form}").read_bytes().replace(b"null", b'"x"')
+    (tmp_path / f"a.{form}").write_bytes(whole)
+    packed = gzip.compress(whole + random.Random(0).randbytes(999).hex().encode() + b"\n")
+    (tmp_path / f"b.{form}.gz").write_bytes(packed[:-200])
+    source = source_of(tmp_path, "number < 3", **fields_of(form, "number < 3"))
+    inputs = list_inputs(source, max_extent_rows=7)
+    read_rows = rows_of(source, inputs)
+    assert read_rows.column("row_id").to_pylist() == [
+        *(f"a.{form}#{row}" for row in (0, 1, 7)),
+        *(f"b.{form}.gz#{row}" for row in (0, 1, 7)), f"b.{form}.gz",
+    ]  # fmt: skip
+    errors = [None, None, "bad_schema"]
+    assert read_rows.column("error").to_pylist() == [*errors, *errors, "unreadable_shard"]
+    assert inputs.left_out == (12, 0)
