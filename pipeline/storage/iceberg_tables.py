@@ -132,6 +132,7 @@ def iceberg_errors(
         wrong: The exceptions that mean that the job is wrong.
     """
     from pyiceberg import exceptions as errors
+    from sqlalchemy.exc import OperationalError
 
     try:
         yield
@@ -144,6 +145,8 @@ def iceberg_errors(
             raise InputMissing(f"{message}; run again when it is there") from error
         if isinstance(error, wrong):
             raise JobError(message) from error
-        transient = (OSError, errors.ServiceUnavailableError, errors.ServerError)
+        away = (OSError, errors.ServiceUnavailableError, errors.ServerError)
+        # OperationalError: a database is locked, or another process has just created its tables.
+        transient = (*away, OperationalError)
         as_ours = TransientError if isinstance(error, transient) else InfraError
         raise as_ours(message) from error

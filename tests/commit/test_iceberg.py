@@ -51,11 +51,6 @@ KINDS = ("a/b", None, "50% off", "two words", "\u00e9")
 ROWS = Rows(kinds=KINDS, partition_columns=("kind", "edition"))
 
 
-@pytest.fixture
-def options(tmp_path: Path) -> TableOptions:
-    return options_at(f"{tmp_path}/catalog.db")
-
-
 def test_each_publication_is_one_snapshot_that_replaces_the_partition(
     any_store: Store, options: TableOptions
 ):

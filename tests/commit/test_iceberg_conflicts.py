@@ -15,6 +15,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.table import Table
 from pyiceberg.types import StringType
+from sqlalchemy import Engine, event
 from support.inputs.iceberg_tables import delete_rows
 from support.runs.iceberg_sink import (
     TABLE,
@@ -53,11 +54,6 @@ pytestmark = [pytest.mark.no_ray, pytest.mark.early]
 LAYOUT, OTHER_DAY = Layout(DAY), "date=2026-11-25"
 
 
-@pytest.fixture
-def options(tmp_path: Path) -> TableOptions:
-    return options_at(f"{tmp_path}/catalog.db")
-
-
 # ---------------------------------------------------------------- kills and races
 
 SLOW = pytest.mark.slow
@@ -73,18 +69,11 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=SLOW)])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_publication_is_finished_by_the_next_run(
-    point: str,
-    place: str,
-    tmp_path: Path,
-    options: TableOptions,
-    children: Children,
-    request: pytest.FixtureRequest,
+    point: str, usual_store: Store, options: TableOptions, children: Children
 ):
-    local = place == "local"
-    store = Store(str(tmp_path / "out")) if local else request.getfixturevalue("s3").store()
+    store = usual_store
     publish(store, options, Rows(3), OTHER_DAY)
     publish(store, options, Rows(1))
     child = children.start(publish, store, options, Rows(2), point=f"{point}:kill:1")
@@ -101,17 +90,11 @@ def test_a_killed_publication_is_finished_by_the_next_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["local", "s3"])
 def test_a_kill_at_any_step_of_the_commit_leaves_one_of_two_versions(
-    place: str,
-    tmp_path: Path,
-    options: TableOptions,
-    children: Children,
-    request: pytest.FixtureRequest,
+    any_store: Store, options: TableOptions, children: Children
 ):
     """Its files, and the entry of the catalog, for the first version and for a replacement."""
-    local = place == "local"
-    store = Store(str(tmp_path / "out")) if local else request.getfixturevalue("s3").store()
+    store = any_store
     was_killed, num_kills = True, 0
     publish(store, options, Rows(3), OTHER_DAY)
     for edition in range(1, 100):
@@ -174,7 +157,6 @@ def test_an_older_run_that_commits_at_once_with_a_newer_one_never_wins(
 
 def test_partitions_published_at_once_are_all_committed(usual_store: Store, options: TableOptions):
     days = [f"date=2026-11-{day}" for day in range(10, 14)]
-    assert names(usual_store, options).open() is None  # which creates the catalog's database
     with ThreadPoolExecutor(len(days)) as pool:
         for edition in (1, 2):
             list(pool.map(partial(publish, usual_store, options, Rows(edition)), days))
@@ -183,6 +165,24 @@ def test_partitions_published_at_once_are_all_committed(usual_store: Store, opti
     assert rows.num_rows == len(days) * len(good(Rows(2)))
     assert set(rows["edition"].to_pylist()) == {2}
     assert sorted(versions_of(table)) == ["1"] * len(days) + ["2"] * len(days)
+
+
+def test_a_catalog_that_another_run_creates_at_once_is_opened(
+    tmp_path: Path, options: TableOptions
+):
+    store, others = Store(str(tmp_path / "out")), list[str]()
+
+    def other_first(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if not others and statement.strip().startswith("CREATE TABLE"):
+            others.append(statement)
+            SqlCatalog("other", uri=f"sqlite:///{tmp_path}/catalog.db")
+
+    event.listen(Engine, "before_cursor_execute", other_first)
+    try:
+        assert names(store, options).open() is None
+    finally:
+        event.remove(Engine, "before_cursor_execute", other_first)
+    assert others
 
 
 def test_a_lost_answer_of_the_catalog_is_no_second_commit(
