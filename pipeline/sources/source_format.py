@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, cast
+from typing import ClassVar, Literal, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -137,7 +137,7 @@ class SourceFormat(ABC):
     """Names of the `listing.refused.FILE_TYPES` that its shards have, compressed ones included;
     empty: first bytes prove nothing."""
     is_lake: ClassVar[bool] = False
-    """Its shards are the files that a lake table names, which `list_table` returns."""
+    """Its shards are the files that a lake table names: it is a `LakeFormat`."""
     Options: type[Section] | None = None
     """The section that parses `source.options`; None if there are no options."""
 
@@ -164,19 +164,6 @@ class SourceFormat(ABC):
             ArrowException, OSError: The shard cannot be read as this format.
         """
         return None
-
-    def list_table(self, store: Store, source: Source) -> Sequence[StoredFile]:
-        """Return the live files of the table at the root of a store, if `is_lake`.
-
-        Raises:
-            JobError: There is no such table or version, or it cannot be read.
-            InputMissing: Files of the version are gone.
-        """
-        raise NotImplementedError(self.name)
-
-    def pinned(self, options: Mapping[str, Any], version: int) -> dict[str, Any]:
-        """Return options that read the same version of a table again, if `is_lake`."""
-        raise NotImplementedError(self.name)
 
     @abstractmethod
     def measure(

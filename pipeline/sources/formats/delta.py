@@ -6,7 +6,6 @@ The library `deltalake` reads the log.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -61,15 +60,7 @@ class Delta(LakeFormat):
     name = "delta"
     semantics = SEMANTICS["delta"]
     Options = DeltaOptions
-
-    def check(self, source: Source) -> None:
-        options = DeltaOptions(**source.options)
-        if options.version is not None and options.timestamp is not None:
-            raise ValueError("options: give version or timestamp")
-        super().check(source)
-
-    def pinned(self, options: Mapping[str, Any], version: int) -> dict[str, Any]:
-        return {"version": version}
+    versions = ("version", "timestamp")
 
     def read_version(self, store: Store, source: Source) -> TableVersion:
         table = _open(store, DeltaOptions(**source.options))

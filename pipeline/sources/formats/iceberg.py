@@ -76,19 +76,13 @@ class Iceberg(LakeFormat):
     name = "iceberg"
     semantics = SEMANTICS["iceberg"]
     Options = IcebergOptions
+    versions = ("snapshot", "branch", "tag")
 
     def check(self, source: Source) -> None:
         options = IcebergOptions.model_validate(source.options)
-        chosen = (options.snapshot, options.branch, options.tag)
-        if sum(choice is not None for choice in chosen) > 1:
-            raise ValueError("options: give snapshot, branch or tag")
         if (options.catalog is None) != (options.table is None):
             raise ValueError("options: give catalog and table together")
         super().check(source)
-
-    def pinned(self, options: Mapping[str, Any], version: int) -> dict[str, Any]:
-        given = {name: options[name] for name in ("catalog", "table") if name in options}
-        return {**given, "snapshot": version}
 
     def read_version(self, store: Store, source: Source) -> TableVersion:
         options = IcebergOptions.model_validate(source.options)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,8 @@ class LakeFormat(Parquet):
     """The live rows of a table."""
 
     is_lake = True
+    versions: ClassVar[tuple[str, ...]]
+    """The options that choose a version; the first takes what pins it."""
 
     @abstractmethod
     def read_version(self, store: Store, source: Source) -> TableVersion:
@@ -69,12 +71,26 @@ class LakeFormat(Parquet):
         """
 
     def check(self, source: Source) -> None:
+        if sum(source.options.get(name) is not None for name in self.versions) > 1:
+            *names, last = self.versions
+            raise ValueError(f"options: give {', '.join(names)} or {last}")
         if source.files is not None:
             raise ValueError(
                 f"files has no effect with format {self.name!r}, whose table names its files"
             )
 
+    def pinned(self, options: Mapping[str, Any], version: int) -> dict[str, Any]:
+        """Return options that read the same version of a table again."""
+        others = {name: value for name, value in options.items() if name not in self.versions}
+        return {**others, self.versions[0]: version}
+
     def list_table(self, store: Store, source: Source) -> Sequence[StoredFile]:
+        """Return the live files of the table at the root of a store.
+
+        Raises:
+            JobError: There is no such table or version, or it cannot be read.
+            InputMissing: Files of the version are gone.
+        """
         version = self.read_version(store, source)
         paths = [file.path for file in version.files]
         if twice := [path for path, count in Counter(paths).items() if count > 1]:

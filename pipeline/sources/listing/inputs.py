@@ -18,6 +18,7 @@ from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.registry import SOURCES
 from pipeline.core.user_code import extension_errors
 from pipeline.job.source import Source
+from pipeline.sources.formats.lake_format import LakeFormat
 from pipeline.sources.listing.refused import refuse_tables, require_file_type, table_of
 from pipeline.sources.source_format import NONE_LEFT_OUT, LeftOut, format_of
 from pipeline.sources.units import Extent
@@ -133,8 +134,12 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     store, pattern = open_source(source)
     store, form = store.pinned(), format_of(source)
     skipped, root = Skipped(), store.uri
-    if form.is_lake:
-        shards = _table_files(store, pattern, source)
+    if isinstance(form, LakeFormat):
+        if pattern:
+            raise JobError(
+                f"source.uri = {source.uri!r}: must be the folder of a table, not a glob"
+            )
+        shards = tuple(form.list_table(store, source))
     elif source.files is not None:
         shards = _named_shards(store, pattern, source)
     else:
@@ -160,12 +165,6 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
         table=measured.table,
         left_out=measured.left_out,
     )
-
-
-def _table_files(store: Store, pattern: str, source: Source) -> tuple[StoredFile, ...]:
-    if pattern:
-        raise JobError(f"source.uri = {source.uri!r}: must be the folder of a table, not a glob")
-    return tuple(format_of(source).list_table(store, source))
 
 
 def _list_shards(
