@@ -18,8 +18,10 @@ import polars as pl
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from support.runs.iceberg_sink import options_at
 from support.runs.published import Rows, publish_rows, slice_table
 
+from pipeline.job.job import TableOptions
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early
@@ -30,7 +32,9 @@ COLUMNS = ("date", "row_id", "edition", "kind", "label", "score")
 RowSet = set[tuple[Any, ...]]
 
 
-def published(folder: Path, partition_columns: tuple[str, ...]) -> tuple[str, RowSet]:
+def published(
+    folder: Path, partition_columns: tuple[str, ...], table: TableOptions | None = None
+) -> tuple[str, RowSet]:
     """Publish two days; return the folder to read, and the rows that must be found there."""
     store, expected = Store(str(folder)), set()
     for edition, day in enumerate(DAYS):
@@ -38,8 +42,8 @@ def published(folder: Path, partition_columns: tuple[str, ...]) -> tuple[str, Ro
             edition, rows_per_slice=30, num_slices=3, kinds=KINDS,
             partition_columns=partition_columns,
         )  # fmt: skip
-        publish_rows(store, day, rows)
-        publish_rows(store, day, rows)
+        publish_rows(store, day, rows, table=table)
+        publish_rows(store, day, rows, table=table)
         for index in range(rows.num_slices):
             good = slice_table(rows, index).to_pylist()
             values = [{**row, "date": day[5:]} for row in good if row["error"] is None]
@@ -193,27 +197,33 @@ with connect(None):
     import ray
     found = []
     for folder in folders:
+        catalog = {"name": "default", "type": "sql", "uri": "sqlite:///" + folder}
         for is_v2 in (False, True):
             ray.data.DataContext.get_current().use_datasource_v2 = is_v2
-            rows = ray.data.read_parquet(folder).select_columns(columns).take_all()
-            found.append(rows)
+            if folder.endswith(".db"):
+                rows = ray.data.read_iceberg(table_identifier="lake.labels", catalog_kwargs=catalog)
+            else:
+                rows = ray.data.read_parquet(folder)
+            found.append(rows.select_columns(columns).take_all())
 print(json.dumps(found, default=str))
 """
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ray_data_finds_every_row_in_the_folder(
-    plain: tuple[str, RowSet], by_two_columns: tuple[str, RowSet]
+def test_ray_data_finds_every_row_in_the_folder_and_in_the_iceberg_table(
+    plain: tuple[str, RowSet], by_two_columns: tuple[str, RowSet], tmp_path: Path
 ):
-    outputs = [plain, by_two_columns]
+    catalog = f"{tmp_path}/catalog.db"
+    _, in_table = published(tmp_path / "out", ("kind", "label"), options_at(catalog))
+    outputs = [plain, by_two_columns, (catalog, in_table)]
     arguments = [json.dumps(COLUMNS), *(folder for folder, _ in outputs)]
     done = subprocess.run(
         [sys.executable, "-c", RAY, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     tables = json.loads(done.stdout.splitlines()[-1])
-    for (_, expected), versions in zip(outputs, (tables[:2], tables[2:]), strict=True):
+    for (_, expected), *versions in zip(outputs, tables[::2], tables[1::2], strict=True):
         for rows in versions:
             for row in rows:  # Ray leaves this name as it is
                 if row["kind"] == "__HIVE_DEFAULT_PARTITION__":
