@@ -41,8 +41,9 @@ class Output(Section):
 
     name: str = Field(default="output", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of its column."""
-    shape: tuple[PositiveInt, ...]
-    """Shape for one row; `[]` is one number."""
+    shape: tuple[PositiveInt | Literal["tokens"], ...]
+    """Shape for one row; `[]` is one number. A first axis of `tokens` has a place for each token of
+    a text."""
 
 
 class Message(Section):

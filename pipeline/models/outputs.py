@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+TOKENS = 0
+"""Length of an axis that is as long as the row has tokens."""
+
+
 class OutputError(ValueError):
     """The outputs are not as the job declares; not the fault of a row."""
 
@@ -25,11 +29,17 @@ class OutputSpec:
 
     name: str
     shape: tuple[int, ...]
+    """A first axis of TOKENS has a place for each token of the row."""
+
+    @property
+    def is_of_tokens(self) -> bool:
+        """Tell whether its first axis is the tokens of the row."""
+        return self.shape[:1] == (TOKENS,)
 
 
 def in_words(outputs: Sequence[OutputSpec]) -> str:
     """Describe outputs in words."""
-    listed = ", ".join(f"{output.name} {output.shape}" for output in outputs)
+    listed = ", ".join(f"{o.name} {o.shape}".replace("(0,", "(tokens,") for o in outputs)
     return f"outputs {listed}" if listed else "no outputs of one shape for all rows"
 
 
@@ -58,7 +68,7 @@ def require(output: Any, shape: tuple[int, ...], declared: str, what: str) -> to
 def nested_type(shape: tuple[int, ...]) -> pa.DataType:
     dtype = pa.float32()
     for size in reversed(shape):
-        dtype = pa.list_(dtype, size)
+        dtype = pa.list_(dtype, -1 if size == TOKENS else size)
     return dtype
 
 
@@ -72,3 +82,17 @@ def nested(values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> pa.Array:
         array = pa.FixedSizeListArray.from_arrays(array, size)
     assert len(array) == math.prod(shape[:1]) * len(values), "shapes multiply out"
     return pa.FixedSizeListArray.from_arrays(array, shape[0], mask=pa.array(~ok))
+
+
+def nested_of_tokens(
+    values: npt.NDArray[Any], ok: npt.NDArray[np.bool_], lengths: npt.NDArray[Any]
+) -> pa.Array:
+    """Turn (N, L, a, ...) into a list of the first places of each row, null for rows not ok.
+
+    Args:
+        lengths: int (N,), how many places each row has.
+    """
+    places = np.arange(values.shape[1]) < np.where(ok, lengths, 0)[:, None]
+    entries = nested(values[places], np.ones(int(places.sum()), np.bool_))
+    until = np.concatenate([[0], places.sum(axis=1).cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(until), entries, mask=pa.array(~ok))

@@ -117,6 +117,8 @@ def _outputs(spec: ModelSpec, model: Any, given: Mapping[str, torch.Tensor]) -> 
     outputs = model(**given)
     if spec.task.kind == "detect":
         return {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}
+    if spec.task.kind == "raw":
+        return dict(outputs)
     if spec.task.kind != "embed":
         return outputs.logits
     pooling = pooling_of(spec)

@@ -109,8 +109,32 @@ TABLES = {
     "vectors": Table("MODEL_MAPPING_NAMES", "image", {}),
     "detect": Table("MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", "image", {"min_score": 0.0}),
     "sound": Table("MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES", "audio", {"top_k": 3}),
+    **{
+        name: Table(f"MODEL_FOR_{mapping}_MAPPING_NAMES", input_name, {})
+        for name, (mapping, input_name) in {
+            "answers": ("QUESTION_ANSWERING", "text"),
+            "follows": ("NEXT_SENTENCE_PREDICTION", "text"),
+            "several": ("MULTIPLE_CHOICE", "text"),
+            "words": ("MASKED_LM", "text"),
+            "segments": ("SEMANTIC_SEGMENTATION", "image"),
+            "instances": ("UNIVERSAL_SEGMENTATION", "image"),
+            "depths": ("DEPTH_ESTIMATION", "image"),
+            "points": ("KEYPOINT_DETECTION", "image"),
+            "patches": ("MASKED_IMAGE_MODELING", "image"),
+            "voices": ("AUDIO_XVECTOR", "audio"),
+            "frames": ("AUDIO_FRAME_CLASSIFICATION", "audio"),
+            "speech": ("CTC", "audio"),
+        }.items()
+    },
 }
-TASKS = {"translate": "generate", "images": "classify", "vectors": "embed", "sound": "classify"}
+_RAW = ("answers", "follows", "several", "words", "segments", "instances", "depths", "points",
+        "patches", "voices", "frames", "speech")  # fmt: skip
+TASKS = dict.fromkeys(_RAW, "raw") | {
+    "translate": "generate",
+    "images": "classify",
+    "vectors": "embed",
+    "sound": "classify",
+}
 """Names above -> the package's task, where it has another name."""
 
 

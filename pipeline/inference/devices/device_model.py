@@ -170,7 +170,7 @@ class DeviceModel:
         outputs = buffer.finish()
         self.task.check(outputs)
         for name, values in outputs.items():
-            kept = lengths if self.task.is_per_token else None
+            kept = lengths if self.task.is_of_tokens(name) else None
             scatter_batch(results, name, num_rows(inputs), batch, values, kept)
 
     def predict_batches(self, inputs: Inputs, results: Arrays) -> Iterator[Rows]:

@@ -18,7 +18,7 @@ from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.library import load, refused
 from pipeline.models.directories.model_class import ModelClass, run_once
 from pipeline.models.directories.text.text_facts import text_notes, text_of
-from pipeline.models.outputs import OutputSpec, in_words
+from pipeline.models.outputs import TOKENS, OutputSpec, in_words
 from pipeline.preprocessing.texts.text_settings import IDS, MASK
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def raw_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         notes = (note,)
         if transform is not None and transform.has_one_size:
             shapes = [(images.num_channels or 3, transform.height_px, transform.width_px)]
-    outputs = _outputs_of([_run(folder, chosen, shape) for shape in shapes])
+    outputs = _outputs_of(
+        [_run(folder, chosen, shape) for shape in shapes], _TOKENS if chosen.takes_text else ()
+    )
     return chosen.directory(
         name,
         (RAW,),
@@ -90,15 +92,22 @@ def _inputs(chosen: ModelClass, shape: tuple[int, ...]) -> dict[str, torch.Tenso
     return {chosen.built.main_input_name: torch.zeros(_ROWS, *shape)}
 
 
-def _outputs_of(results: Sequence[Any]) -> tuple[OutputSpec, ...]:
-    """Return the outputs that have one shape for each row, whatever the length of the rows is."""
+def _outputs_of(results: Sequence[Any], lengths: Sequence[int]) -> tuple[OutputSpec, ...]:
+    """Return the outputs that have one shape for each row, or a place for each of its tokens.
+
+    Args:
+        lengths: The tokens of the rows of each result; (): they are no texts.
+    """
     shapes = [_shapes(outputs) for outputs in results]
     first = shapes[0] if shapes else {}
-    return tuple(
-        OutputSpec(name, shape)
-        for name, shape in first.items()
-        if all(other.get(name) == shape for other in shapes)
-    )
+    specs = []
+    for name, shape in first.items():
+        of_each = [other.get(name, ()) for other in shapes]
+        if len(set(of_each)) == 1:
+            specs.append(OutputSpec(name, shape))
+        elif [shape[:1] for shape in of_each] == [(length,) for length in lengths]:
+            specs.append(OutputSpec(name, (TOKENS, *shape[1:])))
+    return (*specs,)
 
 
 def _shapes(outputs: Any) -> Mapping[str, tuple[int, ...]]:

@@ -75,6 +75,8 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         lambda: choose_task(model, card, allow_import),
     )
     _require_geometry(task, model_input, transform)
+    if any(output.is_of_tokens for output in task.outputs) and model_input.text is None:
+        raise JobError(f"model.outputs: tokens are of texts; the rows are {model_input.name}")
     if card.origin == "torchvision" and card.notes[1:] and not job.transform.model_fields_set:
         log.warning("%s", "; ".join(card.notes))
     if task.generation is not None and task.generation.schema:

@@ -20,7 +20,7 @@ from pipeline.models.directories.text.tokens import load_tokenizer
 from pipeline.models.generate.grammar import require_grammars
 from pipeline.models.generate.schema import SchemaError, canonical
 from pipeline.models.generate.spec import Generation, Rules
-from pipeline.models.outputs import OutputSpec
+from pipeline.models.outputs import TOKENS, OutputSpec
 from pipeline.models.resolving.named_model import ResolvedModel
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
@@ -30,7 +30,7 @@ from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 from pipeline.storage.store import read_file
 
 if TYPE_CHECKING:
-    from pipeline.job.model import Model
+    from pipeline.job.model import Model, Output
 
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?|__[a-z]{2,3}__")
@@ -81,7 +81,7 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
             "give less to have the first of them alone"
         )
     is_cut = bool(length and dim < length)
-    outputs = tuple(OutputSpec(output.name, output.shape) for output in model.outputs)
+    outputs = tuple(map(_output, model.outputs))
     if name == RAW and not outputs:
         outputs = facts.outputs if facts is not None else ()
         if not outputs:
@@ -261,3 +261,9 @@ def _is_normalised(facts: DirectoryFacts) -> bool:
     """Tell whether the vectors of a directory have length 1."""
     layers = facts.pooling.layers if facts.pooling else ()
     return any(layer.name == "normalize" for layer in layers)
+
+
+def _output(output: Output) -> OutputSpec:
+    if "tokens" in output.shape[1:]:
+        raise JobError(f"model.outputs: {output.name}: only the first axis may be tokens")
+    return OutputSpec(output.name, tuple(TOKENS if n == "tokens" else n for n in output.shape))

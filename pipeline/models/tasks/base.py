@@ -203,6 +203,10 @@ class Task(Protocol):
         """
         ...
 
+    def is_of_tokens(self, name: str) -> bool:
+        """Tell whether axis 1 of a result is the tokens of a row."""
+        return self.is_per_token
+
     def num_outputs(self) -> int | None:
         """Return the number of outputs to build a model with; None: as the architecture has it."""
         return None

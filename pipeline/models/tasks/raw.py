@@ -12,11 +12,21 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
+from pipeline.core.schema import NUM_TOKENS
 from pipeline.core.user_code import check_arguments, failed, import_callable
-from pipeline.models.outputs import OutputError, nested, nested_type, require
+from pipeline.models.agreement import Agreement, AgreementLimits, compare_numbers
+from pipeline.models.outputs import (
+    OutputError,
+    OutputSpec,
+    nested,
+    nested_of_tokens,
+    nested_type,
+    require,
+)
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 
 if TYPE_CHECKING:
@@ -49,15 +59,38 @@ class Raw(Task):
         named = self._by_name(outputs)
         return {
             output.name: require(
-                named[output.name], (num_rows, *output.shape), "", f"model.outputs {output.name}"
+                named[output.name],
+                (num_rows, *_shape(output, named[output.name])),
+                "",
+                f"model.outputs {output.name}",
             ).float()
             for output in self.spec.outputs
         }
 
+    def is_of_tokens(self, name: str) -> bool:
+        return any(output.is_of_tokens for output in self.spec.outputs if output.name == name)
+
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         if self.spec.postprocess is not None:
             return postprocessed(self.spec.postprocess, self._step, arrays, ok)
-        return {output.name: nested(arrays[output.name], ok) for output in self.spec.outputs}
+        return {
+            output.name: nested_of_tokens(
+                arrays[output.name], ok, rows.column(NUM_TOKENS).fill_null(0).to_numpy()
+            )
+            if output.is_of_tokens
+            else nested(arrays[output.name], ok)
+            for output in self.spec.outputs
+        }
+
+    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
+        """Compare all numbers; behind the last token of a row are zeros."""
+        names = [name for name in reference if self.is_of_tokens(name)]
+        for name in names:
+            sides = reference[name], candidate[name]
+            length = max(values.shape[1] for values in sides)
+            longer = [_padded(values, length) for values in sides]
+            reference, candidate = {**reference, name: longer[0]}, {**candidate, name: longer[1]}
+        return compare_numbers(reference, candidate, limits)
 
     @cached_property
     def _step(self) -> Postprocess:
@@ -86,6 +119,18 @@ class Raw(Task):
                 f"the model has {len(listed)} outputs, model.outputs declares {len(names)}"
             )
         return dict(zip(names, listed, strict=False))
+
+
+def _padded(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """Return (N, length, ...) of (N, L, ...), with zeros."""
+    return np.pad(values, [(0, 0), (0, length - values.shape[1])] + [(0, 0)] * (values.ndim - 2))
+
+
+def _shape(output: OutputSpec, actual: Any) -> tuple[int, ...]:
+    """Return the shape that an output is to have for a row of this batch."""
+    if output.is_of_tokens and getattr(actual, "ndim", 0) > 1:
+        return (actual.shape[1], *output.shape[1:])
+    return output.shape
 
 
 def postprocessed(factory: str, step: Postprocess, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:

@@ -16,7 +16,7 @@ import transformers
 from PIL import Image
 from support.inputs.clips import encoded, tone
 from support.inputs.encoded import base_image, png
-from support.models.language_models import TEXTS, make_language_model
+from support.models.language_models import TEXTS
 from support.models.raw_snapshots import (
     BACKBONE,
     ENCODER,
@@ -26,6 +26,7 @@ from support.models.raw_snapshots import (
     make_speakers,
 )
 from support.models.snapshots import (
+    change_json,
     make_snapshot,
     write_model,
     write_tokenizer,
@@ -37,7 +38,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import AUDIO, IMAGE, TEXT
 from pipeline.inference.engines import open_engine
-from pipeline.job.model import Model
+from pipeline.job.model import Model, Output
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
@@ -69,6 +70,13 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, set[str]]] = {
     ),
     "voices": (make_speakers, AUDIO, {"embeddings", "logits"}),
     "a question": (of_texts("DPRQuestionEncoder", **DPR), TEXT, {"pooler_output"}),
+    "an answer in a text": (
+        of_texts("BertForQuestionAnswering", vocab_size=120, max_position_embeddings=64, **SIZES),
+        TEXT, {"start_logits", "end_logits"},
+    ),
+    "vectors of tokens and of the text": (
+        lambda folder: make_snapshot(folder, "bert"), TEXT, {"last_hidden_state", "pooler_output"}
+    ),
     "a class with a task": (
         lambda folder: make_snapshot(folder, "bert", "sequence", num_labels=3), TEXT, {"logits"}
     ),
@@ -144,10 +152,26 @@ def test_a_class_that_is_no_task_names_the_task_and_its_outputs(tmp_path: Path):
         spec_of(path, IMAGE)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_outputs_whose_shape_depends_on_the_row_are_refused(tmp_path: Path):
-    path = make_language_model(tmp_path / "m", "gpt2")
+    path = image_model("SegformerForSemanticSegmentation", **ENCODER)(tmp_path)
+    change_json(path / "preprocessor_config.json", size={"shortest_edge": 64})
     with pytest.raises(JobError, match="says none of one shape for all rows; give each a name"):
-        spec_of(path, TEXT, task="raw")
+        spec_of(path, IMAGE, task="raw")
+
+
+def test_places_of_tokens_are_declared_as_such(tmp_path: Path):
+    path = make_snapshot(tmp_path / "m", "bert")
+    outputs = (Output(name="last_hidden_state", shape=("tokens", 32)),)
+    spec = spec_of(path, TEXT, task="raw", outputs=outputs)
+    rows = prepared_of(spec, TEXT)
+    lengths = [len(row["last_hidden_state"]) for row in predicted(spec, rows)]
+    assert lengths == rows.column("num_tokens").to_pylist()
+    with pytest.raises(JobError, match="only the first axis may be tokens"):
+        spec_of(path, TEXT, task="raw", outputs=(Output(shape=(32, "tokens")),))
+    images = make_segmenter(tmp_path / "s")
+    with pytest.raises(JobError, match="tokens are of texts; the rows are image"):
+        spec_of(images, IMAGE, task="raw", outputs=(Output(name="logits", shape=("tokens", 7)),))
 
 
 def test_a_class_of_two_inputs_names_the_way_out(tmp_path: Path):
