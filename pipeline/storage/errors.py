@@ -294,6 +294,12 @@ def is_missing(error: BaseException) -> bool:
     )
 
 
+def is_behind_end(error: BaseException) -> bool:
+    """Tell whether bytes were requested that are behind the end of a file; s3fs says EINVAL."""
+    _, status = _response_code(error)
+    return status == 416 or (isinstance(error, OSError) and error.errno == errno.EINVAL)
+
+
 def is_conflict(error: BaseException) -> bool:
     """Tell whether a create was refused because the name is taken, by whatever writer."""
     code, status = _response_code(error)

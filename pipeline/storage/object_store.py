@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import os
@@ -12,7 +11,7 @@ from functools import partial
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from pipeline.core.errors import JobError
-from pipeline.storage.errors import is_missing
+from pipeline.storage.errors import is_behind_end, is_missing
 from pipeline.storage.interface import NoSuchBucket, Page, StoredFile
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
 from pipeline.storage.protocols.object_protocol import (
@@ -105,10 +104,10 @@ class ObjectStore:
             return self._with_bucket_check(
                 path, lambda: cast(bytes, self.fs.cat_file(path, **span, **self.facts.read))
             )
-        except OSError as error:
-            if not span or error.errno != errno.EINVAL:
-                raise
-            return b""  # an empty object has no first byte
+        except Exception as error:
+            if span and is_behind_end(error):  # an empty object has no first byte
+                return b""
+            raise
 
     def read_many(
         self, paths: Sequence[str], versions: Sequence[str] | None = None

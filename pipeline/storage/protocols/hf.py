@@ -158,22 +158,23 @@ def _list(hub: Hub, bucket: str, prefix: str, delimited: bool, _: str | None) ->
     folder = f"{bucket}/{prefix}".rstrip("/")
     # A new one each time, since it keeps what it has listed.
     fs = HfFileSystem(endpoint=hub.endpoint, token=hub.token, skip_instance_cache=True)
-    with _errors(folder):
-        try:
-            entries = fs.ls(folder) if delimited else [*fs.find(folder, detail=True).values()]
-        except FileNotFoundError as error:
-            if error.__cause__ is None:  # the folder alone is missing
-                return Page([])
-            raise error.__cause__ from None
-        below = [entry for entry in entries if entry["name"].startswith(f"{folder}/")]
-        files = [
-            stored_file(e["name"], int(e["size"]), _version(e["lfs"], e["blob_id"]), None)
-            for e in below
-            if e["type"] == "file"
-        ]
-        folders = [e["name"] for e in below if e["type"] == "directory"]
-    prefixes = [f"{name.removeprefix(f'{bucket}/')}/" for name in folders if delimited]
-    return Page(files, prefixes)
+    try:
+        with _errors(folder):
+            if delimited:
+                entries = {entry["name"]: entry for entry in fs.ls(folder)}
+            else:
+                entries = fs.find(folder, detail=True)
+            # The path of a file is listed as that file.
+            below = {name: e for name, e in entries.items() if name.startswith(f"{folder}/")}
+            files = [
+                stored_file(name, int(e["size"]), _version(e["lfs"], e["blob_id"]), None)
+                for name, e in below.items()
+                if e["type"] == "file"
+            ]
+    except FileNotFoundError:  # the folder alone is missing
+        return Page([])
+    folders = [name for name, e in below.items() if e["type"] == "directory" and delimited]
+    return Page(files, [f"{name.removeprefix(f'{bucket}/')}/" for name in folders])
 
 
 def _open(hub: Hub, path: str) -> tuple[int, Fetch]:
@@ -233,13 +234,14 @@ def _errors(path: str) -> Iterator[None]:
         yield
     except PipelineError:
         raise
-    except errors.EntryNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, "no such file", path) from error
     except Exception as error:
-        what, of_repo = path, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
-        if isinstance(error, of_repo):
-            what = path.removesuffix(_Place.of(path).name).rstrip("/")
-        raise hub_error(f"hf://{what}", error, missing=InputMissing) from error
+        # The library's file system hides the cause behind an error of its own.
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        if cause is None or isinstance(cause, errors.EntryNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, "no such file", path) from error
+        if isinstance(cause, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+            path = path.removesuffix(_Place.of(path).name).rstrip("/")
+        raise hub_error(f"hf://{path}", cause, missing=InputMissing) from error
 
 
 def hub_options() -> dict[str, Any]:
