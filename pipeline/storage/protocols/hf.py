@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
+from urllib.parse import unquote
 
 from pipeline.core.backoff import TransientError
 from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineError
@@ -45,8 +46,6 @@ class _Place(NamedTuple):
 
     @classmethod
     def of(cls, path: str) -> _Place:
-        from urllib.parse import unquote
-
         matched = _PATH.fullmatch(path)
         assert matched is not None, "checked before"
         repo, revision, name = matched.groups()
@@ -73,30 +72,21 @@ class Hub:
 
     def info(self, path: str) -> dict[str, Any]:
         """Return type, size in bytes and version; raise FileNotFoundError if there is nothing."""
-        place = _Place.of(path)
-        known = _kept_info if COMMIT.fullmatch(place.revision) else _info
-        info = known(self, path)
-        if info is None:
-            raise FileNotFoundError(errno.ENOENT, "no such file", path)
-        return dict(info)
+        is_pinned = COMMIT.fullmatch(_Place.of(path).revision)
+        return dict((_kept_info if is_pinned else _info)(self, path))
 
     def cat_file(self, path: str, start: int = 0, end: int | None = None) -> bytes:
         """Read a file, or its bytes [start, end), in one request."""
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-        place = _Place.of(path)
+        repo, revision, name = _Place.of(path)
         headers = build_hf_headers(token=self.token) | {"Accept-Encoding": "identity"}
         is_part = start > 0 or end is not None
         if is_part:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        url = hf_hub_url(
-            place.repo,
-            place.name,
-            repo_type="dataset",
-            revision=place.revision,
-            endpoint=self.endpoint,
-        )
+        where = {"repo_type": "dataset", "revision": revision, "endpoint": self.endpoint}
+        url = hf_hub_url(repo, name, **where)
         with _errors(path):
             answer = get_session().get(url, headers=headers, timeout=TIMEOUT_S)
             if is_part and answer.status_code == 416:  # nothing from there on
@@ -111,18 +101,16 @@ class Hub:
     pipe_file = put_file = rm_file = cp_file = _refuse
 
 
-def _info(hub: Hub, path: str) -> Mapping[str, Any] | None:
-    place = _Place.of(path)
+def _info(hub: Hub, path: str) -> Mapping[str, Any]:
+    repo, revision, name = _Place.of(path)
     with _errors(path):
-        if not place.name:
-            hub.api.dataset_info(place.repo, revision=place.revision, timeout=TIMEOUT_S)
+        if not name:
+            hub.api.dataset_info(repo, revision=revision, timeout=TIMEOUT_S)
             return {"type": "directory", "size": 0}
-        entries = hub.api.get_paths_info(
-            place.repo, [place.name], revision=place.revision, repo_type="dataset"
-        )
-        entry = next((entry for entry in entries if entry.path == place.name), None)
+        entries = hub.api.get_paths_info(repo, [name], revision=revision, repo_type="dataset")
+        entry = next((entry for entry in entries if entry.path == name), None)
         if entry is None:
-            return None
+            raise FileNotFoundError
         if not hasattr(entry, "size"):
             return {"type": "directory", "size": 0}
         version = _version(entry.lfs, entry.blob_id)
@@ -205,19 +193,19 @@ def _threads(_pid: int) -> ThreadPoolExecutor:
 
 def _pin(hub: Hub, path: str) -> str:
     """Return a path with the commit that its revision, by default `main`, means now."""
-    place = _Place.of(path)
-    if COMMIT.fullmatch(place.revision):
+    repo, revision, name = _Place.of(path)
+    if COMMIT.fullmatch(revision):
         return path
     with _errors(path):
-        commit = hub.api.dataset_info(place.repo, revision=place.revision, timeout=TIMEOUT_S).sha
+        commit = hub.api.dataset_info(repo, revision=revision, timeout=TIMEOUT_S).sha
         if not COMMIT.fullmatch(commit):
             raise ValueError("it names no commit")
-    return f"datasets/{place.repo}@{commit}/{place.name}".rstrip("/")
+    return f"datasets/{repo}@{commit}/{name}".rstrip("/")
 
 
 def _unpinned(path: str) -> str:
-    place = _Place.of(path)
-    return f"datasets/{place.repo}/{place.name}".rstrip("/")
+    repo, _, name = _Place.of(path)
+    return f"datasets/{repo}/{name}".rstrip("/")
 
 
 def _trouble(path: str) -> str:
