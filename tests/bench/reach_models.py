@@ -173,7 +173,8 @@ def small_config(cls: Any, num_tokens: int, attempt: Mapping[str, Any]) -> Any:
         return changes
 
     made = cls.config_class
-    return made(**{**sizes(made().to_dict()), **IDS, "num_labels": NUM_LABELS})
+    num_labels = 2 if "QuestionAnswering" in cls.__name__ else NUM_LABELS  # start and end
+    return made(**{**sizes(made().to_dict()), **IDS, "num_labels": num_labels})
 
 
 def class_of(name: str, input_name: str) -> Any:

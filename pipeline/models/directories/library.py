@@ -191,10 +191,11 @@ def _classes(head: str, config: Any) -> tuple[Any, ...]:
     return classes if isinstance(classes, tuple) else (classes,)
 
 
-def refused(error: Exception, what: str) -> JobError:
+def refused(error: Exception, what: str, way_out: str = "") -> JobError:
     """Turn an error of the library into one line."""
     reason = clean_message(f"{type(error).__name__}: {error}", 200)
-    return JobError(f"model.path: transformers {version('transformers')} {what}: {reason}")
+    more = f"; {way_out}" if way_out else ""
+    return JobError(f"model.path: transformers {version('transformers')} {what}: {reason}{more}")
 
 
 @contextlib.contextmanager

@@ -263,7 +263,8 @@ def require_run(
     if isinstance(outputs, Exception):
         is_known = not isinstance(outputs, RuntimeError) and "size" not in str(outputs)
         if is_known and is_whole and main not in CLIPS and head not in WRITERS:
-            raise refused(outputs, f"cannot run {cls.__name__} on {main} alone") from outputs
+            what = f"cannot run {cls.__name__} on {main} alone"
+            raise refused(outputs, what, FACTORY_ADVICE) from outputs
         return Run(False, None)
     if head not in WRITERS and head != RAW:
         _require_outputs(cls, head, outputs)

@@ -15,7 +15,7 @@ from pipeline.models.directories.facts import RAW, DirectoryFacts
 from pipeline.models.directories.files import CONFIG
 from pipeline.models.directories.image.image_facts import images_of
 from pipeline.models.directories.image.image_transform import read_transform
-from pipeline.models.directories.library import load, refused
+from pipeline.models.directories.library import FACTORY_ADVICE, load, refused
 from pipeline.models.directories.model_class import ModelClass, run_once
 from pipeline.models.directories.text.text_facts import text_notes, text_of
 from pipeline.models.outputs import TOKENS, OutputSpec, in_words
@@ -79,7 +79,7 @@ def _run(folder: Path, chosen: ModelClass, shape: tuple[int, ...]) -> Any:
         outputs = run_once(module, _inputs(chosen, shape))
     if isinstance(outputs, Exception):
         what = f"cannot run {chosen.built.__name__} on {chosen.built.main_input_name} alone"
-        raise refused(outputs, what) from outputs
+        raise refused(outputs, what, FACTORY_ADVICE) from outputs
     return outputs
 
 
@@ -102,10 +102,10 @@ def _outputs_of(results: Sequence[Any], lengths: Sequence[int]) -> tuple[OutputS
     first = shapes[0] if shapes else {}
     specs = []
     for name, shape in first.items():
-        of_each = [other.get(name, ()) for other in shapes]
-        if len(set(of_each)) == 1:
+        seen = [other.get(name, ()) for other in shapes]
+        if len(set(seen)) == 1:
             specs.append(OutputSpec(name, shape))
-        elif [shape[:1] for shape in of_each] == [(length,) for length in lengths]:
+        elif [shape[:1] for shape in seen] == [(length,) for length in lengths]:
             specs.append(OutputSpec(name, (TOKENS, *shape[1:])))
     return (*specs,)
 
