@@ -120,20 +120,6 @@ def draft_job(
     return Draft(job, _text(lines), (*looked, f"model: {printable(description)}"))
 
 
-def require_path(input: object) -> None:
-    """Refuse rows in memory.
-
-    Raises:
-        JobError: It shows how to write them to a file.
-    """
-    if not isinstance(input, str | os.PathLike):
-        frame = "df" if hasattr(input, "to_parquet") else 'pandas.DataFrame({"text": texts})'
-        raise JobError(
-            f"input is a {type(input).__name__}, but rows are read from files: "
-            f'{frame}.to_parquet("rows.parquet"), then pass that path'
-        )
-
-
 def _command(command: str, uri: str, model: str, to: str, overrides: Overrides) -> str:
     """Return the command line of the caller, for copying."""
     words = ["pipeline", command, uri, "--model", model, "--to", to]

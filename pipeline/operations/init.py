@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.draft import draft_job, require_path
+from pipeline.operations.draft import draft_job
+from pipeline.operations.rows import stored_rows
 from pipeline.report.showing.printed import printed
 
 log = logging.getLogger(__name__)
 
 JOB_FILE = "job.yaml"
 
+if TYPE_CHECKING:
+    from pipeline.operations.rows import Rows
+
 
 @printed
 def init(
-    input: str | os.PathLike[str],
+    input: Rows,
     *,
     model: str | os.PathLike[str],
     to: str | os.PathLike[str],
@@ -31,7 +35,7 @@ def init(
     """Write a job file for an input and a model, with a reason behind each line; run nothing.
 
     Args:
-        input: A folder, a file or a glob.
+        input: As for `predict`.
         model: As for `predict`.
         to: Root of the output.
         job: The file to write.
@@ -42,8 +46,8 @@ def init(
     Raises:
         JobError: Something is ambiguous (one line has the choices), or the file exists.
     """
-    require_path(input)
-    draft = draft_job(input, model, to, overrides, allow_import, features, command="init")
+    uri = stored_rows(input, to)
+    draft = draft_job(uri, model, to, overrides, allow_import, features, command="init")
     path = os.fspath(job)
     try:
         with open(path, "x", encoding="utf-8") as file:

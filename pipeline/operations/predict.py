@@ -6,18 +6,23 @@ import logging
 import os
 from collections.abc import Sequence
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import list_partitions, require_one_key
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
 from pipeline.job.reading.yaml_reader import parse
-from pipeline.operations.draft import MARK, draft_job, require_path
+from pipeline.operations.draft import MARK, draft_job
+from pipeline.operations.rows import stored_rows
 from pipeline.operations.run import run
 from pipeline.report.document import Report
 from pipeline.runs.preparing.sink_below_source import require_disjoint
 from pipeline.runs.progress import Progress, Silent, shown_on
 from pipeline.storage.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.operations.rows import Rows
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +30,7 @@ JOB_FILE = "job.yaml"
 
 
 def predict(
-    input: str | os.PathLike[str],
+    input: Rows,
     *,
     model: str | os.PathLike[str],
     to: str | os.PathLike[str],
@@ -42,7 +47,9 @@ def predict(
     `pipeline run`.
 
     Args:
-        input: A folder, a file or a glob.
+        input: A folder, a file or a glob; or rows in memory: a table of pyarrow, a DataFrame of
+            pandas without its index, or a list of texts. Those are written once, as Parquet, into
+            the folder `input` of the output.
         model: A model directory or an .onnx file, the name of an installed model, or a factory.
         to: Root of the output.
         features: The model's numeric columns, in order, unless the model names them.
@@ -56,10 +63,10 @@ def predict(
         JobError: Something is ambiguous (one line has the choices), or another job is there.
         PipelineError: As for `run`.
     """
-    require_path(input)
     with shown_on(progress) as shown:
-        shown.phase(f"looking at {os.fspath(input)}", is_logged=False)
-        draft = draft_job(input, model, to, overrides, allow_import, features)
+        uri = stored_rows(input, to)
+        shown.phase(f"looking at {os.fspath(uri)}", is_logged=False)
+        draft = draft_job(uri, model, to, overrides, allow_import, features)
         store = Store(os.fspath(to), draft.job.sink.storage_options)
         require_disjoint(draft.job.source, store)
         require_one_key(store, Layout(draft.job.sink.partition))

@@ -245,14 +245,39 @@ def test_photos_for_a_model_of_texts_are_no_columns(tmp_path: Path, encoder: str
         draft_job(str(tmp_path), encoder, "out", ["model.prompt=Review: {body} Mood:"])
 
 
+def test_rows_in_memory_are_written_once_below_the_output(tmp_path: Path, encoder: str):
+    out, texts = tmp_path / "out", ["one cat", None, ""]
+
+    def source_of(rows: Any) -> Any:
+        (tmp_path / "job.yaml").unlink(missing_ok=True)
+        job = init(rows, model=encoder, to=out, job=tmp_path / "job.yaml")["job"]
+        return load_job(job).source
+
+    source = source_of(pd.DataFrame(TEXTS, index=["first", "second"]))
+    assert source_of(pd.DataFrame(TEXTS)).uri == source.uri
+    assert [*map(str, (out / "input").iterdir())] == [source.uri]
+    assert pq.read_table(source_of(pa.table(TEXTS)).uri).to_pydict() == TEXTS
+    assert pq.read_table(source.uri).to_pydict() == TEXTS
+    assert source.text_column == "text"
+    assert pq.read_table(source_of(texts).uri).to_pydict() == {"text": texts}
+
+
 @pytest.mark.parametrize("call", [init, predict])
-def test_rows_in_memory_are_refused_with_a_hint(tmp_path: Path, encoder: str, call: Any):
-    for rows, how in (
-        (pd.DataFrame(TEXTS), r"a DataFrame, .* df\.to_parquet"),
-        (["one cat"], r'a list, .* pandas\.DataFrame\(\{"text": texts\}\)\.to_parquet'),
-    ):
-        with pytest.raises(JobError, match=f"^input is {how}.*, then pass that path$"):
-            call(rows, model=encoder, to=tmp_path / "out")
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (3, r"is of type int; expected a path, a table of pyarrow, a DataFrame .* or a list of te"),
+        (["one cat", 2], "is of type list; expected"),
+        (pd.DataFrame({"a": [1, "x"]}), "no table of Arrow can be made of it"),
+    ],
+    ids=["a number", "some texts", "a column of two types"],
+)
+def test_what_is_no_table_is_refused(
+    call: Any, rows: Any, words: str, tmp_path: Path, encoder: str
+):
+    with pytest.raises(JobError, match=words):
+        call(rows, model=encoder, to=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_init_writes_a_valid_file_and_overwrites_none(tmp_path: Path, encoder: str):
