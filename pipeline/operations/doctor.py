@@ -37,6 +37,7 @@ from pipeline.runs.preparing.prepare import check_before_ray, check_hardware, ch
 from pipeline.runs.preparing.settled_source import settled_source
 from pipeline.runs.preparing.sink_below_source import require_disjoint
 from pipeline.runs.tuning.auto import needs_tuning, opened
+from pipeline.sources.formats.table_view import VERSION
 from pipeline.sources.listing.inputs import describe_no_input, list_inputs
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
@@ -143,6 +144,8 @@ def _source(job: Job) -> str:
         why = describe_no_input(job.source, inputs.skipped, inputs.left_out)
         raise JobError(f"source.uri: {why}")
     description = f"{job.source.uri}: {len(inputs.shards)} shards, {inputs.num_bytes} bytes"
+    if inputs.table is not None:
+        description += f", version {inputs.table.metadata[VERSION].decode()} of the table"
     if any(inputs.left_out):
         description += f"; source.where leaves out {inputs.left_out.describe()}"
     skipped = inputs.skipped

@@ -23,7 +23,13 @@ from pipeline.preprocessing.model_input import Columns, Cost
 from pipeline.sources.columns.arrow_types import is_number, is_text
 from pipeline.sources.formats.csv import number_options
 from pipeline.sources.listing.inputs import compiled, open_source, require_there
-from pipeline.sources.listing.refused import file_type_of, head_of, lake_format_at
+from pipeline.sources.listing.refused import (
+    file_type_of,
+    head_of,
+    lake_format_at,
+    refuse_tables,
+    table_of,
+)
 from pipeline.sources.source_format import FirstRows
 from pipeline.storage.skipped import reason_of_name
 from pipeline.storage.store import Store, StoredFile
@@ -108,6 +114,7 @@ def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> InputFile
     if lake is not None:
         return _table(uri, store, lake, given)
     store, files = _files(store, pattern)
+    refuse_tables(store, files, filter(None, (table_of(file.path) for file in files)))
     forms = {name: load(SOURCES, name) for name in built_in(SOURCES)}
     forms = {name: form for name, form in forms.items() if not form.is_lake}
     by_format = {

@@ -199,6 +199,7 @@ def _estimate(
 
 def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
     return {
+        **({} if plan.table is None else {"table_version": str(plan.table_version)}),
         "shards": plan.num_shards,
         "unreadable_shards": None if plan.num_rows is None else num_unreadable,
         "rows": plan.num_rows,

@@ -21,6 +21,7 @@ from pipeline.published.sheets import try_sheet
 from pipeline.published.status import Status, survey
 from pipeline.report.render import page_html
 from pipeline.report.showing.printed import document_html
+from pipeline.sources.listing.refused import mark_at
 from pipeline.storage.store import Store
 
 DIGEST_CHARS = 12
@@ -45,7 +46,8 @@ def choose_partition(
         return [uri_layout]
     known = list_partitions(store)
     if not known:
-        raise JobError(f"{store.url('')}: nothing is published there")
+        hint = ": it is a lake table; give the sink.uri of a job" if mark_at(store) else ""
+        raise JobError(f"{store.url('')}: nothing is published there{hint}")
     return known
 
 

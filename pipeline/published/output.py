@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from pipeline.commit.layout import Layout, partition_order
 from pipeline.commit.manifest import (
     Manifest,
-    list_partitions,
     locate,
     log_numbers,
     read_manifest,
@@ -26,6 +25,7 @@ from pipeline.commit.publish import history_numbers
 from pipeline.core.errors import JobError
 from pipeline.core.printable import num_of
 from pipeline.published.dataset import OutputFolder, PublishedParts, Rows
+from pipeline.published.describe import choose_partition
 from pipeline.published.originals import OriginalFinder, Originals
 from pipeline.published.sheets import least_certain, score_column
 from pipeline.report.document import Report
@@ -53,9 +53,7 @@ def open_output(
         JobError: Nothing is published there.
     """
     store, uri_layout = locate(url, dict(storage_options or {}))
-    layouts = [uri_layout] if uri_layout and uri_layout.partition else list_partitions(store)
-    if not layouts:
-        raise JobError(f"{store.url('')}: nothing is published there")
+    layouts = choose_partition(store, uri_layout, None)
     options = storage_options if source_options is None else source_options
     ordered = sorted(layouts, key=lambda layout: partition_order(layout.name))
     return Output(store, tuple(ordered), dict(options or {}))

@@ -83,6 +83,13 @@ def test_texts_of_every_format_need_no_job_file(tmp_path: Path, encoder: str, na
     assert not any("\n" in line for line in draft.notes)
 
 
+def test_a_table_that_only_a_catalog_knows_is_refused_before_a_file_is_written(tmp_path: Path):
+    uri = write(tmp_path, "rows.iceberg", TEXTS)
+    (Path(uri) / "metadata" / "version-hint.text").unlink()
+    with pytest.raises(JobError, match=r"source\.format: iceberg and source\.options: {catalog: N"):
+        drafted(tmp_path, uri, "efficientnet-lite0")
+
+
 def test_overrides_are_written_to_the_file(tmp_path: Path, encoder: str):
     uri = write(tmp_path, "rows.jsonl", {**TEXTS, "other": ["x y", "y z"]})
     draft = drafted(

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 from models import LABELS, TRANSFORM
 from PIL import Image
 from rich.console import Console
@@ -20,6 +22,7 @@ from pipeline.commit.layout import Layout, staged_name
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit
 from pipeline.job.job import Job
+from pipeline.job.source import Source
 from pipeline.report.recorder import RunRecorder
 from pipeline.report.showing.printed import render_document
 from pipeline.runs.context import RunContext, RunOptions
@@ -85,6 +88,15 @@ def past_report(job: Job) -> dict:
         rows={"total": 1000, "computed": 1000},
         model={**{name: model[name] for name in names}, "batch_size": 2},
     )
+
+
+def test_a_plan_names_the_version_of_the_table(job: Job, tmp_path: Path):
+    images = pa.table({"image": [path.read_bytes() for path in Path(job.source.uri).glob("*.png")]})
+    for mode in ("error", "overwrite"):
+        write_deltalake(tmp_path / "table", images, mode=mode)
+    source = Source(uri=str(tmp_path / "table"), format="delta")
+    planned_input = planned(job.model_copy(update={"source": source}))["input"]
+    assert (planned_input["table_version"], planned_input["rows"]) == ("1", 10)
 
 
 def test_a_plan_shows_what_a_run_would_do_and_writes_nothing(job: Job, store: Store):

@@ -19,6 +19,7 @@ from pipeline.commands.app import app
 from pipeline.core.errors import InfraError, JobError
 from pipeline.operations.inspect import inspect
 from pipeline.published.describe import _shown_columns, describe_output
+from pipeline.published.output import open_output
 from pipeline.published.verify import verify_output
 from pipeline.report.showing.printed import render_document
 from pipeline.storage.store import Store
@@ -103,6 +104,17 @@ def test_an_output_without_predictions_or_failures_is_described(store: Store, ro
     output = describe_output(store.uri, None, {})
     assert bool(output["labels"]) == bool(output["predictions"]) == bool(labels_of(rows))
     assert shown(output)
+
+
+@pytest.mark.parametrize("file", ["_delta_log/0.json", "metadata/00000-a.metadata.json"])
+def test_a_lake_table_is_no_output_and_the_error_says_what_is(file: str, store: Store):
+    store.put(file, b"{}")
+    hint = f"^{store.uri}: nothing is published there: it is a lake table; give the sink.uri of a"
+    for act in (describe_output, verify_output):
+        with pytest.raises(JobError, match=hint):
+            act(store.uri, None, {})
+    with pytest.raises(JobError, match=hint):
+        open_output(store.uri)
 
 
 def test_an_unpublished_partition_is_a_job_error(store: Store):

@@ -209,12 +209,17 @@ def refuse_tables(
 
 
 def _refuse_at(folder: Store) -> None:
+    if mark := mark_at(folder):
+        raise _refusal(folder.uri, mark)
+
+
+def mark_at(folder: Store) -> str | None:
+    """Return the mark of the lake table in a folder, a key of `_LIVE_ROWS`; None if it is none."""
     names = []
-    with contextlib.suppress(JobError):  # access above the folder may be denied
+    with contextlib.suppress(JobError):  # access may be denied
         names = [f"{name}/" for name in ("_delta_log", ".hoodie") if folder.exists(name)]
         names += [file.path for file in folder.list_files("metadata")]
-    for table in filter(None, map(table_of, names)):
-        raise _refusal(folder.uri, table[1])
+    return next((table[1] for table in map(table_of, names) if table), None)
 
 
 def _refusal(uri: str, mark: str) -> JobError:
