@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import pyarrow as pa
 import pytest
 import torch
@@ -24,6 +28,10 @@ from support.runs.carried_runs import assert_as_all_computed
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.night_inputs import image
 
+from pipeline.commit.manifest import current_manifest
+from pipeline.core.environment import FAILPOINT
+from pipeline.core.errors import InputMissing
+from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
 
 TYPES: dict[str, Any] = {"image": pa.binary(), "note": pa.string(), "other": pa.string()}
@@ -168,3 +176,145 @@ def test_a_night_over_an_iceberg_table_computes_the_rows_of_new_files_alone(tmp_
         update.add_column("unused", LongType())
     partition.run()
     assert partition.computed == [], "the same files, rows and columns"
+
+
+class DeltaWriter:
+    """A foreign writer of a Delta table."""
+
+    def __init__(self, folder: Path, rows: pa.Table) -> None:
+        self.folder, self.format = folder / "in", "delta"
+        deltalake.write_deltalake(self.folder, rows)
+
+    def append(self, rows: pa.Table) -> None:
+        deltalake.write_deltalake(self.folder, rows, mode="append")
+
+    def delete(self, rows: pa.Table) -> None:
+        deltalake.DeltaTable(self.folder).delete("note in ('note 3', 'note 25')")
+
+    def replace_and_remove(self, rows: pa.Table) -> None:
+        deltalake.write_deltalake(self.folder, rows, mode="overwrite")
+        table = deltalake.DeltaTable(self.folder)
+        table.vacuum(0, dry_run=False, enforce_retention_duration=False)
+
+    def options(self, *, is_pinned: bool) -> dict[str, Any]:
+        return {"version": deltalake.DeltaTable(self.folder).version()} if is_pinned else {}
+
+    def notes(self) -> list[str]:
+        return deltalake.DeltaTable(self.folder).to_pyarrow_table()["note"].to_pylist()
+
+
+class IcebergWriter:
+    """A foreign writer of an Iceberg table."""
+
+    def __init__(self, folder: Path, rows: pa.Table) -> None:
+        self.catalog, self.format = folder / "catalog", "iceberg"
+        self.table = catalog_at(self.catalog).create_table(TABLE, schema=rows.schema)
+        self.table.append(rows)
+        self.folder = folder_of(self.table)
+
+    def append(self, rows: pa.Table) -> None:
+        self.table.append(rows)
+
+    def delete(self, rows: pa.Table) -> None:
+        self.table.delete("note in ('note 3', 'note 25')")
+
+    def replace_and_remove(self, rows: pa.Table) -> None:
+        gone = [Path(file.file_path.removeprefix("file://")) for file in live_files(self.table)]
+        self.table.overwrite(rows)
+        *expired, _ = (snapshot.snapshot_id for snapshot in self.table.snapshots())
+        self.table.maintenance.expire_snapshots().by_ids(expired).commit()
+        for path in gone:
+            path.unlink()
+
+    def options(self, *, is_pinned: bool) -> dict[str, Any]:
+        number = self.table.current_snapshot().snapshot_id
+        return {**options_at(self.catalog), **({"snapshot": number} if is_pinned else {})}
+
+    def notes(self) -> list[str]:
+        return self.table.scan().to_arrow()["note"].to_pylist()
+
+
+class ActedUpon(EarlierPartition):
+    """A partition at whose runs another writer acts between the plan and the first row."""
+
+    act: Callable[[], None]
+
+    def stage(self, run: Any, work: Any) -> Any:
+        self.act()
+        return super().stage(run, work)
+
+
+def some_rows(first: int, num_rows: int) -> pa.Table:
+    numbers = range(first, first + num_rows)
+    columns = {"image": [image(n) for n in numbers], "note": [f"note {n}" for n in numbers]}
+    return pa.table(columns)
+
+
+def partition_over(
+    writer: Any, tmp_path: Path, *, is_pinned: bool, of: Any = EarlierPartition
+) -> Any:
+    options = writer.options(is_pinned=is_pinned)
+    source = {"format": writer.format, "pass_through": ["note"], "options": options}
+    return of(str(writer.folder), Store(str(tmp_path / "out")), source, lease_ttl_s=0.5)
+
+
+def published_notes(partition: EarlierPartition) -> list[str]:
+    return sorted(row["note"] for row in partition.content()[0])
+
+
+WRITERS, ACTS = (DeltaWriter, IcebergWriter), ("append", "delete", "replace_and_remove")
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("make", WRITERS)
+def test_a_run_reads_the_version_that_it_planned_or_ends_with_exit_8(
+    make: Any, act: str, tmp_path: Path
+):
+    writer = make(tmp_path, some_rows(0, 40))
+    partition, planned = partition_over(writer, tmp_path, is_pinned=False, of=ActedUpon), []
+
+    def act_once() -> None:
+        if not planned:
+            planned.extend(writer.notes())
+            getattr(writer, act)(some_rows(40, 10))
+
+    partition.act = act_once
+    if act == "replace_and_remove":
+        with pytest.raises(InputMissing, match=r"gone since the run planned.* run again to read"):
+            partition.run()
+        assert current_manifest(partition.out, partition.layout) is None
+    else:
+        partition.run()
+        assert published_notes(partition) == sorted(planned)
+    partition.run()
+    assert published_notes(partition) == sorted(writer.notes()), "the next run reads the newest"
+
+
+@pytest.mark.parametrize("is_pinned", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("act", [pytest.param("append", marks=pytest.mark.slow), *ACTS[1:]])
+@pytest.mark.parametrize("make", WRITERS)
+def test_a_killed_run_goes_on_with_the_version_that_its_job_names_or_ends_with_exit_8(
+    make: Any, act: str, is_pinned: bool, tmp_path: Path
+):
+    writer = make(tmp_path, some_rows(0, 40))
+    partition, pinned = partition_over(writer, tmp_path, is_pinned=is_pinned), writer.notes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FAILPOINT, "slice_put:kill:4")
+        process = multiprocessing.get_context("spawn").Process(target=partition.run)
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    getattr(writer, act)(some_rows(40, 10))
+    if act == "replace_and_remove" and is_pinned:
+        for _ in range(2):
+            with pytest.raises(InputMissing, match=r"; read a newer (version|snapshot)|VACUUM rem"):
+                partition.run()
+        assert current_manifest(partition.out, partition.layout) is None
+        partition.source["options"] = writer.options(is_pinned=False)
+    partition.run()
+    if is_pinned and act != "replace_and_remove":
+        assert published_notes(partition) == sorted(pinned)
+        assert partition.report()["rows"]["resumed"] > 0
+    else:
+        assert published_notes(partition) == sorted(writer.notes())
+    verify_output(partition.out.uri, partition.partition, {})

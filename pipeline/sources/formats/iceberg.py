@@ -129,9 +129,9 @@ def _scan(table: Table, options: IcebergOptions, name: str) -> DataScan:
                 )
             return table.scan().use_ref(reference)
     if options.snapshot is not None and table.snapshot_by_id(options.snapshot) is None:
-        raise JobError(
+        raise InputMissing(
             f"source.options.snapshot = {options.snapshot}: the Iceberg table {name} has no such "
-            "snapshot, or it has expired"
+            "snapshot, or it has expired; read a newer snapshot"
         )
     return table.scan(snapshot_id=options.snapshot)
 
