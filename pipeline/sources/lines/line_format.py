@@ -224,7 +224,7 @@ class LineFormat(SourceFormat):
         try:
             condition = typed(source.condition, pa.schema(types), known)
         except ValueError as error:
-            hint = "" if self.has_types else "; without source.casts, a column is text"
+            hint = "" if self.has_types else "; source.casts declares the type of a column"
             raise JobError(f"source.where: {error}{hint}") from None
         assert condition is not None, "its columns are known"
         return condition

@@ -429,7 +429,7 @@ def test_a_shard_that_lacks_the_column_is_quarantined(tmp_path: Path):
 @pytest.mark.parametrize(
     ("form", "condition", "message"),
     [
-        ("csv", "number > 1", r"column 'number' is string, which 1 does not fit; .* source\.casts"),
+        ("csv", "number > 1", r"column 'number' is string, which 1 does not fit; source\.casts"),
         ("csv", "is_new", "column 'is_new' is string, which true does not fit"),
         ("csv", "n = 'one'", "column 'n' is double, which 'one' does not fit"),
         ("jsonl", "text > 1", "'text' holds text, but source.where compares it with a number"),
