@@ -106,7 +106,7 @@ _INPUTS: Mapping[str, _Held] = {
         AUDIO,
         "clip",
         lambda *_: {AUDIO: probes.wav_files()},
-        ("classify", "multilabel", "embed"),
+        ("classify", "multilabel", "embed", "transcribe"),
     ),
     "image": _Held(
         IMAGE,

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from support.inputs.clips import encoded, tone
 from support.inputs.photos import build_images
-from support.models.audio_snapshots import LABELS, make_listener
+from support.models.audio_snapshots import LABELS, make_listener, make_transcriber
 from support.models.feature_writers import images, make_feature_writer
 from support.models.language_models import (
     CHOICES,
@@ -188,6 +188,19 @@ def transcripts(folder: Path) -> RunCase:
                      require, {})  # fmt: skip
 
 
+def frames(folder: Path) -> RunCase:
+    """Clips that a directory of Wav2Vec2 transcribes, token by frame."""
+    good = {f"{n}.wav": encoded(tone(0.3 + n // 3 / 10, 90 * 2**n)) for n in range(7)}
+    bad = {**_BAD_CLIPS, "short.wav": (encoded(tone(0.0005)), "model_error")}
+
+    def require(rows: list[Row]) -> None:
+        assert len({row["text"] for row in rows}) > 5
+
+    model = {"path": str(make_transcriber(folder / "model", "wav2vec2"))}
+    return _of_files(folder, "audio", good, bad, model, "text", pa.string(),
+                     frozenset({"mean_logprob"}), require, {"audio": {"max_s": 2.0}})  # fmt: skip
+
+
 def captions(folder: Path) -> RunCase:
     """Images to which a directory of BLIP writes behind a prompt."""
     good = {f"{n}.png": data for n, data in enumerate(images(7))}
@@ -337,6 +350,7 @@ CASES: Mapping[str, Callable[[Path], RunCase]] = {
     "siglip": prompts("siglip"),
     "clips": clips,
     "transcripts": transcripts,
+    "frames": frames,
     "captions": captions,
     "choices": choices,
     "written": written,
@@ -425,7 +439,7 @@ def test_every_row_has_a_prediction_or_a_reason_and_the_next_date_is_held_to_it(
     manifest = current_manifest(Store(out), Layout(f"date={DATES[1]}"))
     assert manifest is not None
     assert case.numbers <= {*manifest.distribution["numbers"]}
-    assert bool(manifest.distribution["labels"]) == (name not in ("score", "embed")), (
+    assert bool(manifest.distribution["labels"]) == (name not in ("score", "embed", "frames")), (
         "labels, or why texts ended"
     )
     assert run("run", job, "--date", DATES[1], *judged)["status"] == "nothing_to_do"

@@ -18,12 +18,21 @@ import numpy as np
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import probes
-from pipeline.models.directories.facts import TOWERS, DirectoryFacts, Pooling
-from pipeline.models.directories.files import CONFIG, PROCESSOR, preview, processor_settings
+from pipeline.models.directories.facts import CTC, TOWERS, DirectoryFacts, Pooling
+from pipeline.models.directories.files import (
+    CONFIG,
+    PROCESSOR,
+    TOKENIZER_CONFIG,
+    VOCABULARY,
+    preview,
+    processor_settings,
+)
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
 from pipeline.models.directories.model_class import ModelClass, labels_of, tasks_of
 from pipeline.models.directories.text.media_prompts import speech_facts
-from pipeline.models.generate.spec import SPEECH
+from pipeline.models.directories.text.tokens import library_errors
+from pipeline.models.generate.build import clean
+from pipeline.models.generate.spec import SPEECH, Transcription
 from pipeline.preprocessing.audio.audio_input import extracted
 from pipeline.preprocessing.audio.audio_settings import NORMALISED, USUAL_MAX_S, AudioSettings
 
@@ -46,6 +55,7 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     named = chosen.named.__name__
     tasks: tuple[str, ...] = ("embed",)
     labels, dim, pooling, module, written = None, None, None, chosen.facts, None
+    transcription = None
     if chosen.head != SPEECH and chosen.head != "audio" and chosen.config.is_encoder_decoder:
         raise JobError(
             f"model.path: {CONFIG}: {named} has a decoder beside its encoder; expected an encoder "
@@ -56,6 +66,9 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     if chosen.head == SPEECH:
         written = speech_facts(folder, chosen)
         tasks, what = ("generate",), "writes what is said"
+    elif chosen.head == CTC:
+        transcription = transcription_facts(folder, given["logits"][-1])
+        tasks, what = ("transcribe",), f"{len(transcription.tokens)} tokens per frame, greedily"
     elif chosen.head == "audio":
         labels = labels_of(chosen.config, chosen.values)
         tasks = tasks_of("audio", labels, chosen.values, scores_pairs=False)
@@ -79,8 +92,42 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         audio=audio,
         pooling=pooling,
         generation=written,
+        transcription=transcription,
         notes=(f"{CONFIG}: {named}, {what}", note, *([written.note] if written else [])),
     )
+
+
+def transcription_facts(folder: Path, num_outputs: int) -> Transcription:
+    """Ask the library's tokenizer how frames become texts, and hold ours of some frames to it.
+
+    Raises:
+        JobError: It makes no tokenizer, or other texts than we do.
+    """
+    from transformers import AutoTokenizer
+
+    library = f"transformers {version('transformers')}"
+    with library_errors(library, f"makes no tokenizer of {VOCABULARY} and {TOKENIZER_CONFIG}"):
+        made: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        settings = Transcription(
+            tokens=(*map(str, made.convert_ids_to_tokens([*range(num_outputs)])),),
+            blank=str(made.pad_token),
+            delimiter=getattr(made, "word_delimiter_token", None),
+            space=str(getattr(made, "replace_word_delimiter_char", " ")),
+            lowers=bool(getattr(made, "do_lower_case", False)),
+            cleans=bool(made.clean_up_tokenization_spaces),
+        )
+        "".join(settings.tokens).encode()  # halves of characters are refused
+        theirs = [(ids, made.decode(ids)) for ids in probes.frames(settings.tokens)]
+    for ids, expected in theirs:
+        text = settings.text(ids)
+        if (actual := clean(text) if settings.cleans else text) != expected:
+            raise JobError(
+                f"model.path: {type(made).__name__} of {library} writes {preview(expected)} of "
+                f"{len(ids)} frames, and {preview(actual)} is written here; {FACTORY_ADVICE}"
+            )
+    return settings
 
 
 def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from pipeline.core.printable import clean_message
-from pipeline.models.generate.spec import Rules
+from pipeline.models.generate.spec import Rules, Transcription
 from pipeline.models.outputs import OutputSpec
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -24,6 +24,8 @@ Axis = int | str | None
 """Length of an axis of a tensor; the name of a dynamic one; None: dynamic without a name."""
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """Modes of pooling of sentence-transformers: how the vectors of tokens become one."""
+CTC = "ctc"
+"""Head of a model that gives a token for each frame of a clip."""
 CLIPS = ("input_values", "input_features")
 """Names that classes of transformers have for clips of sound."""
 
@@ -122,7 +124,7 @@ class LibraryClass:
     built: str
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `RAW`, `TOWERS` or one of
+    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `CTC`, `RAW`, `TOWERS` or one of
     `WRITERS`."""
     absent: tuple[str, ...] = ()
     """Tensors that no file has, and no prediction reads."""
@@ -212,6 +214,8 @@ class DirectoryFacts:
     """Function that task `score` applies to an output."""
     generation: GenerationFacts | None = None
     """How it writes, if it does."""
+    transcription: Transcription | None = None
+    """How its frames become texts, if they do."""
     scores: str | None = None
     """`sigmoid` if scores of prompts are sigmoids; None: the default of the task."""
     ends_in: str | None = None

@@ -31,6 +31,7 @@ from pipeline.models.directories.files import (
     PROCESSOR,
     SINGLE,
     TOKENIZER,
+    VOCABULARY,
     check_size,
     is_timm,
     parse_json,
@@ -53,6 +54,8 @@ from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 
 _THREADS = 16
+_OF_FRAMES = "ForCTC"
+"""Part of the name of a class that gives tokens for the frames of clips."""
 
 Files = dict[str, StoredFile]
 _NAMES = "names.json"
@@ -83,6 +86,8 @@ def choose_files(store: Store) -> list[StoredFile]:
     is_for_images = is_timm(config) or bool({at + PROCESSOR, at + BOTH} & files.keys())
     if not is_for_images and not {TOKENIZER, at + TOKENIZER} & files.keys():
         raise explain(store, at, has_config=True, has_weights=True)
+    if _OF_FRAMES in str(config.get("architectures")):
+        files |= _look_up(store, [at + VOCABULARY])
     _require_parts(store, modules, files)
     if at + SINGLE in files:  # the library prefers it to shards
         files.pop(at + INDEX, None)

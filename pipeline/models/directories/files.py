@@ -25,6 +25,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 """Settings of LoRA weights, which are refused."""
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+VOCABULARY = "vocab.json"
+"""Tokens of a model that gives one for each frame of a clip; of others it is not read."""
 PROCESSOR, BOTH = "preprocessor_config.json", "processor_config.json"
 """Processors of images and clips; newer releases have one file for all processors."""
 GENERATION = "generation_config.json"
@@ -50,14 +52,14 @@ NAMES = (MODULES, PROMPTS, *OF_MODEL)
 ONNX_SUFFIX, ONNX_FOLDER = ".onnx", "onnx"
 """A file that is a whole model, and the folder of a directory where exporters put it."""
 VOCABULARIES = (
-    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model"),
+    *("vocab.txt", VOCABULARY, "merges.txt", "spiece.model", "spm.model"),
     *("sentencepiece.bpe.model", "tokenizer.model"),
 )
 """Vocabularies that are not read, but from which `tokenizer.json` can be made."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 16 << 20
 _SHOWN_CHARS = 80
-_AS_THEY_ARE = (TOKENIZER, INDEX)
+_AS_THEY_ARE = (TOKENIZER, VOCABULARY, INDEX)
 """JSON files that are kept as they are: a vocabulary may have any word."""
 _DROPPED = frozenset(
     (

@@ -184,8 +184,8 @@ def _vector(outputs: Any) -> Row:
 def _of_clips(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict:
     audio = facts.audio
     assert audio is not None, "it takes clips"
-    predict = _clip_vectors if task.kind == "embed" else _clip_classes
-    predict_clip = predict(path, facts, task)
+    ways = {"embed": _clip_vectors, "transcribe": _clip_texts}
+    predict_clip = ways.get(task.kind, _clip_classes)(path, facts, task)
 
     def predict_row(row: Sequence[bytes]) -> Row:
         clip = resampled(decode_clip(row[0], _MOST_BYTES, _LONG_S), audio.sample_rate_hz)
@@ -197,6 +197,13 @@ def _of_clips(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict:
 def _clip_classes(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Callable[[Any], Row]:
     run = _pipeline("audio-classification", path, feature_extractor=str(path), top_k=None)
     return lambda clip: _entries(task, run(clip, function_to_apply=_FUNCTIONS[task.kind]))
+
+
+def _clip_texts(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Callable[[Any], Row]:
+    files = {"feature_extractor": str(path), "tokenizer": str(path)}
+    run = _pipeline("automatic-speech-recognition", path, **files)
+    [column] = make_task(task).golden_columns()
+    return lambda clip: {column: run(clip)["text"]}
 
 
 def _clip_vectors(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Callable[[Any], Row]:

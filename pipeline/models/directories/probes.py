@@ -100,6 +100,13 @@ def clips() -> tuple[npt.NDArray[np.float32], ...]:
     return tuple(made)
 
 
+def frames(tokens: Sequence[str]) -> tuple[list[int], ...]:
+    """Return outputs of the frames of three clips: each once, each twice, and many at random."""
+    ids, drawn = np.arange(len(tokens)), np.random.default_rng(0)
+    mixed = drawn.permutation(np.tile(ids, 3)).repeat(drawn.integers(1, 4, 3 * len(ids)))
+    return ids.tolist(), ids.repeat(2).tolist(), mixed.tolist()
+
+
 def wav_files() -> tuple[bytes, ...]:
     """Return `clips` as files."""
     import soundfile

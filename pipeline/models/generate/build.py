@@ -80,10 +80,15 @@ def _without(text: Text, times_from: int) -> Text:
 
 
 def _cleaned(text: Text) -> Text:
+    return lambda ids: clean(text(ids))
+
+
+def clean(text: str) -> str:
+    """Remove the spaces of a text that transformers removes, such as those before punctuation."""
     from transformers import PreTrainedTokenizerFast
 
-    clean = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast).clean_up_tokenization
-    return lambda ids: str(clean(text(ids)))
+    tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)
+    return str(tokenizer.clean_up_tokenization(text))
 
 
 def _caption_class(model: Any) -> type[LibraryDecoding]:

@@ -1,8 +1,10 @@
-"""Settings of task `generate`: those of the job, and the rules of the model directory."""
+"""Settings of tasks `generate` and `transcribe`: of the job, and rules of the model directory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 FINISHES = ("eos", "stop", "length")
 """Why a text ends: by a token of the model, by a stop text of the job, or at the length limit."""
@@ -59,3 +61,36 @@ class Generation:
     schema: str = ""
     """Canonical JSON schema of the records to write; '' for texts."""
     rules: Rules = field(default_factory=Rules)
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """How the frames of a clip become a text, as models of connectionist temporal classification
+    write; becomes JSON, and can be pickled."""
+
+    tokens: tuple[str, ...]
+    """What each output of a frame stands for."""
+    blank: str
+    """The token of a frame in which nothing begins."""
+    delimiter: str | None
+    """The token between two words."""
+    space: str
+    """What stands between two words in a text."""
+    lowers: bool
+    """Whether texts are in lower case."""
+    cleans: bool
+    """Whether spaces before punctuation are removed, as in ` .`."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of frames, before it is cleaned.
+
+        Args:
+            ids: The best output of each frame.
+        """
+        grouped = [token for token, _ in groupby(self.tokens[number] for number in ids)]
+        text = "".join(
+            self.space if token == self.delimiter else token
+            for token in grouped
+            if token != self.blank
+        ).strip()
+        return text.lower() if self.lowers else text

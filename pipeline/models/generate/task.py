@@ -40,19 +40,48 @@ _SHOWN_CHARS = 40
 
 
 @dataclass(frozen=True)
-class Generate(Task):
+class Writes(Task):
+    """Base of tasks whose rows have a text and its mean log probability."""
+
+    spec: TaskSpec
+    golden_names: ClassVar[Mapping[str, str]] = {OUTPUT_TEXT: _EXPECTED}
+
+    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
+        """Compare texts; of two about equally likely texts, either may be written."""
+        same = reference[OUTPUT_TEXT] == candidate[OUTPUT_TEXT]
+        off = np.abs(reference[MEAN_LOGPROB].astype(float) - candidate[MEAN_LOGPROB])
+        is_near = off <= limits.max_score_diff
+        agrees = is_near & (same | limits.allows_ties)
+        return Agreement(agrees, float(off.max(initial=0.0)))
+
+    def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
+        pairs = zip(known.to_pylist(), actual.to_pylist(), strict=True)
+        return [_difference(a, b, limits) for a, b in pairs]
+
+    def golden_columns(self) -> tuple[str, ...]:
+        return (_EXPECTED,)
+
+    def parse_golden(self, golden: pa.Table) -> pa.Table:
+        """Return the text, and its mean log probability if the golden rows have it."""
+        columns = {OUTPUT_TEXT: golden.column(_EXPECTED).cast(pa.string())}
+        if MEAN_LOGPROB in golden.column_names:
+            columns[MEAN_LOGPROB] = golden.column(MEAN_LOGPROB).cast(pa.float64())
+        return pa.table(columns)
+
+
+@dataclass(frozen=True)
+class Generate(Writes):
     """A text, its numbers of tokens, why it ended, and its mean log probability.
 
     With a schema a text is a record, whose values are further columns. Texts and records are
     Python objects in the results.
     """
 
-    spec: TaskSpec
     engine: ClassVar[str] = "generate"
     runtimes: ClassVar[tuple[str, ...] | None] = ("eager",)
     job_fields: ClassVar[tuple[str, ...]] = ("prompt", "messages", "generate")
     checks_reference: ClassVar[bool] = True
-    golden_names: ClassVar[Mapping[str, str]] = {OUTPUT_TEXT: _EXPECTED}
+    instead: ClassVar[Mapping[str, str]] = {"transcribe": "which takes the best token of a frame"}
 
     @classmethod
     def problems(cls, model: Model) -> Iterator[str]:
@@ -96,36 +125,19 @@ class Generate(Task):
             **(self.record.columns(records) if self.record else {}),
         }
 
-    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
-        """Compare texts; of two about equally likely texts, either may be written."""
-        same = reference[OUTPUT_TEXT] == candidate[OUTPUT_TEXT]
-        off = np.abs(reference[MEAN_LOGPROB].astype(float) - candidate[MEAN_LOGPROB])
-        is_near = off <= limits.max_score_diff
-        agrees = is_near & (same | limits.allows_ties)
-        return Agreement(agrees, float(off.max(initial=0.0)))
-
-    def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
-        pairs = zip(known.to_pylist(), actual.to_pylist(), strict=True)
-        return [_difference(a, b, limits) for a, b in pairs]
-
     def measured_columns(self) -> tuple[str, ...]:
         counted = self.record.measured() if self.record else (FINISH_REASON,)
         return (NUM_OUTPUT_TOKENS, MEAN_LOGPROB, *counted)
 
-    def golden_columns(self) -> tuple[str, ...]:
-        return (_EXPECTED,)
-
-    def parse_golden(self, golden: pa.Table) -> pa.Table:
-        """Return the text, and its mean log probability if the golden rows have it."""
-        columns = {OUTPUT_TEXT: golden.column(_EXPECTED).cast(pa.string())}
-        if MEAN_LOGPROB in golden.column_names:
-            columns[MEAN_LOGPROB] = golden.column(MEAN_LOGPROB).cast(pa.float64())
-        return pa.table(columns)
-
     def describe(self, row: Mapping[str, Any]) -> str:
-        text, count = clean_message(row[OUTPUT_TEXT]), row[NUM_OUTPUT_TOKENS]
-        shown = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
-        return f'text "{shown}", {count} tokens, ended by {row[FINISH_REASON]}'
+        text, count = shown(row[OUTPUT_TEXT]), row[NUM_OUTPUT_TOKENS]
+        return f'text "{text}", {count} tokens, ended by {row[FINISH_REASON]}'
+
+
+def shown(text: str) -> str:
+    """Return the start of a text, printable."""
+    text = clean_message(text)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def _record_problems(section: GenerateSection) -> Iterator[str]:
@@ -153,5 +165,5 @@ def _difference(
         return "" if is_near else f"expected {MEAN_LOGPROB} {a:.4f}, found {b:.4f}"
     if limits.allows_ties and a is not None and is_near:
         return ""  # another batch size may tip the balance between two tokens
-    shown = (clean_message(repr(row[OUTPUT_TEXT]))[:_SHOWN_CHARS] for row in (known, actual))
-    return "expected {}, found {}".format(*shown)
+    texts = (clean_message(repr(row[OUTPUT_TEXT]))[:_SHOWN_CHARS] for row in (known, actual))
+    return "expected {}, found {}".format(*texts)

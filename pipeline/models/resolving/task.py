@@ -116,6 +116,7 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
         max_detections=model.max_detections,
         nms_iou=model.nms_iou,
         scores=choose_scores(model, card, task),
+        transcription=facts.transcription if facts else None,
     )
 
 

@@ -24,6 +24,7 @@ REGISTRY = {
     "zero_shot": "pipeline.models.tasks.classify:ZeroShot",
     "choices": "pipeline.models.tasks.classify:Choices",
     "generate": "pipeline.models.generate.task:Generate",
+    "transcribe": "pipeline.models.generate.transcribe:Transcribe",
     "raw": "pipeline.models.tasks.raw:Raw",
 }
 

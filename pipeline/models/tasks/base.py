@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
-    from pipeline.models.generate.spec import Generation
+    from pipeline.models.generate.spec import Generation, Transcription
 
 Arrays = dict[str, npt.NDArray[Any]]
 """The results of N rows after `Task.reduce`: name -> (N, ...)."""
@@ -77,6 +77,8 @@ class TaskSpec:
     are."""
     scores: str = "logits"
     """Tasks that score labels: what the outputs are: see `tasks.scores`."""
+    transcription: Transcription | None = None
+    """Task `transcribe`: how frames become texts."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for fingerprints and manifests, without defaults.
@@ -92,6 +94,9 @@ class TaskSpec:
             values["generation"]["schema_sha256"] = hashlib.sha256(schema.encode()).hexdigest()
         if self.generation is not None and not self.generation.rules.cleans:
             del values["generation"]["rules"]["cleans"]
+        if self.transcription is not None:
+            tokens = json.dumps(values["transcription"].pop("tokens"))
+            values["transcription"]["tokens_sha256"] = hashlib.sha256(tokens.encode()).hexdigest()
         values["num_labels"] = len(self.labels)
         values["labels_sha256"] = hashlib.sha256("\n".join(self.labels).encode()).hexdigest()
         if self.scores == "open":

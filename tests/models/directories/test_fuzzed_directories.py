@@ -21,6 +21,7 @@ import pytest
 from support.inputs.clips import encoded, tone
 from support.inputs.damage import changed
 from support.inputs.encoded import base_image, png
+from support.models.audio_snapshots import make_transcriber
 from support.models.feature_writers import LOOK, TILE, make_feature_writer
 from support.models.snapshots import make_snapshot, make_timm
 from support.runs.jobs import SOURCES, job_of
@@ -73,6 +74,7 @@ KINDS: dict[str, Case] = {
     "towers": Case(lambda folder: make_snapshot(folder, "clip"), "image", PROMPTS),
     "timm": Case(lambda folder: make_timm(folder, "test_vit", 3), "image"),
     "speech": Case(lambda folder: make_feature_writer(folder, "whisper"), "audio", WRITES),
+    "frames": Case(lambda folder: make_transcriber(folder, "wav2vec2"), "audio"),
     "captions": Case(lambda folder: make_feature_writer(folder, "donut"), "image", WRITES),
     "looks": Case(lambda folder: make_feature_writer(folder, "llava"), "image", ASKS),
     "tiles": Case(lambda folder: make_feature_writer(folder, "idefics3"), "image", CHATS,

@@ -20,7 +20,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, load, names
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, OFFSETS, TEXT, WIDTH_PX, WORD_IDS
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.generate.spec import Generation
+from pipeline.models.generate.spec import Generation, Transcription
 from pipeline.models.outputs import OutputError, OutputSpec
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Task, TaskSpec
@@ -83,6 +83,12 @@ def written(spec: TaskSpec, results: dict[str, np.ndarray]) -> dict[str, np.ndar
     }
 
 
+def frames_of(drawn: torch.Tensor) -> torch.Tensor:
+    """Return two frames of four tokens per row; (B, 4)."""
+    return 9 * torch.stack([drawn, drawn.flip(1)], dim=1)
+
+
+FRAMES = Transcription(("", *"abc"), "", None, " ", lowers=False, cleans=False)
 CASES = {
     "classify": Case(TaskSpec("classify", labels=("a", "b", "c", "d"), top_k=2), DRAWN),
     "multilabel": Case(TaskSpec("multilabel", labels=("a", "b", "c", "d")), DRAWN - 0.3),
@@ -98,6 +104,7 @@ CASES = {
         -DRAWN,
     ),
     "generate": Case(TaskSpec("generate", generation=Generation(8)), DRAWN),
+    "transcribe": Case(TaskSpec("transcribe", transcription=FRAMES), DRAWN, outputs_of=frames_of),
     "raw": Case(TaskSpec("raw", outputs=(OutputSpec("map", (2, 2)),)), DRAWN.reshape(3, 2, 2)),
     "score": Case(TaskSpec("score"), DRAWN[:, 0]),
     "detect": Case(

@@ -9,6 +9,8 @@ from typing import Any
 from support.models.snapshots import write_json, write_model
 
 LABELS = ("bark", "bell", "rain")
+TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh'.", "\u00fc", "ch", "N")
+"""Vocabulary of those that transcribe: blank, special tokens, the end of a word, and letters."""
 _WAVES = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -91,4 +93,31 @@ def make_listener(folder: Path, family: str, head: str | None = None, **options:
     config = getattr(transformers, f"{prefix}Config")(**{**values, **labels, **options})
     write_model(folder, getattr(transformers, prefix + (head or classifies)), config)
     write_json(folder / "preprocessor_config.json", extractor)
+    return folder
+
+
+def make_transcriber(folder: Path, family: str, **settings: Any) -> Path:
+    """Write a small directory of a family that writes varied texts, and return its path.
+
+    Args:
+        settings: Of the tokenizer; None takes one out.
+    """
+    import torch
+    import transformers
+
+    make_listener(folder, family, "ForCTC", vocab_size=len(TOKENS), pad_token_id=0)
+    write_json(folder / "vocab.json", {token: number for number, token in enumerate(TOKENS)})
+    usual = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "unk_token": "<unk>", "pad_token": "<pad>"}
+    write_json(folder / "tokenizer_config.json", usual | settings)
+    model = getattr(transformers, f"{FAMILIES[family][0]}ForCTC").from_pretrained(folder)
+    drawn = torch.Generator().manual_seed(0)
+    swell = torch.sin(torch.arange(16_000) / 700)
+    with torch.no_grad():  # logits that differ from frame to frame, whatever the encoder gives
+        frames = model.base_model(torch.randn(16_000, generator=drawn)[None] * swell)[0][0]
+        spread = torch.linalg.svd(frames - frames.mean(0), full_matrices=False)
+        likely = torch.randn(len(TOKENS), 16, generator=drawn) @ spread.Vh[:16]
+        weights = 20 * likely / spread.S[:1]
+        model.lm_head.weight.copy_(weights)
+        model.lm_head.bias.copy_(-weights @ frames.mean(0))
+    model.save_pretrained(folder)
     return folder
