@@ -114,8 +114,8 @@ class ShardTable:
 
 
 def version_in(plan: Plan, extent: Extent) -> str:
-    """Return the version of a shard, and of what its table says of its columns."""
-    if plan.table is None:
+    """Return the version of a shard, and of what its table, or the job, says of its columns."""
+    if plan.table is None and not extent.given:
         return extent.exact_version
     return f"{extent.exact_version}/{digest_of([plan.table_digest, extent.given])[:16]}"
 

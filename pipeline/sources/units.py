@@ -43,7 +43,8 @@ class Extent:
     only: Ranges | None = None
     """If set, the only rows of the extent; `first_row` is the first of them."""
     given: tuple[str | None, ...] = ()
-    """Values of the shard's columns that its table knows, as text: see `TableFile`."""
+    """Values of the shard's columns that its table knows, as text: see `TableFile`. Of lines, a
+    digest of the rows that `source.where` cannot judge; none if it can judge all."""
     ctime_ns: int = field(default=0, compare=False)
     """The ctime of a local shard when this run listed it; 0: unknown. It is not compared. It enters
     the name of a stored plan, and is not read back."""

@@ -60,6 +60,13 @@ def write(folder: Path, name: str, first: int) -> None:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
+def misjudge(folder: Path, name: str) -> None:
+    """Make the language of a row of JSON lines a number, which is no text."""
+    if name.endswith(".jsonl"):
+        path = folder / name
+        path.write_text(path.read_text().replace('"de"', "5", 1))
+
+
 def partition_of(
     tmp_path: Path, where: str | None, reuse: str = "inputs", form: str = "parquet"
 ) -> EarlierPartition:
@@ -121,6 +128,20 @@ def test_a_change_in_another_partition_of_the_source_is_nothing_to_do(form: str,
     assert partition.computed == []
 
 
+def test_a_value_that_cannot_be_judged_is_quarantined_although_its_row_is_known(tmp_path: Path):
+    three_days(tmp_path, "jsonl")
+    misjudge(tmp_path / "in", "day=2026-11-20/a.jsonl")
+    partition = partition_of(tmp_path, "number < 100", form="jsonl")
+    partition.run()
+    assert partition.failed() == {}
+    for where in ("lang = 'de'", "lang = 'de' and number > 7"):
+        partition.source["where"] = where
+        partition.run()
+        assert partition.failed() == {"day=2026-11-20/a.jsonl#1": "bad_schema"}
+        assert partition.report()["rows"]["carried"] > 0
+        assert_as_all_computed(partition, tmp_path)
+
+
 SEEDS = [3, 6, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1, 2, 4, 5, 7))]
 
 
@@ -129,6 +150,7 @@ SEEDS = [3, 6, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1, 2
 def test_nights_with_any_condition_equal_whole_runs(seed: int, form: str, tmp_path: Path):
     chance = random.Random(seed)
     three_days(tmp_path, form)
+    misjudge(tmp_path / "in", f"day=2026-11-21/a.{form}")
     partition = partition_of(tmp_path, None, chance.choice(["inputs", "content"]), form)
     for night in range(5):
         low, high = sorted(chance.sample(range(3 * SHARD_ROWS + 40 * night), 2))
@@ -148,7 +170,8 @@ def test_nights_with_any_condition_equal_whole_runs(seed: int, form: str, tmp_pa
         partition.broken = set()
         partition.retry()
         assert_as_all_computed(partition, tmp_path)
-        assert partition.failed() == {}
+        failed = {f"day=2026-11-21/a.{form}#0"} if form == "jsonl" else set()
+        assert {*partition.failed()} <= failed
     verify_output(partition.out.uri, partition.partition, {})
 
 

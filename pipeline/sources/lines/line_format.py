@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -238,7 +239,8 @@ class LineFormat(SourceFormat):
         condition = self._condition(reader.source, extent.path)
         columns = compared_columns(reader.source, extent.path, has_types=self.has_types)
         shard = self.shard(reader, extent, columns)
-        pieces, rest, num_rows, num_bytes = list[Ranges](), list[Extent](), 0, 0
+        pieces, rest, misfits = list[Ranges](), list[Extent](), list[int]()
+        num_rows = num_bytes = 0
         for read in shard.rows():
             if read.is_rest:
                 facts = {"reason": Reason.UNREADABLE_SHARD, "message": read.lines.broken}
@@ -247,12 +249,17 @@ class LineFormat(SourceFormat):
             table, failures = shard.parse(read.lines)
             is_chosen = matches(condition, partial(_compared, table), len(read))
             is_chosen |= np.array([failure is not None for failure in failures])
+            are_misfits = [of is not None and of.reason is Reason.BAD_SCHEMA for of in failures]
+            misfits += (num_rows + np.flatnonzero(are_misfits)).tolist()
             pieces.append(Ranges.of(num_rows + np.flatnonzero(is_chosen)))
             num_rows, num_bytes = num_rows + len(read), num_bytes + int(read.sizes[is_chosen].sum())
         require_as_planned(reader.store, extent)
         rows = Ranges.in_at_least(1, pieces)
         row_bytes = round(num_bytes / max(1, len(rows)), 1)
-        chosen = [replace(extent.choose(rows), row_bytes=row_bytes)] if rows else []
+        # Without the condition these rows may have been predicted: see `version_in`.
+        digest = hashlib.sha256(np.array(misfits, "<i8").tobytes()).hexdigest()
+        given = (digest,) if misfits else ()
+        chosen = [replace(extent.choose(rows), row_bytes=row_bytes, given=given)] if rows else []
         return [*chosen, *rest], num_rows - len(rows)
 
     def read(
