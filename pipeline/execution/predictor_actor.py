@@ -38,7 +38,6 @@ from pipeline.inference.first_rows import SystematicFailureDetector
 from pipeline.inference.hardware_facts import count_device
 from pipeline.inference.result_table import unpredicted
 from pipeline.models.spec import PredictorConfig
-from pipeline.models.tasks import task_class
 from pipeline.process.liveness import no_limit, tell_parent
 from pipeline.process.memory import MemoryShare
 
@@ -217,7 +216,7 @@ class _Model:
                 with no_limit():
                     self._predictor = self._loaded(replace(config, limits=self._limits))
             predictor = self._predictor
-        with extension_errors(ENGINES, task_class(config.spec.task.kind).engine):
+        with extension_errors(ENGINES, config.spec.engine):
             return predictor.predict(rows, counters)
 
     def make_room(self) -> None:

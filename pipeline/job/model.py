@@ -174,6 +174,10 @@ class Model(Section):
     columns. Task `detect`: it returns a function from outputs to boxes, scores and label ids."""
     postprocess_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of `postprocess`, as for `factory`."""
+    engine: str | None = None
+    """Tasks `generate`, `choices`: what schedules and runs the model. `vllm` (extra `vllm`) runs
+    directories of models that continue a text in vLLM, in `precision` fp32, bf16 or fp16. See
+    [Engine vllm](vllm.md). Default: the pipeline's own."""
     runtime: str | None = None
     """What runs the model: torch (`eager`), torch.compile (`compile`; on a GPU, `compile-quick`
     skips autotuning, which takes minutes), or a library whose extra is installed: `onnxruntime`,
@@ -272,4 +276,9 @@ class Model(Section):
                     f"{field} has no effect with task {task!r}, only {', '.join(tasks)}: "
                     f"remove it{otherwise}"
                 )
+        if self.engine not in (None, task_class.engine, *task_class.other_engines):
+            engines = ", ".join((task_class.engine, *task_class.other_engines))
+            yield f"engine {self.engine!r} does not run task {task!r}, only {engines}"
+        if self.engine in task_class.other_engines and self.runtime is not None:
+            yield f"runtime has no effect with engine {self.engine!r}"
         yield from task_class.problems(self)

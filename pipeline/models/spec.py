@@ -26,7 +26,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import directory_module
 from pipeline.models.directories.snapshot import ModelDirectory, local_bytes
-from pipeline.models.tasks import make_task
+from pipeline.models.tasks import make_task, task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.torchvision_catalog import torchvision_module
 from pipeline.models.weights.state_dict import load_state
@@ -78,6 +78,7 @@ class ModelSpec:
     task: TaskSpec
     precision: str
     runtime: str = "eager"
+    """What runs it; the name of the engine, if the job names another one than its task."""
     layer: str | None = None
     """The submodule whose output is used; None: the output of the model."""
     artefact_sha256: str | None = None
@@ -98,6 +99,12 @@ class ModelSpec:
     """The job itself says a runtime or a precision."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """Lines for `pipeline plan`, `<file>: <what was read from it>`; they decide nothing."""
+
+    @property
+    def engine(self) -> str:
+        """Return the name of the engine that runs the model."""
+        task = task_class(self.task.kind)
+        return self.runtime if self.runtime in task.other_engines else task.engine
 
     @property
     def shown_name(self) -> str:

@@ -29,7 +29,6 @@ from pipeline.core.user_code import code_digest, noun_of
 from pipeline.job.job import Job
 from pipeline.job.source import Source
 from pipeline.models.spec import ModelSpec
-from pipeline.models.tasks import task_class
 from pipeline.planning.predictor_key import digest_of, predictor_key, row_settings
 from pipeline.planning.slicing import units_of
 from pipeline.sources.columns.pass_through import taken_name
@@ -312,7 +311,7 @@ def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
         (SOURCES, job.source.format),
         *((INPUTS, name) for name in (model.input.name, *job.source.input_parts.values())),
         (TASKS, model.task.kind),
-        (ENGINES, task_class(model.task.kind).engine),
+        (ENGINES, model.engine),
     ]
     digests = {f"{noun_of(group)} {name}": code_digest(group, name) for group, name in named}
     return {which: digest for which, digest in digests.items() if digest}

@@ -80,8 +80,12 @@ class ModelEngine(Engine):
         ends_process: bool = False,
     ) -> None:
         self._first, self._ends_process = first, ends_process
-        self._model = DeviceModel(config)
+        self._model = self._opened(config)
         self._is_check_awaited, self._choosing = config.limits is not None, threading.Lock()
+
+    def _opened(self, config: PredictorConfig) -> DeviceModel:
+        """Load the model."""
+        return DeviceModel(config)
 
     @abstractmethod
     def _predicted(self, part: Slice, counters: Counters) -> Predicted:

@@ -34,7 +34,15 @@ from pipeline.core.schema import (
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.torch_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.first_rows import SystematicFailureDetector
-from pipeline.inference.generate.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
+from pipeline.inference.generate.greedy import (
+    LENGTH,
+    Decode,
+    Outputs,
+    RowWriter,
+    Writing,
+    is_repeating,
+    text_of,
+)
 from pipeline.inference.generate.rules import Row, num_agreed
 from pipeline.inference.reference_model import alone
 from pipeline.inference.slice_run import FaultFinder, failure_of, not_finite
@@ -103,12 +111,16 @@ class GenerateEngine(ModelEngine):
     def _module(self) -> Decoding:
         return cast(Decoding, self._model.module)
 
+    @property
+    def _text(self) -> Decode:
+        return self._module.text
+
     def _rows(self, inputs: Inputs, places: Rows) -> list[Row]:
         counts = self._input.lengths(inputs, places)
         lengths = [0] * len(places) if counts is None else counts.tolist()
         return [Row(*pair) for pair in zip(places.tolist(), lengths, strict=True)]
 
-    def _writing(self, rows: Sequence[Row], held: Outputs) -> Writing:
+    def _writing(self, rows: Sequence[Row], held: Outputs) -> RowWriter:
         model, at = self._model, {row.number: row for row in rows}
         module, limits = self._module, model.limits
         if module.most_rows is not None:
@@ -180,7 +192,7 @@ class GenerateEngine(ModelEngine):
         texts, records = np.full((2, count), None, object)
         for place, row in rows.items():
             try:
-                texts[place] = text_of(row, self._generation, self._module.text)
+                texts[place] = text_of(row, self._generation, self._text)
             except BaseException as error:  # a panic of the tokenizer is no Exception
                 if not is_of_library(error):
                     raise
@@ -250,6 +262,9 @@ class GenerateEngine(ModelEngine):
             with no_limit():
                 return self._model.call(judge, self._model)
         exact = replace(self._config, spec=spec.as_reference(), limits=None)
+        return self._by_reference(exact, judge)
+
+    def _by_reference(self, exact: PredictorConfig, judge: Callable[[DeviceModel], int]) -> int:
         return alone(self._model, exact, judge)
 
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -63,7 +63,24 @@ class Outputs:
     spent: Spent = field(default_factory=Spent)
 
 
-class Writing:
+class RowWriter(Protocol):
+    """Writes rows, some tokens per call of `advance`; true until all have ended."""
+
+    active: list[Row]
+    """After an error the rows at fault."""
+
+    def __bool__(self) -> bool: ...
+
+    def advance(self) -> list[Row]:
+        """Write tokens; return the rows that have ended.
+
+        Raises:
+            Exception: Any error of the model or the device; this object cannot be used any more.
+        """
+        ...
+
+
+class Writing(RowWriter):
     """The batch that is being written, and the rows that wait."""
 
     def __init__(
@@ -191,7 +208,7 @@ class Writing:
             if row.finish is None:
                 row.tokens.append(token)
                 row.logprob += logprob
-                row.finish = self._finish_of(row, token)
+                row.finish = finish_of(row, self._generation, self._rules, self._module.text)
                 self._spent.output_tokens += 1
         self._spent.steps += Steps(1, len(self.active))
         return allowed
@@ -199,28 +216,6 @@ class Writing:
     def _have_ended(self) -> torch.Tensor:
         ended = [row.finish is not None for row in self.active]
         return torch.tensor(ended, device=self._module.device)
-
-    def _finish_of(self, row: Row, token: int) -> int | None:
-        """Return why a row ends with its last token; None if it does not."""
-        if (matcher := self._rules.matcher(row)) is not None and matcher.is_done:
-            return STOP
-        is_last = len(row.tokens) >= self._generation.max_new_tokens
-        # At the length limit the rules may force an end token.
-        if token in self._generation.rules.ends and not (is_last and self._generation.rules.last):
-            return EOS
-        if self._generation.stop and self._stops(row.tokens):
-            return STOP
-        # Nothing sensible can follow logits that are not finite.
-        return LENGTH if is_last or not math.isfinite(row.logprob) else None
-
-    def _stops(self, tokens: Sequence[int]) -> bool:
-        stop = self._generation.stop
-        size = max(_TAIL_TOKENS, 2 * max(len(text.encode()) for text in stop))
-        tail = self._module.text(tokens[-size:])
-        if not any(text in tail for text in stop):
-            return False
-        # The beginning of the tail may decode differently within the whole.
-        return len(tokens) <= size or any(text in self._module.text(tokens) for text in stop)
 
     def _leave(self) -> None:
         """Remove the rows that have ended from the batch, if they are enough."""
@@ -231,6 +226,29 @@ class Writing:
         if self._batch is not None:
             self._batch = self._batch.kept(left) if left else None
         self.active = [self.active[index] for index in left]
+
+
+def finish_of(row: Row, generation: Generation, rules: AppliedRules, text: Decode) -> int | None:
+    """Return why a row ends with its last token; None if it does not."""
+    if (matcher := rules.matcher(row)) is not None and matcher.is_done:
+        return STOP
+    is_last = len(row.tokens) >= generation.max_new_tokens
+    # At the length limit the rules may force an end token.
+    if row.tokens[-1] in generation.rules.ends and not (is_last and generation.rules.last):
+        return EOS
+    if generation.stop and _stops(row.tokens, generation.stop, text):
+        return STOP
+    # Nothing sensible can follow logits that are not finite.
+    return LENGTH if is_last or not math.isfinite(row.logprob) else None
+
+
+def _stops(tokens: Sequence[int], stop: Sequence[str], decode: Decode) -> bool:
+    size = max(_TAIL_TOKENS, 2 * max(len(text.encode()) for text in stop))
+    tail = decode(tokens[-size:])
+    if not any(text in tail for text in stop):
+        return False
+    # The beginning of the tail may decode differently within the whole.
+    return len(tokens) <= size or any(text in decode(tokens) for text in stop)
 
 
 def text_of(row: Row, generation: Generation, decode: Decode) -> str:

@@ -78,6 +78,7 @@ class Generate(Writes):
     """
 
     engine: ClassVar[str] = "generate"
+    other_engines: ClassVar[tuple[str, ...]] = ("vllm",)
     runtimes: ClassVar[tuple[str, ...] | None] = ("eager",)
     job_fields: ClassVar[tuple[str, ...]] = ("prompt", "messages", "generate")
     checks_reference: ClassVar[bool] = True

@@ -17,10 +17,11 @@ from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code import extension_errors
 from pipeline.job.transform import Audio
+from pipeline.models.directories.facts import LibraryClass
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.tokens import output_tokenizer
 from pipeline.models.generate.grammar import Grammar
-from pipeline.models.generate.spec import Generation
+from pipeline.models.generate.spec import CAUSAL, Generation
 from pipeline.models.resolving.input import choose_text, choose_transform, require_image_fits
 from pipeline.models.resolving.named_model import ResolvedModel, find_card, with_weights
 from pipeline.models.resolving.task import choose_task, task_name
@@ -81,6 +82,9 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         log.warning("%s", "; ".join(card.notes))
     if task.generation is not None and task.generation.schema:
         _require_writable(task.generation, card, model_input)
+    runtime = model.runtime or EAGER
+    if model.engine in task_class(name).other_engines:
+        runtime = _require_engine(model.engine, card)
     if card.directory is not None:
         weights_sha256 = card.directory.sha256
     elif weights_sha256 is None:
@@ -94,7 +98,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         input=model_input,
         task=task,
         precision=model.precision,
-        runtime=model.runtime or EAGER,
+        runtime=runtime,
         is_pinned=model.is_pinned,
         layer=model.layer,
         storage_options=model.storage_options,
@@ -105,6 +109,17 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         pooling=model.pooling,
         notes=card.notes,
     )
+
+
+def _require_engine(engine: str, card: ResolvedModel) -> str:
+    """Refuse models that another engine than the task's does not run; return its name."""
+    module = card.facts.module if card.facts else None
+    if not isinstance(module, LibraryClass) or module.head != CAUSAL:
+        raise JobError(
+            f"model.engine = {engine!r}: {card.facts.architecture if card.facts else card.name} "
+            "does not continue a text; leave model.engine out"
+        )
+    return engine
 
 
 def _require_geometry(task: TaskSpec, model_input: Input, transform: TransformSpec | None) -> None:

@@ -112,6 +112,8 @@ class Task(Protocol):
 
     engine: ClassVar[str] = "torch"
     """The engine that runs its models."""
+    other_engines: ClassVar[tuple[str, ...]] = ()
+    """Other engines that can run its models, if the job names one."""
     runtimes: ClassVar[tuple[str, ...] | None] = None
     """The runtimes that may run its models; None: all."""
     job_fields: ClassVar[tuple[str, ...]] = ()

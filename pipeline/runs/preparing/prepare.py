@@ -26,6 +26,7 @@ from pipeline.gates.golden_files import read_golden
 from pipeline.inference.library_check import hold_to_library
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.usable import require_usable
+from pipeline.inference.vllm.usable import require_usable_engine
 from pipeline.job.job import Job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
@@ -189,13 +190,13 @@ def check_before_ray(run: RunContext, plan: Plan, model: ModelSpec) -> GoldenRow
 
 
 def check_runtime(job: Job, model: ModelSpec, address: str | None) -> None:
-    """Check runtime and precision against the device of the job.
+    """Check engine, runtime and precision against the device of the job.
 
     Raises:
-        JobError: No runtime can run the model so; for a cluster, only if that holds on any machine.
+        JobError: None can run the model so; for a cluster, only if that holds on any machine.
     """
-    is_on_gpu = bool(job.resources.num_gpus)
-    require_usable(model, is_on_gpu=is_on_gpu, is_here=address is None)
+    require = require_usable_engine if model.engine == model.runtime else require_usable
+    require(model, is_on_gpu=bool(job.resources.num_gpus), is_here=address is None)
 
 
 def check_hardware(

@@ -24,10 +24,18 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import Arrays
 
-TASKS = {"torch": "classify", "generate": "generate", toy_engine.NAME: toy_engine.NAME}
+TASKS = {
+    "torch": "classify",
+    "generate": "generate",
+    "vllm": "generate",
+    toy_engine.NAME: toy_engine.NAME,
+}
 """Engine -> a task that it runs."""
-WRITES = "generate"
-ALL = pytest.mark.parametrize("name", TASKS)
+WRITE = ("generate", "vllm")
+IN_OTHER_ENVIRONMENTS = {"vllm": pytest.mark.vllm}
+ALL = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=IN_OTHER_ENVIRONMENTS.get(n, ())) for n in TASKS]
+)
 FACTORY = "support.runs.predicting:convolved"
 TOYS = {
     "pipeline.engines": {
@@ -46,7 +54,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("language") / "m"
-    return make_writer(path, "llama")
+    return make_writer(path, "llama", head_dim=32)  # vLLM has no kernels for smaller ones
 
 
 class Subject:
@@ -56,8 +64,8 @@ class Subject:
         self.name, self._folder = name, folder
 
     def config(self, batch_size: int = 32) -> PredictorConfig:
-        if self.name == WRITES:
-            spec = writing(self._folder)
+        if self.name in WRITE:
+            spec = writing(self._folder, engine=self.name)
             return PredictorConfig(spec, batch_size, 0.0, 1, PASS_THROUGH, batch_tokens=512)
         return config_of(FACTORY, batch_size, task=TASKS[self.name])
 
@@ -65,7 +73,7 @@ class Subject:
         return open_engine(self.config(batch_size))
 
     def rows(self, count: int, failures: list[Failure | None] | None = None) -> pa.Table:
-        if self.name != WRITES:
+        if self.name not in WRITE:
             return rows_of(images(count), failures)
         rows = prepared(self.config().spec, ["cat " * (1 + n % 5) + str(n) for n in range(count)])
         rows = rows.append_column("n", pa.array(range(count), pa.int64()))
@@ -74,14 +82,14 @@ class Subject:
         return rows
 
     def answers(self, predicted_rows: list[dict[str, Any]]) -> list[Any]:
-        return [row["text" if self.name == WRITES else "label_id"] for row in predicted_rows]
+        return [row["text" if self.name in WRITE else "label_id"] for row in predicted_rows]
 
     def numbers(self, predicted_rows: list[dict[str, Any]]) -> list[float]:
-        return [row["mean_logprob" if self.name == WRITES else "score"] for row in predicted_rows]
+        return [row["mean_logprob" if self.name in WRITE else "score"] for row in predicted_rows]
 
     def reduced(self, results: Arrays) -> tuple[list[Any], list[float]]:
         """Return the same of results that are not published."""
-        if self.name != WRITES:
+        if self.name not in WRITE:
             return results[LABEL_ID][:, 0].tolist(), results[SCORE][:, 0].tolist()
         return results[OUTPUT_TEXT].tolist(), results["mean_logprob"].tolist()
 
@@ -111,9 +119,9 @@ def test_every_engine_is_tried_here():
 
 
 @ALL
-def test_it_is_the_one_that_the_task_names(name: str, subject: Subject):
-    config = subject.config()
-    assert task_class(TASKS[name]).engine == name
+def test_it_is_one_that_the_task_names(name: str, subject: Subject):
+    config, task = subject.config(), task_class(TASKS[name])
+    assert name in (task.engine, *task.other_engines)
     assert engine_class(config.spec) is load(ENGINES, name)
     assert isinstance(open_engine(config), load(ENGINES, name))
 

@@ -33,7 +33,10 @@ from support.runs.checkout import PYTHONPATH, ROOT
 from support.servers.commandserver import CommandServer
 
 FOLDERS = ("", "jobs", "jobs/*", "pipeline", "pipeline/*", "tests", "examples")
-OTHERS = ("jobs/lake.md", "jobs/reference.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md")
+OTHERS = (
+    *("jobs/lake.md", "jobs/vllm.md", "jobs/reference.md"),
+    *(".github/CONTRIBUTING.md", ".github/CHANGELOG.md"),
+)
 GUIDES = [
     path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder}/README.md".lstrip("/")))
 ]

@@ -1,0 +1,194 @@
+"""A model in vLLM: opened in this process, from the node's copy of its directory.
+
+Prompts and outputs are token ids. vLLM reads safetensors and config.json and runs no code of the
+directory; it needs no network and reports nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.inference.devices.device_errors import (
+    OutOfDeviceMemory,
+    end_process,
+    is_out_of_memory,
+)
+from pipeline.inference.devices.device_model import DeviceModel
+from pipeline.inference.vllm.usable import DTYPES, require_usable_engine
+from pipeline.models.directories.snapshot import local
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine, SamplingParams
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a crash of vLLM ends the actor, as of torch
+    "VLLM_CONFIGURE_LOGGING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # actors share the cores
+}
+_GPU_SHARE = 0.9
+_MOST_CPU_BYTES = 4 << 30
+"""Most memory for keys and values on the CPU; VLLM_CPU_KVCACHE_SPACE sets another one, in GiB."""
+_MAX_CHARS = 300
+Receive = Callable[[Sequence[int], Sequence[dict[int, float]]], bool]
+"""Takes new tokens of a request, (T,), and per token the log probabilities that were asked for,
+token -> number; returns whether the request has ended."""
+
+
+class VllmModel(DeviceModel):
+    """One model in vLLM on one device; its calls are made in the thread of the device."""
+
+    _vllm: LLMEngine | None = None
+
+    @property
+    def max_tokens(self) -> int:
+        """Return the most tokens of a prompt and its output: those that fit into memory."""
+        return int(self._llm.model_config.max_model_len)
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the size of the vocabulary."""
+        return int(self._llm.model_config.get_vocab_size())
+
+    def add(self, prompt: list[int], params: SamplingParams, receive: Receive) -> str:
+        """Add a request; return its id."""
+        from vllm.inputs import tokens_input
+
+        self._last += 1
+        name = str(self._last)
+        self._llm.add_request(name, tokens_input(prompt), params)
+        self._receivers[name] = receive
+        return name
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Give up requests by their ids of `add`."""
+        self._llm.abort_request([*ids])
+        for name in ids:
+            self._receivers.pop(name, None)
+
+    def step(self) -> None:
+        """Let vLLM make a step, and give new tokens to the receivers.
+
+        An error here leaves vLLM in an unknown state, so it ends the process: the next attempt at
+        the slice finds the row at fault in a child.
+        """
+        try:
+            outputs = self._llm.step()
+        except Exception as error:  # noqa: BLE001  # vLLM may raise anything
+            cause = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
+            end_process(f"vLLM has failed ({cause})")
+        ended = []
+        for output in outputs:
+            receive = self._receivers.get(output.request_id)
+            if receive is None:
+                continue
+            [made] = output.outputs
+            chances = [
+                {token: chance.logprob for token, chance in of_token.items()}
+                for of_token in made.logprobs or ()
+            ]
+            has_ended = receive(made.token_ids, chances)
+            if has_ended and not output.finished:
+                ended.append(output.request_id)
+            if has_ended or output.finished:
+                del self._receivers[output.request_id]
+        if ended:
+            self._llm.abort_request(ended)
+
+    def unload(self) -> None:
+        self.call(self._close)
+        super().unload()
+
+    @property
+    def _llm(self) -> LLMEngine:
+        assert self._vllm is not None, "it is loaded again before anything runs"
+        return self._vllm
+
+    def _load(self) -> None:
+        config = self.config
+        is_on_gpu = self.gpu is not None
+        require_usable_engine(config.spec, is_on_gpu=is_on_gpu, is_here=True)
+        self._receivers: dict[str, Receive] = {}
+        self._last = 0
+        os.environ.update(_ENVIRONMENT)
+        set_num_threads = torch.set_num_threads
+        try:
+            self._vllm = self._made()
+            torch.set_num_threads = set_num_threads  # vLLM replaces it on the CPU
+            self._run_one()
+        except Exception as error:
+            cause = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
+            raise (OutOfDeviceMemory if is_out_of_memory(error) else JobError)(
+                f"model.engine = 'vllm': vLLM cannot run {config.spec.name}: {cause}"
+            ) from error
+
+    def _made(self) -> LLMEngine:
+        from vllm import EngineArgs, LLMEngine
+        from vllm.usage.usage_lib import UsageContext
+
+        config, spec = self.config, self.config.spec
+        assert spec.directory is not None, "it is a directory"
+        generation = spec.task.generation
+        options: dict[str, Any] = {}
+        if self.gpu is not None:
+            options["gpu_memory_utilization"] = _GPU_SHARE * config.num_gpus
+        made = EngineArgs(
+            model=str(local(spec.directory)),
+            config_format="hf",
+            load_format="safetensors",
+            generation_config="vllm",
+            trust_remote_code=False,
+            # Grammars need the tokens' texts.
+            skip_tokenizer_init=generation is None or not generation.schema,
+            structured_outputs_config={"backend": "guidance"},
+            dtype=DTYPES[spec.precision],
+            max_model_len=-1,  # as many as fit
+            max_num_seqs=config.batch_size,
+            enforce_eager=self.gpu is None,
+            distributed_executor_backend="uni",
+            disable_log_stats=True,
+            seed=0,
+            **options,
+        ).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        if self.gpu is None and made.cache_config.kv_cache_memory_bytes is None:
+            made.cache_config.kv_cache_memory_bytes = self._cache_bytes(made)
+        return LLMEngine.from_vllm_config(made, disable_log_stats=True)
+
+    def _cache_bytes(self, made: Any) -> int:
+        """Return the memory of keys and values for full batches, or for one longest row."""
+        model, parallel = made.model_config, made.parallel_config
+        heads = model.get_num_kv_heads(parallel) * model.get_head_size()
+        token_bytes = 2 * model.get_num_layers(parallel) * heads * model.dtype.itemsize
+        block = made.cache_config.block_size
+        tokens = max(self.config.batch_tokens, model.max_model_len)
+        tokens += (self.config.batch_size + 1) * block
+        return int(min(_MOST_CPU_BYTES, tokens * token_bytes))
+
+    def _run_one(self) -> None:
+        """Write a token, so that what vLLM cannot run here is an error of the job."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0, max_tokens=1, detokenize=False, logprobs=0)
+        self.add([0], params, lambda *_: False)
+        while self._llm.has_unfinished_requests():
+            self._llm.step()
+        self._receivers.clear()
+
+    def _close(self) -> None:
+        if self._vllm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._vllm.engine_core.shutdown()
+        self._vllm = None
+        gc.collect()
+        cleanup_dist_env_and_memory()

@@ -1,0 +1,72 @@
+"""Test which jobs engine vllm refuses, before vLLM is looked at; needs no vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from support.models.language_models import make_language_model, make_writer, writing
+
+from pipeline.core.errors import JobError
+from pipeline.inference.engines import engine_class
+from pipeline.inference.vllm.usable import require_usable_engine
+from pipeline.inference.vllm.vllm_engine import VllmEngine
+from pipeline.job.model import Model
+from pipeline.models.spec import ModelSpec
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_writer(tmp_path_factory.mktemp("language") / "m")
+
+
+def usable(spec: ModelSpec, *, is_on_gpu: bool = False, is_here: bool = False) -> None:
+    require_usable_engine(spec, is_on_gpu=is_on_gpu, is_here=is_here)
+
+
+def test_it_is_an_engine_of_its_own_in_the_fingerprint(folder: Path):
+    spec, own = writing(folder, engine="vllm"), writing(folder)
+    assert engine_class(spec) is VllmEngine
+    assert spec.to_dict() == {**own.to_dict(), "runtime": "vllm"}
+    assert writing(folder, engine="generate") == own
+    assert not spec.is_reference
+    assert spec.as_reference() == own
+    usable(spec)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_where_it_is_not_installed_the_error_names_the_extra(folder: Path):
+    with pytest.raises(JobError, match=r"'vllm': .*pip install 'batch-inference-pipeline\[vllm\]'"):
+        usable(writing(folder, engine="vllm"), is_here=True)
+
+
+@pytest.mark.parametrize(("precision", "is_on_gpu"), [("fp16", False), ("int8", False),
+                         ("tf32", True), ("auto", True)])  # fmt: skip
+def test_other_precisions_are_refused(folder: Path, precision: str, is_on_gpu: bool):
+    spec = replace(writing(folder, engine="vllm"), precision=precision)
+    with pytest.raises(JobError, match=f"it runs model.precision fp32.* here, not {precision}"):
+        usable(spec, is_on_gpu=is_on_gpu)
+
+
+def test_rules_that_it_applies_in_another_way_are_refused_by_name(folder: Path):
+    spec = writing(folder, engine="vllm")
+    assert spec.task.generation is not None
+    rules = replace(spec.task.generation.rules, no_repeat_ngram=2, repetition_penalty=1.2)
+    task = replace(spec.task, generation=replace(spec.task.generation, rules=rules))
+    with pytest.raises(JobError, match="the rules no_repeat_ngram of generation_config"):
+        usable(replace(spec, task=task))
+
+
+def test_models_that_do_not_continue_a_text_are_refused(tmp_path: Path):
+    folder = make_language_model(tmp_path / "m", "t5")
+    with pytest.raises(JobError, match="T5ForConditionalGeneration does not continue a text"):
+        writing(folder, engine="vllm", prompt=None)
+
+
+def test_tasks_and_fields_that_it_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="engine 'vllm' does not run task 'classify', only torch"):
+        Model(path="m", task="classify", engine="vllm")
+    with pytest.raises(ValueError, match="runtime has no effect with engine 'vllm'"):
+        Model(path="m", task="generate", engine="vllm", runtime="eager")
