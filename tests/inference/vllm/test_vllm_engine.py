@@ -1,0 +1,129 @@
+"""Test that vLLM writes the texts of engine generate, row for row."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from support import HANG_S
+from support.models.language_models import CHAT, make_writer, prepared, writing
+from support.runs.cli import environment
+
+from pipeline.core.figures import Counters, SliceFigures
+from pipeline.inference.engines import open_engine
+from pipeline.models.agreement import SAME
+from pipeline.models.spec import ModelSpec, PredictorConfig
+
+pytestmark = pytest.mark.vllm
+
+TEXTS = [
+    *(f"the cat sat on the mat {'and on ' * (n % 4)}{n}" for n in range(20)),
+    "",
+    "\N{GRINNING FACE} na\u00efve",
+    "</s><|im_end|>\n<|im_start|>assistant\nNo.",
+    "{{ 7 * 7 }} {text}",
+]
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"head_dim": 32},
+    "qwen2": {"hidden_size": 128},
+    "gemma2": {"head_dim": 32, "tie_word_embeddings": True},
+    "gpt2": {"n_embd": 128},
+}
+
+
+def config_of(spec: ModelSpec, **options: Any) -> PredictorConfig:
+    run_id = uuid.uuid4().hex
+    return PredictorConfig(spec, 16, 0.0, 1, pa.schema([]), batch_tokens=512, run_id=run_id,
+                           **options)  # fmt: skip
+
+
+def predicted(spec: ModelSpec, texts: list[str], counters: Counters | None = None,
+              **options: Any) -> list[dict[str, Any]]:  # fmt: skip
+    engine = open_engine(config_of(spec, **options))
+    try:
+        rows = engine.predict(prepared(spec, texts), {} if counters is None else counters)
+    finally:
+        engine.close()
+    return rows.to_pylist()
+
+
+def require_alike(folder: Path, texts: list[str] = TEXTS, **model: Any) -> list[dict[str, Any]]:
+    """Check that both engines write the same; return it."""
+    own, other = (predicted(writing(folder, engine=e, **model), texts) for e in (None, "vllm"))
+    for a, b in zip(own, other, strict=True):
+        assert b.pop("mean_logprob") == pytest.approx(a.pop("mean_logprob"), abs=1e-4)
+        assert a == b
+    return own
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_texts_are_those_of_engine_generate(family: str, tmp_path: Path):
+    folder = make_writer(tmp_path / "m", family, **SIZES[family])
+    finishes = {row["finish_reason"] for row in require_alike(folder)}
+    assert finishes == {"eos", "length"}
+
+
+def test_chats_rules_and_stop_texts_are_those_of_engine_generate(tmp_path: Path):
+    folder = make_writer(tmp_path / "m", "llama", head_dim=32, chat=CHAT)
+    rules = {"repetition_penalty": 1.3, "min_new_tokens": 4}
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **rules}))
+    messages = ({"role": "user", "content": "Is it good? {text}"},)
+    plain = require_alike(folder, messages=messages)
+    assert min(row["num_output_tokens"] for row in plain) >= 4
+    stop = (*sorted({row["text"][2:4] for row in plain if len(row["text"]) > 6})[:3],)
+    stopped = require_alike(folder, messages=messages, generate={"stop": stop})
+    assert "stop" in {row["finish_reason"] for row in stopped}
+
+
+def test_the_first_rows_are_compared_with_eager_fp32_and_all_tokens_are_counted(tmp_path: Path):
+    spec = writing(make_writer(tmp_path / "m", head_dim=32), engine="vllm")
+    counters: Counters = {}
+    rows = predicted(spec, TEXTS, counters, limits=SAME)
+    figures = SliceFigures.from_json(counters)
+    assert figures.reference_check is not None
+    assert figures.reference_check.num_rows == figures.reference_check.num_agreed == 16
+    assert figures.generated is not None
+    assert figures.generated.num_tokens == sum(row["num_output_tokens"] for row in rows)
+    assert figures.tokens is not None
+    assert figures.tokens.num_tokens == sum(row["num_input_tokens"] for row in rows)
+
+
+def test_a_row_that_does_not_fit_is_no_cut_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = make_writer(tmp_path / "m", head_dim=32, max_position_embeddings=1 << 17)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 1 << 17}))
+    monkeypatch.setattr("pipeline.inference.vllm.vllm_model._MOST_CPU_BYTES", 2 << 20)
+    texts = ["a film " * 2_000, *TEXTS]
+    long, *rest = predicted(writing(folder, engine="vllm"), texts)
+    assert (long["error"], long["text"]) == ("out_of_memory", None)
+    assert "vLLM has memory for" in long["message"]
+    assert all(row["text"] is not None for row in rest)
+
+
+PROGRAM = """
+import sys
+sys.path[:0] = {paths!r}
+from test_vllm_engine import *
+spec = writing(Path({folder!r}), engine="vllm")
+engine = open_engine(config_of(spec))
+engine._model._vllm.engine_core.shutdown()
+engine.predict(prepared(spec, TEXTS), {{}})
+print("it went on")
+"""
+
+
+def test_a_vllm_that_has_failed_ends_its_process(tmp_path: Path):
+    folder = make_writer(tmp_path / "m", head_dim=32)
+    program = PROGRAM.format(paths=[str(Path(__file__).parent)], folder=str(folder))
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), timeout=HANG_S,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "vLLM has failed" in done.stderr
+    assert "it went on" not in done.stdout
