@@ -14,6 +14,7 @@ from pipeline.commit.plan_store import named
 from pipeline.commit.staging import list_staged
 from pipeline.inference.library_check import hold_to_library
 from pipeline.inference.runtimes.runtime import emulated_reason
+from pipeline.inference.vllm.usable import reference_problem
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
@@ -105,7 +106,7 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
     cluster = _check(run, plan, model) if is_needed else None
     tried = preview_row(job, plan, model) if tries and is_needed else None
     choice = foresee(run, plan, model)
-    held_to = (hold_to_library(model) or None) if is_needed else None
+    held_to = _held_to(model) if is_needed else None
     return {
         "partition": layout.name,
         "fingerprint": plan.fingerprint[:DIGEST_CHARS],
@@ -124,6 +125,10 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
         "published_now": version_facts(current),
         **({"cluster": cluster} if cluster else {}),
     }
+
+
+def _held_to(model: ModelSpec) -> str | None:
+    return "; ".join(filter(None, (hold_to_library(model), reference_problem(model)))) or None
 
 
 def _check(run: RunContext, plan: Plan, model: ModelSpec) -> str | None:

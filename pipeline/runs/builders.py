@@ -18,6 +18,7 @@ from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.gates.judging import needs_of
 from pipeline.inference.first_rows import SystematicFailureDetector
+from pipeline.inference.vllm.usable import reference_problem
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
@@ -138,6 +139,7 @@ def _reference_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | No
     has_way = task_class(model.task.kind).checks_reference
     is_same = model.is_reference and not model.input.is_approximate and not has_way
     is_needed = not is_same and "reference_check" in needs_of(run.job.gates)
+    is_needed &= not reference_problem(model)
     return AgreementLimits.of(run.job.gates) if is_needed else None
 
 

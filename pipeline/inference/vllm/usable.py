@@ -13,6 +13,8 @@ from pipeline.models.spec import ModelSpec
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Precision -> its name in vLLM."""
 _ON_CPU = ("fp32", "bf16")
+_MOST_REFERENCE_BYTES = 4 << 30
+"""The reference is in fp32 on the CPU, beside vLLM; a larger one would hold up the GPU."""
 
 
 def require_usable_engine(model: ModelSpec, *, is_on_gpu: bool, is_here: bool) -> None:
@@ -28,6 +30,13 @@ def require_usable_engine(model: ModelSpec, *, is_on_gpu: bool, is_here: bool) -
     """
     for problem in _problems(model, is_on_gpu, is_here):
         raise JobError(f"model.engine = 'vllm': {problem}")
+
+
+def reference_problem(model: ModelSpec) -> str:
+    """Return why no row of vLLM's is compared with eager fp32, or ''."""
+    if model.engine != model.runtime or model.file_bytes() <= _MOST_REFERENCE_BYTES:
+        return ""
+    return "rows of vLLM are not compared with eager fp32: the weights have more than 4 GiB"
 
 
 def _problems(model: ModelSpec, is_on_gpu: bool, is_here: bool) -> Iterator[str]:

@@ -1,47 +1,129 @@
-"""Engine `vllm`: writes the rows of a slice with vLLM.
+"""Engine `vllm`: writes the rows of a slice, or scores their answers, with vLLM.
 
-Each row is a request of its own, so that vLLM fills its batches; rows of two slices may be in one.
-A row ends by the rules of engine `generate`, whose class also makes results and the reference
-check: eager fp32 of torch reads each row again, on the CPU, as vLLM keeps the GPU's memory.
+Each row is a request of its own, so that vLLM fills its batches. Texts end by the rules of engine
+`generate`, whose class also makes results. The reference check is that of the other engines: eager
+fp32 of torch, on the CPU, as vLLM keeps the GPU's memory.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from statistics import fmean
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures import PREDICT, Steps
+from pipeline.core.failures import Failure, Reason, without_failure
+from pipeline.core.figures import PREDICT, Counters, SliceFigures, Steps, Tokens
 from pipeline.core.schema import NUM_TOKENS
 from pipeline.inference.devices.device_model import DeviceModel
+from pipeline.inference.engines.torch_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.inference.generate.greedy import Decode, Outputs, RowWriter, Spent, finish_of
 from pipeline.inference.generate.rules import AppliedRules, Row
+from pipeline.inference.reference_model import reduced
 from pipeline.inference.runtimes.make_runner import exact_math
-from pipeline.inference.slice_run import FaultFinder
+from pipeline.inference.slice_run import FaultFinder, are_finite, not_finite
 from pipeline.inference.vllm.vllm_model import VllmModel
+from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.tokens import output_tokenizer
 from pipeline.models.generate.build import text_decoder
 from pipeline.models.generate.grammar import Grammar
 from pipeline.models.generate.spec import Generation
 from pipeline.models.spec import PredictorConfig
-from pipeline.preprocessing.model_input import Inputs, Rows
-from pipeline.preprocessing.texts.prompts import PromptTokenizer
+from pipeline.models.tasks.base import Arrays
+from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
+from pipeline.preprocessing.model_input import Inputs, Rows, num_rows
+from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
 from pipeline.preprocessing.texts.text_settings import IDS
 from pipeline.process.liveness import no_limit, still_alive
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
+T = TypeVar("T")
+_MOST_SCORED = 128
+"""Most tokens of which vLLM gives the log probability in one request."""
 
-class VllmWriter(RowWriter):
+
+class VllmEngine(ModelEngine):
+    """One language model in vLLM on one device."""
+
+    _model: VllmModel
+
+    def __new__(cls, config: PredictorConfig, *_: Any, **__: Any) -> Self:
+        """Choose the class by the task, as both are one engine of the job."""
+        return object.__new__(_Writing if config.spec.task.generation else _Choosing)  # type: ignore[return-value]
+
+    def _opened(self, config: PredictorConfig) -> DeviceModel:
+        return VllmModel(config)
+
+    def _prompt(self, inputs: Inputs, row: int) -> list[int]:
+        prompt: list[int] = inputs[IDS][row, : inputs[NUM_TOKENS][row]].tolist()
+        return prompt
+
+    def _refused(self, prompt: Sequence[int], num_new: int) -> Failure | None:
+        """Return why vLLM cannot take a row: it would end with an error, or cut the output."""
+        needed, most = len(prompt) + num_new, self._model.max_tokens
+        if needed > most:
+            message = f"vLLM has memory for {most} tokens of a row, and it may have {needed}"
+            return Failure(Reason.OUT_OF_MEMORY, PREDICT, message)
+        if max(prompt) >= self._model.num_tokens:
+            message = f"token {max(prompt)} is none of the model's {self._model.num_tokens}"
+            return Failure(Reason.MODEL_ERROR, PREDICT, message)
+        return None
+
+
+class _Writing(VllmEngine, GenerateEngine):
+    """Task `generate`."""
+
+    @cached_property
+    def _tokenizer(self) -> PromptTokenizer:
+        spec = self._config.spec
+        assert spec.directory is not None, "it is a directory"
+        assert spec.facts is not None, "likewise"
+        return output_tokenizer(local(spec.directory), spec.facts, spec.input)
+
+    @cached_property
+    def _decode(self) -> Decode:
+        return text_decoder(self._generation, self._tokenizer)
+
+    @property
+    def _text(self) -> Decode:
+        return self._decode
+
+    @cached_property
+    def _rules(self) -> AppliedRules:
+        grammar = Grammar.of(self._generation, self._tokenizer)
+        return AppliedRules(self._generation, torch.device("cpu"), grammar)
+
+    def _rows(self, inputs: Inputs, places: Rows) -> list[Row]:
+        rows = super()._rows(inputs, places)
+        for row in rows:
+            row.before = self._prompt(inputs, row.number)
+        return rows
+
+    def _writing(self, rows: Sequence[Row], held: Outputs) -> RowWriter:
+        return _RowWriter(self._model, self._generation, self._rules, self._text, rows, held.spent)
+
+    def _write(self, places: Rows, held: Outputs, faults: FaultFinder) -> None:
+        most = self._generation.max_new_tokens
+        for row in self._rows(held.inputs, places):
+            faults.failures[row.number] = self._refused(row.before, most)
+        super()._write(self._left(places, held), held, faults)
+
+    def _by_reference(self, exact: PredictorConfig, judge: Callable[[DeviceModel], int]) -> int:
+        return _on_cpu(exact, judge)
+
+
+class _RowWriter(RowWriter):
     """Rows of a slice in vLLM."""
 
     def __init__(
@@ -89,7 +171,9 @@ class VllmWriter(RowWriter):
         self._spent.input_tokens += row.num_input
         self._spent.padded_tokens += row.num_input
 
-    def _take(self, row: Row, tokens: Sequence[int], chances: Sequence[dict[int, float]]) -> bool:
+    def _take(
+        self, row: Row, tokens: Sequence[int], chances: Sequence[Mapping[int, float]]
+    ) -> bool:
         for token, chance in zip(tokens, chances, strict=True):
             row.tokens.append(token)
             row.logprob += chance[token]
@@ -127,59 +211,131 @@ def sampling(generation: Generation, num_input: int) -> SamplingParams:
     )
 
 
-class VllmEngine(GenerateEngine):
-    """One language model in vLLM on one device."""
+class _Choosing(VllmEngine):
+    """Task `choices`: asks for the log probability of the next token of each answer.
 
-    _model: VllmModel
-
-    def _opened(self, config: PredictorConfig) -> DeviceModel:
-        return VllmModel(config)
+    Answers with the same beginning share requests, and requests of a row share the keys and values
+    of its prompt.
+    """
 
     @cached_property
-    def _tokenizer(self) -> PromptTokenizer:
+    def _answers(self) -> list[list[int]]:
+        text = self._config.spec.input.text
+        assert text is not None, "the job's rows are texts"
+        return prompt_tokenizer(text).answers(self._config.spec.task.prompts)
+
+    @cached_property
+    def _asked(self) -> list[tuple[list[int], list[int]]]:
+        """Beginnings of answers, and tokens that may follow."""
+        follow: dict[tuple[int, ...], dict[int, None]] = {}
+        for answer in self._answers:
+            for place, token in enumerate(answer):
+                follow.setdefault((*answer[:place],), {})[token] = None
+        return [
+            ([*begun], [*tokens][first : first + _MOST_SCORED])
+            for begun, tokens in follow.items()
+            for first in range(0, len(tokens), _MOST_SCORED)
+        ]
+
+    @cached_property
+    def _prior(self) -> npt.NDArray[np.float64]:
+        """What is taken off the mean log-likelihood of each answer, float64 (K,)."""
+        text = self._config.spec.input.text
+        assert text is not None, "the job's rows are texts"
+        if not self._config.spec.task.prior_corrected:
+            return np.zeros(len(self._answers))
+        prior: npt.NDArray[np.float64] = self._means(prompt_tokenizer(text).prompts([""]))[0]
+        return prior
+
+    def reduce(self, inputs: Inputs) -> Arrays:
+        return self._scores([self._prompt(inputs, row) for row in range(num_rows(inputs))])
+
+    def _predicted(self, part: Slice, counters: Counters) -> Predicted:
+        started, faults, results = perf_counter(), part.faults, Arrays()
+        is_done = np.zeros(part.rows.num_rows, np.bool_)
+        prompts = {row: self._prompt(part.inputs, row) for row in part.todo.tolist()}
+        longest = max(map(len, self._answers))
+        for row, prompt in prompts.items():
+            faults.failures[row] = self._refused(prompt, longest)
+        ok = np.array([row for row in prompts if faults.failures[row] is None], np.intp)
+        if len(ok):
+            for name, values in self._scores([prompts[row] for row in ok]).items():
+                results[name] = np.zeros((len(is_done), *values.shape[1:]), values.dtype)
+                results[name][ok] = values
+            is_done[ok] = True
+            for row in ok[~are_finite(results, ok)]:
+                faults.failures[row] = not_finite(self._config.spec.precision)
+            if self._first is not None:
+                self._first.predicted()
+        count = sum(len(prompts[row]) for row in ok)
+        SliceFigures(tokens=Tokens(count, count)).add_to(counters)
+        seconds = perf_counter() - started
+        if (limits := self._config.limits) is not None:
+            good = np.flatnonzero(is_done & without_failure(faults.failures))
+            seen = self._config.spec.input
+            compared, exact = choose_reference_rows(part.rows, seen, part.inputs, good)
+            count_agreeing = partial(self._num_agreeing, compared, exact, results, limits)
+            self._check_once(len(compared), count_agreeing, counters)
+        return Predicted(results, is_done, 0.0, seconds)
+
+    def _scores(self, prompts: Sequence[Sequence[int]]) -> Arrays:
+        """Return the results of rows as `Choices.reduce` names them, each (N, ...)."""
+        outputs = torch.from_numpy(self._means(prompts) - self._prior).float()
+        reduced_rows = self._model.task.reduce(outputs, len(prompts))
+        return {name: values.numpy() for name, values in reduced_rows.items()}
+
+    def _means(self, prompts: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+        """Return the mean log-likelihood of each answer after prompts, float64 (N, K)."""
+        from vllm import SamplingParams
+
+        model = self._model
+        known: list[dict[tuple[int, ...], float]] = [{} for _ in prompts]
+        num_left = 0
+
+        def take(
+            of_row: dict[tuple[int, ...], float],
+            begun: Sequence[int],
+            asked: Sequence[int],
+            _: Sequence[int],
+            chances: Sequence[Mapping[int, float]],
+        ) -> bool:
+            nonlocal num_left
+            of_row.update({(*begun, token): chances[0][token] for token in asked})
+            num_left -= 1
+            return True
+
+        def begin() -> None:
+            nonlocal num_left
+            for of_row, prompt in zip(known, prompts, strict=True):
+                for begun, asked in self._asked:
+                    params = SamplingParams(
+                        temperature=0, max_tokens=1, logprob_token_ids=asked, detokenize=False
+                    )
+                    model.add([*prompt, *begun], params, partial(take, of_row, begun, asked))
+                    num_left += 1
+
+        model.call(begin)
+        while num_left:
+            model.call(model.step)
+            still_alive()
+        ends = [[(*answer[: n + 1],) for n in range(len(answer))] for answer in self._answers]
+        means = [
+            [fmean(of_row[end] for end in of_answer) for of_answer in ends] for of_row in known
+        ]
+        return np.array(means, np.float64)
+
+    def _num_agreeing(
+        self, rows: Rows, inputs: Inputs, results: Arrays, limits: AgreementLimits
+    ) -> int:
+        """Count the rows, (K,) numbers in the slice, that eager fp32 predicts alike."""
         spec = self._config.spec
-        assert spec.directory is not None, "it is a directory"
-        assert spec.facts is not None, "likewise"
-        return output_tokenizer(local(spec.directory), spec.facts, spec.input)
+        exact = replace(self._config, spec=spec.as_reference(), limits=None)
+        reference = _on_cpu(exact, lambda model: reduced(model, inputs))
+        predicted = {name: values[rows] for name, values in results.items()}
+        return int(self._model.task.compare(reference, predicted, limits).agrees.sum())
 
-    @cached_property
-    def _decode(self) -> Decode:
-        return text_decoder(self._generation, self._tokenizer)
 
-    @property
-    def _text(self) -> Decode:
-        return self._decode
-
-    @cached_property
-    def _rules(self) -> AppliedRules:
-        grammar = Grammar.of(self._generation, self._tokenizer)
-        return AppliedRules(self._generation, torch.device("cpu"), grammar)
-
-    def _rows(self, inputs: Inputs, places: Rows) -> list[Row]:
-        rows = super()._rows(inputs, places)
-        for row in rows:
-            row.before = inputs[IDS][row.number, : inputs[NUM_TOKENS][row.number]].tolist()
-        return rows
-
-    def _writing(self, rows: Sequence[Row], held: Outputs) -> RowWriter:
-        return VllmWriter(self._model, self._generation, self._rules, self._text, rows, held.spent)
-
-    def _write(self, places: Rows, held: Outputs, faults: FaultFinder) -> None:
-        for row in self._rows(held.inputs, places):
-            faults.failures[row.number] = self._refused(row)
-        super()._write(self._left(places, held), held, faults)
-
-    def _refused(self, row: Row) -> Failure | None:
-        """Return why vLLM cannot take a row: it would end with an error, or cut the output."""
-        needed, most = row.num_input + self._generation.max_new_tokens, self._model.max_tokens
-        if needed > most:
-            message = f"vLLM has memory for {most} tokens of a row, and it may have {needed}"
-            return Failure(Reason.OUT_OF_MEMORY, PREDICT, message)
-        if max(row.before) >= self._model.num_tokens:
-            message = f"token {max(row.before)} is none of the model's {self._model.num_tokens}"
-            return Failure(Reason.MODEL_ERROR, PREDICT, message)
-        return None
-
-    def _by_reference(self, exact: PredictorConfig, judge: Callable[[DeviceModel], int]) -> int:
-        with no_limit(), exact_math():
-            return judge(DeviceModel(replace(exact, num_gpus=0.0)))
+def _on_cpu(exact: PredictorConfig, work: Callable[[DeviceModel], T]) -> T:
+    """Do work with the reference, in eager fp32."""
+    with no_limit(), exact_math():
+        return work(DeviceModel(replace(exact, num_gpus=0.0)))

@@ -196,6 +196,7 @@ class ZeroShot(Classify):
 class Choices(ZeroShot):
     """The most likely answers; scores are the softmax of mean log-likelihoods."""
 
+    other_engines: ClassVar[tuple[str, ...]] = ("vllm",)
     runtimes: ClassVar[tuple[str, ...] | None] = ("eager",)
     job_fields: ClassVar[tuple[str, ...]] = (
         *("choices", "prompt", "messages", "prior_corrected", "top_k"),

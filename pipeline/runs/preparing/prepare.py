@@ -26,7 +26,7 @@ from pipeline.gates.golden_files import read_golden
 from pipeline.inference.library_check import hold_to_library
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.inference.runtimes.usable import require_usable
-from pipeline.inference.vllm.usable import require_usable_engine
+from pipeline.inference.vllm.usable import reference_problem, require_usable_engine
 from pipeline.job.job import Job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
@@ -181,6 +181,8 @@ def check_before_ray(run: RunContext, plan: Plan, model: ModelSpec) -> GoldenRow
     refuse_autoload()
     check_runtime(run.job, model, run.options.address)
     hold_to_library(model)
+    if problem := reference_problem(model):
+        log.warning("%s", problem)
     return read_golden(
         run.job.gates,
         model.task,

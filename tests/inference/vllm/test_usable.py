@@ -11,7 +11,7 @@ from support.models.language_models import make_language_model, make_writer, wri
 
 from pipeline.core.errors import JobError
 from pipeline.inference.engines import engine_class
-from pipeline.inference.vllm.usable import require_usable_engine
+from pipeline.inference.vllm.usable import reference_problem, require_usable_engine
 from pipeline.inference.vllm.vllm_engine import VllmEngine
 from pipeline.job.model import Model
 from pipeline.models.spec import ModelSpec
@@ -57,6 +57,16 @@ def test_rules_that_it_applies_in_another_way_are_refused_by_name(folder: Path):
     task = replace(spec.task, generation=replace(spec.task.generation, rules=rules))
     with pytest.raises(JobError, match="the rules no_repeat_ngram of generation_config"):
         usable(replace(spec, task=task))
+
+
+def test_weights_that_are_too_large_for_the_reference_are_not_compared_and_this_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec = writing(folder, engine="vllm")
+    assert reference_problem(spec) == ""
+    monkeypatch.setattr("pipeline.inference.vllm.usable._MOST_REFERENCE_BYTES", 1_000)
+    assert "rows of vLLM are not compared with eager fp32" in reference_problem(spec)
+    assert reference_problem(writing(folder)) == ""
 
 
 def test_models_that_do_not_continue_a_text_are_refused(tmp_path: Path):

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from support import HANG_S
-from support.models.language_models import CHAT, make_writer, prepared, writing
+from support.models.language_models import CHAT, choosing, make_writer, prepared, writing
 from support.runs.cli import environment
 
 from pipeline.core.figures import Counters, SliceFigures
@@ -127,3 +127,25 @@ def test_a_vllm_that_has_failed_ends_its_process(tmp_path: Path):
     assert done.returncode == 1, done.stderr
     assert "vLLM has failed" in done.stderr
     assert "it went on" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"prior_corrected": True}, {"choices": tuple(f"number {n}" for n in range(150))}],
+    ids=["plain", "prior", "many answers"],
+)
+def test_scores_of_choices_are_those_of_engine_torch(model: dict[str, Any], tmp_path: Path):
+    folder = make_writer(tmp_path / "m", head_dim=32)
+    counters: Counters = {}
+    texts = [*TEXTS, "a film " * 300]  # cut to its end, as without vLLM
+    own = predicted(choosing(folder, top_k=200, **model), texts)
+    other = predicted(choosing(folder, engine="vllm", top_k=200, **model), texts, counters,
+                      limits=SAME)  # fmt: skip
+    for a, b in zip(own, other, strict=True):
+        scores = [{entry["label"]: entry["score"] for entry in row["top_k"]} for row in (a, b)]
+        assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+        names = ("row_id", "num_tokens", "truncated", "error")
+        assert [a[name] for name in names] == [b[name] for name in names]
+    check = SliceFigures.from_json(counters).reference_check
+    assert check is not None
+    assert check.num_rows == check.num_agreed == 16

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import toy_package
 import toy_vllm
+import yaml
 from support.models.language_models import CHAT, make_writer
 from support.runs.checkout import PYTHONPATH
-from support.runs.cli import Result, pipeline, write_job
+from support.runs.cli import Result, pipeline
 from support.runs.published_rows import read_part, read_predictions
 from tokenizers import Tokenizer
 
@@ -35,10 +35,8 @@ class Case:
     """A job over 32 texts, one of them too long and one that tries to speak as the system."""
 
     def __init__(self, tmp_path: Path) -> None:
-        self.folder, self.out = (
-            make_writer(tmp_path / "m", head_dim=32, chat=CHAT),
-            tmp_path / "out",
-        )
+        self.out = tmp_path / "out"
+        self.folder = make_writer(tmp_path / "m", head_dim=32, chat=CHAT)
         (tmp_path / "in").mkdir()
         self.texts = [*TEXTS, "a film " * 300, HOSTILE]
         lines = [json.dumps({"id": f"{n:02}", "text": t}) for n, t in enumerate(self.texts)]
@@ -49,13 +47,18 @@ class Case:
 
     def run(self, command: str = "run", out: Path | None = None, **env: str) -> Result:
         message = {"role": "user", "content": "Is it good? {text}"}
-        model = {"path": str(self.folder), "task": "generate", "engine": "vllm",
-                 "messages": [message], "generate": {"max_new_tokens": 8}}  # fmt: skip
-        sections: dict[str, Any] = {"run": {"slice_rows": 8}, "resources": {"max_actors": 1},
-                                    "gates": {"max_error_pct": 50}}  # fmt: skip
-        job = write_job(self._path, self.source, str(out or self.out), model=model, **sections)
+        job = {
+            "source": self.source,
+            "model": {"path": str(self.folder), "task": "generate", "engine": "vllm",
+                      "messages": [message], "generate": {"max_new_tokens": 8}},
+            "sink": {"uri": str(out or self.out), "partition": "date=${date}"},
+            "run": {"slice_rows": 8},
+            "resources": {"max_actors": 1},
+            "gates": {"max_error_pct": 50},
+        }  # fmt: skip
+        self._path.write_text(yaml.safe_dump(job))
         env["PYTHONPATH"] = os.pathsep.join([str(self._site), PYTHONPATH])
-        return pipeline(command, job, "--date", DATE, "--json", env=env)
+        return pipeline(command, str(self._path), "--date", DATE, "--json", env=env)
 
     def texts_of(self, out: Path | None = None) -> dict[str, str]:
         rows = read_predictions(str(out or self.out), PARTITION).to_pylist()
@@ -85,8 +88,8 @@ def test_a_run_that_is_killed_anywhere_goes_on_and_ends_as_an_undisturbed_one(
 ):
     undisturbed = case.run(out=tmp_path / "other")
     assert undisturbed.code == 0, undisturbed.stderr
-    check = undisturbed.json["reference_check"]
-    assert check["num_agreed"] == check["num_rows"] > 0
+    [check] = [g for g in undisturbed.json["gates"] if g["name"] == "min_agreement_pct"]
+    assert (check["status"], check["value"]) == ("pass", 100.0), check
     for point in KILLED:
         case.run(PIPELINE_FAILPOINT=point)
     done = case.run()
