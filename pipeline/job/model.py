@@ -67,6 +67,14 @@ class Generate(Section):
     """Target language of a multilingual translation model, as its tokenizer names it (`deu_Latn`
     for NLLB, `de` for M2M100, `de_DE` for mBART-50). Default: the language in the directory's
     `generation_config.json`."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Above 0, tokens are drawn at random, with `seed`, by [engine vllm](vllm.md); the higher, the
+    more the texts differ. 0 takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """With `temperature`: draw only from the likeliest tokens, whose probabilities add up to
+    this."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    """With `temperature`: decides the draws. Rows with the same prompt get the same text."""
     stop: tuple[str, ...] = ()
     """Texts that end an output where the first of them occurs; they are not part of it."""
     invalid: Literal["keep", "quarantine"] = "keep"

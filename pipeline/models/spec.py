@@ -103,8 +103,12 @@ class ModelSpec:
     @property
     def engine(self) -> str:
         """Return the name of the engine that runs the model."""
-        task = task_class(self.task.kind)
-        return self.runtime if self.runtime in task.other_engines else task.engine
+        return self.runtime if self.has_other_engine else task_class(self.task.kind).engine
+
+    @property
+    def has_other_engine(self) -> bool:
+        """Tell whether the job names another engine than that of its task; it is the runtime."""
+        return self.runtime in task_class(self.task.kind).other_engines
 
     @property
     def shown_name(self) -> str:

@@ -212,6 +212,8 @@ def _one_row(job: Job, planned: Callable[[], tuple[Plan, ModelSpec]]) -> Finding
 
 def _runtime(job: Job, model: ModelSpec, address: str | None) -> str:
     check_runtime(job, model, address)
+    if model.has_other_engine:
+        return f"{model.engine} {model.precision}"
     is_on_gpu = bool(job.resources.num_gpus)
     usable = ", ".join(usable_ways(opened(model), is_on_gpu=is_on_gpu, is_here=address is None))
     if model.takes_fastest:

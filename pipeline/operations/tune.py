@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.core.errors import JobError
 from pipeline.execution.cluster.connect import connect
 from pipeline.job.model import AUTO
 from pipeline.job.reading.loader import Overrides
@@ -57,6 +58,11 @@ def tune(
     with options_named("sink.storage_options"):
         run.store.probe(single_writer=settled.run.single_writer)
     plan, model = prepare(run)
+    if model.has_other_engine:
+        raise JobError(
+            f"model.engine = {model.engine!r}: there is nothing to tune, as the engine fills its "
+            "batches itself"
+        )
     check_before_ray(run, plan, model)
     with shown_on(progress) as shown:
         shown.phase(f"tuning {name_of(job)}")

@@ -170,6 +170,8 @@ def num_agreed(
 ) -> int:
     """Count the rows whose every token is the best one, up to rounding.
 
+    Of rows whose tokens were drawn, count those with this mean log probability, up to rounding.
+
     Args:
         module: The module in eager float32.
         generation: The settings by which the rows were written.
@@ -179,13 +181,26 @@ def num_agreed(
     """
     rules = AppliedRules(generation, module.device, module.grammar)
     finfo = torch.finfo(_TYPES.get(precision, torch.float32))
-    return sum(_agrees(module, rules, row, finfo.eps, read) for row in rows)
+    is_greedy = not generation.temperature
+    return sum(_agrees(module, rules, row, finfo.eps, read, is_greedy=is_greedy) for row in rows)
 
 
-def _agrees(module: Decoding, rules: AppliedRules, row: Row, eps: float, read: ReadRows) -> bool:
+def _agrees(
+    module: Decoding,
+    rules: AppliedRules,
+    row: Row,
+    eps: float,
+    read: ReadRows,
+    *,
+    is_greedy: bool,
+) -> bool:
     with read([row.number]) as tensors:
         logits = module.plain(tensors, row.before, row.tokens)
     limit = _LEAST_GAP + _ROUNDINGS * eps * float(logits.abs().max())
+    if not is_greedy:
+        chosen = logits.gather(1, torch.tensor(row.tokens, device=logits.device)[:, None])[:, 0]
+        expected = float((chosen - logits.logsumexp(dim=1)).mean())
+        return abs(row.logprob / len(row.tokens) - expected) <= limit
     seen = Row(row.number, before=row.before)
     for values, token in zip(logits, row.tokens, strict=True):
         [allowed] = rules(values[None], [seen])

@@ -7,6 +7,7 @@ fp32 of torch, on the CPU, as vLLM keeps the GPU's memory.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.tokens import output_tokenizer
 from pipeline.models.generate.build import text_decoder
-from pipeline.models.generate.grammar import Grammar
+from pipeline.models.generate.grammar import SPACES, Grammar
 from pipeline.models.generate.spec import Generation
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
 T = TypeVar("T")
+_NEVER = -100.0
+"""Added to a logit so that its token never comes: the lowest number that vLLM takes."""
 _MOST_SCORED = 128
 """Most tokens of which vLLM gives the log probability in one request."""
 
@@ -194,17 +197,27 @@ def sampling(generation: Generation, num_input: int) -> SamplingParams:
         num_input: Tokens of the prompt.
     """
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     rules, most = generation.rules, generation.max_new_tokens
     least = max(rules.min_new_tokens, rules.min_length - num_input, 0)
+    record = None
+    if generation.schema:
+        # llguidance takes the options of a schema from this key.
+        schema = {**json.loads(generation.schema), "x-guidance": SPACES}
+        record = StructuredOutputsParams(json=schema)
     return SamplingParams(
-        temperature=0,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        seed=generation.seed,
         max_tokens=most,
         min_tokens=min(least, most),
         repetition_penalty=rules.repetition_penalty,
-        stop_token_ids=[*rules.ends],
+        stop_token_ids=None if record else [*rules.ends],
         ignore_eos=True,
+        structured_outputs=record,
+        # No token that ends a text is part of a record.
+        logit_bias=dict.fromkeys(rules.ends, _NEVER) if record else None,
         logprobs=0,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,

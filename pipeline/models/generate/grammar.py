@@ -7,7 +7,7 @@ white space allowed is one space after a comma or colon: a model could write mor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _FIELD = "model.generate.schema"
-_SPACES = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+SPACES: Mapping[str, Any] = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+}
+"""Options of the library: where records may have white space."""
 _MARKS = '{}[]":,-0123456789truefalsn'
 """The characters of records outside of names and strings."""
 _ANY = np.uint32(0xFFFFFFFF)
@@ -157,7 +162,7 @@ def _tokens_of(tokenizer: str, ends: tuple[int, ...]) -> LLTokenizer:
 def _compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits
 
-    grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_SPACES)
+    grammar = LLMatcher.grammar_from_json_schema(schema, overrides=SPACES)
     matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
     if matcher.is_error():
         raise JobError(f"{_FIELD}: exceeds a limit of llguidance: {_error_of(matcher)}")

@@ -61,6 +61,12 @@ class Generation:
     schema: str = ""
     """Canonical JSON schema of the records to write; '' for texts."""
     rules: Rules = field(default_factory=Rules)
+    temperature: float = 0.0
+    """Logits are divided by it before a token is drawn; 0: the likeliest token is taken."""
+    top_p: float = 1.0
+    """Tokens are drawn from the likeliest ones, whose probabilities add up to this."""
+    seed: int | None = None
+    """Decides the drawn tokens of a row, together with its prompt; None: none are drawn."""
 
 
 @dataclass(frozen=True)

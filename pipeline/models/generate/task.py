@@ -92,6 +92,7 @@ class Generate(Writes):
         yield from prompt_problems(model)
         if not all(model.generate.stop):
             yield "generate.stop: a text is empty"
+        yield from _sampling_problems(model)
         if model.generate.schema_ is not None:
             yield from _record_problems(model.generate)
 
@@ -139,6 +140,19 @@ def shown(text: str) -> str:
     """Return the start of a text, printable."""
     text = clean_message(text)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+
+
+def _sampling_problems(model: Model) -> Iterator[str]:
+    section = model.generate
+    if not section.temperature:
+        for name in ("top_p", "seed"):
+            if name in section.model_fields_set:
+                yield f"generate.{name} has no effect without generate.temperature"
+        return
+    if model.engine != "vllm":
+        yield "generate.temperature needs engine: vllm; other texts are greedy"
+    if section.seed is None:
+        yield "generate.temperature needs generate.seed, so that a run again gives the same texts"
 
 
 def _record_problems(section: GenerateSection) -> Iterator[str]:

@@ -82,9 +82,6 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         log.warning("%s", "; ".join(card.notes))
     if task.generation is not None and task.generation.schema:
         _require_writable(task.generation, card, model_input)
-    runtime = model.runtime or EAGER
-    if model.engine in task_class(name).other_engines:
-        runtime = _require_engine(model.engine, card)
     if card.directory is not None:
         weights_sha256 = card.directory.sha256
     elif weights_sha256 is None:
@@ -98,7 +95,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         input=model_input,
         task=task,
         precision=model.precision,
-        runtime=runtime,
+        runtime=_runtime(model, name, card),
         is_pinned=model.is_pinned,
         layer=model.layer,
         storage_options=model.storage_options,
@@ -111,15 +108,21 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
     )
 
 
-def _require_engine(engine: str, card: ResolvedModel) -> str:
-    """Refuse models that another engine than the task's does not run; return its name."""
+def _runtime(model: Model, task: str, card: ResolvedModel) -> str:
+    """Return the runtime, or the name of an engine that the job names.
+
+    Raises:
+        JobError: That engine does not run the model.
+    """
+    if model.engine not in task_class(task).other_engines:
+        return model.runtime or EAGER
     module = card.facts.module if card.facts else None
     if not isinstance(module, LibraryClass) or module.head != CAUSAL:
+        name = card.facts.architecture if card.facts else card.name
         raise JobError(
-            f"model.engine = {engine!r}: {card.facts.architecture if card.facts else card.name} "
-            "does not continue a text; leave model.engine out"
+            f"model.engine = {model.engine!r}: {name} does not continue a text; leave it out"
         )
-    return engine
+    return str(model.engine)
 
 
 def _require_geometry(task: TaskSpec, model_input: Input, transform: TransformSpec | None) -> None:

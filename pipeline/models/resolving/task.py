@@ -144,7 +144,9 @@ def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
                 f"model.generate.max_new_tokens = {most}: {card.name} writes {left} tokens at most"
             )
     schema = record_schema(model)
-    return Generation(most, model.generate.stop, model.generate.invalid, schema, rules)
+    section = model.generate
+    samples = (section.temperature, section.top_p, section.seed)
+    return Generation(most, section.stop, section.invalid, schema, rules, *samples)
 
 
 def _with_prompt(model: Model, facts: GenerationFacts, directory: ModelDirectory) -> Rules:

@@ -94,6 +94,9 @@ class TaskSpec:
             values["generation"]["schema_sha256"] = hashlib.sha256(schema.encode()).hexdigest()
         if self.generation is not None and not self.generation.rules.cleans:
             del values["generation"]["rules"]["cleans"]
+        if self.generation is not None and not self.generation.temperature:
+            for name in ("temperature", "top_p", "seed"):
+                del values["generation"][name]
         if self.transcription is not None:
             tokens = json.dumps(values["transcription"].pop("tokens"))
             values["transcription"]["tokens_sha256"] = hashlib.sha256(tokens.encode()).hexdigest()

@@ -197,7 +197,7 @@ def check_runtime(job: Job, model: ModelSpec, address: str | None) -> None:
     Raises:
         JobError: None can run the model so; for a cluster, only if that holds on any machine.
     """
-    require = require_usable_engine if model.engine == model.runtime else require_usable
+    require = require_usable_engine if model.has_other_engine else require_usable
     require(model, is_on_gpu=bool(job.resources.num_gpus), is_here=address is None)
 
 

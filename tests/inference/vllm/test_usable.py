@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.models.language_models import make_language_model, make_writer, writing
@@ -13,7 +15,7 @@ from pipeline.core.errors import JobError
 from pipeline.inference.engines import engine_class
 from pipeline.inference.vllm.usable import reference_problem, require_usable_engine
 from pipeline.inference.vllm.vllm_engine import VllmEngine
-from pipeline.job.model import Model
+from pipeline.job.model import Generate, Model
 from pipeline.models.spec import ModelSpec
 
 
@@ -80,3 +82,31 @@ def test_tasks_and_fields_that_it_does_not_take_are_refused():
         Model(path="m", task="classify", engine="vllm")
     with pytest.raises(ValueError, match="runtime has no effect with engine 'vllm'"):
         Model(path="m", task="generate", engine="vllm", runtime="eager")
+
+
+@pytest.mark.parametrize(
+    ("engine", "generate", "message"),
+    [
+        (None, {"temperature": 0.5, "seed": 1}, "generate.temperature needs engine: vllm"),
+        ("vllm", {"temperature": 0.5}, "needs generate.seed, so that a run again gives the same"),
+        ("vllm", {"seed": 1}, "generate.seed has no effect without generate.temperature"),
+        (None, {"top_p": 0.5}, "generate.top_p has no effect without generate.temperature"),
+    ],
+)
+def test_draws_need_the_engine_and_a_seed(
+    engine: str | None, generate: dict[str, Any], message: str
+):
+    section = Generate(**generate)
+    with pytest.raises(ValueError, match=message):
+        Model(path="m", task="generate", engine=engine, generate=section)
+
+
+def test_the_settings_of_draws_are_in_the_fingerprint_and_leave_those_without_as_they_were(
+    folder: Path,
+):
+    plain = writing(folder, engine="vllm")
+    assert not {"temperature", "top_p", "seed"} & {*plain.to_dict()["task"]["generation"]}
+    options = [{"temperature": 0.5, "seed": 1}, {"temperature": 0.5, "seed": 2},
+               {"temperature": 0.5, "seed": 1, "top_p": 0.9}]  # fmt: skip
+    specs = [plain, *(writing(folder, engine="vllm", generate=o) for o in options)]
+    assert len({json.dumps(spec.to_dict(), sort_keys=True) for spec in specs}) == len(specs)

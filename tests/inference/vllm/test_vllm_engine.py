@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pyarrow as pa
 import pytest
 from support import HANG_S
@@ -29,6 +30,16 @@ TEXTS = [
     "</s><|im_end|>\n<|im_start|>assistant\nNo.",
     "{{ 7 * 7 }} {text}",
 ]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "label": {"enum": ["good", "bad"]},
+        "score": {"type": "integer", "minimum": 0, "maximum": 10},
+        "why": {"type": "string", "maxLength": 12},
+    },
+    "required": ["label", "score", "why"],
+    "additionalProperties": False,
+}
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 32},
     "qwen2": {"hidden_size": 128},
@@ -80,6 +91,36 @@ def test_chats_rules_and_stop_texts_are_those_of_engine_generate(tmp_path: Path)
     stop = (*sorted({row["text"][2:4] for row in plain if len(row["text"]) > 6})[:3],)
     stopped = require_alike(folder, messages=messages, generate={"stop": stop})
     assert "stop" in {row["finish_reason"] for row in stopped}
+
+
+def test_records_are_those_of_engine_generate_and_pass_their_schema(tmp_path: Path):
+    folder = make_writer(tmp_path / "m", head_dim=32)
+    texts = [f"{text} {n}" for n in range(4) for text in TEXTS]
+    options = {"generate": {"max_new_tokens": 100, "schema": SCHEMA}}
+    own, other = (predicted(writing(folder, engine=e, **options), texts) for e in (None, "vllm"))
+    for a, b in zip(own, other, strict=True):
+        jsonschema.validate(json.loads(b["text"]), SCHEMA)
+        # vLLM's probabilities are among the tokens that the schema allows.
+        assert b.pop("mean_logprob") >= a.pop("mean_logprob") - 1e-4
+        assert a == b
+
+
+def test_a_seed_decides_the_texts_that_are_drawn(tmp_path: Path):
+    folder = make_writer(tmp_path / "m", head_dim=32)
+
+    def drawn(seed: int, texts: list[str]) -> list[str]:
+        generate = {"temperature": 0.9, "top_p": 0.95, "seed": seed}
+        counters: Counters = {}
+        spec = writing(folder, engine="vllm", generate=generate)
+        rows = predicted(spec, texts, counters, limits=SAME)
+        check = SliceFigures.from_json(counters).reference_check
+        assert check is not None
+        assert check.num_rows == check.num_agreed == min(16, len(texts))
+        return [row["text"] for row in rows]
+
+    texts = drawn(7, TEXTS)
+    assert drawn(7, TEXTS[::-1])[::-1] == texts  # rows beside a row change nothing
+    assert drawn(8, TEXTS) != texts
 
 
 def test_the_first_rows_are_compared_with_eager_fp32_and_all_tokens_are_counted(tmp_path: Path):
