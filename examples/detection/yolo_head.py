@@ -1,4 +1,9 @@
-"""The output of a YOLOv8 head as boxes and scores: what `model.postprocess` of the job names."""
+"""The output of a YOLOv8 head as boxes and scores, for files without ultralytics' metadata.
+
+A job names it as `model.postprocess: yolo_head:decode`, with `labels`, `nms_iou` and the transform
+`{size_px: 320, resize: pad, pad_value: 114, interpolation: bilinear-plain, mean: [0, 0, 0],
+std: [1, 1, 1]}`.
+"""
 
 from __future__ import annotations
 

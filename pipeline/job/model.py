@@ -136,18 +136,18 @@ class Model(Section):
     """Task `embed`: scale each vector to length 1."""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Task `multilabel`: publish labels with at least this probability. Task `detect`: publish
-    detections with at least this score."""
+    detections with at least this score; 0.25 for a YOLO that ultralytics exported."""
     scores: Scores = None
     """Tasks `classify`, `multilabel`, `zero_shot`: what the outputs are, or the function that turns
     them into scores. `logits`: apply the usual function of the task and the model, softmax or
     sigmoid; `probabilities`: use them as scores; `softmax`, `sigmoid`: apply this function.
     Default: what the library or the `.onnx` file specifies, otherwise logits."""
     max_detections: PositiveInt = 100
-    """Task `detect`: most detections per image, the best first."""
+    """Task `detect`: most detections per image, the best first; 300 for a YOLO of ultralytics."""
     nms_iou: Annotated[float, Field(gt=0, le=1)] | None = None
     """Task `detect`: non-maximum suppression. Of boxes with the same label whose intersection over
     union exceeds this, only the best is kept. Default: none, for models that suppress boxes
-    themselves."""
+    themselves; 0.7 for a YOLO that ultralytics exported without suppression."""
     aggregation: Literal["none", "simple", "first", "average", "max"] = "simple"
     """Task `tokens`: how tokens become entities. `none`: each token is an entity; `simple`:
     adjacent tokens with the same label are joined; `first`, `average`, `max`: the same, with one

@@ -32,11 +32,12 @@ class Transform(Section):
     pad_value: int | tuple[int, ...] | None = None
     """`pad`, `none`: value of the padding, 0 to 255, for all channels or as a list with one per
     channel. Default: 0, black."""
-    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "lanczos"] | None = (
-        None
-    )
+    interpolation: (
+        Literal["nearest", "nearest-exact", "bilinear", "bilinear-plain", "bicubic", "lanczos"]
+        | None
+    ) = None
     """Resampling filter: torchvision's, with antialiasing; `lanczos` is Pillow's. `nearest-exact`
-    is what Pillow calls nearest."""
+    is what Pillow calls nearest; `bilinear-plain` has no antialiasing, as OpenCV's linear."""
     channels: Literal["rgb", "gray"] | None = None
     """Colour channels of the model input. Default: what the model specifies, otherwise `rgb`.
     `gray`: one channel, as in Pillow's mode `L`."""

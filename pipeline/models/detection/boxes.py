@@ -170,6 +170,28 @@ def candidates(outputs: Any, num_rows: int, num_labels: int, px: Px | None) -> C
     return _of_tensors(outputs, num_rows, num_labels)
 
 
+def split_head(output: Any, head: str, num_rows: int, num_labels: int) -> dict[str, torch.Tensor]:
+    """Split the only output of a detector of ultralytics into boxes and scores.
+
+    Args:
+        output: In pixels of the model input. `places`: (B, 4 + K, P), centre, width, height and a
+            score of each label; `rows`: (B, M, 6), corners, score and label.
+        head: `places` or `rows`.
+
+    Raises:
+        OutputError: It has another shape.
+    """
+    length, width = tuple(output.shape[1:]) if _is_tensor(output, 3) else (0, 0)
+    if head == "rows":
+        rows = require(output, (num_rows, length, _BOX + 2), "", "corners, score and label")
+        return {"boxes": rows[..., :_BOX], "scores": rows[..., _BOX], "labels": rows[..., -1]}
+    places = require(
+        output, (num_rows, _BOX + num_labels, width), "", "a box, and a score of each label"
+    )
+    places = places.transpose(1, 2)
+    return {"boxes": corners(places[..., :_BOX].float()), "scores": places[..., _BOX:]}
+
+
 def _of_rows(outputs: Sequence[Mapping[str, Any]], num_rows: int) -> Candidates:
     if len(outputs) != num_rows:
         raise OutputError(f"output has {len(outputs)} dicts for {num_rows} rows; {_SAYS}")

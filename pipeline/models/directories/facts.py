@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from pipeline.core.printable import clean_message
 from pipeline.models.generate.spec import Rules, Transcription
 from pipeline.models.outputs import OutputSpec
+from pipeline.models.tasks.base import Head
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import TensorColumn
@@ -184,6 +185,8 @@ class OnnxFile:
     """The only length of texts that it takes; None: any."""
     has_columns: bool
     """Whether each input is a column of a table."""
+    no_boxes: str = ""
+    """What the outputs are, if task `detect` cannot read them and that is known."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,8 @@ class DirectoryFacts:
     """`sigmoid` if scores of prompts are sigmoids; None: the default of the task."""
     ends_in: str | None = None
     """`softmax`, `sigmoid` or `probabilities` if the outputs are known probabilities."""
+    head: Head = ""
+    """How the output of a detector of ultralytics has boxes."""
     outputs: tuple[OutputSpec, ...] = ()
     """Outputs of a class with the head RAW."""
     notes: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from pipeline.core.user_code import (
     require_allowed,
     source_digest,
 )
-from pipeline.models.directories.facts import RAW, DirectoryFacts, ImageContract
+from pipeline.models.directories.facts import RAW, DirectoryFacts, ImageContract, OnnxFile
 from pipeline.models.directories.opening import library_digest, open_facts
 from pipeline.models.directories.snapshot import ModelDirectory
 from pipeline.models.outputs import in_words
@@ -124,10 +124,12 @@ def _refuse_grid(model: Model, facts: DirectoryFacts) -> None:
         JobError: The job neither declares the output nor reads boxes out of it.
     """
     if model.task == _OF_GRIDS[1] or (model.task is None and not model.outputs):
+        known = facts.module.no_boxes if isinstance(facts.module, OnnxFile) else ""
         raise JobError(
-            f"model.path: {facts.notes[1]}; it is no boxes as task 'detect' reads them: export the "
-            "model with outputs boxes and scores, or logits and pred_boxes, or name a "
-            "model.postprocess that makes them; or take task 'raw' with model.outputs"
+            f"model.path: {facts.notes[1]}; it {known or 'is no boxes as task detect reads them'}: "
+            "export the model with outputs boxes and scores, or logits and pred_boxes, or name a "
+            "model.postprocess that makes them (examples/detection/yolo_head.py); or take task "
+            "'raw' with model.outputs"
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
@@ -23,7 +23,7 @@ from pipeline.models.generate.spec import Generation, Rules
 from pipeline.models.outputs import TOKENS, OutputSpec
 from pipeline.models.resolving.named_model import ResolvedModel
 from pipeline.models.tasks import task_class
-from pipeline.models.tasks.base import TaskSpec
+from pipeline.models.tasks.base import Head, TaskSpec
 from pipeline.models.tasks.classify import PLACE
 from pipeline.models.tasks.scores import choose_scores
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from pipeline.job.model import Model, Output
 
 
+_OF_HEADS: Mapping[str, Mapping[str, Any]] = {
+    "places": {"min_score": 0.25, "max_detections": 300, "nms_iou": 0.7},
+    "rows": {"min_score": 0.25, "max_detections": 300},
+}
+"""What ultralytics takes unless it is told otherwise."""
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?|__[a-z]{2,3}__")
 """Tokens of languages: `deu_Latn`, `de_DE`, `__de__`."""
 _SHOWN_LANGUAGES = 4
@@ -54,8 +59,12 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
     """
     name, facts = task_name(model, card), card.facts
     task = task_class(name)
-    if facts is not None:
-        require_served(name, facts)
+    is_detector = facts is not None and require_served(name, facts) == "detect"
+    head: Head = facts.head if facts and is_detector and model.postprocess is None else ""
+    of_head = {
+        field: value for field, value in _OF_HEADS.get(head, {}).items()
+        if field not in model.model_fields_set
+    }  # fmt: skip
     with extension_errors(TASKS, name):
         labels = task.job_labels(model)
     if task.needs_labels:
@@ -93,7 +102,7 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
     if model.postprocess is not None:
         require_allowed("model.postprocess", model.postprocess, allow_import)
         code = source_digest("model.postprocess", model.postprocess)
-    return TaskSpec(
+    spec = TaskSpec(
         kind=name,
         labels=labels,
         top_k=min(model.top_k, len(labels)) if labels else 0,
@@ -115,9 +124,11 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
         postprocess_args=model.postprocess_args,
         max_detections=model.max_detections,
         nms_iou=model.nms_iou,
+        head=head,
         scores=choose_scores(model, card, task),
         transcription=facts.transcription if facts else None,
     )
+    return replace(spec, **of_head)
 
 
 def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:

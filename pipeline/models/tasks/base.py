@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, npt.NDArray[Any]]
 """The results of N rows after `Task.reduce`: name -> (N, ...)."""
+Head = Literal["", "places", "rows"]
+"""How one tensor has boxes: `places` (B, 4 + K, P): of each place a box and K scores; `rows`
+(B, M, 6): of each detection a box, score and label; '': in another form."""
 Mask = npt.NDArray[np.bool_]
 """bool (N,): rows of a slice that have a prediction."""
 
@@ -75,6 +78,8 @@ class TaskSpec:
     nms_iou: float | None = None
     """Task `detect`: of boxes of one label that overlap more than this the best is kept; None: all
     are."""
+    head: Head = ""
+    """Task `detect`: how the only output of the model has boxes."""
     scores: str = "logits"
     """Tasks that score labels: what the outputs are: see `tasks.scores`."""
     transcription: Transcription | None = None

@@ -72,14 +72,16 @@ class Detect(Task):
     def reduce_batch(
         self, outputs: Any, num_rows: int, batch: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        from pipeline.models.detection.boxes import best, candidates
+        from pipeline.models.detection.boxes import best, candidates, split_head
 
+        spec = self.spec
+        if spec.head:
+            outputs = split_head(outputs, spec.head, num_rows, len(spec.labels))
         if self.spec.postprocess is not None:
             outputs = self._step(outputs)
         # Images are channels last, (B, H, W, C).
         sizes = [tensor.shape[1:3] for tensor in batch.values() if tensor.ndim == 4]
         px = (int(sizes[0][0]), int(sizes[0][1])) if len(sizes) == 1 else None
-        spec = self.spec
         boxes, scores, label_ids = best(
             candidates(outputs, num_rows, len(spec.labels), px),
             spec.min_score,

@@ -19,6 +19,9 @@ from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO, TransformS
 if TYPE_CHECKING:
     import torch
 
+PLAIN = "-plain"
+"""Ends the names of filters without antialiasing, as OpenCV's are."""
+
 
 def resize_and_crop(
     image: torch.Tensor, spec: TransformSpec, max_px: int | None = None
@@ -109,9 +112,9 @@ def _resize(image: torch.Tensor, wanted: tuple[int, int], spec: TransformSpec) -
     resized = torch.nn.functional.interpolate(
         batch if is_native else batch.float(),
         size=wanted,
-        mode=str(spec.interpolation),
+        mode=str(spec.interpolation).removesuffix(PLAIN),
         align_corners=False,
-        antialias=True,
+        antialias=not str(spec.interpolation).endswith(PLAIN),
     )[0]
     return resized if is_native else to_bytes(resized)
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.core.failures import RowError
 
 RESIZES = ("shortest", "stretch", "pad", "none")
-INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "lanczos")
+INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bilinear-plain", "bicubic", "lanczos")
 CROP_STARTS = ("round", "floor")
 CHANNELS: Mapping[str, int] = {"rgb": 3, "gray": 1}
 """Name of the channels -> their number."""

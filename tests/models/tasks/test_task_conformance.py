@@ -125,6 +125,13 @@ def queries_of(drawn: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"pred_boxes": boxes, "logits": boxes}
 
 
+def rows_of(drawn: torch.Tensor) -> torch.Tensor:
+    """Return one detection of label 2 per row in one tensor; (B, 4)."""
+    boxes = torch.cat([drawn[:, :2], drawn[:, :2] + drawn[:, 2:].abs() + 1], dim=1)
+    scores = drawn[:, :1].abs()
+    return torch.cat([boxes, scores, torch.full_like(scores, 2)], dim=1)[:, None]
+
+
 def _detect(**settings: Any) -> TaskSpec:
     return TaskSpec("detect", min_score=0.1, max_detections=3, **settings)
 
@@ -170,6 +177,15 @@ OTHERS = {
     ),
     "detect, logits of labels": Case(
         _detect(labels=("a", "b", "c", "d"), nms_iou=0.5), DRAWN, IMAGES, queries_of
+    ),
+    "detect, places of one tensor": Case(
+        _detect(labels=("a", "b", "c", "d"), head="places", nms_iou=0.5),
+        DRAWN,
+        IMAGES,
+        lambda drawn: drawn.abs().repeat(1, 2)[..., None],
+    ),
+    "detect, rows of one tensor": Case(
+        _detect(labels=("a", "b", "c"), head="rows"), DRAWN, IMAGES, rows_of
     ),
     "detect, logits of nothing too": Case(
         _detect(labels=("a", "b", "c")), DRAWN, IMAGES, queries_of

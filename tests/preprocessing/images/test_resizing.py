@@ -18,7 +18,7 @@ from pipeline.preprocessing.images.geometry import geometry, placement
 from pipeline.preprocessing.images.resizing import resize_and_crop, to_bytes, to_gray
 from pipeline.preprocessing.images.transform import TransformSpec, Untransformable
 
-FILTERS = ("nearest", "nearest-exact", "bilinear", "bicubic")
+FILTERS = ("nearest", "nearest-exact", "bilinear", "bilinear-plain", "bicubic")
 SIZES_PX = [(275, 300), (401, 267), (61, 61), (33, 517), (90, 41), (3, 100), (5, 5)]
 """(height, width) of images."""
 MODEL_PX = [24, (32, 48), (61, 25)]
@@ -54,8 +54,8 @@ def by_torchvision(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
         target = [max(1, round(px * ratio)) for px in image.shape[1:]]
         assert {*size} & {*target}
     if spec.resize != "none":
-        mode = InterpolationMode(spec.interpolation)
-        image = v2.Resize(target, mode, antialias=True)(image)
+        name, plain, _ = str(spec.interpolation).partition("-plain")
+        image = v2.Resize(target, InterpolationMode(name), antialias=not plain)(image)
     crop, colour = v2.CenterCrop(size), torch.tensor(COLOUR, dtype=torch.uint8)[:, None, None]
     is_inside = crop(torch.ones(1, *image.shape[1:], dtype=torch.uint8)).bool()
     return torch.where(is_inside, crop(image), colour)

@@ -20,7 +20,7 @@ def make_spec(size_px: int = 24, resize_px: int = 27, interpolation: str = "bili
     [
         ({"resize_px": 23}, "resize_px is 23"),
         ({"size_px": 0}, "size_px is 0"),
-        ({"interpolation": "cubic"}, "bilinear, bicubic"),
+        ({"interpolation": "cubic"}, "bilinear-plain, bicubic"),
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
         ({"mean": (0.5,)}, "they must have 3 values each, one a channel, with channels 'rgb'"),
         ({"resize": "squash"}, "shortest, stretch, pad, none"),

@@ -269,3 +269,55 @@ def classifier(
         outputs.append(helper.make_value_info("output_probability", sequence_type))
     ends = [value("x", FLOAT, [None, NUM_FEATURES])], outputs
     return make_model(nodes, *ends, opsets=[("", OPSET), ("ai.onnx.ml", 1)])
+
+
+def yolo_model(
+    head: str,
+    *,
+    size_px: tuple[int, int] | tuple[str, str] = (64, 64),
+    batch: int | str = "batch",
+    **metadata: str,
+) -> onnx.ModelProto:
+    """Images -> boxes of three labels in one tensor, with the metadata of ultralytics' exporter.
+
+    Args:
+        head: `places`: (B, 7, N), centres, widths, heights and scores; `rows`: (B, N, 6), corners,
+            scores and labels.
+        metadata: What it says in place of the usual.
+    """
+    usual = {
+        **{"author": "Ultralytics", "task": "detect", "stride": "8", "imgsz": "[64, 64]"},
+        **{"names": "{0: 'person', 1: 'bus', 2: 'cat'}", "batch": "1", "end2end": "False"},
+    }
+    if head == "places":
+        scale, offset, shape = [64.0, 64, 40, 40, 1, 1, 1], [0.0] * 7, [batch, 7, "anchors"]
+    else:
+        scale, offset, shape = [32.0] * 4 + [1, 2.999], [0.0, 0, 32, 32, 0, 0], [batch, "n", 6]
+    count = len(scale)
+    column = [np.array(values, np.float32).reshape(1, -1, 1) for values in (scale, offset)]
+    is_label = np.arange(count).reshape(1, -1, 1) == (5 if head == "rows" else -1)
+    nodes = [
+        helper.make_node("Sub", ["images", "half"], ["x"]),
+        helper.make_node("Conv", ["x", "k"], ["c"], strides=[8, 8]),
+        helper.make_node("Sigmoid", ["c"], ["s"]),
+        helper.make_node("Reshape", ["s", "flat"], ["f"]),
+        helper.make_node("Mul", ["f", "scale"], ["m"]),
+        helper.make_node("Add", ["m", "offset"], ["a"]),
+        helper.make_node("Floor", ["a"], ["whole"]),
+        helper.make_node("Where", ["is_label", "whole", "a"], ["w"]),
+        helper.make_node(
+            "Transpose", ["w"], ["output0"], perm=[0, 2, 1] if head == "rows" else [0, 1, 2]
+        ),
+    ]
+    noise = np.random.default_rng(5).normal(size=(count, 3, 8, 8)).astype(np.float32)
+    constants = {
+        **{"half": np.array(0.5, np.float32), "k": 0.3 * noise, "flat": np.array([0, count, -1])},
+        **{"scale": column[0], "offset": column[1], "is_label": is_label},
+    }
+    return make_model(
+        nodes,
+        [value("images", FLOAT, [batch, 3, *size_px])],
+        [value("output0", FLOAT, shape)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        metadata={**usual, **metadata},
+    )

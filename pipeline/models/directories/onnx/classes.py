@@ -30,7 +30,7 @@ _PROBABILITIES = ("probabilities", "output_probability")
 _OPSET = 13
 """Version of `Cast`, if the graph has only operators of ai.onnx.ml."""
 
-_MAX_LABELS_CHARS = 1 << 20
+_MAX_CHARS = 1 << 20
 _LABEL_KEYS = ("labels", "names", "classes", "class_names", "id2label")
 """Where exporters leave class names in the file's metadata."""
 
@@ -112,9 +112,22 @@ def labels_in_metadata(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     """Return the class names in the metadata; None if there are none that can be read."""
     for key in _LABEL_KEYS:
         text = metadata.get(key, "")
-        if text and len(text) <= _MAX_LABELS_CHARS and (names := _names(text)):
+        if names := _names(text):
             return names
     return None
+
+
+def literal(text: str) -> Any:
+    """Read a value of the metadata, as JSON or as Python writes it; None if it is none."""
+    if len(text) > _MAX_CHARS:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            return ast.literal_eval(text)  # literals only: nothing is run
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return None
 
 
 def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -152,14 +165,7 @@ def _labels_of(node: onnx.NodeProto) -> tuple[str, ...] | None:
 
 def _names(text: str) -> tuple[str, ...]:
     """Read a list of names, or a dict of number -> name, as JSON or as Python writes it."""
-    values: Any = None
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            values = ast.literal_eval(text)  # literals only: nothing is run
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return ()
+    values = literal(text)
     if isinstance(values, dict):
         by_number = {str(key): name for key, name in values.items()}
         values = [by_number.get(str(number)) for number in range(len(by_number))]

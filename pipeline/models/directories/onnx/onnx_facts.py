@@ -35,6 +35,7 @@ from pipeline.models.directories.onnx.graph import (
     parse_onnx,
     refusal,
 )
+from pipeline.models.directories.onnx.ultralytics import Exported, read_metadata
 from pipeline.preprocessing.model_input import TEXT
 from pipeline.preprocessing.texts.text_settings import IDS, TENSORS
 
@@ -66,7 +67,8 @@ def read_onnx_facts(
 ) -> DirectoryFacts:
     """Read what a file says of its inputs, outputs and class names.
 
-    It has no transform: the job says it. A file of texts has the tokenizer beside it.
+    The job says the transform, unless the file is of ultralytics. A file of texts has the tokenizer
+    beside it.
 
     Args:
         folder: The copy that `choose_onnx` chose; None: nothing beside the file is read.
@@ -90,6 +92,9 @@ def read_onnx_facts(
     if isinstance(last, int) and last != len(names or ()):
         names = None
     labels = labels_in_metadata(metadata) or names
+    images = ImageContract(*(fixed(inputs[0].shape, layout.index(axis)) for axis in "CHW")
+                           if layout else ())  # fmt: skip
+    exported = read_metadata(metadata, labels, images, numbers) if layout else Exported()
     ends_in = activation_of(model, main.name)
     file = OnnxFile(
         inputs=tuple(inputs),
@@ -100,20 +105,23 @@ def read_onnx_facts(
         batch_size=_batch_size(path, inputs),
         max_tokens=fixed(inputs[0].shape, 1) if input_name == "text" else None,
         has_columns=input_name == "features" and not is_vector(inputs),
+        no_boxes=exported.no_boxes,
     )
-    images = ImageContract(*(fixed(inputs[0].shape, layout.index(axis)) for axis in "CHW")
-                           if layout else ())  # fmt: skip
     facts = DirectoryFacts(
         format_name="onnx",
         architecture=name_of(graph_name or "a graph").strip("'\""),
         input=input_name,
-        tasks=_tasks(input_name, main, set(file.output_names)),
+        tasks=(
+            ("detect", "raw") if exported.head else _tasks(input_name, main, set(file.output_names))
+        ),
         labels=labels,
         embedding_dim=last if isinstance(last, int) and len(main.shape or ()) > 1 else None,
         module=file,
+        transform=exported.transform,
         images=images,
+        head=exported.head,
         ends_in=ends_in,
-        notes=_notes(path, file, outputs, ends_in, labels),
+        notes=_notes(path, file, outputs, ends_in, labels, has_head=bool(exported.head)),
     )
     if input_name != "text" or folder is None:
         return facts
@@ -232,6 +240,8 @@ def _notes(
     outputs: Sequence[TensorFacts],
     ends_in: str | None,
     labels: tuple[str, ...] | None,
+    *,
+    has_head: bool,
 ) -> tuple[str, ...]:
     lines = [
         f"takes {listed(file.inputs)}",
@@ -244,6 +254,8 @@ def _notes(
         lines.append(f"its output is {how}")
     if labels is not None:
         lines.append(f"has {len(labels)} class names")
+    if has_head:
+        lines.append("letterbox, boxes and least score are those of ultralytics")
     lines += [f"{name_of(name)} is read without its ZipMap" for name in file.zipped]
     lines += [
         f"its output {name_of(output.name)} is {output.dtype}, and is not read"
