@@ -19,6 +19,7 @@ import machine  # noqa: F401  # says where what tests share lies
 import pyarrow as pa
 from support.models.language_models import prepared, writing
 
+from pipeline.core.schema import TOKEN_IDS
 from pipeline.inference.engines import open_engine
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.texts.text_settings import IDS
@@ -55,7 +56,7 @@ def written_by_library(spec: ModelSpec, rows: pa.Table, batch_size: int) -> Call
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    prompts = rows.column("token_ids").to_pylist()
+    prompts = rows.column(TOKEN_IDS).to_pylist()
     assert spec.task.generation is not None, "it writes"
     most = spec.task.generation.max_new_tokens
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
@@ -124,7 +125,7 @@ def main() -> None:
             print(
                 f"{turn + 1} {name}: {tokens / seconds:.1f} tokens/s, {seconds:.1f} s", flush=True
             )
-    prompts = rows.column("token_ids").to_pylist()
+    prompts = rows.column(TOKEN_IDS).to_pylist()
     for name in ("transformers", "vllm"):
         pairs = [*zip(prompts, texts["generate"], texts[name], strict=True)]
         differing = [pair for pair in pairs if pair[1] != pair[2]]
