@@ -118,7 +118,7 @@ _INPUTS: Mapping[str, _Held] = {
         TEXT,
         "text",
         text_probes,
-        ("classify", "multilabel", "regress", "score", "tokens", "embed", "zero_shot"),
+        ("classify", "multilabel", "regress", "score", "tokens", "embed", "sparse", "zero_shot"),
     ),
 }
 """Registered name of an input -> how its models are compared."""

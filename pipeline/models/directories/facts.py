@@ -20,6 +20,8 @@ TOWERS = "towers"
 """Head of a model with a tower for images and one for texts; a job uses one of them."""
 RAW = "raw"
 """Head of a class of which all outputs are read as they are."""
+SPARSE = "sparse"
+"""Head of a masked language model whose logits become weights of tokens, as SPLADE's do."""
 FLOATS = ("float32", "float16", "float64")
 Axis = int | str | None
 """Length of an axis of a tensor; the name of a dynamic one; None: dynamic without a name."""
@@ -125,8 +127,8 @@ class LibraryClass:
     built: str
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `CTC`, `RAW`, `TOWERS` or one of
-    `WRITERS`."""
+    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `CTC`, `RAW`, `SPARSE`, `TOWERS`
+    or one of `WRITERS`."""
     absent: tuple[str, ...] = ()
     """Tensors that no file has, and no prediction reads."""
 

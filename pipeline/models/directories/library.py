@@ -179,6 +179,11 @@ def encoder_of(cls: Any, config: Any) -> Any:
     return None
 
 
+def is_masked(cls: Any, config: Any) -> bool:
+    """Tell whether a class is a masked language model."""
+    return cls in _classes(_TRAINED[0], config)
+
+
 def base_of(config: Any) -> Any:
     """Return the library's encoder of a configuration; None if there is none."""
     return next(iter(_classes("", config)), None)

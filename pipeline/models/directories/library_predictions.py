@@ -29,8 +29,11 @@ from pipeline.core.schema import (
     START,
     TEXT,
     TEXT_PAIR,
+    TOKEN_ID,
     TOP_K,
     VALUE,
+    WEIGHT,
+    WEIGHTS,
 )
 from pipeline.models.directories import probes
 from pipeline.models.directories.facts import (
@@ -309,6 +312,8 @@ def _of_detector(path: Path, model: Any, task: TaskSpec) -> Predict:
 def _of_texts(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict | None:
     if task.kind == "score":
         return _scores(path)
+    if task.kind == "sparse":
+        return _weights(path)
     if task.kind == "embed":
         if facts.format_name == "sentence_transformers":
             return _encode(path)
@@ -379,6 +384,24 @@ def _scores(path: Path) -> Predict | None:
     model = CrossEncoder(str(path), device="cpu", local_files_only=True,
                          model_kwargs={"dtype": torch.float32})  # fmt: skip
     return lambda row: {SCORE: float(model.predict(tuple(row)))}
+
+
+def _weights(path: Path) -> Predict | None:
+    try:
+        from sentence_transformers import SparseEncoder
+    except ImportError:
+        return None
+    import torch
+
+    model = SparseEncoder(str(path), device="cpu", local_files_only=True,
+                          model_kwargs={"dtype": torch.float32})  # fmt: skip
+
+    def predict(row: Sequence[str]) -> Row:
+        vector = model.encode(row[0]).coalesce()
+        entries = zip(vector.indices()[0].tolist(), vector.values().tolist(), strict=True)
+        return {WEIGHTS: [{TOKEN_ID: number, WEIGHT: weight} for number, weight in entries]}
+
+    return predict
 
 
 def _encode(path: Path) -> Predict:

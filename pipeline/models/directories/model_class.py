@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import first_names
-from pipeline.models.directories.facts import CLIPS, RAW, DirectoryFacts, LibraryClass
+from pipeline.models.directories.facts import CLIPS, RAW, SPARSE, DirectoryFacts, LibraryClass
 from pipeline.models.directories.files import CONFIG, json_type_of, preview, read_object, read_value
 from pipeline.models.directories.library import (
     FACTORY_ADVICE,
@@ -31,6 +31,7 @@ from pipeline.models.directories.library import (
     config_of,
     encoder_of,
     head_of,
+    is_masked,
     leave_out,
     load,
     named_class,
@@ -139,25 +140,31 @@ class ModelClass:
         )
 
 
-def choose(folder: Path, *, is_raw: bool = False) -> ModelClass:
+def choose(folder: Path, at: str = "", *, head: str = "") -> ModelClass:
     """Choose the class that a config names, and check that the weights fit and that it runs.
 
     Args:
-        is_raw: All outputs of the class are read, whatever it is for.
+        at: Where config and weights lie: '' or a folder ending in `/`.
+        head: RAW or SPARSE: how outputs are read, whatever the class is for.
 
     Raises:
         JobError: The library has no such class, the weights do not fit, or rows would fail.
     """
-    values, headers = read_object(folder, CONFIG), read_headers(folder)
+    values, headers = read_object(folder, at + CONFIG), read_headers(folder / at)
     check_numbers(values, max(len(headers), MAX_LAYERS))
     config = config_of(values)
     named = named_class(_architecture(values, config), config)
-    head = RAW if is_raw else head_of(named, config)
+    if head == SPARSE and not is_masked(named, config):
+        raise JobError(
+            f"model.path: {at}{CONFIG}: task 'sparse' needs a masked language model, and "
+            f"{named.__name__} is none; task 'embed' gives a vector of it"
+        )
+    head = head or head_of(named, config)
     built = named if head != "none" else encoder_of(named, config)
     if built is None:
         built, head = named, RAW
     require_one_input(built, config, head)
-    return fitted(folder, ModelClass("", values, config, named, built, head), headers)
+    return fitted(folder, ModelClass(at, values, config, named, built, head), headers)
 
 
 def fitted(folder: Path, chosen: ModelClass, headers: Mapping[str, TensorHeader]) -> ModelClass:

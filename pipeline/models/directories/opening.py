@@ -20,6 +20,7 @@ from pipeline.core.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.facts import (
     RAW,
+    SPARSE,
     TOWERS,
     DirectoryFacts,
     LibraryClass,
@@ -45,7 +46,7 @@ from pipeline.process.confined import ConfinedError, confined
 if TYPE_CHECKING:
     import torch
 
-_VERSION = 37
+_VERSION = 38
 """Version of the facts that are kept; raise it if the same directory gives other facts."""
 KEPT_WITH = (
     *("transformers", "tokenizers", "sentence_transformers", "timm", "onnx", "onnxruntime"),
@@ -73,7 +74,7 @@ _IMPORTS = {
 """Format of a directory -> modules that take long to import; others are of transformers."""
 
 
-def read_facts(path: Path, wanted: str | None = None, *, is_raw: bool = False) -> DirectoryFacts:
+def read_facts(path: Path, wanted: str | None = None, *, head: str = "") -> DirectoryFacts:
     """Ask the library of a local model directory what it is, and check that its weights fit.
 
     It runs in a confined child process, unless a test calls it.
@@ -81,15 +82,15 @@ def read_facts(path: Path, wanted: str | None = None, *, is_raw: bool = False) -
     Args:
         path: A folder of `snapshot.open_directory`, or any local directory of the files of a model.
         wanted: The registered name of the job's input, which chooses a tower of CLIP and SigLIP.
-        is_raw: The task reads all outputs of a class as they are.
+        head: RAW or SPARSE if the task reads the outputs of a class in that way; '': by the class.
 
     Raises:
         JobError: The directory is refused; says why, and what would be right.
     """
     if path.is_dir():
         with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
-            return _read(make_view(path, Path(folder)), wanted, is_raw=is_raw)
-    return _read(path, wanted, is_raw=is_raw)
+            return _read(make_view(path, Path(folder)), wanted, head=head)
+    return _read(path, wanted, head=head)
 
 
 def warm_up() -> None:
@@ -109,15 +110,15 @@ def warm_up() -> None:
     TypeAdapter(DirectoryFacts)
 
 
-def facts_json(path: str, wanted: str, is_raw: bool) -> str:  # of the command
+def facts_json(path: str, wanted: str, head: str) -> str:  # of the command
     """Return `read_facts` as JSON, for the process that this one was confined by."""
     from pydantic import TypeAdapter
 
-    facts = read_facts(Path(path), wanted, is_raw=is_raw)
+    facts = read_facts(Path(path), wanted, head=head)
     return TypeAdapter(DirectoryFacts).dump_json(facts).decode()
 
 
-def _read(path: Path, wanted: str | None, *, is_raw: bool) -> DirectoryFacts:
+def _read(path: Path, wanted: str | None, *, head: str) -> DirectoryFacts:
     if (file := onnx_file_of(path)) is not None:
         from pipeline.models.directories.onnx.onnx_facts import read_onnx_facts
 
@@ -125,7 +126,7 @@ def _read(path: Path, wanted: str | None, *, is_raw: bool) -> DirectoryFacts:
         return read_onnx_facts(file.resolve(), path)
     if not path.is_dir():
         raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")
-    if (path / MODULES).is_file() and not is_raw:
+    if (path / MODULES).is_file() and head != RAW:
         from pipeline.models.directories.text.text_facts import sentence_transformers_facts
 
         return sentence_transformers_facts(path)
@@ -134,19 +135,23 @@ def _read(path: Path, wanted: str | None, *, is_raw: bool) -> DirectoryFacts:
         from pipeline.models.directories.image.timm_models import timm_facts
 
         return timm_facts(path, values)
-    return _of_transformers(path, wanted, is_raw=is_raw)
+    return _of_transformers(path, wanted, head=head)
 
 
-def _of_transformers(path: Path, wanted: str | None, *, is_raw: bool) -> DirectoryFacts:
+def _of_transformers(path: Path, wanted: str | None, *, head: str) -> DirectoryFacts:
     from pipeline.models.directories.image.image_facts import (
         caption_facts,
         image_facts,
         tower_facts,
     )
     from pipeline.models.directories.model_class import choose
-    from pipeline.models.directories.text.text_facts import encoder_facts, language_facts
+    from pipeline.models.directories.text.text_facts import (
+        encoder_facts,
+        language_facts,
+        sparse_facts,
+    )
 
-    chosen = choose(path, is_raw=is_raw)
+    chosen = choose(path, head=head)
     if chosen.head == RAW:
         from pipeline.models.directories.raw_facts import raw_facts
 
@@ -165,6 +170,8 @@ def _of_transformers(path: Path, wanted: str | None, *, is_raw: bool) -> Directo
         chosen = replace(chosen, head=SEQ2SEQ if chosen.config.is_encoder_decoder else CAUSAL)
     if chosen.head in (CAUSAL, SEQ2SEQ, SPEECH):
         return language_facts(path, chosen)
+    if chosen.head == SPARSE:
+        return sparse_facts(path, chosen)
     return encoder_facts(path, chosen) if chosen.takes_text else image_facts(path, chosen)
 
 
@@ -187,14 +194,14 @@ def open_facts(
         InfraError: It cannot be copied.
     """
     directory, path = open_directory(uri, storage_options)
-    facts = _known_facts(directory, path, input_name, is_raw=task == RAW)
+    facts = _known_facts(directory, path, input_name, head=task if task in (RAW, SPARSE) else "")
     if pooling is not None:
         _check_pooling(facts, pooling)
     return directory, facts
 
 
 def _known_facts(
-    directory: ModelDirectory, path: Path, wanted: str, *, is_raw: bool
+    directory: ModelDirectory, path: Path, wanted: str, *, head: str
 ) -> DirectoryFacts:
     """Return the facts of a copy: those that are kept, otherwise as `read_facts`, and keep them."""
     from pydantic import TypeAdapter  # actors need none
@@ -207,7 +214,7 @@ def _known_facts(
             # Opening an .onnx file loads its weights.
             limits = {**LIMITS, "memory_bytes": LIMITS["memory_bytes"] + 2 * local_bytes(directory)}
             answer = confined(
-                _READ, str(path), wanted, is_raw, reads=[path], imports=imports, **limits
+                _READ, str(path), wanted, head, reads=[path], imports=imports, **limits
             )
         except ConfinedError as error:
             raise JobError(
@@ -215,7 +222,7 @@ def _known_facts(
             ) from None
         (folder / _FILE).write_text(answer)
 
-    key = key_of(["directory facts", _VERSION, directory.sha256, wanted, is_raw], KEPT_WITH)
+    key = key_of(["directory facts", _VERSION, directory.sha256, wanted, head], KEPT_WITH)
     return kept.validate_json((cached_folder(key, write) / _FILE).read_bytes())
 
 
@@ -371,7 +378,7 @@ def _class_module(
         ImageModule,
         RawModule,
     )
-    from pipeline.models.directories.text.pooling import Logits, Pooled, TextModule
+    from pipeline.models.directories.text.pooling import Logits, Pooled, Splade, TextModule
 
     model = _library_module(path, named)
     if named.head == RAW:
@@ -384,6 +391,8 @@ def _class_module(
         return model
     if facts.text is None:
         return ImageModule(model, facts.pooling.modes[0] if facts.pooling else "logits")
+    if named.head == SPARSE:
+        return TextModule(model, Splade())
     return TextModule(model, Pooled(path, facts.pooling) if facts.pooling else Logits())
 
 

@@ -17,6 +17,7 @@ REGISTRY = {
     "classify": "pipeline.models.tasks.classify:Classify",
     "multilabel": "pipeline.models.tasks.multilabel:Multilabel",
     "embed": "pipeline.models.tasks.embed:Embed",
+    "sparse": "pipeline.models.tasks.sparse:Sparse",
     "regress": "pipeline.models.tasks.regress:Regress",
     "score": "pipeline.models.tasks.regress:Score",
     "detect": "pipeline.models.tasks.detect:Detect",

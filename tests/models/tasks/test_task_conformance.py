@@ -93,6 +93,7 @@ CASES = {
     "classify": Case(TaskSpec("classify", labels=("a", "b", "c", "d"), top_k=2), DRAWN),
     "multilabel": Case(TaskSpec("multilabel", labels=("a", "b", "c", "d")), DRAWN - 0.3),
     "embed": Case(TaskSpec("embed", embedding_dim=4), DRAWN),
+    "sparse": Case(TaskSpec("sparse"), DRAWN),
     "regress": Case(TaskSpec("regress", targets=("w", "x", "y", "z")), DRAWN),
     "tokens": Case(TaskSpec("tokens", labels=("X", "Y")), DRAWN.reshape(3, 2, 2), TEXTS),
     "zero_shot": Case(

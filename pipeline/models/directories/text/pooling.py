@@ -48,6 +48,15 @@ class Logits(nn.Module):
         return outputs.logits  # type: ignore[no-any-return]
 
 
+class Splade(nn.Module):
+    """A weight of each token of the vocabulary, (B, V): log(1 + relu) of its largest logit."""
+
+    def forward(self, outputs: Any, attention_mask: torch.Tensor) -> torch.Tensor:
+        # The function grows with the logit, so that the largest comes first: (B, V), not (B, L, V).
+        logits = outputs.logits.masked_fill(attention_mask[:, :, None] == 0, 0.0)
+        return torch.log1p(torch.relu(logits.amax(dim=1)))
+
+
 class Pooled(nn.Module):
     """One vector (B, D) per text, of the vectors of its tokens."""
 

@@ -43,6 +43,8 @@ from pipeline.models.directories.tensors import read_headers
 from pipeline.models.directories.text.tokens import LibraryTokens, library_errors, text_facts
 from pipeline.preprocessing.texts.text_settings import IDS, Prompt
 
+SPLADE = "SpladePooling"
+"""The module that makes sparse vectors of logits."""
 _PACKAGE = "sentence-transformers"
 _OLDEST = "6.0"
 """Releases before it run code of a directory."""
@@ -77,7 +79,9 @@ def _module(entry: Mapping[str, Any]) -> tuple[str, str]:
         )
     if not isinstance(path, str) or _leaves(path):
         raise JobError(f"model.path: {MODULES}: path {preview(path)} is no folder of the directory")
-    return name.rpartition(".")[2], f"{path.rstrip('/')}/" if path.strip("./") else ""
+    cls = name.rpartition(".")[2]
+    cls = "Transformer" if cls == "MLMTransformer" else cls  # as older releases call it
+    return cls, f"{path.rstrip('/')}/" if path.strip("./") else ""
 
 
 def _leaves(path: str) -> bool:

@@ -7,17 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.facts import MODES, DirectoryFacts, Pooling, TextFacts
-from pipeline.models.directories.files import CONFIG, MODULES, PROMPTS, preview
+from pipeline.models.directories.facts import MODES, SPARSE, DirectoryFacts, Pooling, TextFacts
+from pipeline.models.directories.files import (
+    CONFIG,
+    LENGTHS,
+    MODULES,
+    PROMPTS,
+    preview,
+    read_json,
+    read_object,
+    read_value,
+)
+from pipeline.models.directories.library import FACTORY_ADVICE
 from pipeline.models.directories.model_class import (
     ModelClass,
+    choose,
     labels_of,
     score_activation,
     tasks_of,
     width_of,
 )
 from pipeline.models.directories.text.generation_config import generation_facts
-from pipeline.models.directories.text.sentence_transformers import Opened
+from pipeline.models.directories.text.sentence_transformers import SPLADE, Opened, parse_modules
 from pipeline.models.directories.text.tokens import library_tokens, text_facts
 from pipeline.models.generate.cached_model import can_share
 from pipeline.models.generate.spec import CAUSAL, SEQ2SEQ
@@ -25,6 +36,7 @@ from pipeline.models.generate.spec import CAUSAL, SEQ2SEQ
 if TYPE_CHECKING:
     import torch
 
+_MAXIMUM = {"pooling_strategy": "max", "activation_function": "relu"}.items()
 _ALONE = "rows cannot share the states of its layers: they run one by one"
 
 
@@ -34,6 +46,8 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
+    if SPLADE in (name for name, _ in parse_modules(read_json(folder, MODULES))):
+        return sparse_facts(folder)
     opened = Opened(folder)
     chosen = opened.chosen
     text = opened.text(folder)
@@ -50,6 +64,43 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
         notes=(
             f"{opened.at}{CONFIG}: {chosen.named.__name__}, encoder of texts",
             pooling_note(pooling, opened.embedding_dim),
+            *text_notes(text),
+        ),
+    )
+
+
+def sparse_facts(folder: Path, chosen: ModelClass | None = None) -> DirectoryFacts:
+    """Read the facts of a masked language model whose logits become sparse vectors.
+
+    Args:
+        chosen: The class of a directory of transformers; None: it has a `modules.json`.
+
+    Raises:
+        JobError: The directory is refused.
+    """
+    modules = [] if chosen else parse_modules(read_json(folder, MODULES))
+    at = modules[0][1] if modules else ""
+    if modules:
+        settings = read_object(folder, modules[1][1] + CONFIG) if len(modules) == 2 else {}
+        if [name for name, _ in modules[1:]] != [SPLADE] or not settings.items() >= _MAXIMUM:
+            raise JobError(
+                f"model.path: {MODULES}: {SPLADE} must be the only module behind Transformer, with "
+                f"pooling_strategy max and activation_function relu; {FACTORY_ADVICE}"
+            )
+    chosen = chosen or choose(folder, at, head=SPARSE)
+    text = text_of(folder, at, chosen.module)
+    for name in LENGTHS if modules else ():
+        given = read_value(
+            read_object(folder, at + name, optional=True), "max_seq_length", name, int
+        )
+        text = replace(text, max_tokens=min(text.max_tokens, given or text.max_tokens))
+    return chosen.directory(
+        "text",
+        (SPARSE,),
+        format_name="sentence_transformers" if modules else "transformers",
+        text=text,
+        notes=(
+            f"{at}{CONFIG}: {chosen.named.__name__}, weights of tokens as SPLADE's",
             *text_notes(text),
         ),
     )
@@ -72,7 +123,7 @@ def encoder_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     ]
     if chosen.named is not chosen.built:
         name = chosen.named.__name__
-        notes.append(f"{CONFIG}: the head of {name} is not used: no sparse vectors (SPLADE)")
+        notes.append(f"{CONFIG}: the head of {name} is not used; task sparse uses it (SPLADE)")
     return chosen.directory(
         "text",
         ("embed", "zero_shot"),
