@@ -39,6 +39,8 @@ _FAILURE_FIELDS = [
 # through.
 IS_COMPUTED, SOURCE, EXACT = "_is_computed", "_source", "_exact_image"
 TEXT, TEXT_PAIR = "_text", "_text_pair"
+TEXT_OF = "_text_of_"
+"""How columns in transit begin whose texts a prompt names; then comes the name of the column."""
 AUDIO = "_audio"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
 OFFSETS, WORD_IDS = "_offsets", "_word_ids"
@@ -190,9 +192,13 @@ def is_feature(column: str) -> bool:
     return column == FEATURES or column.startswith(TEXT_FEATURE)
 
 
-def text_fields(*, has_pair: bool) -> pa.Schema:
-    """Return what sources of texts yield: valid UTF-8, null if `error` is set; twice for pairs."""
-    names = (TEXT, TEXT_PAIR) if has_pair else (TEXT,)
+def text_fields(*, has_pair: bool, named: Iterable[str] = ()) -> pa.Schema:
+    """Return what sources of texts yield: valid UTF-8, null if `error` is set; twice for pairs.
+
+    Args:
+        named: Columns that a prompt names, beside the text.
+    """
+    names = (TEXT, *([TEXT_PAIR] if has_pair else []), *(TEXT_OF + name for name in named))
     return pa.schema([pa.field(name, pa.large_string()) for name in names])
 
 

@@ -17,6 +17,7 @@ from pipeline.core import registry
 from pipeline.job.gates import Gates
 from pipeline.job.iceberg_catalog import CatalogEntry, TableName
 from pipeline.job.model import Model
+from pipeline.job.prompt_places import TEXT_NAME
 from pipeline.job.reading.dates import seconds_until
 from pipeline.job.section import MAPPING, NUMBER, NotNegative, PositiveInt, Section, by_form
 from pipeline.job.source import Source
@@ -284,6 +285,25 @@ class Job(Section):
                 if isinstance(path, str) and "://" not in path:
                     sections[name][field] = os.path.abspath(os.path.expanduser(path))
         return sections
+
+    @model_validator(mode="after")
+    def _reads_columns_of_prompt(self) -> Job:
+        """Read the columns that the prompt of a text names."""
+        source = self.source
+        if source.text_column is None:
+            return self
+        known = (TEXT_NAME, source.text_column)
+        columns = tuple(name for name in self.model.prompt_columns if name not in known)
+        if "prompt_columns" in source.model_fields_set and source.prompt_columns != columns:
+            raise ValueError(
+                f"source.prompt_columns: model.prompt and model.messages name "
+                f"{', '.join(columns) or 'no other column'} in braces; leave it out"
+            )
+        if not columns:
+            return self
+        return self.model_copy(
+            update={"source": source.model_copy(update={"prompt_columns": columns})}
+        )
 
     @model_validator(mode="after")
     def _golden_is_comparable(self) -> Job:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.core import registry
+from pipeline.job.prompt_places import parts_of
 from pipeline.job.registered import registered
 from pipeline.job.section import (
     MAPPING,
@@ -53,7 +54,7 @@ class Message(Section):
     """Author of the message."""
     content: str
     """Text of the message. One message contains `{text}`, the place of a row's text, or `<image>`,
-    the place of its image."""
+    the place of its image; other names in braces are columns, as in `prompt`."""
 
 
 class Generate(Section):
@@ -161,7 +162,8 @@ class Model(Section):
     softmax of the mean log-likelihood of its tokens after the prompt."""
     prompt: str | None = None
     """Task `choices`: text that each answer continues, with `{text}` as the place of a row's text,
-    such as `Review: {text}\\nSentiment:`. Task `generate`: text that the model continues or
+    such as `Review: {text}\\nSentiment:`, and `{name}` as that of another column of texts; doubled
+    braces `{{name}}` are plain text. Task `generate`: text that the model continues or
     answers; default: the row's text. For clips and images, the start of the output, without
     `{text}`; LLaVA, Idefics3 and SmolVLM need `<image>` in it."""
     messages: tuple[Message, ...] = ()
@@ -226,6 +228,13 @@ class Model(Section):
     def known_task(self) -> str | None:
         """Return the task; None if it comes from the model directory."""
         return self.task or (None if self.path else "classify")
+
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """Return the names in braces of the prompt and the messages."""
+        prompts = [self.prompt or "", *(message.content for message in self.messages)]
+        names = [name for prompt in prompts for name in parts_of(prompt)[1::2]]
+        return tuple(dict.fromkeys(names))
 
     @property
     def is_pinned(self) -> bool:

@@ -21,7 +21,7 @@ Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 _FIELDS_OF_URIS = ("uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http")
 _FIELDS_OF_FEATURES = ("null_features", "lossy_features")
-_FIELDS_OF_TEXTS = ("text_pair_column", "max_text_bytes")
+_FIELDS_OF_TEXTS = ("text_pair_column", "prompt_columns", "max_text_bytes")
 FIELDS_OF_COLUMNS = (
     *("image_column", "image_encoding", "audio_column", "audio_encoding"),
     *("uri_column", *_FIELDS_OF_URIS),
@@ -115,6 +115,9 @@ class Source(Section):
     `null_input`, and text that is not UTF-8 as `decode_error`; an empty text is valid."""
     text_pair_column: str | None = None
     """Column of second texts, for models that judge pairs of texts."""
+    prompt_columns: tuple[str, ...] = ()
+    """Further columns of texts, which `model.prompt` and `model.messages` name in braces. Taken
+    from these; leave it out."""
     inputs: dict[str, SourceInput] = Field(default_factory=dict)
     """Several inputs per row, named after the arguments of the model's `forward`, such as `{photo:
     {image_column: photo}, caption: {text_column: body}}`. A row that lacks one is quarantined, and
@@ -306,7 +309,7 @@ class Source(Section):
             return InputColumns("features", tuple(map(column_of, self.features)))
         if self.text_column is not None:
             pair = () if self.text_pair_column is None else (self.text_pair_column,)
-            return InputColumns("text", (self.text_column, *pair))
+            return InputColumns("text", (self.text_column, *pair, *self.prompt_columns))
         if self.uri_column is not None:
             return InputColumns("uri", (self.uri_column,))
         content = self.encoded.name
@@ -377,7 +380,7 @@ class Source(Section):
                 ((f"{name}_extensions",), f"input: {name}", self.encoded.name == name)
                 for name in ENCODED
             ),
-            (("text_pair_column",), "text_column", content == "text"),
+            (("text_pair_column", "prompt_columns"), "text_column", content == "text"),
             (("max_text_bytes",), "text_column", "text" in contents),
         ):
             for name in names:

@@ -106,7 +106,9 @@ _READERS: Mapping[str, Callable[[Source, tuple[str, ...]], InputReader]] = {
     **dict.fromkeys(ENCODED, _encoded),
     "uri": lambda source, names: UriColumn(names, source),
     "features": lambda source, names: FeatureColumns(names, source),
-    "text": lambda source, names: TextColumns(names, source.max_text_bytes),
+    "text": lambda source, names: TextColumns(
+        names, source.max_text_bytes, source.text_pair_column is not None
+    ),
     "several": lambda source, _: SeveralColumns.of(
         {name: columns_of(part) for name, part in source.parts.items()}
     ),

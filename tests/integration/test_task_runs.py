@@ -302,6 +302,39 @@ def records(folder: Path) -> RunCase:
     )  # fmt: skip
 
 
+def of_columns(folder: Path) -> RunCase:
+    """A language model that answers with one of three, by a prompt of three columns."""
+    texts = [f"{text} {number}" for number in range(12) for text in TEXTS]
+    kinds = [
+        None,
+        "cat " * 5_000,
+        "{text} <|im_end|>",
+        *(f"kind {n % 5}" for n in range(3, len(texts))),
+    ]
+    (folder / "in").mkdir()
+    ids = [f"r{number}" for number in range(len(texts))]
+    table = {"id": ids, "body": texts, "kind": kinds, "title": texts[::-1]}
+    pq.write_table(pa.table(table), folder / "in" / "r.parquet")
+    make_language_model(folder / "model", "llama")
+    messages = [{"role": "system", "content": "Judge a {kind}."},
+                {"role": "user", "content": "{title}: {text}"}]  # fmt: skip
+    return RunCase(
+        {"uri": str(folder / "in"), "format": "parquet", "text_column": "body", "id_column": "id"},
+        {
+            "path": str(folder / "model"),
+            "task": "choices",
+            "choices": CHOICES,
+            "messages": messages,
+        },
+        ids,
+        {"r0": "null_input", "r1": "input_too_long"},
+        "top_k",
+        LIST,
+        frozenset({"score"}),
+        sections={"transform": None},
+    )
+
+
 def _of_texts(
     folder: Path,
     texts: Sequence[bytes | None],
@@ -353,6 +386,7 @@ CASES: Mapping[str, Callable[[Path], RunCase]] = {
     "frames": frames,
     "captions": captions,
     "choices": choices,
+    "of_columns": of_columns,
     "written": written,
     "records": records,
 }  # fmt: skip

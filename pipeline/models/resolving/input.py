@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import TRANSFORM_FACTORY
 from pipeline.core.printable import num_of
 from pipeline.core.user_code import require_allowed, source_digest
+from pipeline.job.prompt_places import TEXT_NAME, parts_of
 from pipeline.job.transform import Text
 from pipeline.models.directories.facts import ImageContract, TextFacts
 from pipeline.models.directories.text.chat_template import chat_prompt
@@ -45,18 +47,21 @@ _OF_FACTORIES = ("size_px", "mean", "std")
 _NEEDED = ("size_px", "resize_px", "interpolation", "mean", "std")
 
 
-def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings:
+def choose_text(
+    card: ResolvedModel, model: Model, wanted: Text, column: str | None = None
+) -> TextSettings:
     """Choose the tokenizer and its limits.
 
     Args:
         model: The job's section of it, whose prompts and output must fit beside a text.
+        column: That of the texts; None if there are several inputs.
 
     Raises:
         JobError: There is no tokenizer or limit, or they cannot be used.
     """
     name, facts = card.name, card.facts.text if card.facts else None
     task = task_class(task_name(model, card))
-    prompt = _prompt(model, card, task_name(model, card), wanted)
+    prompt = _prompt(model, card, task_name(model, card), wanted, column)
     frame = facts.prompt if facts and prompt is None else None
     if facts:
         _require_usable(facts, model, wanted)
@@ -145,7 +150,9 @@ def _max_tokens(
     return most
 
 
-def _prompt(model: Model, card: ResolvedModel, task: str, text: Text) -> Prompt | None:
+def _prompt(
+    model: Model, card: ResolvedModel, task: str, text: Text, column: str | None
+) -> Prompt | None:
     """Return the prompt of a job's task; None if it needs none.
 
     Raises:
@@ -159,16 +166,21 @@ def _prompt(model: Model, card: ResolvedModel, task: str, text: Text) -> Prompt 
     given, field = [PLACE if model.prompt is None else model.prompt], "prompt"
     if model.messages:
         given, field = [message.content for message in model.messages], "messages"
-    if not any(PLACE in prompt for prompt in given):
+    if not any(parts_of(prompt)[1:] for prompt in given):
         raise JobError(f"model.{field}: must have {PLACE} once, where the text of a row goes")
     if text.prefix:
         raise JobError("text.prefix: has no effect beside a prompt; write it into the prompt")
     if model.messages:
         messages = [(message.role, message.content) for message in model.messages]
-        return chat_prompt(card.directory, messages)
-    before, _, after = (model.prompt or PLACE).partition(PLACE)
-    # The answer of a choice begins with its own space.
-    return Prompt(before, after if writes else after.rstrip(" "))
+        prompt = chat_prompt(card.directory, messages)
+    else:
+        parts = parts_of(model.prompt or PLACE)
+        # The answer of a choice begins with its own space.
+        after = parts[-1] if writes else parts[-1].rstrip(" ")
+        middles, names = (*parts[2:-1:2],), (*parts[1::2],)
+        prompt = Prompt(parts[0], after, middles=middles, columns=names)
+    columns = tuple("" if name in (TEXT_NAME, column) else name for name in prompt.columns)
+    return replace(prompt, columns=columns if any(columns) or columns[1:] else ())
 
 
 def choose_transform(

@@ -218,7 +218,8 @@ def _choose_input(
             job.source.max_image_px,
         )
         require_image_fits(card.name, card.images, transform)
-    text = choose_text(card, job.model, job.text) if "text" in taken else None
+    column = job.source.text_column
+    text = choose_text(card, job.model, job.text, column) if "text" in taken else None
     audio = None
     if "audio" in taken:
         audio = choose_audio(card.name, job.audio, card.facts.audio if card.facts else None)

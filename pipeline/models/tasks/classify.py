@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import CLASSIFY_FIELDS, LABEL, LABEL_ID, SCORE, TOP_K
+from pipeline.job.prompt_places import parts_of
 from pipeline.models.agreement import Agreement, AgreementLimits, entry_differences, within
 from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
@@ -220,7 +221,8 @@ class Choices(ZeroShot):
             yield "task 'choices' needs either prompt or messages"
         # Whether the rows are texts, so that a prompt has a place for them, is resolved later.
         yield from prompt_problems(model)
-        if model.prompt is not None and not model.prompt.replace(PLACE, "").strip():
+        before, *others = parts_of(model.prompt or PLACE)[::2]
+        if model.prompt is not None and not others[1:] and not "".join([before, *others]).strip():
             yield f"prompt: must say something beside {PLACE}"
 
 

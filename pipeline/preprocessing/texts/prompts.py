@@ -1,4 +1,4 @@
-"""Tokenise prompts: a row's text between two constant parts.
+"""Tokenise prompts: a row's text, or its texts of several columns, between constant parts.
 
 The constant parts may have control tokens, such as those that begin the turn of a role. In the text
 of a row they must have no effect, so a text that contains one is tokenised in pieces, none of which
@@ -44,6 +44,7 @@ class PromptTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer, self._prompt = tokenizer, prompt
+        constants = (prompt.before + prompt.after, *prompt.middles)
         added = tokenizer.get_added_tokens_decoder().items()
         unknown = _unknown(tokenizer)
         self._control = {
@@ -51,21 +52,25 @@ class PromptTokenizer:
             for number, token in added
             if token.content.strip()
             and token.content != unknown
-            and (token.special or token.content in prompt.before + prompt.after)
+            and (token.special or any(token.content in part for part in constants))
         }
         self._before, self._after = self._plain(prompt.before), self._plain(prompt.after)
         if prompt.adds_special:
             begins, ends = special_around(tokenizer)
             self._before, self._after = [*begins, *self._before], [*self._after, *ends]
-        self._num_control = self._count([*self._before, *self._after])
+        middles = [number for middle in prompt.middles for number in self._plain(middle)]
+        self._num_control = self._count([*self._before, *middles, *self._after])
 
     @property
     def num_fixed(self) -> int:
         """Number of tokens of a prompt without a text."""
         return len(self._before) + len(self._after)
 
-    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of the prompt of each text.
+    def prompts(self, *columns: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of the prompt of each row.
+
+        Args:
+            columns: The texts of each place, (N,); a single column is in all places.
 
         Raises:
             RowError: The tokenizer fails over a text, or makes control tokens of it.
@@ -73,13 +78,15 @@ class PromptTokenizer:
         encode = functools.partial(
             self._tokenizer.encode_batch_fast, add_special_tokens=self._prompt.adds_special
         )
-        encodings = encoded(encode, [self._prompt.around(text) for text in texts])
+        places = columns if columns[1:] else columns * (1 + len(self._prompt.middles))
+        texts = [*zip(*places, strict=True)]
+        encodings = encoded(encode, [self._prompt.around(*row) for row in texts])
         rows = [encoding.ids for encoding in encodings]
         if self._prompt.is_open:
             return rows
         return [
-            ids if self._count(ids) == self._num_control else self._in_pieces(text)
-            for text, ids in zip(texts, rows, strict=True)
+            ids if self._count(ids) == self._num_control else self._in_pieces(row)
+            for row, ids in zip(texts, rows, strict=True)
         ]
 
     def cut(self, ids: list[int], max_tokens: int) -> list[int]:
@@ -129,10 +136,16 @@ class PromptTokenizer:
     def _count(self, ids: Sequence[int]) -> int:
         return sum(number in self._control for number in ids)
 
-    def _in_pieces(self, text: str) -> list[int]:
+    def _in_pieces(self, texts: Sequence[str]) -> list[int]:
+        ids = [*self._before]
+        for place, segment in enumerate(self._prompt.segments(texts)):
+            ids += self._plain(segment) if place % 2 else self._of_text(segment)
+        return [*ids, *self._after]
+
+    def _of_text(self, text: str) -> list[int]:
         pieces = encoded(
             functools.partial(self._tokenizer.encode_batch_fast, add_special_tokens=False),
-            _pieces(self._prompt.stripped(text), self._control.values()),
+            _pieces(text, self._control.values()),
         )
         ids = [number for piece in pieces for number in piece.ids]
         if self._count(ids):
@@ -140,29 +153,33 @@ class PromptTokenizer:
             raise RowError(
                 Reason.DECODE_ERROR, f"the tokenizer makes the control token {held!r} of the text"
             )
-        return [*self._before, *ids, *self._after]
+        return ids
 
 
-def tokens_of(
-    settings: TextSettings, texts: Sequence[str], pairs: Sequence[str] | None = None
-) -> Tokens:
-    """Tokenise rows with the prompt of settings, if they have one; see `tokenizer.tokenise`."""
+def tokens_of(settings: TextSettings, texts: Sequence[str], *others: Sequence[str]) -> Tokens:
+    """Tokenise rows with the prompt of settings, if they have one; see `tokenizer.tokenise`.
+
+    Args:
+        others: The second texts of pairs, or those of the other places of the prompt.
+    """
     if settings.prompt is not None:
-        return tokenise_prompts(settings, texts)
-    return tokenise(settings, texts, pairs)
+        return tokenise_prompts(settings, texts, *others)
+    return tokenise(settings, texts, *others)
 
 
-def tokenise_prompts(settings: TextSettings, texts: Sequence[str]) -> Tokens:
+def tokenise_prompts(settings: TextSettings, *columns: Sequence[str]) -> Tokens:
     """Tokenise the prompts of rows; raises as `tokenizer.tokenise`.
 
     Args:
         settings: The tokenizer, the prompt and the limit.
-        texts: (N,).
+        columns: The texts of each place, (N,). A longer row is cut at the end of the last one.
     """
     tokenizer = prompt_tokenizer(settings)
-    whole = tokenizer.prompts(texts)
+    whole = tokenizer.prompts(*columns)
     if settings.new_tokens:
         _require_room(whole, settings)
+    elif columns[1:] and max(map(len, whole), default=0) > settings.max_tokens:
+        _require_room(tokenizer.prompts(*columns[:-1], [""] * len(whole)), settings)
     rows = [tokenizer.cut(ids, settings.max_tokens) for ids in whole]
     return Tokens(
         ids=joined(rows, np.int32),
@@ -183,7 +200,7 @@ def _require_room(rows: Sequence[Sequence[int]], settings: TextSettings) -> None
         raise RowError(
             Reason.INPUT_TOO_LONG,
             f"the prompt has {longest} tokens, at most {settings.max_tokens} leave room for "
-            f"{settings.new_tokens} new ones",
+            + (f"{settings.new_tokens} new ones" if settings.new_tokens else "its last column"),
         )
     if not least:
         raise RowError(Reason.EMPTY, "the prompt has no tokens")

@@ -21,6 +21,7 @@ from pipeline.core.schema import (
     NUM_TOKENS,
     OFFSETS,
     TEXT,
+    TEXT_OF,
     TEXT_PAIR,
     TOKEN_IDS,
     TOKEN_TYPES,
@@ -143,7 +144,7 @@ class TextInput(Input):
         for index, row in enumerate(good):
             places[row] = index
         spread = tokens.take(pa.array(places, pa.int64()))
-        consumed = () if self.text.has_offsets else (TEXT, TEXT_PAIR)
+        consumed = () if self.text.has_offsets else self._names
         kept = [name for name in rows.column_names if name not in consumed]
         columns = {name: rows.column(name) for name in kept}
         columns.update({name: spread.column(name) for name in spread.column_names})
@@ -160,7 +161,8 @@ class TextInput(Input):
             return self._tokenised(rows, chosen)
         except RowError as error:
             if len(chosen) == 1:
-                failed[int(chosen[0])] = _failure(error, rows.slice(int(chosen[0]), 1))
+                names = [name for name in self._names if name in rows.column_names]
+                failed[int(chosen[0])] = _failure(error, rows.slice(int(chosen[0]), 1), names)
                 return self._tokenised(rows, chosen[:0])
         still_alive()
         return pa.concat_tables(
@@ -169,7 +171,7 @@ class TextInput(Input):
 
     def _tokenised(self, rows: pa.Table, chosen: Rows) -> pa.Table:
         """Return the columns of `fields` and `published_fields` of some rows."""
-        some = rows.select([c for c in (TEXT, TEXT_PAIR) if c in rows.column_names])
+        some = rows.select([c for c in self._names if c in rows.column_names])
         some = some.take(pa.array(chosen, pa.int64()))
         tokens = self._tokens_of(some)
         still_alive()
@@ -185,11 +187,24 @@ class TextInput(Input):
         return pa.table(columns)
 
     def _tokens_of(self, rows: pa.Table) -> Tokens:
-        texts = rows.column(TEXT).to_pylist()
         from pipeline.preprocessing.texts.prompts import tokens_of
 
-        pairs = rows.column(TEXT_PAIR).to_pylist() if self.text.has_pair else None
-        return tokens_of(self.text, texts, pairs)
+        texts = {name: rows.column(name).to_pylist() for name in rows.column_names}
+        if not self._places:
+            texts = {name: texts[name] for name in (TEXT, TEXT_PAIR)[: 1 + self.text.has_pair]}
+            return tokens_of(self.text, *texts.values())
+        return tokens_of(self.text, *(texts[name] for name in self._places))
+
+    @property
+    def _places(self) -> tuple[str, ...]:
+        """The columns in transit of the places of a prompt; () if it has the text alone."""
+        columns = self.text.prompt.columns if self.text.prompt else ()
+        return tuple(TEXT_OF + name if name else TEXT for name in columns)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The columns in transit of texts."""
+        return tuple(dict.fromkeys((TEXT, TEXT_PAIR, *self._places)))
 
     def arrays(self, rows: pa.Table) -> Inputs:
         """Return `input_ids` (N, L), padded to the longest row, and `num_tokens` (N,), int32."""
@@ -222,7 +237,7 @@ class TextInput(Input):
 
     def padding_trial(self) -> tuple[Inputs, Self, Self] | None:
         texts = pa.array(_TRIED)
-        rows = pa.table({TEXT: texts, **({TEXT_PAIR: texts} if self.text.has_pair else {})})
+        rows = pa.table(dict.fromkeys(self._names, texts))
         try:
             arrays = self.arrays(self._tokenised(rows, np.arange(len(_TRIED))))
         except RowError:  # the rows of the source will tell
@@ -278,8 +293,7 @@ class TextInput(Input):
         return Cast(torch.int64)
 
 
-def _failure(error: RowError, row: pa.Table) -> Failure:
-    names = [name for name in (TEXT, TEXT_PAIR) if name in row.column_names]
+def _failure(error: RowError, row: pa.Table, names: list[str]) -> Failure:
     [digest] = row_digests(row, names)
     sha256 = None if digest is None else digest.hex()
     return Failure(error.reason, TOKENIZE, error.message, sha256, num_bytes(row, names))

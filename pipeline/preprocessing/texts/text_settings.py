@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -24,24 +24,36 @@ class Prompt:
     `right` also strips the part before it, and `left` the part after it."""
     is_open: bool = False
     """Whether control tokens in the text of a row take effect, as in encoders."""
+    middles: tuple[str, ...] = ()
+    """What stands between the texts of several columns."""
+    columns: tuple[str, ...] = ()
+    """Their names in order, '' for the text of a row; () for that alone."""
 
-    def around(self, text: str) -> str:
-        """Return the prompt with a text."""
-        before, text, after = self.before, self.stripped(text), self.after
+    def around(self, *texts: str) -> str:
+        """Return the prompt with the texts of a row."""
+        before, text, after = self.before, "".join(self.segments(texts)), self.after
         if not text:
             before = before.rstrip() if self.strips == "right" else before
             after = after.lstrip() if self.strips == "left" else after
         return f"{before}{text}{after}"
 
-    def stripped(self, text: str) -> str:
-        """Return the stripped text of a row."""
-        text = text.lstrip() if self.strips in ("both", "left") else text
-        return text.rstrip() if self.strips in ("both", "right") else text
+    def segments(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts of a row with what stands between them, stripped as a whole."""
+        segments = [texts[0]]
+        for middle, text in zip(self.middles, texts[1:], strict=True):
+            segments += [middle, text]
+        for side, strip, step in (("left", str.lstrip, 1), ("right", str.rstrip, -1)):
+            for place in range(len(segments))[::step] if self.strips in ("both", side) else ():
+                segments[place] = strip(segments[place])
+                if segments[place]:
+                    break
+        return segments
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings that decide the tokens as JSON values, for fingerprints."""
         values = asdict(self)
-        return {k: v for k, v in values.items() if v or k not in ("strips", "is_open")}
+        kept = ("before", "after", "adds_special")
+        return {k: v for k, v in values.items() if v or k in kept}
 
 
 @dataclass(frozen=True)

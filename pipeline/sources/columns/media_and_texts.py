@@ -134,9 +134,10 @@ class TextColumns(InputReader):
     """Columns of texts."""
 
     names: tuple[str, ...]
-    """One column, or two for pairs."""
+    """One column, two for pairs, or one and those that a prompt names."""
     max_bytes: int
     """Limit of a text in UTF-8."""
+    has_pair: bool = False
     rows_at_once = 1024
 
     def line_bytes(self, escaped: int) -> int:
@@ -147,7 +148,7 @@ class TextColumns(InputReader):
         return "" if is_text(dtype) or is_binary(dtype) else "expected text"
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
-        return text_fields(has_pair=len(self.names) == 2)
+        return text_fields(has_pair=self.has_pair, named=self.names[1 + self.has_pair :])
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         targets = self.fields(None).names

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pipeline.core.arrays import as_array, with_nulls
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values, without_folder
-from pipeline.core.schema import PART, RESERVED_COLUMNS, TEXT_FEATURE
+from pipeline.core.schema import PART, RESERVED_COLUMNS, TEXT_FEATURE, TEXT_OF
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import (
     is_text,
@@ -261,7 +261,7 @@ def check_names(source: Source, compared: Collection[str] = ()) -> None:
         JobError: The output has a column of that name, or a cast names another column.
     """
     for name in sorted(source.passed):
-        is_in_transit = name.startswith(TEXT_FEATURE) or (source.inputs and name.startswith(PART))
+        is_in_transit = name.startswith((TEXT_FEATURE, TEXT_OF, *([PART] if source.inputs else [])))
         if name in RESERVED_COLUMNS or is_in_transit:
             raise JobError(taken_name(source, name))
     for name, alias in source.casts.items():

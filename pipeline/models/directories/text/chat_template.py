@@ -19,18 +19,18 @@ from typing import Any, Literal
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import cached_folder, key_of
 from pipeline.core.printable import clean_message
+from pipeline.job.prompt_places import parts_of
 from pipeline.models.directories.files import make_view, preview
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.opening import KEPT_WITH
 from pipeline.models.directories.snapshot import ModelDirectory, local
-from pipeline.models.tasks.classify import PLACE
 from pipeline.preprocessing.texts.text_settings import Prompt
 from pipeline.process.confined import ConfinedError, confined
 
 Messages = Sequence[tuple[str, str]]
 """Role and content of each."""
 WAY_OUT = "write model.prompt instead"
-_VERSION = 1
+_VERSION = 2
 """Version of the prompts that are kept; raise it if the same messages give another one."""
 _IMPORTS = ("torch", "transformers", "transformers.models.auto.processing_auto")
 _FRAME = "pipeline.models.directories.text.chat_template:text_frame"
@@ -52,13 +52,14 @@ def chat_prompt(directory: ModelDirectory, messages: Messages) -> Prompt:
     """Render messages with the chat template of a directory.
 
     Args:
-        messages: One content has PLACE, once.
+        messages: Some contents have places.
 
     Raises:
         JobError: There is no template, it fails, takes too long or too much memory, or it does not
             write a text as it is, once.
     """
-    return Prompt(**ask(_FRAME, directory, messages))
+    made = ask(_FRAME, directory, messages)
+    return Prompt(**{**made, "middles": (*made["middles"],), "columns": (*made["columns"],)})
 
 
 def ask(function: str, directory: ModelDirectory, *arguments: Any) -> Any:
@@ -93,29 +94,51 @@ def ask(function: str, directory: ModelDirectory, *arguments: Any) -> Any:
 
 def text_frame(path: str, messages: Messages) -> dict[str, Any]:
     """Return the fields of the prompt; see `chat_prompt`."""
+    split = [(role, parts_of(content)) for role, content in messages]
+    columns = tuple(name for _, parts in split for name in parts[1::2])
     with loaded(Path(path), "AutoTokenizer") as tokenizer:
 
-        def with_text(text: str) -> str:
+        def with_texts(texts: Sequence[str]) -> str:
+            left = iter(texts)
             return rendered(
-                tokenizer, [(role, content.replace(PLACE, text)) for role, content in messages]
+                tokenizer,
+                [
+                    (role, "".join(next(left) if n % 2 else part for n, part in enumerate(parts)))
+                    for role, parts in split
+                ],
             )
 
-        before, *after = with_text(_TEXT).split(_TEXT)
-        if len(after) != 1:
+        constants = with_texts([_TEXT] * len(columns)).split(_TEXT)
+        if len(constants) != 1 + len(columns):
             raise JobError(
-                f"model.messages: the chat template of model.path writes the text {len(after)} "
-                f"times, expected once; {WAY_OUT}"
+                f"model.messages: the chat template of model.path writes the text "
+                f"{len(constants) - 1} times, expected {_times(len(columns))}; {WAY_OUT}"
             )
-        written = {text: with_text(text) for text in _texts(template_of(tokenizer))}
-    prompts = [Prompt(before, after[0], False, strips) for strips in _STRIPS]
+        written = {row: with_texts(row) for row in _rows(template_of(tokenizer), len(columns))}
+    before, *middles, after = constants
+    prompts = [
+        Prompt(before, after, False, strips, False, (*middles,), columns) for strips in _STRIPS
+    ]
     for prompt in prompts:
-        if all(prompt.around(text) == out for text, out in written.items()):
+        if all(prompt.around(*row) == out for row, out in written.items()):
             return asdict(prompt)
-    text, out = next(pair for pair in written.items() if prompts[0].around(pair[0]) != pair[1])
+    row, out = next(pair for pair in written.items() if prompts[0].around(*pair[0]) != pair[1])
     raise JobError(
         f"model.messages: the chat template of model.path does not write each text as it is: of "
-        f"{preview(text)} it makes {preview(out)}; {WAY_OUT}"
+        f"{preview(' | '.join(row))} it makes {preview(out)}; {WAY_OUT}"
     )
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _rows(template: str, num_places: int) -> Iterator[tuple[str, ...]]:
+    """Yield rows of texts that templates may write otherwise: in all places, and in one each."""
+    for text in _texts(template):
+        yield (text,) * num_places
+        for place in range(num_places if num_places > 1 else 0):
+            yield (*[_TEXT] * place, text, *[_TEXT] * (num_places - place - 1))
 
 
 def _texts(template: str) -> Iterator[str]:
