@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.commit.parts.part_file import write_file
 from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
 
@@ -41,7 +41,8 @@ def stored_rows(rows: Rows, to: str | os.PathLike[str]) -> str | os.PathLike[str
         return rows
     table, file = _table(rows), io.BytesIO()
     try:
-        pq.write_table(table, file, row_group_size=_GROUP_ROWS)
+        with write_file(file, table.schema) as writer:
+            writer.write_table(table, row_group_size=_GROUP_ROWS)
     except pa.ArrowException as error:
         raise JobError(f"input: its columns cannot be written as Parquet: {error}") from error
     data, store = file.getvalue(), Store(os.fspath(to))

@@ -165,8 +165,9 @@ class CommandServer:
     def _answer(self, timeout_s: float) -> Any:
         """Return what the process answers; None if it ends, or does not in time."""
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
-        line = self._process.stdout.readline() if ready else ""
+        poll = select.poll()  # `select` takes no file descriptor beyond 1,023
+        poll.register(self._process.stdout, select.POLLIN)
+        line = self._process.stdout.readline() if poll.poll(timeout_s * 1000) else ""
         return json.loads(line) if line else None
 
 
