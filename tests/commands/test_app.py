@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 import inspect
 import json
 import re
@@ -53,12 +54,15 @@ def refusal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("PIPELINE_DEBUG", raising=False)
 
     def run(*arguments: str) -> str:
+        gc.collect()  # what earlier tests left may say that it is unclosed
+        capfd.readouterr()
         assert _guard(partial(app, list(arguments))) == 2
         shown = capfd.readouterr()
         assert shown.out == ""
-        (line,) = shown.err.splitlines()
-        assert line.startswith("error: ")
-        return line
+        lines = shown.err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        return lines[0]
 
     return run
 
