@@ -83,8 +83,8 @@ class KnownShard:
     computed_day: int = 0
     """Day on which the oldest of its predictions was computed, counted from 1970."""
     breaks_off: bool = False
-    """Nobody knows how many rows it has: its last one stands for a rest that could not be read, or
-    the rest was no input. A plan whose rows only reading counts carries none, except a retry."""
+    """Its number of rows is unknown: the last one stands for a rest that could not be read, or the
+    rest was no input. A plan whose rows only reading counts carries none, except a retry."""
 
 
 @dataclass(frozen=True)

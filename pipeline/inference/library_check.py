@@ -43,9 +43,9 @@ from pipeline.models.directories.files import make_view
 from pipeline.models.directories.library_predictions import (
     image_probes,
     library_predictions,
-    onnx_predictions,
     text_probes,
 )
+from pipeline.models.directories.onnx_predictions import onnx_predictions
 from pipeline.models.directories.opening import KEPT_WITH, OF_TRANSFORMERS
 from pipeline.models.directories.snapshot import lend, local, local_bytes
 from pipeline.models.directories.text.tokens import output_tokenizer
