@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,6 @@ from support.runs.night_inputs import FORMATS, image
 from support.servers.hubserver import HubServer
 
 from pipeline.commit.plan_store import read_plan
-from pipeline.core.environment import FAILPOINT
 from pipeline.published.originals import OriginalFinder
 from pipeline.runs.context import RunContext
 from pipeline.runs.work import Work
@@ -77,12 +74,7 @@ def test_a_run_reads_its_commit_whatever_is_pushed_meanwhile(
         path.write_bytes(b"other bytes")
     change_all = {path.name for path in night.folder.iterdir() if path.is_file()}
     if is_killed:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(FAILPOINT, "slice_put:kill:4")
-            process = multiprocessing.get_context("spawn").Process(target=night.run)
-            process.start()
-            process.join()
-        assert process.exitcode == -signal.SIGKILL
+        night.run_killed("slice_put:4")
         night = replace(night, lease_ttl_s=0.5)
 
     def push() -> None:

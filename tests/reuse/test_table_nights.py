@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from support.runs.earlier_partitions import EarlierPartition
 from support.runs.night_inputs import image
 
 from pipeline.commit.manifest import current_manifest
-from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InputMissing
 from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
@@ -298,12 +295,7 @@ def test_a_killed_run_goes_on_with_the_version_that_its_job_names_or_ends_with_e
 ):
     writer = make(tmp_path, some_rows(0, 40))
     partition, pinned = partition_over(writer, tmp_path, is_pinned=is_pinned), writer.notes()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FAILPOINT, "slice_put:kill:4")
-        process = multiprocessing.get_context("spawn").Process(target=partition.run)
-        process.start()
-        process.join()
-    assert process.exitcode == -signal.SIGKILL
+    partition.run_killed("slice_put:4")
     getattr(writer, act)(some_rows(40, 10))
     if act == "replace_and_remove" and is_pinned:
         for _ in range(2):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
-import multiprocessing
 import random
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from support.runs.carried_runs import assert_as_all_computed
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.night_inputs import image
 
-from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import GateRefused
 from pipeline.published.verify import verify_output
 from pipeline.storage.store import Store
@@ -195,12 +192,7 @@ def test_a_run_that_was_killed_goes_on_and_its_version_passes_verify(form: str, 
     three_days(tmp_path, form)
     where = "lang is null or number between 50 and 70"
     partition = partition_of(tmp_path, where, "off", form)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FAILPOINT, "slice_put:kill:4")
-        process = multiprocessing.get_context("spawn").Process(target=partition.run)
-        process.start()
-        process.join()
-    assert process.exitcode == -signal.SIGKILL
+    partition.run_killed("slice_put:4")
     partition = replace(partition, lease_ttl_s=0.5)
     partition.run()
     assert partition.report()["rows"]["resumed"] > 0

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import multiprocessing
 import os
+import signal
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged
+from pipeline.core.environment import FAILPOINT
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import ROW_ID
 from pipeline.core.slices import SliceKey, pack, unpack
@@ -126,6 +129,16 @@ class EarlierPartition:
         """Do what `pipeline run` does."""
         with self._clock():
             return self._carry_out(self.new_run())
+
+    def run_killed(self, point: str) -> None:
+        """Run in a process that kills itself at a failpoint: its name, a colon, which time."""
+        name, _, nth = point.partition(":")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(FAILPOINT, f"{name}:kill:{nth}")
+            process = multiprocessing.get_context("spawn").Process(target=self.run)
+            process.start()
+            process.join()
+        assert process.exitcode == -signal.SIGKILL
 
     def retry(self, *reasons: str) -> RunStatus:
         """Do what `pipeline retry` does."""
