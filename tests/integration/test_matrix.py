@@ -443,7 +443,7 @@ def test_every_row_is_predicted_or_quarantined_once(
     assert done.report.rows.resumed >= (2 * SLICE_ROWS if case == "kill -9" else 0)
     assert outcomes_of(store, stored) == expected
     require_no_secret(store, options, done.report)
-    if store.is_object_store:
+    if store.is_object_store and done.report.slices.computed:  # a kill may leave none
         assert done.report.write_in == "tasks", "an actor would wait for the store"
     with without_ray():
         local = execute(without, DATE, monkeypatch)
