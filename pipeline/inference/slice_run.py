@@ -194,7 +194,7 @@ class SliceRun:
             begun = None if failed else self._begin_next(left, busy)
             batch, failure = begun or self._end_oldest(busy)
             if begun is None and failure is None:
-                self._kept(batch)
+                self.keep(batch)
             if failure is not None:
                 failed.append((batch, failure))
             if failed and not busy:  # splitting needs a buffer: batches in flight finish first
@@ -227,7 +227,7 @@ class SliceRun:
         self._model.buffers.give(buffer)
         return batch, failure
 
-    def _kept(self, batch: Rows) -> None:
+    def keep(self, batch: Rows) -> None:
         """Keep the results of a finished batch; fail rows whose results are not finite."""
         faults = self._faults
         if faults.first is not None:
@@ -251,7 +251,7 @@ class SliceRun:
         with self._model.buffers.one(self._ticket) as buffer:
             failure = self._try_start(buffer, batch) or self._try_finish(buffer, batch)
         if failure is None:
-            self._kept(batch)
+            self.keep(batch)
         return failure
 
     def _try_start(self, buffer: DeviceBuffer, batch: Rows) -> Failure | None:

@@ -186,8 +186,8 @@ class Model(Section):
     """Keyword arguments of `postprocess`, as for `factory`."""
     engine: str | None = None
     """Tasks `generate`, `choices`: what schedules and runs the model. `vllm` (extra `vllm`) runs
-    directories of models that continue a text in vLLM, in `precision` fp32, bf16 or fp16. See
-    [Engine vllm](vllm.md). Default: the pipeline's own."""
+    directories of models that continue a text, or a prompt with an image, in vLLM, in `precision`
+    fp32, bf16 or fp16. See [Engine vllm](vllm.md). Default: the pipeline's own."""
     runtime: str | None = None
     """What runs the model: torch (`eager`), torch.compile (`compile`; on a GPU, `compile-quick`
     skips autotuning, which takes minutes), or a library whose extra is installed: `onnxruntime`,

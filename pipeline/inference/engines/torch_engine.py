@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ from pipeline.core.user_code import extension_errors
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.engine import Engine
 from pipeline.inference.first_rows import SystematicFailureDetector
-from pipeline.inference.reference_model import alone, reduced
+from pipeline.inference.reference_model import Work, alone, reduced
 from pipeline.inference.result_table import to_table
 from pipeline.inference.row_independence import leave_out_padding, require_independent_rows
 from pipeline.inference.slice_run import FaultFinder, SliceRun
@@ -45,6 +45,8 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays, Mask
 from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
 from pipeline.preprocessing.model_input import Inputs, Rows, bytes_of
+
+T = TypeVar("T")
 
 
 class Slice(NamedTuple):
@@ -124,6 +126,10 @@ class ModelEngine(Engine):
     def _config(self) -> PredictorConfig:
         return self._model.config
 
+    def _by_reference(self, exact: PredictorConfig, work: Work[T]) -> T:
+        """Do work with the model in eager fp32."""
+        return alone(self._model, exact, work)
+
     def _check_once(
         self, num_rows: int, count_agreeing: Callable[[], int], counters: Counters
     ) -> None:
@@ -165,8 +171,7 @@ class TorchEngine(ModelEngine):
 
     def _predicted(self, part: Slice, counters: Counters) -> Predicted:
         model, inputs, faults = self._model, part.inputs, part.faults
-        run = SliceRun(model, inputs, faults)
-        run.run(part.todo)
+        run = self._run(part)
         ok = np.flatnonzero(without_failure(faults.failures))
         if not self._has_independent_rows and len(ok):
             is_compared = require_independent_rows(model, inputs, run.results, ok, faults.row_ids)
@@ -185,6 +190,12 @@ class TorchEngine(ModelEngine):
         ).add_to(counters)
         return Predicted(run.results, run.is_done, timer.transfer_s, timer.predict_s)
 
+    def _run(self, part: Slice) -> SliceRun:
+        """Predict the rows `todo`."""
+        run = SliceRun(self._model, part.inputs, part.faults)
+        run.run(part.todo)
+        return run
+
     def _num_agreeing(
         self, rows: Rows, inputs: Inputs, results: Arrays, limits: AgreementLimits
     ) -> int:
@@ -201,7 +212,7 @@ class TorchEngine(ModelEngine):
         if spec == self._config.spec and self._model.gpu is None:
             reference = self.reduce(inputs)  # the model is the reference
         else:
-            reference = alone(self._model, config, lambda exact: reduced(exact, inputs))
+            reference = self._by_reference(config, lambda exact: reduced(exact, inputs))
         predicted = {name: values[rows] for name, values in results.items()}
         return int(self._model.task.compare(reference, predicted, limits).agrees.sum())
 

@@ -44,7 +44,6 @@ from pipeline.inference.generate.greedy import (
     text_of,
 )
 from pipeline.inference.generate.rules import Row, num_agreed
-from pipeline.inference.reference_model import alone
 from pipeline.inference.slice_run import FaultFinder, failure_of, not_finite
 from pipeline.models.generate.causal import CausalDecoding
 from pipeline.models.generate.decoding import Decoding
@@ -263,9 +262,6 @@ class GenerateEngine(ModelEngine):
                 return self._model.call(judge, self._model)
         exact = replace(self._config, spec=spec.as_reference(), limits=None)
         return self._by_reference(exact, judge)
-
-    def _by_reference(self, exact: PredictorConfig, judge: Callable[[DeviceModel], int]) -> int:
-        return alone(self._model, exact, judge)
 
 
 def _length_bin(length: int) -> str:

@@ -47,7 +47,8 @@ def _problems(model: ModelSpec, is_on_gpu: bool, is_here: bool) -> Iterator[str]
         yield f"it runs model.precision {', '.join(precisions)} here, not {model.precision}"
     generation = model.task.generation
     rules = generation.rules if generation else Rules()
-    applied = {"ends": (), "min_length": 0, "min_new_tokens": 0, "repetition_penalty": 1.0}
+    applied = {"ends": (), "min_length": 0, "min_new_tokens": 0}
+    applied |= {"start": (), "repetition_penalty": 1.0}
     rest, plain = replace(rules, **applied, cleans=False), Rules()  # type: ignore[arg-type]
     if names := [f.name for f in fields(Rules) if getattr(rest, f.name) != getattr(plain, f.name)]:
         yield (

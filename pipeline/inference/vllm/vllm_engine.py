@@ -20,19 +20,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.core.failures import Failure, Reason, without_failure
-from pipeline.core.figures import PREDICT, Counters, SliceFigures, Steps, Tokens
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures import PREDICT, Steps
 from pipeline.core.schema import NUM_TOKENS
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.engines.torch_engine import ModelEngine, Predicted, Slice
+from pipeline.inference.engines.torch_engine import ModelEngine, Slice, TorchEngine
 from pipeline.inference.generate.generate_engine import GenerateEngine
 from pipeline.inference.generate.greedy import Decode, Outputs, RowWriter, Spent, finish_of
 from pipeline.inference.generate.rules import AppliedRules, Row
-from pipeline.inference.reference_model import reduced
+from pipeline.inference.reference_model import Work
 from pipeline.inference.runtimes.make_runner import exact_math
-from pipeline.inference.slice_run import FaultFinder, are_finite, not_finite
+from pipeline.inference.slice_run import FaultFinder, SliceRun
 from pipeline.inference.vllm.vllm_model import VllmModel
-from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.tokens import output_tokenizer
 from pipeline.models.generate.build import text_decoder
@@ -40,7 +39,6 @@ from pipeline.models.generate.grammar import SPACES, Grammar
 from pipeline.models.generate.spec import Generation
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
-from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
 from pipeline.preprocessing.model_input import Inputs, Rows, num_rows
 from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
 from pipeline.preprocessing.texts.text_settings import IDS
@@ -67,6 +65,10 @@ class VllmEngine(ModelEngine):
 
     def _opened(self, config: PredictorConfig) -> DeviceModel:
         return VllmModel(config)
+
+    def _by_reference(self, exact: PredictorConfig, work: Work[T]) -> T:
+        with no_limit(), exact_math():
+            return work(DeviceModel(replace(exact, num_gpus=0.0)))
 
     def _prompt(self, inputs: Inputs, row: int) -> list[int]:
         prompt: list[int] = inputs[IDS][row, : inputs[NUM_TOKENS][row]].tolist()
@@ -108,22 +110,31 @@ class _Writing(VllmEngine, GenerateEngine):
         return AppliedRules(self._generation, torch.device("cpu"), grammar)
 
     def _rows(self, inputs: Inputs, places: Rows) -> list[Row]:
-        rows = super()._rows(inputs, places)
-        for row in rows:
-            row.before = self._prompt(inputs, row.number)
-        return rows
+        is_text = self._input.text is not None
+        prompts = [
+            self._prompt(inputs, place) if is_text else [*self._generation.rules.start]
+            for place in places.tolist()
+        ]
+        return [Row(*row) for row in zip(places.tolist(), map(len, prompts), prompts, strict=True)]
 
     def _writing(self, rows: Sequence[Row], held: Outputs) -> RowWriter:
-        return _RowWriter(self._model, self._generation, self._rules, self._text, rows, held.spent)
+        image = None if self._input.text is not None else partial(self._image, held.inputs)
+        return _RowWriter(
+            self._model, self._generation, self._rules, self._text, rows, held.spent, image
+        )
+
+    def _image(self, inputs: Inputs, row: int) -> torch.Tensor:
+        """Return the image of a row as the library's class takes it, float32 (1, 3, H, W)."""
+        image: torch.Tensor
+        [pixels] = inputs.values()
+        [image] = self._input.normaliser(torch.float32)(torch.from_numpy(pixels[row].copy()[None]))
+        return image
 
     def _write(self, places: Rows, held: Outputs, faults: FaultFinder) -> None:
         most = self._generation.max_new_tokens
         for row in self._rows(held.inputs, places):
             faults.failures[row.number] = self._refused(row.before, most)
         super()._write(self._left(places, held), held, faults)
-
-    def _by_reference(self, exact: PredictorConfig, judge: Callable[[DeviceModel], int]) -> int:
-        return _on_cpu(exact, judge)
 
 
 class _RowWriter(RowWriter):
@@ -137,11 +148,12 @@ class _RowWriter(RowWriter):
         text: Decode,
         rows: Sequence[Row],
         spent: Spent,
+        image: Callable[[int], torch.Tensor] | None,
     ) -> None:
-        """Take rows, with their prompts in `before`."""
+        """Take rows, with their prompts in `before`, and what returns the image of a row."""
         self.active: list[Row] = []
         self._model, self._generation, self._spent = model, generation, spent
-        self._rules, self._text = rules, text
+        self._rules, self._text, self._image = rules, text, image
         self._left, self._ids, self._ended = [*reversed(rows)], list[str](), list[Row]()
         self._num_running = 0
         self._still_alive = partial(still_alive, threading.get_ident())
@@ -169,7 +181,9 @@ class _RowWriter(RowWriter):
 
     def _add(self, row: Row) -> None:
         params = sampling(self._generation, row.num_input)
-        self._ids.append(self._model.add([*row.before], params, partial(self._take, row)))
+        image = None if self._image is None else self._image(row.number)
+        take = partial(self._take, row)
+        self._ids.append(self._model.add([*row.before], params, take, image))
         self._num_running += 1
         self._spent.input_tokens += row.num_input
         self._spent.padded_tokens += row.num_input
@@ -224,12 +238,16 @@ def sampling(generation: Generation, num_input: int) -> SamplingParams:
     )
 
 
-class _Choosing(VllmEngine):
+class _Choosing(VllmEngine, TorchEngine):
     """Task `choices`: asks for the log probability of the next token of each answer.
 
     Answers with the same beginning share requests, and requests of a row share the keys and values
     of its prompt.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        ModelEngine.__init__(self, *arguments, **options)
+        self._has_independent_rows, self._advice = True, None  # each row is its own request
 
     @cached_property
     def _answers(self) -> list[list[int]]:
@@ -263,33 +281,21 @@ class _Choosing(VllmEngine):
     def reduce(self, inputs: Inputs) -> Arrays:
         return self._scores([self._prompt(inputs, row) for row in range(num_rows(inputs))])
 
-    def _predicted(self, part: Slice, counters: Counters) -> Predicted:
-        started, faults, results = perf_counter(), part.faults, Arrays()
-        is_done = np.zeros(part.rows.num_rows, np.bool_)
+    def _run(self, part: Slice) -> SliceRun:
+        run, longest = SliceRun(self._model, part.inputs, part.faults), max(map(len, self._answers))
+        failures, started = part.faults.failures, perf_counter()
         prompts = {row: self._prompt(part.inputs, row) for row in part.todo.tolist()}
-        longest = max(map(len, self._answers))
         for row, prompt in prompts.items():
-            faults.failures[row] = self._refused(prompt, longest)
-        ok = np.array([row for row in prompts if faults.failures[row] is None], np.intp)
+            failures[row] = self._refused(prompt, longest)
+        ok = np.array([row for row in prompts if failures[row] is None], np.intp)
         if len(ok):
             for name, values in self._scores([prompts[row] for row in ok]).items():
-                results[name] = np.zeros((len(is_done), *values.shape[1:]), values.dtype)
-                results[name][ok] = values
-            is_done[ok] = True
-            for row in ok[~are_finite(results, ok)]:
-                faults.failures[row] = not_finite(self._config.spec.precision)
-            if self._first is not None:
-                self._first.predicted()
-        count = sum(len(prompts[row]) for row in ok)
-        SliceFigures(tokens=Tokens(count, count)).add_to(counters)
-        seconds = perf_counter() - started
-        if (limits := self._config.limits) is not None:
-            good = np.flatnonzero(is_done & without_failure(faults.failures))
-            seen = self._config.spec.input
-            compared, exact = choose_reference_rows(part.rows, seen, part.inputs, good)
-            count_agreeing = partial(self._num_agreeing, compared, exact, results, limits)
-            self._check_once(len(compared), count_agreeing, counters)
-        return Predicted(results, is_done, 0.0, seconds)
+                run.results[name] = np.zeros((len(failures), *values.shape[1:]), values.dtype)
+                run.results[name][ok] = values
+            run.keep(ok)
+        run.timer.num_tokens = run.timer.num_padded = sum(len(prompts[row]) for row in ok)
+        run.timer.add(0.0, perf_counter() - started, 0.0)
+        return run
 
     def _scores(self, prompts: Sequence[Sequence[int]]) -> Arrays:
         """Return the results of rows as `Choices.reduce` names them, each (N, ...)."""
@@ -303,32 +309,26 @@ class _Choosing(VllmEngine):
 
         model = self._model
         known: list[dict[tuple[int, ...], float]] = [{} for _ in prompts]
-        num_left = 0
 
         def take(
             of_row: dict[tuple[int, ...], float],
             begun: Sequence[int],
-            asked: Sequence[int],
             _: Sequence[int],
             chances: Sequence[Mapping[int, float]],
         ) -> bool:
-            nonlocal num_left
-            of_row.update({(*begun, token): chances[0][token] for token in asked})
-            num_left -= 1
+            of_row |= {(*begun, token): chance for token, chance in chances[0].items()}
             return True
 
         def begin() -> None:
-            nonlocal num_left
             for of_row, prompt in zip(known, prompts, strict=True):
                 for begun, asked in self._asked:
                     params = SamplingParams(
                         temperature=0, max_tokens=1, logprob_token_ids=asked, detokenize=False
                     )
-                    model.add([*prompt, *begun], params, partial(take, of_row, begun, asked))
-                    num_left += 1
+                    model.add([*prompt, *begun], params, partial(take, of_row, begun))
 
         model.call(begin)
-        while num_left:
+        while model.is_busy:
             model.call(model.step)
             still_alive()
         ends = [[(*answer[: n + 1],) for n in range(len(answer))] for answer in self._answers]
@@ -336,19 +336,3 @@ class _Choosing(VllmEngine):
             [fmean(of_row[end] for end in of_answer) for of_answer in ends] for of_row in known
         ]
         return np.array(means, np.float64)
-
-    def _num_agreeing(
-        self, rows: Rows, inputs: Inputs, results: Arrays, limits: AgreementLimits
-    ) -> int:
-        """Count the rows, (K,) numbers in the slice, that eager fp32 predicts alike."""
-        spec = self._config.spec
-        exact = replace(self._config, spec=spec.as_reference(), limits=None)
-        reference = _on_cpu(exact, lambda model: reduced(model, inputs))
-        predicted = {name: values[rows] for name, values in results.items()}
-        return int(self._model.task.compare(reference, predicted, limits).agrees.sum())
-
-
-def _on_cpu(exact: PredictorConfig, work: Callable[[DeviceModel], T]) -> T:
-    """Do work with the reference, in eager fp32."""
-    with no_limit(), exact_math():
-        return work(DeviceModel(replace(exact, num_gpus=0.0)))

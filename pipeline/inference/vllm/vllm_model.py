@@ -7,6 +7,7 @@ directory; it needs no network and reports nothing.
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from pipeline.models.directories.snapshot import local
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
+    from vllm.inputs import MultiModalInput
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a crash of vLLM ends the actor, as of torch
@@ -59,13 +61,32 @@ class VllmModel(DeviceModel):
         """Return the size of the vocabulary."""
         return int(self._llm.model_config.get_vocab_size())
 
-    def add(self, prompt: list[int], params: SamplingParams, receive: Receive) -> str:
-        """Add a request; return its id."""
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether a request has not ended."""
+        return bool(self._receivers)
+
+    def add(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        receive: Receive,
+        image: torch.Tensor | None = None,
+    ) -> str:
+        """Add a request; return its id.
+
+        Args:
+            prompt: With all tokens of the image, if it has one.
+            params: What is asked.
+            receive: Gets the tokens.
+            image: As the library's class takes it, float32 (1, 3, H, W).
+        """
         from vllm.inputs import tokens_input
 
         self._last += 1
         name = str(self._last)
-        self._llm.add_request(name, tokens_input(prompt), params)
+        given = tokens_input(prompt) if image is None else self._with_image(prompt, image)
+        self._llm.add_request(name, given, params)
         self._receivers[name] = receive
         return name
 
@@ -113,6 +134,29 @@ class VllmModel(DeviceModel):
         assert self._vllm is not None, "it is loaded again before anything runs"
         return self._vllm
 
+    def _with_image(self, prompt: list[int], image: torch.Tensor) -> MultiModalInput:
+        from vllm.inputs import mm_input
+        from vllm.multimodal.inputs import (
+            MultiModalFieldConfig,
+            MultiModalKwargsItems,
+            PlaceholderRange,
+        )
+
+        model, one = self._llm.model_config, torch.ones(1, dtype=torch.int64)
+        is_image = torch.tensor(prompt) == model.hf_config.image_token_id
+        first, last = is_image.nonzero()[[0, -1], 0].tolist()
+        place = PlaceholderRange(first, last + 1 - first, is_image[first : last + 1])
+        # Classes that take tiles also read their mask and number.
+        values = {
+            "pixel_values": image.to(model.dtype),
+            "pixel_attention_mask": torch.ones_like(image[:, 0], dtype=torch.int64),
+            "num_patches": one,
+        }
+        field = MultiModalFieldConfig.flat_from_sizes("image", one)
+        items = MultiModalKwargsItems.from_hf_inputs(values, dict.fromkeys(values, field))
+        digest = hashlib.sha256(image.numpy().tobytes()).hexdigest()
+        return mm_input(prompt, items, {"image": [digest]}, {"image": [place]})
+
     def _load(self) -> None:
         config = self.config
         is_on_gpu = self.gpu is not None
@@ -126,6 +170,7 @@ class VllmModel(DeviceModel):
             torch.set_num_threads = set_num_threads  # vLLM replaces it on the CPU
             self._run_one()
         except Exception as error:
+            self._close()
             cause = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
             raise (OutOfDeviceMemory if is_out_of_memory(error) else JobError)(
                 f"model.engine = 'vllm': vLLM cannot run {config.spec.name}: {cause}"
@@ -137,18 +182,16 @@ class VllmModel(DeviceModel):
 
         config, spec = self.config, self.config.spec
         assert spec.directory is not None, "it is a directory"
-        generation = spec.task.generation
         options: dict[str, Any] = {}
         if self.gpu is not None:
             options["gpu_memory_utilization"] = _GPU_SHARE * config.num_gpus
         made = EngineArgs(
             model=str(local(spec.directory)),
             config_format="hf",
+            model_impl="vllm",  # others change classes of transformers, which the reference needs
             load_format="safetensors",
             generation_config="vllm",
             trust_remote_code=False,
-            # Grammars need the tokens' texts.
-            skip_tokenizer_init=generation is None or not generation.schema,
             structured_outputs_config={"backend": "guidance"},
             dtype=DTYPES[spec.precision],
             max_model_len=-1,  # as many as fit
@@ -178,7 +221,14 @@ class VllmModel(DeviceModel):
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0, max_tokens=1, detokenize=False, logprobs=0)
-        self.add([0], params, lambda *_: False)
+        prompt, image, spec = [0], None, self.config.spec
+        if spec.input.text is None:
+            assert spec.task.generation is not None, "it writes to an image"
+            [slot] = spec.input.slots(self.limits).values()
+            _, height, width, channels = slot.shape
+            prompt = [*spec.task.generation.rules.start]
+            image = torch.ones(1, channels, height, width)
+        self.add(prompt, params, lambda *_: False, image)
         while self._llm.has_unfinished_requests():
             self._llm.step()
         self._receivers.clear()

@@ -116,11 +116,13 @@ def _runtime(model: Model, task: str, card: ResolvedModel) -> str:
     """
     if model.engine not in task_class(task).other_engines:
         return model.runtime or EAGER
-    module = card.facts.module if card.facts else None
-    if not isinstance(module, LibraryClass) or module.head != CAUSAL:
+    module, written = (card.facts.module, card.facts.generation) if card.facts else (None, None)
+    has_image = written is not None and written.image_mark
+    if not isinstance(module, LibraryClass) or (module.head != CAUSAL and not has_image):
         name = card.facts.architecture if card.facts else card.name
         raise JobError(
-            f"model.engine = {model.engine!r}: {name} does not continue a text; leave it out"
+            f"model.engine = {model.engine!r}: {name} does not continue a text, or a prompt "
+            "with an image; leave it out"
         )
     return str(model.engine)
 

@@ -12,10 +12,18 @@ from typing import Any
 import jsonschema
 import pyarrow as pa
 import pytest
+import safetensors.torch
 from support import HANG_S
+from support.models.feature_writers import (
+    feature_writing,
+    images,
+    make_feature_writer,
+    prepared_features,
+)
 from support.models.language_models import CHAT, choosing, make_writer, prepared, writing
 from support.runs.cli import environment
 
+from pipeline.core.errors import JobError
 from pipeline.core.figures import Counters, SliceFigures
 from pipeline.inference.engines import open_engine
 from pipeline.models.agreement import SAME
@@ -134,6 +142,42 @@ def test_the_first_rows_are_compared_with_eager_fp32_and_all_tokens_are_counted(
     assert figures.generated.num_tokens == sum(row["num_output_tokens"] for row in rows)
     assert figures.tokens is not None
     assert figures.tokens.num_tokens == sum(row["num_input_tokens"] for row in rows)
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm"])
+def test_texts_of_images_and_beside_them_are_those_of_engine_generate(family: str, tmp_path: Path):
+    folder = make_feature_writer(tmp_path / "m", family, text={"head_dim": 32})
+    as_published(folder)
+    counters: Counters = {}
+    own, other = (feature_writing(folder, **e) for e in ({}, {"engine": "vllm"}))
+    rows = prepared_features(own, images())
+    expected = open_engine(config_of(own)).predict(rows, {}).to_pylist()
+    engine = open_engine(config_of(other, limits=SAME))
+    actual = engine.predict(rows, counters).to_pylist()
+    engine.close()
+    for a, b in zip(expected, actual, strict=True):
+        assert b.pop("mean_logprob") == pytest.approx(a.pop("mean_logprob"), abs=1e-4)
+        assert a == b
+    assert len({row["text"] for row in actual}) == len(actual)
+    check = SliceFigures.from_json(counters).reference_check
+    assert check is not None
+    assert check.num_rows == check.num_agreed == len(actual)
+    require_alike(folder, TEXTS[:4])  # texts without any image
+
+
+def test_a_class_of_images_that_vllm_cannot_run_is_an_error_of_the_job(tmp_path: Path):
+    folder = make_feature_writer(tmp_path / "m", "vipllava", text={"head_dim": 32})
+    with pytest.raises(JobError, match="vLLM cannot run VipLlavaForConditionalGeneration"):
+        open_engine(config_of(feature_writing(folder, engine="vllm")))
+
+
+def as_published(folder: Path) -> None:
+    """Name the tensors of LLaVA's images as its published files do."""
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    named = {k if new in k else k.replace(old, new): v for k, v in tensors.items()}
+    safetensors.torch.save_file(named, path, {"format": "pt"})
 
 
 def test_a_row_that_does_not_fit_is_no_cut_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

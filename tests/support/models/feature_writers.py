@@ -86,12 +86,15 @@ LOOK_CHAT = (
 """As that of LLaVA."""
 
 
-def make_feature_writer(folder: Path, family: str, **generation: Any) -> Path:
+def make_feature_writer(
+    folder: Path, family: str, *, text: Mapping[str, Any] | None = None, **generation: Any
+) -> Path:
     """Write a small directory of a family and return its path.
 
     Args:
         folder: Made if it is not there.
         family: One of SPEECH or PICTURES.
+        text: More values of the configuration of the language model of LOOKERS.
         generation: More values of `generation_config.json`.
     """
     import transformers
@@ -101,6 +104,8 @@ def make_feature_writer(folder: Path, family: str, **generation: Any) -> Path:
     named = {"bos_token_id": 1, "eos_token_id": [*ENDS], "pad_token_id": 0}
     ids = {"vocab_size": size, **named, "eos_token_id": 2}
     name, values = _config_of(family, ids)
+    if text:
+        values["text_config"] = {**values["text_config"], **text}
     if family == "whisper":
         named |= whisper_tokens(size)
     elif family in _DECODERS or family == "moonshine":
