@@ -138,7 +138,9 @@ def hold_to_library(spec: ModelSpec) -> str:
     """
     directory, facts = spec.directory, spec.facts
     held = _INPUTS.get(spec.input.name)
-    if directory is None or facts is None or held is None or not _has_library(facts):
+    if directory is None or facts is None or facts.quantised:
+        return ""
+    if held is None or not _has_library(facts):
         return ""
     if spec.task.generation is None and spec.task.kind not in held.tasks:
         return ""

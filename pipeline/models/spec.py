@@ -167,7 +167,12 @@ class ModelSpec:
         return weights_bytes(self.weights_uri, self.storage_options) if self.weights_uri else 0
 
     def as_reference(self) -> ModelSpec:
-        """Return the reference of this spec: eager fp32 over exactly prepared rows."""
+        """Return the reference of this spec: eager fp32 over exactly prepared rows.
+
+        Of quantised weights there is none, so it is the spec itself.
+        """
+        if self.facts is not None and self.facts.quantised:
+            return self
         return replace(
             self,
             runtime=EAGER,

@@ -34,17 +34,26 @@ def require_usable_engine(model: ModelSpec, *, is_on_gpu: bool, is_here: bool) -
 
 def reference_problem(model: ModelSpec) -> str:
     """Return why no row of vLLM's is compared with eager fp32, or ''."""
-    if not model.has_other_engine or model.file_bytes() <= _MOST_REFERENCE_BYTES:
+    if not model.has_other_engine:
         return ""
-    return "rows of vLLM are not compared with eager fp32: the weights have more than 4 GiB"
+    problem = _quantised(model) and "the weights are quantised"
+    if not problem and model.file_bytes() > _MOST_REFERENCE_BYTES:
+        problem = "the weights have more than 4 GiB"
+    return problem and f"rows of vLLM are not compared with eager fp32: {problem}"
+
+
+def _quantised(model: ModelSpec) -> str:
+    return model.facts.quantised if model.facts else ""
 
 
 def _problems(model: ModelSpec, is_on_gpu: bool, is_here: bool) -> Iterator[str]:
     if is_here and find_spec("vllm") is None:
         yield "vllm is not installed: pip install 'batch-inference-pipeline[vllm]'"
-    precisions = tuple(DTYPES) if is_on_gpu else _ON_CPU
+    precisions, what = tuple(DTYPES) if is_on_gpu else _ON_CPU, ""
+    if quantised := _quantised(model):
+        precisions, what = precisions[1:], f" for weights quantised by {quantised}"
     if model.precision not in precisions:
-        yield f"it runs model.precision {', '.join(precisions)} here, not {model.precision}"
+        yield f"it runs model.precision {', '.join(precisions)} here{what}, not {model.precision}"
     generation = model.task.generation
     rules = generation.rules if generation else Rules()
     applied = {"ends": (), "min_length": 0, "min_new_tokens": 0}

@@ -165,6 +165,8 @@ class VllmModel(DeviceModel):
         self._last = 0
         os.environ.update(_ENVIRONMENT)
         set_num_threads = torch.set_num_threads
+        # vLLM's attention uses AMX for bf16 unasked; a product of torch asks the system for it.
+        torch.ones(16, 16, dtype=torch.bfloat16).mm(torch.ones(16, 16, dtype=torch.bfloat16))
         try:
             self._vllm = self._made()
             torch.set_num_threads = set_num_threads  # vLLM replaces it on the CPU

@@ -225,6 +225,8 @@ class DirectoryFacts:
     """`sigmoid` if scores of prompts are sigmoids; None: the default of the task."""
     ends_in: str | None = None
     """`softmax`, `sigmoid` or `probabilities` if the outputs are known probabilities."""
+    quantised: str = ""
+    """What quantised the weights, which engine vllm alone reads; '': nothing."""
     head: Head = ""
     """How the output of a detector of ultralytics has boxes."""
     outputs: tuple[OutputSpec, ...] = ()

@@ -73,9 +73,18 @@ _DROPPED = frozenset(
 )
 """Keys for origin, code and kernels of a model, which do not say what it computes."""
 QUANTISED = "quantised weights are not supported; take the float weights of this model"
+QUANTISATION = "quantization_config"
+"""Key of what quantised the weights of a model."""
+_BY_ENGINE = (
+    {"quant_method": "awq"},
+    {"quant_method": "gptq"},
+    {"quant_method": "compressed-tensors", "format": "int-quantized"},
+    {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+)
+"""Quantised weights that engine vllm runs."""
 _ELSEWHERE = "names other files than those of the directory; take it out"
 _REFUSED = {
-    **dict.fromkeys(("compression_config", "quantization_config"), QUANTISED),
+    **dict.fromkeys(("compression_config", QUANTISATION), QUANTISED),
     **dict.fromkeys(("checkpoint_path", "gguf_file", "transformers_weights"), _ELSEWHERE),
 }
 """Keys by which a library would compute with other numbers than those of the files."""
@@ -215,6 +224,13 @@ def is_timm(config: Mapping[str, Any]) -> bool:
     return "pretrained_cfg" in config or {"architecture", "num_classes"} <= config.keys()
 
 
+def quantised_by(values: Mapping[str, Any]) -> str:
+    """Return what quantised the weights of a `config.json`, if engine vllm runs them; '' if not."""
+    by = values.get(QUANTISATION)
+    runs = isinstance(by, dict) and any(by.items() >= known.items() for known in _BY_ENGINE)
+    return str(by["quant_method"]) if isinstance(by, dict) and runs else ""
+
+
 def make_view(copy: Path, folder: Path) -> Path:
     """Make a view of a copy, and return its folder.
 
@@ -235,7 +251,10 @@ def make_view(copy: Path, folder: Path) -> Path:
         if path.suffix != ".json" or path.name in _AS_THEY_ARE:
             os.symlink(path, target)
         else:
-            target.write_text(json.dumps(cleaned(read_json(copy, str(name)), str(name))))
+            values = read_json(copy, str(name))
+            if str(name) == CONFIG and isinstance(values, dict) and quantised_by(values):
+                del values[QUANTISATION]
+            target.write_text(json.dumps(cleaned(values, str(name))))
     return view
 
 

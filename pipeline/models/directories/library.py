@@ -48,6 +48,12 @@ _PLAIN = {
 }
 """Settings of each model, whatever its config says."""
 
+_QUANTISED_PARTS = (
+    ("qweight", "qzeros", "scales"),
+    ("weight_packed", "weight_scale"),
+    ("weight", "weight_scale"),
+)
+"""Names of tensors that stand for a weight."""
 FACTORY_ADVICE = "model.factory runs any module, with task raw, outputs and a postprocess"
 _NO_CODE = "code of a directory is never run"
 _HEADS = {
@@ -232,11 +238,19 @@ class Fit(NamedTuple):
     """Tensors of heads that the class does not have."""
 
 
-def check_fit(cls: Any, config: Any, headers: Mapping[str, TensorHeader], head: str) -> Fit:
+def check_fit(
+    cls: Any,
+    config: Any,
+    headers: Mapping[str, TensorHeader],
+    head: str,
+    *,
+    is_quantised: bool = False,
+) -> Fit:
     """Refuse a config and files that do not fit, without the memory of either.
 
     Raises:
-        JobError: Tensors are superfluous, of other shapes or types, or fewer than the class needs.
+        JobError: Tensors are superfluous, of other shapes or types, or fewer than the class needs;
+            of quantised weights only the last is known.
     """
     import torch
 
@@ -247,12 +261,22 @@ def check_fit(cls: Any, config: Any, headers: Mapping[str, TensorHeader], head: 
             raise refused(error, f"builds no {cls.__name__} of this config.json") from error
     require_size(module, headers, CONFIG)
     numbers = {name: header for name, header in headers.items() if header.is_number}
+    if is_quantised:
+        wanted = (name for name, _ in module.named_parameters() if name not in numbers)
+        require_no_problems(cls, [name for name in wanted if not _has_parts(name, headers)])
+        return Fit(module, (), ())
     _, report = _from_pretrained(cls, config, None, meta_tensors(numbers))
     unused = _require_fit(cls, module, report, head)
     missing = report["missing_keys"]
     if missing:
         require_numbers(headers)
     return Fit(module, tuple(sorted(missing)), tuple(sorted(unused)))
+
+
+def _has_parts(name: str, headers: Mapping[str, TensorHeader]) -> bool:
+    """Tell whether files have a weight as quantised tensors."""
+    stem = name.removesuffix("weight")
+    return any({stem + part for part in parts} <= headers.keys() for parts in _QUANTISED_PARTS)
 
 
 def load(cls: Any, config: Any, folder: Path, absent: Collection[str]) -> torch.nn.Module:

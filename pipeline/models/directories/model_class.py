@@ -21,7 +21,14 @@ import numpy as np
 from pipeline.core.errors import JobError
 from pipeline.core.printable import first_names
 from pipeline.models.directories.facts import CLIPS, RAW, SPARSE, DirectoryFacts, LibraryClass
-from pipeline.models.directories.files import CONFIG, json_type_of, preview, read_object, read_value
+from pipeline.models.directories.files import (
+    CONFIG,
+    QUANTISED,
+    json_type_of,
+    preview,
+    read_object,
+    read_value,
+)
 from pipeline.models.directories.library import (
     FACTORY_ADVICE,
     MAX_LAYERS,
@@ -40,7 +47,7 @@ from pipeline.models.directories.library import (
     require_no_problems,
 )
 from pipeline.models.directories.tensors import TensorHeader, read_headers
-from pipeline.models.generate.spec import SPEECH, WRITERS
+from pipeline.models.generate.spec import CAUSAL, SPEECH, WRITERS
 from pipeline.preprocessing.texts.text_settings import IDS, MASK
 
 if TYPE_CHECKING:
@@ -140,12 +147,13 @@ class ModelClass:
         )
 
 
-def choose(folder: Path, at: str = "", *, head: str = "") -> ModelClass:
+def choose(folder: Path, at: str = "", *, head: str = "", is_quantised: bool = False) -> ModelClass:
     """Choose the class that a config names, and check that the weights fit and that it runs.
 
     Args:
         at: Where config and weights lie: '' or a folder ending in `/`.
         head: RAW or SPARSE: how outputs are read, whatever the class is for.
+        is_quantised: Whether the weights are quantised, so that the class itself cannot run.
 
     Raises:
         JobError: The library has no such class, the weights do not fit, or rows would fail.
@@ -164,6 +172,11 @@ def choose(folder: Path, at: str = "", *, head: str = "") -> ModelClass:
     if built is None:
         built, head = named, RAW
     require_one_input(built, config, head)
+    if is_quantised:
+        if head != CAUSAL:
+            raise JobError(f"model.path: {at}{CONFIG}: {named.__name__}: {QUANTISED}")
+        module, *_ = check_fit(built, config, headers, head, is_quantised=True)
+        return ModelClass(at, values, config, named, built, head, module)
     return fitted(folder, ModelClass(at, values, config, named, built, head), headers)
 
 

@@ -29,7 +29,14 @@ from pipeline.models.directories.facts import (
     TimmModel,
 )
 from pipeline.models.directories.file_choice import onnx_file_of
-from pipeline.models.directories.files import CONFIG, MODULES, is_timm, make_view, read_object
+from pipeline.models.directories.files import (
+    CONFIG,
+    MODULES,
+    is_timm,
+    make_view,
+    quantised_by,
+    read_object,
+)
 from pipeline.models.directories.snapshot import (
     ModelDirectory,
     local,
@@ -89,7 +96,13 @@ def read_facts(path: Path, wanted: str | None = None, *, head: str = "") -> Dire
     """
     if path.is_dir():
         with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
-            return _read(make_view(path, Path(folder)), wanted, head=head)
+            view = make_view(path, Path(folder))
+            by = quantised_by(read_object(path, CONFIG, optional=True))
+            if not by:
+                return _read(view, wanted, head=head)
+            facts = _of_transformers(view, wanted, head=head, is_quantised=True)
+            note = f"{CONFIG}: weights quantised by {by}"
+            return replace(facts, quantised=by, notes=(*facts.notes, note))
     return _read(path, wanted, head=head)
 
 
@@ -138,7 +151,9 @@ def _read(path: Path, wanted: str | None, *, head: str) -> DirectoryFacts:
     return _of_transformers(path, wanted, head=head)
 
 
-def _of_transformers(path: Path, wanted: str | None, *, head: str) -> DirectoryFacts:
+def _of_transformers(
+    path: Path, wanted: str | None, *, head: str, is_quantised: bool = False
+) -> DirectoryFacts:
     from pipeline.models.directories.image.image_facts import (
         caption_facts,
         image_facts,
@@ -151,7 +166,7 @@ def _of_transformers(path: Path, wanted: str | None, *, head: str) -> DirectoryF
         sparse_facts,
     )
 
-    chosen = choose(path, head=head)
+    chosen = choose(path, head=head, is_quantised=is_quantised)
     if chosen.head == RAW:
         from pipeline.models.directories.raw_facts import raw_facts
 

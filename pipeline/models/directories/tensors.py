@@ -172,7 +172,8 @@ def require_size(module: torch.nn.Module, headers: Mapping[str, TensorHeader], w
     Raises:
         JobError: It is; names both numbers.
     """
-    held = sum(header.num_values for header in headers.values())
+    packed = {"I32": 8}  # numbers of four bits
+    held = sum(header.num_values * packed.get(header.dtype, 1) for header in headers.values())
     needed = sum(tensor.numel() for tensor in {*module.parameters(), *module.buffers()})
     # Tensors that are missing are named later; buffers may be computed.
     if needed > 2 * held + _SPARE:

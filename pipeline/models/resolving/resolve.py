@@ -115,6 +115,11 @@ def _runtime(model: Model, task: str, card: ResolvedModel) -> str:
         JobError: That engine does not run the model.
     """
     if model.engine not in task_class(task).other_engines:
+        if card.facts and card.facts.quantised:
+            raise JobError(
+                f"model.path = {model.path}: weights quantised by {card.facts.quantised} need "
+                "model.engine: vllm; or take the float weights of this model"
+            )
         return model.runtime or EAGER
     module, written = (card.facts.module, card.facts.generation) if card.facts else (None, None)
     has_image = written is not None and written.image_mark

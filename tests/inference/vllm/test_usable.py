@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 from support.models.language_models import make_language_model, make_writer, writing
+from support.models.quantised import QUANTISERS, quantise
 
 from pipeline.core.errors import JobError
 from pipeline.inference.engines import engine_class
+from pipeline.inference.library_check import hold_to_library
 from pipeline.inference.vllm.usable import reference_problem, require_usable_engine
 from pipeline.inference.vllm.vllm_engine import VllmEngine
 from pipeline.job.model import Generate, Model
@@ -69,6 +73,34 @@ def test_weights_that_are_too_large_for_the_reference_are_not_compared_and_this_
     monkeypatch.setattr("pipeline.inference.vllm.usable._MOST_REFERENCE_BYTES", 1_000)
     assert "rows of vLLM are not compared with eager fp32" in reference_problem(spec)
     assert reference_problem(writing(folder)) == ""
+
+
+@pytest.mark.parametrize("how", QUANTISERS)
+def test_quantised_weights_need_this_engine_and_all_of_their_tensors(how: str, folder: Path):
+    path = shutil.copytree(folder, folder.with_name(f"m-{how}"))
+    quantise(path, how)
+    spec = writing(path, engine="vllm", precision="bf16")
+    usable(spec)
+    assert spec.as_reference() == spec
+    assert hold_to_library(spec) == ""
+    with pytest.raises(JobError, match=r"runs model.precision bf16 here for weights quantised by"):
+        usable(replace(spec, precision="fp32"))
+    with pytest.raises(JobError, match=r"weights quantised by .* need model.engine: vllm; or take"):
+        writing(path)
+    tensors = safetensors.torch.load_file(path / "model.safetensors")
+    del tensors[next(name for name in tensors if name.endswith(("scale", "scales")))]
+    safetensors.torch.save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(JobError, match=r"do not fit LlamaForCausalLM .* missing"):
+        writing(path, engine="vllm", precision="bf16")
+
+
+def test_other_quantised_weights_are_refused(folder: Path):
+    path = shutil.copytree(folder, folder.with_name("m-fp8"))
+    values = json.loads((path / "config.json").read_text())
+    by = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    (path / "config.json").write_text(json.dumps({**values, "quantization_config": by}))
+    with pytest.raises(JobError, match="quantised weights are not supported"):
+        writing(path, engine="vllm", precision="bf16")
 
 
 def test_models_that_do_not_continue_a_text_are_refused(tmp_path: Path):

@@ -21,11 +21,13 @@ from support.models.feature_writers import (
     prepared_features,
 )
 from support.models.language_models import CHAT, choosing, make_writer, prepared, writing
+from support.models.quantised import QUANTISERS, quantise
 from support.runs.cli import environment
 
 from pipeline.core.errors import JobError
 from pipeline.core.figures import Counters, SliceFigures
 from pipeline.inference.engines import open_engine
+from pipeline.inference.vllm.usable import reference_problem
 from pipeline.models.agreement import SAME
 from pipeline.models.spec import ModelSpec, PredictorConfig
 
@@ -178,6 +180,21 @@ def as_published(folder: Path) -> None:
     old, new = "vision_tower.", "vision_tower.vision_model."
     named = {k if new in k else k.replace(old, new): v for k, v in tensors.items()}
     safetensors.torch.save_file(named, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("how", QUANTISERS)
+def test_quantised_weights_write_as_the_float_weights_that_they_stand_for(how: str, tmp_path: Path):
+    sizes = {"head_dim": 32, "hidden_size": 64, "intermediate_size": 128}
+    folder, twin = (make_writer(tmp_path / name, **sizes) for name in ("quantised", "float"))
+    left = quantise(folder, how)
+    safetensors.torch.save_file(left, twin / "model.safetensors", {"format": "pt"})
+    spec = writing(folder, engine="vllm", precision="bf16")
+    assert "not compared with eager fp32: the weights are quantised" in reference_problem(spec)
+    rows, expected = predicted(spec, TEXTS), predicted(writing(twin), TEXTS)
+    # bf16 turns tokens that are about equally likely, and later ones with them.
+    pairs = [(a["text"][:1], b["text"][:1]) for a, b in zip(rows, expected, strict=True)]
+    assert sum(a == b for a, b in pairs) >= 18
+    assert len({row["text"] for row in rows}) > len(rows) // 2
 
 
 def test_a_row_that_does_not_fit_is_no_cut_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
