@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.models.generate.cached_model import TOLERANCE, can_share, refused_for, require_causal
+from pipeline.core.errors import JobError
+from pipeline.models.generate.cached_model import (
+    ONE_BY_ONE,
+    TOLERANCE,
+    can_share,
+    refused_for,
+    require_causal,
+)
 from pipeline.models.generate.causal import CausalDecoding
 from pipeline.models.generate.decoding import (
     AloneDecoding,
@@ -21,10 +29,11 @@ from pipeline.models.generate.decoding import (
     has_image_tokens,
 )
 from pipeline.models.generate.grammar import Grammar
-from pipeline.models.generate.spec import CAPTION, CAUSAL, SEQ2SEQ, Generation
+from pipeline.models.generate.spec import CAPTION, CAUSAL, SEQ2SEQ, Generation, Rules
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 
+log = logging.getLogger(__name__)
 _CHECKED_TOKENS, _CHECKED_STEPS = (7, 4, 1), 3
 Text = Callable[[Sequence[int]], str]
 """Tokens -> their text."""
@@ -50,12 +59,8 @@ def with_decoding(
     if head == CAUSAL:
         require_causal(model, "generate")
     with torch.no_grad():
-        if head == CAUSAL and can_share(type(model), model.config):
-            module = CausalDecoding(model, text)
-            _require_rows_alone(module, type(model).__name__)
-        elif head == CAUSAL:
-            module = AloneDecoding(model, text, task.generation.rules)
-            _require_states_are_exact(module, type(model).__name__)
+        if head == CAUSAL:
+            module = _continuing(model, text, task.generation.rules)
         else:
             cls = _caption_class(model) if head == CAPTION else LibraryDecoding
             module = cls(model, text, task.generation.rules)
@@ -63,6 +68,21 @@ def with_decoding(
                 _require_padding_is_unseen(module, type(model).__name__)
     module.grammar = Grammar.of(task.generation, tokenizer)
     return module
+
+
+def _continuing(model: nn.Module, text: Text, rules: Rules) -> Decoding:
+    """Return the module that continues texts: many at once, or one by one; raises as above."""
+    name = type(model).__name__
+    if can_share(type(model), model.config):
+        module = CausalDecoding(model, text)
+        try:
+            _require_rows_alone(module, name)
+            return module
+        except JobError as error:
+            log.warning(ONE_BY_ONE, error)
+    alone = AloneDecoding(model, text, rules)
+    _require_states_are_exact(alone, name)
+    return alone
 
 
 def text_decoder(generation: Generation, tokenizer: PromptTokenizer) -> Text:

@@ -18,6 +18,10 @@ _CACHES = {"cache", "past_key_values"}
 TOLERANCE = 1e-3
 """Most difference of logits beside the largest, between two ways of computing them."""
 _NUM_CHECKED = 5
+_PLACED_BY_MASK = ("bloom", "mpt")
+"""Model types without positions as input whose layers see the distance between two tokens."""
+ONE_BY_ONE = "rows run one by one, which is slower: %s"
+"""Of a warning, with the error of the trial in which they did not."""
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, (B, heads, P, size) each."""
 
@@ -122,8 +126,8 @@ def new_cache() -> Any:
 def can_share(cls: Any, config: Any) -> bool:
     """Tell whether rows of several lengths can share the states of a model that continues texts.
 
-    They can if these are keys and values of each token. States of linear attention, indexes and
-    compressed keys are the library's, which rows have one by one.
+    They can if these are keys and values of each token, whose positions are given. States of
+    linear attention, indexes and compressed keys are the library's, which rows have one by one.
 
     Args:
         cls: A class of the library.
@@ -132,8 +136,9 @@ def can_share(cls: Any, config: Any) -> bool:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    takes_cache = _CACHES & inspect.signature(cls.forward).parameters.keys()
-    if not takes_cache or getattr(cls, "_is_stateful", False):
+    taken = inspect.signature(cls.forward).parameters.keys()
+    is_placed = "position_ids" in taken or config.model_type in _PLACED_BY_MASK
+    if not is_placed or not _CACHES & taken or getattr(cls, "_is_stateful", False):
         return False
     with contextlib.suppress(Exception):  # some configurations name no layers
         layers = DynamicCache(config=config.get_text_config(decoder=True)).layers

@@ -90,6 +90,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "bart": ("Bart", _BART),
     "pegasus": ("Pegasus", {**_BART, "decoder_start_token_id": 0}),
+    "bart_decoder": ("Bart", _BART),
 }
 SEQ2SEQ = ("t5", "bart", "pegasus")
 
@@ -165,7 +166,7 @@ def library_model(folder: Path) -> Any:
 def library_scores(
     folder: Path, prompt: Sequence[int], answers: Sequence[Sequence[int]], model: Any = None
 ) -> Any:
-    """Return the mean log-likelihood of each answer by the library's own loss, float64 (K,).
+    """Return the mean log-likelihood of each answer by one pass of the library, float64 (K,).
 
     Args:
         folder: The directory.
@@ -178,11 +179,15 @@ def library_scores(
 
     model, scores = model or library_model(folder), []
     for answer in answers:
-        ids, labels = list(prompt), list(answer)
-        if not model.config.is_encoder_decoder:
-            ids, labels = [*ids, *labels], [*[-100] * len(ids), *labels]
+        ids, labels = torch.tensor([[*prompt]]), torch.tensor([[*answer]])
         with torch.inference_mode():
-            loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+            if model.config.is_encoder_decoder:
+                loss = model(input_ids=ids, labels=labels).loss
+            else:  # the losses of decoders such as BART's do not shift labels
+                logits = model(input_ids=torch.cat([ids, labels], 1)).logits[
+                    0, len(prompt) - 1 : -1
+                ]
+                loss = torch.nn.functional.cross_entropy(logits.float(), labels[0])
         scores.append(-float(loss))
     return np.array(scores)
 

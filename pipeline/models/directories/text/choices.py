@@ -7,6 +7,7 @@ prompts begin with once for all rows. `forward` takes `input_ids` and `attention
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.core.errors import JobError
 from pipeline.models.generate.cached_model import (
+    ONE_BY_ONE,
     TOLERANCE,
     CachedModel,
     can_share,
@@ -30,6 +33,7 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import prompt_tokenizer
 
+log = logging.getLogger(__name__)
 _CHECKED_TOKENS, _CHECKED_ROWS, _CHECKED_ANSWERS = (7, 4, 6, 5, 3), 2, 3
 _Batch = tuple[torch.Tensor, ...]
 _MOST_ENDS = 4
@@ -242,18 +246,16 @@ def with_choices(head: str, model: nn.Module, task: TaskSpec, model_input: Input
         task: Its prompts are the answers.
 
     Raises:
-        JobError: Keys and values of the model cannot be shared.
+        JobError: A decoder's keys and values cannot be shared, or it is no language model.
     """
     assert model_input.text is not None, "the job's rows are texts"
     tokenizer = prompt_tokenizer(model_input.text)
     module: CausalChoices | TargetChoices
     if head == CAUSAL:
         require_causal(model, "choices")
-        cls = CausalChoices if can_share(type(model), model.config) else AloneChoices
-        module = cls(model, tokenizer.answers(task.prompts))
+        module = _continuing(model, tokenizer.answers(task.prompts))
     else:
         module = TargetChoices(model, tokenizer.targets(task.prompts))
-    if not isinstance(module, AloneChoices):
         _require_shares(module, *_prompts(model))
     if task.prior_corrected:
         [ids] = tokenizer.prompts([""])
@@ -263,6 +265,18 @@ def with_choices(head: str, model: nn.Module, task: TaskSpec, model_input: Input
     if isinstance(module, CausalChoices):
         module.shared = tuple(tokenizer.shared())
     return module
+
+
+def _continuing(model: nn.Module, answers: Sequence[Sequence[int]]) -> CausalChoices:
+    """Return the module that scores answers over shared states, or each alone."""
+    if can_share(type(model), model.config):
+        module = CausalChoices(model, answers)
+        try:
+            _require_shares(module, *_prompts(model))
+            return module
+        except JobError as error:
+            log.warning(ONE_BY_ONE, error)
+    return AloneChoices(model, answers)
 
 
 def _prompts(model: nn.Module) -> tuple[list[_Batch], list[torch.Tensor]]:
