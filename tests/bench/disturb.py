@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -28,7 +29,9 @@ LOSE, GAIN = "lose", "gain"
 """A node that none replaces, and one more."""
 DRAINED_FOR = 2
 """So many more slices are finished before a node that was given notice is taken away."""
-NOTICE_S = 60.0
+NOTICE_S = 30.0
+"""It is taken away then at the latest: Ray gives its actors no calls meanwhile, so where all actors
+of a stage are there, no slice is finished."""
 LIMIT_S = 900.0
 POLL_S = 0.05
 
@@ -117,8 +120,10 @@ class Disturbed:
         else:
             node = self._dice.choice(self._nodes.nodes)
             if blow == DRAIN:
+                goes_at_s = time.monotonic() + NOTICE_S
                 self._nodes.drain(node, NOTICE_S)
-                self._wait_for_slices(num_staged(self._out) + DRAINED_FOR, "a drained node")
+                number = num_staged(self._out) + DRAINED_FOR
+                self._wait_for_slices(number, "a drained node", until_s=goes_at_s)
             self._nodes.kill(node)
             if blow != LOSE:
                 self._nodes.add()
@@ -133,8 +138,15 @@ class Disturbed:
             os.killpg(self._driver.pid, signal.SIGKILL)
             self._driver.wait()
 
-    def _wait_for_slices(self, number: int, what: str) -> int:
-        self._wait(lambda: num_staged(self._out) >= number or self._driver.poll() is not None, what)
+    def _wait_for_slices(self, number: int, what: str, until_s: float = math.inf) -> int:
+        self._wait(
+            lambda: (
+                num_staged(self._out) >= number
+                or self._driver.poll() is not None
+                or time.monotonic() >= until_s
+            ),
+            what,
+        )
         if self._driver.poll():
             _, stderr = self._driver.communicate()
             raise Broken(f"exit {self._driver.returncode} before {what}: {stderr[-600:]}")
