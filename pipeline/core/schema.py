@@ -23,6 +23,7 @@ LABELS, ENTITIES, DETECTIONS = "labels", "entities", "detections"
 WEIGHTS, TOKEN_ID, WEIGHT = "weights", "token_id", "weight"
 START, END, ENTITY_TEXT = "start", "end", "text"
 OUTPUT_TEXT, FINISH_REASON, MEAN_LOGPROB = "text", "finish_reason", "mean_logprob"
+SEGMENTS = "segments"
 NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS = "num_input_tokens", "num_output_tokens"
 
 _FAILURE_FIELDS = [
@@ -157,6 +158,19 @@ GENERATE_FIELDS = (
     pa.field(MEAN_LOGPROB, pa.float32()),
 )
 """Columns of task `generate`; tokens that end a text are counted."""
+SEGMENTS_FIELD = pa.field(
+    SEGMENTS,
+    pa.list_(
+        pa.struct(
+            [
+                pa.field("start_s", pa.float64()),
+                pa.field("end_s", pa.float64()),
+                pa.field("text", pa.string()),
+            ]
+        )
+    ),
+)
+"""Further column of task `generate` with timestamps; times are in seconds of the clip."""
 
 _FLOAT32 = pa.float32()
 IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])

@@ -167,6 +167,7 @@ def _compared(spec: ModelSpec, source: Mapping[str, Any]) -> str:
     job = Job.model_validate(
         {
             "source": {"uri": "probes", **source},
+            "audio": _short_clips(spec),
             "model": {"path": spec.directory.uri, "task": spec.task.kind, **_section(spec)},
             "sink": {"uri": "predictions"},
         }
@@ -199,6 +200,12 @@ def compare_confined(spec: ModelSpec) -> str:
             f"model.path = {directory.uri}: its library does not run it: {error}"
         ) from None
     return held
+
+
+def _short_clips(spec: ModelSpec) -> Mapping[str, Any]:
+    """Return the fields of the audio section: windows are the library's, so no clip has several."""
+    audio = spec.facts.audio if spec.facts else None
+    return {"max_s": audio.window_s} if audio and audio.window_s else {}
 
 
 def _section(spec: ModelSpec) -> Mapping[str, Any]:

@@ -76,6 +76,9 @@ class Generate(Section):
     this."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     """With `temperature`: decides the draws. Rows with the same prompt get the same text."""
+    timestamps: bool = False
+    """Of Whisper: column `segments` has the parts of the text with `start_s` and `end_s`, in
+    seconds of the clip. Clips are written one by one."""
     stop: tuple[str, ...] = ()
     """Texts that end an output where the first of them occurs; they are not part of it."""
     invalid: Literal["keep", "quarantine"] = "keep"

@@ -125,4 +125,5 @@ class Audio(Section):
     model directory specifies its rate, and accepts no other."""
     max_s: Annotated[float, Field(gt=0, le=3600)] | None = None
     """A longer clip is quarantined as `too_large`, before it is decoded if its header gives the
-    length; clips are never cut. Default: 30, or the model's maximum if that is less."""
+    length; clips are never cut. Default: 30, or the model's maximum if that is less; 600 if
+    [Whisper writes](README.md#generated-texts), which reads longer clips in windows."""

@@ -32,12 +32,14 @@ from support.models.language_models import (
 )
 from support.models.record_schemas import REVIEW
 from support.models.snapshots import make_snapshot
+from support.models.timed_writers import make_timed_writer
 from support.runs.cli import pipeline, write_job
 from support.runs.published_rows import read_predictions
 from support.servers.commandserver import OF_TRANSFORMERS
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
+from pipeline.core.schema import SEGMENTS_FIELD
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_ray(*OF_TRANSFORMERS)]
@@ -174,19 +176,22 @@ _BAD_CLIPS = {
 
 
 def transcripts(folder: Path) -> RunCase:
-    """Clips to which a directory of Whisper writes."""
-    good = {f"{n}.wav": encoded(tone(0.3 + n / 10, 90 * 2**n)) for n in range(6)}
+    """Clips to which a directory of Whisper writes, also in several windows, with timestamps."""
+    good = {f"{n}.wav": encoded(tone(0.3 + n * 0.7, 90 * 2**n)) for n in range(6)}
+    bad = {**_BAD_CLIPS, "long.wav": (encoded(tone(5.0)), "too_large")}
     good["silence.wav"] = encoded(np.zeros(8_000, np.float32))
 
     def require(rows: list[Row]) -> None:
-        assert {row["num_input_tokens"] for row in rows} == {100}
+        assert {row["num_input_tokens"] for row in rows} == {100, 120, 155, 190}
         assert rows[-1]["duration_s"] == 0.5
+        for row in rows:
+            assert row["text"] == "".join(segment["text"] for segment in row["segments"])
 
-    make_feature_writer(folder / "model", "whisper")
-    model = {"generate": {"max_new_tokens": NEW_TOKENS}, "batch_size": 4}
-    model |= {"path": str(folder / "model")}
-    return _of_files(folder, "audio", good, _BAD_CLIPS, model, "text", pa.string(), WRITTEN,
-                     require, {})  # fmt: skip
+    make_timed_writer(folder / "model")
+    generate = {"max_new_tokens": NEW_TOKENS, "timestamps": True}
+    model = {"path": str(folder / "model"), "generate": generate, "batch_size": 4}
+    return _of_files(folder, "audio", good, bad, model, "segments", SEGMENTS_FIELD.type, WRITTEN,
+                     require, {"audio": {"max_s": 4.0}})  # fmt: skip
 
 
 def frames(folder: Path) -> RunCase:

@@ -30,6 +30,7 @@ from pipeline.core.schema import (
     NUM_INPUT_TOKENS,
     NUM_OUTPUT_TOKENS,
     OUTPUT_TEXT,
+    SEGMENTS,
 )
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.torch_engine import ModelEngine, Predicted, Slice
@@ -188,7 +189,7 @@ class GenerateEngine(ModelEngine):
         Rows that are refused have failed.
         """
         count, rows = len(held.failures), held.written
-        texts, records = np.full((2, count), None, object)
+        texts, records, segments = np.full((3, count), None, object)
         for place, row in rows.items():
             try:
                 texts[place] = text_of(row, self._generation, self._text)
@@ -198,7 +199,8 @@ class GenerateEngine(ModelEngine):
                 held.failures[place] = failure_of(error, self._model)
                 continue
             records[place], held.failures[place] = self._judged(row, texts[place])
-        results: Arrays = {OUTPUT_TEXT: texts, RECORD: records}
+            segments[place] = [part._asdict() for part in row.segments or ()]
+        results: Arrays = {OUTPUT_TEXT: texts, RECORD: records, SEGMENTS: segments}
         for name, (dtype, number_of) in _NUMBERS.items():
             results[name] = np.zeros(count, dtype)
             results[name][[*rows]] = [number_of(row) for row in rows.values()]
@@ -248,7 +250,8 @@ class GenerateEngine(ModelEngine):
     def _compared(self, held: Outputs) -> list[Row]:
         """Return the rows for the reference check."""
         rows = [row for place, row in held.written.items() if held.failures[place] is None]
-        return sorted(rows, key=lambda row: row.number)[:NUM_REFERENCE_ROWS]
+        rows = sorted(rows, key=lambda row: row.number)[:NUM_REFERENCE_ROWS]
+        return [row.first or row for row in rows]
 
     def _num_agreed(self, rows: Sequence[Row], inputs: Inputs) -> int:
         spec = self._config.spec

@@ -25,6 +25,7 @@ from pipeline.inference.generate.rules import AppliedRules, Row
 from pipeline.models.generate.causal import Batch, CausalDecoding
 from pipeline.models.generate.decoding import Decoding, LibraryDecoding
 from pipeline.models.generate.spec import FINISHES, Generation
+from pipeline.models.generate.windowed import Clips, WindowedDecoding
 from pipeline.preprocessing.model_input import BatchLimits, Inputs
 from pipeline.process.liveness import still_alive
 
@@ -145,7 +146,11 @@ class Writing(RowWriter):
             assert isinstance(self._module, LibraryDecoding), "there are two ways"
             with self._begun(group) as read:
                 most = self._generation.max_new_tokens
-                self._module.write(read, most, self._add_tokens, self._have_ended)
+                if isinstance(self._module, WindowedDecoding) and isinstance(read, Clips):
+                    for row, clip in zip(group, read.features[:, None], strict=True):
+                        self._write_clip(self._module, row, clip)
+                else:
+                    self._module.write(read, most, self._add_tokens, self._have_ended)
         self._spent.decode_s += perf_counter() - began
         return [row for row in before if row.finish is not None]
 
@@ -200,7 +205,8 @@ class Writing(RowWriter):
         Returns:
             Logits whose best are these tokens, (B, V); valid until the next call.
         """
-        self._still_alive(num_tokens=sum(row.finish is None for row in self.active))
+        num_tokens = sum(row.finish is None for row in self.active)
+        self._note_step(num_tokens, len(self.active))
         allowed = self._rules(logits, self.active)
         best = allowed.argmax(dim=1)
         sums = logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(dim=1)
@@ -209,9 +215,21 @@ class Writing(RowWriter):
                 row.tokens.append(token)
                 row.logprob += logprob
                 row.finish = finish_of(row, self._generation, self._rules, self._module.text)
-                self._spent.output_tokens += 1
-        self._spent.steps += Steps(1, len(self.active))
         return allowed
+
+    def _note_step(self, num_tokens: int = 1, num_rows: int = 1) -> None:
+        self._still_alive(num_tokens=num_tokens)
+        self._spent.output_tokens += num_tokens
+        self._spent.steps += Steps(1, num_rows)
+
+    def _write_clip(self, module: WindowedDecoding, row: Row, features: torch.Tensor) -> None:
+        """Let the library write a clip in windows."""
+        most = self._generation.max_new_tokens
+        windows, row.segments = module.write_clip(features, most, self._note_step)
+        row.tokens = [token for window in windows for token in window.tokens]
+        row.logprob = sum(window.logprob for window in windows)
+        row.finish = EOS if module.have_ended(windows) else LENGTH
+        row.first = Row(row.number, segments=[], **vars(windows[0]))
 
     def _have_ended(self) -> torch.Tensor:
         ended = [row.finish is not None for row in self.active]
@@ -253,6 +271,8 @@ def _stops(tokens: Sequence[int], stop: Sequence[str], decode: Decode) -> bool:
 
 def text_of(row: Row, generation: Generation, decode: Decode) -> str:
     """Return the text of a row, without the stop text."""
+    if row.segments is not None:
+        return "".join(segment.text for segment in row.segments)
     text = decode(row.tokens)
     places = [text.find(stop) for stop in generation.stop] if row.finish == STOP else []
     return text[: min((place for place in places if place >= 0), default=len(text))]

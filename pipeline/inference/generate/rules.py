@@ -16,6 +16,7 @@ import torch
 from pipeline.models.generate.decoding import Decoding
 from pipeline.models.generate.grammar import Grammar, Matcher
 from pipeline.models.generate.spec import Generation, Rules
+from pipeline.models.generate.windowed import Segment
 
 if TYPE_CHECKING:
     from pipeline.inference.generate.greedy import ReadRows
@@ -46,6 +47,10 @@ class Row:
     """Tokens of its history that `followers` covers."""
     matcher: Matcher | None = None
     """Its record so far; None if not begun."""
+    segments: list[Segment] | None = None
+    """The parts of its text if it is a clip that the library has written in windows."""
+    first: Row | None = None
+    """Its first window, which the reference check takes instead of it."""
 
 
 class AppliedRules:
@@ -170,7 +175,8 @@ def num_agreed(
 ) -> int:
     """Count the rows whose every token is the best one, up to rounding.
 
-    Of rows whose tokens were drawn, count those with this mean log probability, up to rounding.
+    Of rows whose tokens were drawn, or chosen by the library, count those with this mean log
+    probability, up to rounding.
 
     Args:
         module: The module in eager float32.
@@ -197,7 +203,7 @@ def _agrees(
     with read([row.number]) as tensors:
         logits = module.plain(tensors, row.before, row.tokens)
     limit = _LEAST_GAP + _ROUNDINGS * eps * float(logits.abs().max())
-    if not is_greedy:
+    if not is_greedy or row.segments is not None:
         chosen = logits.gather(1, torch.tensor(row.tokens, device=logits.device)[:, None])[:, 0]
         expected = float((chosen - logits.logsumexp(dim=1)).mean())
         return abs(row.logprob / len(row.tokens) - expected) <= limit

@@ -34,7 +34,12 @@ from pipeline.models.directories.text.tokens import library_errors
 from pipeline.models.generate.build import clean
 from pipeline.models.generate.spec import SPEECH, Transcription
 from pipeline.preprocessing.audio.audio_input import extracted
-from pipeline.preprocessing.audio.audio_settings import NORMALISED, USUAL_MAX_S, AudioSettings
+from pipeline.preprocessing.audio.audio_settings import (
+    NORMALISED,
+    USUAL_LONG_S,
+    USUAL_MAX_S,
+    AudioSettings,
+)
 
 TOLERANCE = 1e-4
 """Largest difference of a feature, a normalised sample or a logarithm; 2e-6 was seen."""
@@ -65,6 +70,8 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     given = _outputs(chosen, audio)
     if chosen.head == SPEECH:
         written = speech_facts(folder, chosen)
+        if written.writes_windows:
+            audio = replace(audio, max_s=max(audio.max_s, USUAL_LONG_S), window_s=audio.max_s)
         tasks, what = ("generate",), "writes what is said"
     elif chosen.head == CTC:
         transcription = transcription_facts(folder, given["logits"][-1])

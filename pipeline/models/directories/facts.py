@@ -72,6 +72,8 @@ class GenerationFacts:
     """One line for `pipeline plan`."""
     tokenizer: str = ""
     """Tokenizer file of the tokens that it writes, if it reads no text."""
+    writes_windows: bool = False
+    """Whether the library writes longer clips in windows, and with times."""
     image_mark: str = ""
     """The token that stands for the image in a prompt; '': it takes no prompt with an image."""
     image_px: int | None = None

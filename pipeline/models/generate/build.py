@@ -29,7 +29,8 @@ from pipeline.models.generate.decoding import (
     has_image_tokens,
 )
 from pipeline.models.generate.grammar import Grammar
-from pipeline.models.generate.spec import CAPTION, CAUSAL, SEQ2SEQ, Generation, Rules
+from pipeline.models.generate.spec import CAPTION, CAUSAL, SEQ2SEQ, SPEECH, Generation, Rules
+from pipeline.models.generate.windowed import WindowedDecoding, writes_windows
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 
@@ -54,16 +55,18 @@ def with_decoding(
         JobError: Logits depend on other rows, or rows cannot begin at different steps.
     """
     assert task.generation is not None, "the task writes"
-    text = text_decoder(task.generation, tokenizer)
+    text, rules = text_decoder(task.generation, tokenizer), task.generation.rules
     module: Decoding
     if head == CAUSAL:
         require_causal(model, "generate")
     with torch.no_grad():
         if head == CAUSAL:
-            module = _continuing(model, text, task.generation.rules)
+            module = _continuing(model, text, rules)
+        elif head == SPEECH and writes_windows(model, rules):
+            module = WindowedDecoding(model, text, rules, timestamps=task.generation.timestamps)
         else:
             cls = _caption_class(model) if head == CAPTION else LibraryDecoding
-            module = cls(model, text, task.generation.rules)
+            module = cls(model, text, rules)
             if head == SEQ2SEQ:
                 _require_padding_is_unseen(module, type(model).__name__)
     module.grammar = Grammar.of(task.generation, tokenizer)

@@ -28,6 +28,8 @@ class Rules:
     """Language tokens; the likeliest follows the first token of `start`."""
     times_from: int | None = None
     """Tokens from this number on are timestamps, and not part of a text."""
+    latest_begin: int | None = None
+    """Most steps of a timestamp after which the first words of a window may begin; None: any."""
     first: int | None = None
     """Token that is forced after a single token."""
     last: tuple[int, ...] = ()
@@ -67,6 +69,8 @@ class Generation:
     """Tokens are drawn from the likeliest ones, whose probabilities add up to this."""
     seed: int | None = None
     """Decides the drawn tokens of a row, together with its prompt; None: none are drawn."""
+    timestamps: bool = False
+    """Whether texts have segments with their times."""
 
 
 @dataclass(frozen=True)

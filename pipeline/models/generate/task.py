@@ -17,6 +17,8 @@ from pipeline.core.schema import (
     NUM_INPUT_TOKENS,
     NUM_OUTPUT_TOKENS,
     OUTPUT_TEXT,
+    SEGMENTS,
+    SEGMENTS_FIELD,
 )
 from pipeline.models.agreement import Agreement, AgreementLimits
 from pipeline.models.generate.records import Record, record_of
@@ -92,6 +94,8 @@ class Generate(Writes):
         yield from prompt_problems(model)
         if not all(model.generate.stop):
             yield "generate.stop: a text is empty"
+        if model.generate.timestamps and (model.generate.stop or model.generate.schema_):
+            yield "generate.timestamps: takes neither generate.stop nor generate.schema"
         yield from _sampling_problems(model)
         if model.generate.schema_ is not None:
             yield from _record_problems(model.generate)
@@ -107,7 +111,12 @@ class Generate(Writes):
         return record_of(schema) if schema else None
 
     def fields(self) -> list[pa.Field]:
-        return [*GENERATE_FIELDS, *(self.record.fields() if self.record else ())]
+        timed = [SEGMENTS_FIELD] if self._has_times else []
+        return [*GENERATE_FIELDS, *timed, *(self.record.fields() if self.record else ())]
+
+    @property
+    def _has_times(self) -> bool:
+        return self.spec.generation is not None and self.spec.generation.timestamps
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         """Return the logits of a batch; the engine chooses tokens by them."""
@@ -118,7 +127,7 @@ class Generate(Writes):
         reasons = np.array(FINISHES, object)[arrays[FINISH]]
         pairs = zip(arrays[RECORD], ok, strict=True)
         records = [record if is_ok else None for record, is_ok in pairs]
-        return {
+        columns = {
             OUTPUT_TEXT: pa.array(arrays[OUTPUT_TEXT], pa.string(), mask=~ok),
             NUM_INPUT_TOKENS: pa.array(arrays[NUM_INPUT_TOKENS], pa.int32(), mask=~ok),
             NUM_OUTPUT_TOKENS: pa.array(arrays[NUM_OUTPUT_TOKENS], pa.int32(), mask=~ok),
@@ -126,6 +135,9 @@ class Generate(Writes):
             MEAN_LOGPROB: pa.array(arrays[MEAN_LOGPROB], pa.float32(), mask=~ok),
             **(self.record.columns(records) if self.record else {}),
         }
+        if self._has_times:
+            columns[SEGMENTS] = pa.array(arrays[SEGMENTS], SEGMENTS_FIELD.type, mask=~ok)
+        return columns
 
     def measured_columns(self) -> tuple[str, ...]:
         counted = self.record.measured() if self.record else (FINISH_REASON,)

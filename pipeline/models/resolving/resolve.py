@@ -229,7 +229,9 @@ def _choose_input(
     text = choose_text(card, job.model, job.text, column) if "text" in taken else None
     audio = None
     if "audio" in taken:
-        audio = choose_audio(card.name, job.audio, card.facts.audio if card.facts else None)
+        declared = card.facts.audio if card.facts else None
+        has_parts = not (job.model.generate.stop or job.model.generate.schema_)
+        audio = choose_audio(card.name, job.audio, declared, has_parts=has_parts)
     columns, num_features = (
         (card.facts.columns, card.facts.num_features) if card.facts else ((), None)
     )
@@ -240,11 +242,14 @@ def _choose_input(
     return model_input, transform
 
 
-def choose_audio(name: str, wanted: Audio, declared: AudioSettings | None) -> AudioSettings:
+def choose_audio(
+    name: str, wanted: Audio, declared: AudioSettings | None, *, has_parts: bool = True
+) -> AudioSettings:
     """Choose sample rate and longest clip.
 
     Args:
         declared: What the model directory says; None for a model without one.
+        has_parts: Whether an output may consist of those of several windows.
 
     Raises:
         JobError: There is no rate, or the model hears another one, or shorter clips.
@@ -261,9 +266,18 @@ def choose_audio(name: str, wanted: Audio, declared: AudioSettings | None) -> Au
             f"audio.sample_rate_hz = {wanted.sample_rate_hz}: {name} takes "
             f"{declared.sample_rate_hz}; leave it out: clips are resampled"
         )
-    if wanted.max_s is not None and declared.shape and wanted.max_s > declared.max_s:
-        raise JobError(f"audio.max_s = {wanted.max_s:g}: {name} takes {declared.max_s:g} s at most")
-    return replace(declared, max_s=wanted.max_s or declared.max_s)
+    window_s, why = declared.window_s, ""
+    if window_s is not None and not has_parts:
+        why = " with generate.stop or generate.schema"
+        declared = replace(declared, max_s=window_s, window_s=None)
+    is_long = wanted.max_s is not None and wanted.max_s > declared.max_s
+    if is_long and declared.has_one_shape:
+        raise JobError(
+            f"audio.max_s = {wanted.max_s:g}: {name} takes {declared.max_s:g} s at most{why}"
+        )
+    max_s = wanted.max_s or declared.max_s
+    is_windowed = declared.window_s is not None and max_s > declared.window_s
+    return replace(declared, max_s=max_s, window_s=declared.window_s if is_windowed else None)
 
 
 def require_stage_names(model_input: Input) -> None:

@@ -149,15 +149,27 @@ def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
     if facts.most_places is not None:
         left = facts.most_places - len(rules.start) - bool(rules.languages)
         if left > 0 and "max_new_tokens" not in model.generate.model_fields_set:
-            most = min(most, left)
+            # A window of fast speech has more tokens than other texts; the library takes all.
+            most = left if facts.writes_windows else min(most, left)
         if most > left:
             raise JobError(
                 f"model.generate.max_new_tokens = {most}: {card.name} writes {left} tokens at most"
             )
     schema = record_schema(model)
     section = model.generate
-    samples = (section.temperature, section.top_p, section.seed)
-    return Generation(most, section.stop, section.invalid, schema, rules, *samples)
+    if section.timestamps and not facts.writes_windows:
+        raise JobError(f"model.generate.timestamps: {card.name} writes no times; leave it out")
+    return Generation(
+        most,
+        section.stop,
+        section.invalid,
+        schema,
+        rules,
+        section.temperature,
+        section.top_p,
+        section.seed,
+        section.timestamps,
+    )
 
 
 def _with_prompt(model: Model, facts: GenerationFacts, directory: ModelDirectory) -> Rules:

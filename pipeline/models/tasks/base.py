@@ -97,11 +97,13 @@ class TaskSpec:
         values = {name: value for name, value in asdict(self).items() if value != usual[name]}
         if self.generation is not None and (schema := values["generation"].pop("schema")):
             values["generation"]["schema_sha256"] = hashlib.sha256(schema.encode()).hexdigest()
-        if self.generation is not None and not self.generation.rules.cleans:
-            del values["generation"]["rules"]["cleans"]
-        if self.generation is not None and not self.generation.temperature:
-            for name in ("temperature", "top_p", "seed"):
-                del values["generation"][name]
+        if self.generation is not None:
+            written, rules = values["generation"], values["generation"]["rules"]
+            unused = ["temperature", "top_p", "seed"] if not self.generation.temperature else []
+            for name in [*unused, *["timestamps"] * (not self.generation.timestamps)]:
+                del written[name]
+            for name in [name for name in ("cleans", "latest_begin") if not rules[name]]:
+                del rules[name]
         if self.transcription is not None:
             tokens = json.dumps(values["transcription"].pop("tokens"))
             values["transcription"]["tokens_sha256"] = hashlib.sha256(tokens.encode()).hexdigest()

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 TENSOR = "audio"
 _EPSILON = 1e-7
+_WHOLE = {"truncation": False, "padding": "longest"}
+"""Options of an extractor for the features of a whole clip, neither cut nor padded."""
 _USUAL_ROWS = {False: 4, True: 16}
 """Whether the model is on a GPU -> clips of a batch. A clip of 30 s takes 200 MB in the first layer
 of a typical model."""
@@ -97,7 +99,7 @@ class AudioInput(Input):
 
     def fields(self) -> list[pa.Field]:
         size, number = math.prod(self.audio.shape), pa.float32()
-        dtype = pa.list_(number, size) if self.audio.shape else pa.large_list(number)
+        dtype = pa.list_(number, size) if self.audio.has_one_shape else pa.large_list(number)
         return [pa.field(AUDIO, dtype)]
 
     def published_fields(self) -> list[pa.Field]:
@@ -132,17 +134,17 @@ class AudioInput(Input):
         return pa.table(columns | failure_columns(failures))
 
     def _to_arrow(self, clips: Sequence[Samples | None]) -> pa.Array:
-        """Copy features into one column; failed rows are null, or zeros if there is a shape."""
+        """Copy features into one column; failed rows are null, or zeros if all have one shape."""
         number = pa.float32()
-        if self.audio.shape:
+        if self.audio.has_one_shape:
             size = math.prod(self.audio.shape)
             values = np.zeros((len(clips), size), np.float32)
             for place, clip in zip(values, clips, strict=True):
                 if clip is not None:
                     place[:] = clip.reshape(-1)
             return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), size)
-        ends = np.cumsum([0, *(0 if clip is None else len(clip) for clip in clips)], dtype=np.int64)
-        there = [clip for clip in clips if clip is not None]
+        ends = np.cumsum([0, *(0 if clip is None else clip.size for clip in clips)], dtype=np.int64)
+        there = [clip.reshape(-1) for clip in clips if clip is not None]
         flat = np.concatenate(there) if there else np.empty(0, np.float32)
         has_none = pa.array([clip is None for clip in clips], pa.bool_())
         return pa.LargeListArray.from_arrays(
@@ -150,21 +152,24 @@ class AudioInput(Input):
         )
 
     def arrays(self, rows: pa.Table) -> Inputs:
-        """View features as float32 (N, ...), or samples as (N,) arrays, float32 (T,), read-only."""
-        if self.audio.shape:
+        """View features as float32 (N, ...), or as (N,) arrays if clips differ; read-only.
+
+        An array is float32, (T,) samples or (..., T) features.
+        """
+        if self.audio.has_one_shape:
             features = features_from_arrow(rows.column(AUDIO))
             return {TENSOR: features.reshape(len(features), *self.audio.shape)}
         column = as_array(rows.column(AUDIO))
         ends, flat = column.offsets.to_numpy(), column.values.to_numpy()
         views = np.empty(len(column), object)
         for row in range(len(column)):
-            views[row] = flat[ends[row] : ends[row + 1]]
+            views[row] = flat[ends[row] : ends[row + 1]].reshape(*self.audio.shape[:-1], -1)
         return {TENSOR: views}
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
-        if self.audio.shape:
-            return {TENSOR: Slot((limits.rows, *self.audio.shape), "float32")}
-        return {TENSOR: Slot((limits.rows, self.audio.sample_rate_hz), "float32", varying=(0, 1))}
+        shape = (limits.rows, *(self.audio.shape or (self.audio.sample_rate_hz,)))
+        varying = () if self.audio.has_one_shape else (0, len(shape) - 1)
+        return {TENSOR: Slot(shape, "float32", varying)}
 
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         from pipeline.preprocessing.normalise import Cast
@@ -180,7 +185,7 @@ def extracted(settings: AudioSettings, samples: Samples) -> Samples:
         samples: float32 (T,) at the model's rate, T > 0.
 
     Returns:
-        float32 of `settings.shape`; (T,) if that is ().
+        float32 of `settings.shape`, with a longer last axis beyond the window; (T,) if that is ().
     """
     if not settings.extractor:
         return samples
@@ -189,7 +194,8 @@ def extracted(settings: AudioSettings, samples: Samples) -> Samples:
     extract = _extractor(settings.extractor, json.dumps(settings.options, sort_keys=True))
     # Resampling may round up, and CLAP takes a random part of a longer clip.
     heard = samples[: settings.max_samples]
-    features: Samples = extract(heard).astype(np.float32, copy=False)
+    is_long = settings.window_s and len(heard) > settings.window_s * settings.sample_rate_hz
+    features: Samples = extract(heard, **(_WHOLE if is_long else {})).astype(np.float32, copy=False)
     return features
 
 
@@ -200,7 +206,7 @@ def _normalised(samples: Samples) -> Samples:
 
 
 @functools.cache
-def _extractor(name: str, options: str) -> Callable[[Samples], Any]:
+def _extractor(name: str, options: str) -> Callable[..., Any]:
     """Return a feature extractor of the installed transformers; its filters are computed once."""
     import transformers
 
@@ -209,8 +215,8 @@ def _extractor(name: str, options: str) -> Callable[[Samples], Any]:
     made = cls(**numbers)
     rate = numbers["sampling_rate"]
 
-    def extract(samples: Samples) -> Any:
-        features = made(samples, sampling_rate=rate, return_tensors="np")
+    def extract(samples: Samples, **options: Any) -> Any:
+        features = made(samples, sampling_rate=rate, return_tensors="np", **options)
         return features[made.model_input_names[0]][0]
 
     return extract

@@ -13,6 +13,9 @@ from typing import Any
 from pipeline.core.errors import JobError
 
 USUAL_MAX_S = 30.0
+USUAL_LONG_S = 600.0
+"""The same of models that read a clip in windows. Features of an hour take 200 MB, and five times
+that while they are computed."""
 NORMALISED = "Wav2Vec2FeatureExtractor"
 """The extractor whose features are the samples, normalised or not."""
 
@@ -30,6 +33,14 @@ class AudioSettings:
     """Arguments of the extractor: JSON values."""
     shape: tuple[int, ...] = ()
     """Shape of a clip's features; () for one number per sample."""
+    window_s: float | None = None
+    """Length of the clip that `shape` has room for, if a longer one has features of its own length
+    on the last axis; None: there is no longer one."""
+
+    @property
+    def has_one_shape(self) -> bool:
+        """Tell whether the features of all clips have `shape`."""
+        return bool(self.shape) and self.window_s is None
 
     @property
     def max_samples(self) -> int:
@@ -38,7 +49,10 @@ class AudioSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; equal settings give equal JSON."""
-        return {**asdict(self), "shape": [*self.shape]}
+        values = {**asdict(self), "shape": [*self.shape]}
+        if self.window_s is None:
+            del values["window_s"]
+        return values
 
 
 def require_decoders() -> None:

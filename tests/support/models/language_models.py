@@ -27,7 +27,7 @@ CHAT = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
-_TEXTS = (
+TEXTS_OF_TOKENIZER = (
     "the cat sat on the mat and the dog did not like it at all",
     "Review: a good film\nSentiment: positive",
     "Review: a bad film\nSentiment: negative",
@@ -136,7 +136,7 @@ def write_language_tokenizer(
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = byte_level(_TEXTS * 4, _SPECIAL, 400)
+    tokenizer = byte_level(TEXTS_OF_TOKENIZER * 4, _SPECIAL, 400)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>" if ends else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
     )

@@ -144,13 +144,13 @@ class Reader:
             start=start,
             first=forced[0] if forced else None,
             last=self.ids("forced_eos_token_id"),
-            min_length=self._number("min_length", int),
-            min_new_tokens=self._number("min_new_tokens", int),
+            min_length=self.number("min_length", int),
+            min_new_tokens=self.number("min_new_tokens", int),
             banned=(*self.ids("suppress_tokens"), *(w[0] for w in words if len(w) == 1)),
             banned_first=self.ids("begin_suppress_tokens"),
             banned_words=tuple(word for word in words if len(word) > 1),
-            repetition_penalty=self._number("repetition_penalty", float) or 1.0,
-            no_repeat_ngram=self._number("no_repeat_ngram_size", int),
+            repetition_penalty=self.number("repetition_penalty", float) or 1.0,
+            no_repeat_ngram=self.number("no_repeat_ngram_size", int),
             cleans=self._cleans(),
             **rules,
         )
@@ -213,7 +213,7 @@ class Reader:
         listed = checked(value, key, self.where, list[token], max_length=most)
         return tuple(number for number in listed if number != -1)
 
-    def _number(self, key: str, type_: type) -> Any:
+    def number(self, key: str, type_: type) -> Any:
         return read_value(self.values, key, self.where, type_, 0, ge=0, le=_MOST)
 
 

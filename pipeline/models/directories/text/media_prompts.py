@@ -22,8 +22,9 @@ from pipeline.models.directories.text.generation_config import (
 )
 from pipeline.models.directories.text.tokens import load_tokenizer
 from pipeline.models.generate.decoding import has_image_tokens, takes_tiles
+from pipeline.models.generate.windowed import writes_windows
 
-_NO_TIMES = "no_timestamps_token_id"
+_NO_TIMES, _LATEST = "no_timestamps_token_id", "max_initial_timestamp_index"
 _ANY_LANGUAGE = -1
 _TENSORS = {"input_ids", "attention_mask", "pixel_values", "pixel_attention_mask"}
 """Tensors of a prompt with an image that supported models take."""
@@ -50,10 +51,19 @@ def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
         start, languages = _spoken_start(reader, chosen.config)
         times = reader.ids(_NO_TIMES)
         times_from = times[0] + 1 if times else None
-        facts = reader.facts(start, languages=languages, times_from=times_from)
+        has_latest = reader.values.get(_LATEST) is not None
+        facts = reader.facts(
+            start,
+            languages=languages,
+            times_from=times_from,
+            latest_begin=reader.number(_LATEST, int) if has_latest else None,
+        )
         spoken = [f"the likeliest of {len(languages)} languages"] if languages else []
         begins = ", ".join([str(start[0]), *spoken, *map(str, start[1:])])
-        return replace(facts, note=f"{facts.note}; begins with {begins}; without timestamps")
+        is_windowed = writes_windows(chosen.module, facts.rules)
+        alone = "; longer clips, and with timestamps all, one by one in windows" * is_windowed
+        note = f"{facts.note}; begins with {begins}; without timestamps{alone}"
+        return replace(facts, note=note, writes_windows=is_windowed)
 
     return replace(or_problem(read), tokenizer=TOKENIZER)
 
