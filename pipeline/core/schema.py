@@ -160,15 +160,7 @@ GENERATE_FIELDS = (
 """Columns of task `generate`; tokens that end a text are counted."""
 SEGMENTS_FIELD = pa.field(
     SEGMENTS,
-    pa.list_(
-        pa.struct(
-            [
-                pa.field("start_s", pa.float64()),
-                pa.field("end_s", pa.float64()),
-                pa.field("text", pa.string()),
-            ]
-        )
-    ),
+    pa.list_(pa.struct({"start_s": pa.float64(), "end_s": pa.float64(), "text": pa.string()})),
 )
 """Further column of task `generate` with timestamps; times are in seconds of the clip."""
 

@@ -163,6 +163,7 @@ def _settings(rules: Rules, pad: int | None) -> Callable[[int], Any]:
     first, *rest = rules.start
     begins = [None, *rest] if rules.languages else rest  # None: the likeliest language
     values = {
+        **{"do_sample": False, "num_beams": 1},
         "eos_token_id": rules.ends[0],
         "pad_token_id": pad,
         "decoder_start_token_id": first,
@@ -182,8 +183,4 @@ def _settings(rules: Rules, pad: int | None) -> Callable[[int], Any]:
     }
     asked = {name: value for name, value in values.items() if value or value == 0}
 
-    def of(max_new_tokens: int) -> Any:
-        greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
-        return GenerationConfig(**asked, **greedy)
-
-    return of
+    return lambda max_new_tokens: GenerationConfig(**asked, max_new_tokens=max_new_tokens)

@@ -159,16 +159,9 @@ def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
     section = model.generate
     if section.timestamps and not facts.writes_windows:
         raise JobError(f"model.generate.timestamps: {card.name} writes no times; leave it out")
+    drawn = (section.temperature, section.top_p, section.seed)
     return Generation(
-        most,
-        section.stop,
-        section.invalid,
-        schema,
-        rules,
-        section.temperature,
-        section.top_p,
-        section.seed,
-        section.timestamps,
+        most, section.stop, section.invalid, schema, rules, *drawn, section.timestamps
     )
 
 
