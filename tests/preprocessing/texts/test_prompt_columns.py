@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.inputs.delta_tables import DeltaTable
@@ -21,6 +22,7 @@ from support.models.language_models import (
     CHAT,
     CHOICES,
     NEW_TOKENS,
+    library_model,
     library_outputs,
     make_language_model,
     make_writer,
@@ -238,6 +240,34 @@ def test_texts_are_those_that_the_library_writes_behind_the_rendered_prompt(tmp_
     assert [row["text"] for row in predicted(spec, prepared(job))] == [
         written.text for written in expected
     ]
+
+
+RERANKER = (
+    "<|im_start|>system\nDoes the document answer the query? Say y or n.<|im_end|>\n"
+    "<|im_start|>user\n<Query>: {title}\n<Document>: {body}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+
+
+def test_two_choices_score_as_a_reranker_of_a_causal_model(model: Path, tmp_path: Path):
+    from sentence_transformers.cross_encoder.modules import LogitScore
+    from transformers import AutoTokenizer
+
+    rows = [ROWS[0], {**ROWS[0], "title": "where is the dog"}, ROWS[4]]
+    write_parquet(tmp_path, rows)
+    job = job_over(tmp_path, model, prompt=RERANKER, choices=["y", "n"])
+    spec = resolve_model(job).fitted(list_inputs(job.source, max_extent_rows=100).fields)
+    actual = predicted(spec, prepared(job))
+    tokenizer, library = AutoTokenizer.from_pretrained(model), library_model(model)
+    [true], [false] = (tokenizer(name, add_special_tokens=False).input_ids for name in "yn")
+    for ours, row in zip(actual, rows, strict=True):
+        ids = tokenizer(filled(RERANKER, row), return_tensors="pt").input_ids
+        with torch.inference_mode():
+            features = {"causal_logits": library(input_ids=ids).logits}
+        expected = LogitScore(true, false)(features)["scores"].sigmoid().item()
+        scores = {entry["label"]: entry["score"] for entry in ours["top_k"]}
+        assert scores["y"] == pytest.approx(expected, abs=1e-5)
+        assert scores["y"] != pytest.approx(0.5, abs=1e-4)
 
 
 def test_the_last_column_is_cut_and_others_cost_the_row(model: Path, tmp_path: Path):
