@@ -197,6 +197,25 @@ def test_quantised_weights_write_as_the_float_weights_that_they_stand_for(how: s
     assert len({row["text"] for row in rows}) > len(rows) // 2
 
 
+def test_no_code_of_a_directory_is_run(tmp_path: Path):
+    folder = make_feature_writer(tmp_path / "m", "llava", text={"head_dim": 32})
+    as_published(folder)
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    autos = ("AutoConfig", "AutoModelForImageTextToText", "AutoTokenizer", "AutoProcessor",
+             "AutoImageProcessor")  # fmt: skip
+    for name in ("config", "tokenizer_config", "processor_config", "preprocessor_config"):
+        path = folder / f"{name}.json"
+        code = {"auto_map": {auto: "evil.Evil" for auto in autos}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **code}))
+    spec = feature_writing(folder, engine="vllm")
+    engine = open_engine(config_of(spec))
+    rows = engine.predict(prepared_features(spec, images(2)), {}).to_pylist()
+    engine.close()
+    assert all(row["text"] is not None for row in rows)
+    assert not ran.exists()
+
+
 def test_a_row_that_does_not_fit_is_no_cut_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = make_writer(tmp_path / "m", head_dim=32, max_position_embeddings=1 << 17)
     path = folder / "tokenizer_config.json"
