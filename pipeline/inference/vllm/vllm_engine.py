@@ -156,6 +156,8 @@ class _RowWriter(RowWriter):
         self._rules, self._text, self._image = rules, text, image
         self._left, self._ids, self._ended = [*reversed(rows)], list[str](), list[Row]()
         self._num_running = 0
+        # vLLM holds the pixels of all rows that it has; tokens are few bytes.
+        self._most = len(rows) if image is None else 2 * model.config.batch_size
         self._still_alive = partial(still_alive, threading.get_ident())
 
     def __bool__(self) -> bool:
@@ -164,7 +166,7 @@ class _RowWriter(RowWriter):
     def advance(self) -> list[Row]:
         began = perf_counter()
         try:
-            while self._left:
+            while self._left and self._num_running < self._most:
                 self.active = [self._left.pop()]  # it alone is at fault if it is refused
                 self._add(self.active[0])
         except Exception:

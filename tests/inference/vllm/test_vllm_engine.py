@@ -152,7 +152,7 @@ def test_texts_of_images_and_beside_them_are_those_of_engine_generate(family: st
     as_published(folder)
     counters: Counters = {}
     own, other = (feature_writing(folder, **e) for e in ({}, {"engine": "vllm"}))
-    rows = prepared_features(own, images())
+    rows = prepared_features(own, images(40))  # more than vLLM is given at once
     expected = open_engine(config_of(own)).predict(rows, {}).to_pylist()
     engine = open_engine(config_of(other, limits=SAME))
     actual = engine.predict(rows, counters).to_pylist()
@@ -160,10 +160,10 @@ def test_texts_of_images_and_beside_them_are_those_of_engine_generate(family: st
     for a, b in zip(expected, actual, strict=True):
         assert b.pop("mean_logprob") == pytest.approx(a.pop("mean_logprob"), abs=1e-4)
         assert a == b
-    assert len({row["text"] for row in actual}) == len(actual)
+    assert len({row["text"] for row in actual}) > len(actual) // 2
     check = SliceFigures.from_json(counters).reference_check
     assert check is not None
-    assert check.num_rows == check.num_agreed == len(actual)
+    assert check.num_rows == check.num_agreed == 16
     require_alike(folder, TEXTS[:4])  # texts without any image
 
 
