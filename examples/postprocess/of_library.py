@@ -1,4 +1,4 @@
-"""Columns of the outputs that classes of transformers have: segments, depths, points.
+"""Columns of the outputs that classes of transformers have: segments, depths, points, answers.
 
 The job says `task: raw`, and, for instance, `postprocess: of_library:Segments`; the outputs have
 the names of the class's own, which `pipeline plan` shows with their shapes.
@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+MOST_TOKENS = 15
+"""Longest answer."""
 POINT = pa.struct([("x", pa.float32()), ("y", pa.float32()), ("score", pa.float32())])
 
 
@@ -64,3 +66,33 @@ class Points:
 def named(points: np.ndarray) -> list[zip]:
     """Name the numbers of points (P, 3)."""
     return [zip(("x", "y", "score"), point, strict=True) for point in points.tolist()]
+
+
+class Answer:
+    """Of `...ForQuestionAnswering`: the likeliest words of the second text, its pair's context."""
+
+    schema = pa.schema([("answer", pa.string()), ("start", pa.int32()), ("end", pa.int32()),
+                        ("score", pa.float32())])  # fmt: skip
+    reads = ("text_pair", "offsets", "word_ids")
+
+    def __call__(self, outputs: dict[str, np.ndarray], rows: pa.Table) -> dict[str, list]:
+        """Return a value for each row of each column; null for a context without a word."""
+        columns = (outputs["start_logits"], outputs["end_logits"], *rows.to_pydict().values())
+        answers = [best_span(*row) for row in zip(*columns, strict=True)]
+        return {name: [row and row[at] for row in answers]
+                for at, name in enumerate(self.schema.names)}  # fmt: skip
+
+
+def best_span(
+    starts: np.ndarray, ends: np.ndarray, text: str, places: list[int], words: list[int]
+) -> tuple[str, int, int, float] | None:
+    """Return the answer, its place in characters and its score, as the library's pipeline did."""
+    word, place = np.array(words), np.reshape(places, (-1, 2))
+    counts = (word >= 0) | (np.arange(len(word)) == 0)  # the first token stands for no answer
+    logits = np.where(counts, [starts[: len(word)], ends[: len(word)]], -np.inf)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    begins, stops = weights / weights.sum(axis=1, keepdims=True) * (word >= 0)
+    scores = np.tril(np.triu(np.outer(begins, stops)), MOST_TOKENS - 1)
+    first, last = np.unravel_index(scores.argmax(), scores.shape)
+    start, end = place[word == word[first]][0, 0], place[word == word[last]][-1, 1]
+    return (text[start:end], start, end, scores.max()) if scores.max() else None

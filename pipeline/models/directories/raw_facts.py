@@ -1,7 +1,7 @@
 """Facts of directories of transformers whose outputs are columns of task `raw` as they are.
 
-Any class of the library runs whose rows are one text, one image or one clip. The outputs have the
-names of the class's own, and their shapes are seen where it runs without numbers.
+Any class of the library runs whose rows are one text, a pair of texts, one image or one clip. The
+outputs have the names of the class's own; their shapes are seen where it runs without numbers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def raw_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         shapes = [audio.shape] if audio.shape else lengths
     elif chosen.takes_text:
         name = "text"
-        text = text_of(folder, chosen.at, chosen.module)
+        text = text_of(folder, chosen.at, chosen.module, has_pairs=True)
         fields, notes = {"text": text}, text_notes(text)
         shapes = [(length,) for length in _TOKENS]
     else:

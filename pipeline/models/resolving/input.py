@@ -112,7 +112,7 @@ def choose_text(
         pad_id=facts.pad_id if facts else pad_id_of(tokenizer),
         tensor_names=facts.tensor_names if facts else TENSORS,
         types_alone=bool(facts and facts.types_alone),
-        has_offsets=task.is_per_token,
+        has_offsets=task.needs_places(model) and not (prompt or frame),
         prompt=prompt or frame,
         new_tokens=new_tokens,
         cuts_start=bool(of_file and of_file.cuts_start and prompt is None),

@@ -63,7 +63,8 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         weights_sha256 = weights_digest(model.weights, model.weights_sha256, model.storage_options)
         card = with_weights(card, model, weights_sha256)
     name = task_name(model, card)
-    if has_pairs and (model.choices or task_class(name).new_tokens(model)):
+    task_type = task_class(name)
+    if has_pairs and (model.choices or task_type.new_tokens(model) or task_type.is_per_token):
         raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")
     if has_pairs and card.facts and card.facts.text and card.facts.text.prompt:
         raise JobError(

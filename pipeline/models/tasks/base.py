@@ -169,6 +169,11 @@ class Task(Protocol):
         """Return how many tokens a job's model writes for a row at most; 0: it writes none."""
         return 0
 
+    @classmethod
+    def needs_places(cls, model: Model) -> bool:
+        """Tell whether it takes the places of tokens in their text; see `TextInput.fields`."""
+        return cls.is_per_token
+
     def fields(self) -> list[pa.Field]:
         """Return the columns that the task adds."""
         ...

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import NUM_TOKENS
+from pipeline.core.schema import NUM_TOKENS, file_name_of
 from pipeline.core.user_code import check_arguments, failed, import_callable
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_numbers
 from pipeline.models.outputs import (
@@ -46,6 +46,10 @@ class Raw(Task):
     has_golden: ClassVar[bool] = False
 
     @classmethod
+    def needs_places(cls, model: Model) -> bool:
+        return model.postprocess is not None
+
+    @classmethod
     def problems(cls, model: Model) -> Iterator[str]:
         if not model.outputs and model.path is None:
             yield "task 'raw' needs outputs, each with a name and a shape"
@@ -72,7 +76,7 @@ class Raw(Task):
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         if self.spec.postprocess is not None:
-            return postprocessed(self.spec.postprocess, self._step, arrays, ok)
+            return postprocessed(self.spec.postprocess, self._step, arrays, ok, rows)
         return {
             output.name: nested_of_tokens(
                 arrays[output.name], ok, rows.column(NUM_TOKENS).fill_null(0).to_numpy()
@@ -133,21 +137,43 @@ def _shape(output: OutputSpec, actual: Any) -> tuple[int, ...]:
     return output.shape
 
 
-def postprocessed(factory: str, step: Postprocess, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
+def postprocessed(
+    factory: str, step: Postprocess, arrays: Arrays, ok: Mask, rows: pa.Table
+) -> dict[str, pa.Array]:
     """Make the declared columns (N,) of raw outputs, each (N, ...); null for rows that are not ok.
 
+    Args:
+        rows: The N prepared rows, whose columns in `step.reads` the step gets beside the outputs.
+
     Raises:
-        JobError: The step raises, or gives other columns than it declares.
+        JobError: The step raises, reads a column that rows lack, or gives other columns than it
+            declares.
     """
     num_rows = int(ok.sum())
+    given = [
+        {key: values[ok] for key, values in arrays.items()},
+        *_read_by(factory, step, ok, rows),
+    ]
     try:
-        made = step({key: values[ok] for key, values in arrays.items()})
+        made = step(*given)
     except Exception as error:  # a user's code may raise anything
         raise JobError(failed("model.postprocess", factory, error)) from error
     places = np.full(len(ok), -1)
     places[ok] = np.arange(num_rows)
     indices = pa.array(places, pa.int64(), mask=~ok)
     return {f.name: _made(factory, made, f, num_rows).take(indices) for f in step.schema}
+
+
+def _read_by(factory: str, step: Postprocess, ok: Mask, rows: pa.Table) -> list[pa.Table]:
+    """Return the columns that a step reads of its rows; [] if it reads none."""
+    reads = tuple(getattr(step, "reads", ()))
+    known = {file_name_of(name): name for name in rows.column_names}
+    if missing := [name for name in reads if name not in known]:
+        raise JobError(
+            f"model.postprocess {factory}: reads {missing[0]}, and a row has {', '.join(known)}"
+        )
+    chosen = rows.select([known[name] for name in reads]).rename_columns(list(reads))
+    return [chosen.filter(pa.array(ok))] if reads else []
 
 
 def _made(name: str, made: Any, field: pa.Field, num_rows: int) -> pa.Array:
@@ -177,8 +203,13 @@ class Postprocess(Protocol):
 
     schema: pa.Schema
 
-    def __call__(self, outputs: Arrays) -> Mapping[str, Sequence[Any] | pa.Array]:
-        """Turn the raw outputs of some rows, each (N, ...), into columns of N values."""
+    def __call__(self, outputs: Arrays, *rows: pa.Table) -> Mapping[str, Sequence[Any] | pa.Array]:
+        """Turn the raw outputs of some rows, each (N, ...), into columns of N values.
+
+        Args:
+            rows: The columns that an attribute `reads` names, (N,), if it has one: of texts `text`,
+                `text_pair`, `offsets` and `word_ids` of tokens; of images `width_px`, `height_px`.
+        """
         ...
 
 

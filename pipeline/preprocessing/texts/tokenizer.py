@@ -52,9 +52,10 @@ class Tokens(NamedTuple):
     truncated: npt.NDArray[np.bool_]
     """(N,)."""
     offsets: npt.NDArray[np.int32]
-    """(2 T,): start and end of each token in characters of the text; empty unless kept."""
+    """(2 T,): start and end of each token in characters of its text; empty unless kept."""
     word_ids: npt.NDArray[np.int32]
-    """(T,): word id of each token, -1 for special tokens; empty unless kept."""
+    """(T,): word id of each token, -1 for special tokens and the first text of a pair; empty unless
+    kept."""
 
 
 def tokenise(
@@ -88,11 +89,27 @@ def tokenise(
         truncated=np.fromiter(
             (bool(encoding.overflowing) for encoding in encodings), np.bool_, len(encodings)
         ),
-        offsets=_offsets(encodings, len(prefix)) if settings.has_offsets else NONE,
-        word_ids=_word_ids(_rule(path, overlay), given, encodings, len(prefix))
+        offsets=_offsets(encodings, 0 if pairs else len(prefix)) if settings.has_offsets else NONE,
+        word_ids=_words_of(path, settings, given, encodings, pairs)
         if settings.has_offsets
         else NONE,
     )
+
+
+def _words_of(
+    path: str,
+    settings: TextSettings,
+    texts: Sequence[str],
+    encodings: Sequence[Encoding],
+    pairs: Sequence[str] | None,
+) -> npt.NDArray[np.int32]:
+    """Return the word of each token; of a pair, the tokenizer's own words of the second text."""
+    if pairs is None:
+        return _word_ids(_rule(path, settings.overlay), texts, encodings, len(settings.prefix))
+    words = [zip(encoding.word_ids, encoding.sequence_ids, strict=True) for encoding in encodings]
+    seconds = [[word if of == 1 and word is not None else NO_WORD for word, of in row]
+               for row in words]  # fmt: skip
+    return joined(seconds, np.int32)
 
 
 def encoded(encode: Callable[[Any], list[Encoding]], batch: Sequence[Any]) -> list[Encoding]:

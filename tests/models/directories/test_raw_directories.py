@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ from support.models.snapshots import (
 )
 from support.runs.checkout import ROOT
 from support.runs.jobs import job_over
+from transformers.pipelines.document_question_answering import select_starts_ends
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.core.schema import AUDIO, IMAGE, TEXT
+from pipeline.core.schema import AUDIO, IMAGE, TEXT, TEXT_PAIR, text_fields
 from pipeline.inference.engines import open_engine
 from pipeline.job.model import Model, Output
 from pipeline.models.resolving.resolve import resolve_model
@@ -44,6 +45,9 @@ from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 
 DPR = {**SIZES, "vocab_size": 120, "max_position_embeddings": 64, "projection_dim": 0}
+
+
+EXAMPLES = ROOT / "examples" / "postprocess"
 
 
 def of_texts(name: str, **values: Any) -> Callable[[Path], Path]:
@@ -91,10 +95,13 @@ DATA: dict[str, list[Any]] = {
 def prepared_of(spec: ModelSpec, column: str) -> pa.Table:
     values = DATA[column]
     dtype = pa.large_string() if column == TEXT else pa.large_binary()
-    ids = [str(row) for row in range(len(values))]
-    columns = {"row_id": ids, "uri": ids, column: pa.array(values, dtype)}
-    rows = pa.table({**columns, **failure_columns([None] * len(values))})
+    rows = rows_of({column: pa.array(values, dtype)})
     return spec.input.prepare(rows, {}, Limits(1 << 30, 1 << 30))
+
+
+def rows_of(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    ids = [str(row) for row in range(len(next(iter(columns.values()))))]
+    return pa.table({"row_id": ids, "uri": ids, **columns, **failure_columns([None] * len(ids))})
 
 
 def predicted(spec: ModelSpec, prepared: pa.Table) -> list[dict[str, Any]]:
@@ -180,8 +187,55 @@ def test_a_class_of_two_inputs_names_the_way_out(tmp_path: Path):
         spec_of(path, TEXT, task="raw")
 
 
+PAIRS = [
+    ("what is it?", "the cat and the dog sat; it is a film, they said"),
+    ("who [SEP] sat", "  Was it \u00e9t\u00e9 ... or 12,5 dogs? "),
+    ("", "film"),
+    ("a", ""),
+]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_answers_are_the_spans_of_the_library(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    cls = {"bert": "BertForQuestionAnswering", "roberta": "RobertaForQuestionAnswering"}[kind]
+    write_tokenizer(tmp_path, kind)
+    model = getattr(transformers, cls)
+    config = {"vocab_size": 400, "max_position_embeddings": 64, "initializer_range": 1.0}
+    write_model(tmp_path, model, model.config_class(**{**SIZES, **config}))
+    answers = Model(path=str(tmp_path), task="raw", postprocess="of_library:Answer")
+    source = job_over("text", answers).source.model_copy(update={"text_pair_column": "context"})
+    job = job_over("text", answers, source=source)
+    spec = resolve_model(job, ["of_library"]).fitted(text_fields(has_pair=True))
+    columns = dict(zip((TEXT, TEXT_PAIR), zip(*PAIRS, strict=True), strict=True))
+    rows = predicted(spec, spec.input.prepare(rows_of(columns), {}, Limits(1 << 30, 1 << 30)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    library = model.from_pretrained(tmp_path).eval()
+    for row, (question, context) in zip(rows, PAIRS, strict=True):
+        given = tokenizer(question, context, return_tensors="pt")
+        of_context = np.array([place == 1 for place in given.sequence_ids()])
+        if not of_context.any():
+            assert [row[name] for name in ("answer", "start", "score")] == [None] * 3
+            continue
+        outside = ~of_context
+        outside[0] = False
+        with torch.inference_mode():
+            outputs = library(**given)
+        first, last, score, _ = select_starts_ends(
+            outputs.start_logits.numpy(), outputs.end_logits.numpy(), outside[None],
+            given["attention_mask"].numpy(),
+        )  # fmt: skip
+        words = [given.token_to_word(int(at[0])) for at in (first, last)]
+        start, end = (given.word_to_chars(word, sequence_index=1) for word in words)
+        assert row["answer"] == context[start.start : end.end]
+        assert (row["start"], row["end"]) == (start.start, end.end)
+        assert row["score"] == pytest.approx(float(score[0]), rel=1e-4)
+
+
 def recipe(name: str, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    file = ROOT / "examples" / "postprocess" / "of_library.py"
+    file = EXAMPLES / "of_library.py"
     from_file = importlib.util.spec_from_file_location("of_library", file)
     assert from_file is not None
     assert from_file.loader is not None
