@@ -1,4 +1,5 @@
-"""Columns of the outputs that classes of transformers have: segments, depths, points, answers.
+"""Columns of the outputs that classes of transformers have: segments, depths, points, voices,
+answers.
 
 The job says `task: raw`, and, for instance, `postprocess: of_library:Segments`; the outputs have
 the names of the class's own, which `pipeline plan` shows with their shapes.
@@ -66,6 +67,18 @@ class Points:
 def named(points: np.ndarray) -> list[zip]:
     """Name the numbers of points (P, 3)."""
     return [zip(("x", "y", "score"), point, strict=True) for point in points.tolist()]
+
+
+class Voices:
+    """Of `...ForAudioFrameClassification`: of each frame the labels that sound in it."""
+
+    schema = pa.schema([("voices", pa.list_(pa.list_(pa.int32())))])
+
+    def __call__(self, outputs: dict[str, np.ndarray]) -> dict[str, list]:
+        """Return a list of frames for each row, each a list of label ids."""
+        clips = zip(outputs["logits"], outputs["logits_frames"], strict=True)  # (N, L, labels), (N)
+        return {"voices": [[np.flatnonzero(frame > 0) for frame in frames[:count]]
+                           for frames, count in clips]}  # fmt: skip
 
 
 class Answer:

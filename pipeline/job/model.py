@@ -42,9 +42,9 @@ class Output(Section):
 
     name: str = Field(default="output", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of its column."""
-    shape: tuple[PositiveInt | Literal["tokens"], ...]
+    shape: tuple[PositiveInt | Literal["tokens", "frames"], ...]
     """Shape for one row; `[]` is one number. A first axis of `tokens` has a place for each token of
-    a text."""
+    a text, one of `frames` a place for each frame that the model makes of a clip."""
 
 
 class Message(Section):

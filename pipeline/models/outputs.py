@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 
-TOKENS = 0
-"""Length of an axis that is as long as the row has tokens."""
+TOKENS, FRAMES = 0, -1
+"""Length of an axis that is as long as the row has tokens, or the model makes frames of a clip."""
 
 
 class OutputError(ValueError):
@@ -29,17 +29,23 @@ class OutputSpec:
 
     name: str
     shape: tuple[int, ...]
-    """A first axis of TOKENS has a place for each token of the row."""
+    """A first axis of TOKENS or FRAMES has a place for each of them in the row."""
 
     @property
     def is_of_tokens(self) -> bool:
         """Tell whether its first axis is the tokens of the row."""
         return self.shape[:1] == (TOKENS,)
 
+    @property
+    def is_of_frames(self) -> bool:
+        """Tell whether its first axis is the frames of a clip."""
+        return self.shape[:1] == (FRAMES,)
+
 
 def in_words(outputs: Sequence[OutputSpec]) -> str:
     """Describe outputs in words."""
-    listed = ", ".join(f"{o.name} {o.shape}".replace("(0,", "(tokens,") for o in outputs)
+    shown = [f"{output.name} {output.shape}" for output in outputs]
+    listed = ", ".join(shown).replace("(0,", "(tokens,").replace("(-1,", "(frames,")
     return f"outputs {listed}" if listed else "no outputs of one shape for all rows"
 
 
@@ -68,7 +74,7 @@ def require(output: Any, shape: tuple[int, ...], declared: str, what: str) -> to
 def nested_type(shape: tuple[int, ...]) -> pa.DataType:
     dtype = pa.float32()
     for size in reversed(shape):
-        dtype = pa.list_(dtype, -1 if size == TOKENS else size)
+        dtype = pa.list_(dtype, max(size, -1) or -1)
     return dtype
 
 
@@ -84,7 +90,7 @@ def nested(values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(array, shape[0], mask=pa.array(~ok))
 
 
-def nested_of_tokens(
+def places_of(
     values: npt.NDArray[Any], ok: npt.NDArray[np.bool_], lengths: npt.NDArray[Any]
 ) -> pa.Array:
     """Turn (N, L, a, ...) into a list of the first places of each row, null for rows not ok.

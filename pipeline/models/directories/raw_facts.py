@@ -18,7 +18,7 @@ from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.library import FACTORY_ADVICE, load, refused
 from pipeline.models.directories.model_class import ModelClass, run_once
 from pipeline.models.directories.text.text_facts import text_notes, text_of
-from pipeline.models.outputs import TOKENS, OutputSpec, in_words
+from pipeline.models.outputs import FRAMES, TOKENS, OutputSpec, in_words
 from pipeline.preprocessing.texts.text_settings import IDS, MASK
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def raw_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         if transform is not None and transform.has_one_size:
             shapes = [(images.num_channels or 3, transform.height_px, transform.width_px)]
     outputs = _outputs_of(
-        [_run(folder, chosen, shape) for shape in shapes], _TOKENS if chosen.takes_text else ()
+        [_run(folder, chosen, shape) for shape in shapes],
+        _TOKENS if chosen.takes_text else (),
+        has_frames=chosen.takes_audio,
     )
     return chosen.directory(
         name,
@@ -92,11 +94,14 @@ def _inputs(chosen: ModelClass, shape: tuple[int, ...]) -> dict[str, torch.Tenso
     return {chosen.built.main_input_name: torch.zeros(_ROWS, *shape)}
 
 
-def _outputs_of(results: Sequence[Any], lengths: Sequence[int]) -> tuple[OutputSpec, ...]:
-    """Return the outputs that have one shape for each row, or a place for each of its tokens.
+def _outputs_of(
+    results: Sequence[Any], lengths: Sequence[int], *, has_frames: bool
+) -> tuple[OutputSpec, ...]:
+    """Return the outputs that have one shape for each row, or places for its tokens or frames.
 
     Args:
         lengths: The tokens of the rows of each result; (): they are no texts.
+        has_frames: Whether a first axis that varies is the frames of a clip.
     """
     shapes = [_shapes(outputs) for outputs in results]
     first = shapes[0] if shapes else {}
@@ -107,6 +112,8 @@ def _outputs_of(results: Sequence[Any], lengths: Sequence[int]) -> tuple[OutputS
             specs.append(OutputSpec(name, shape))
         elif [shape[:1] for shape in seen] == [(length,) for length in lengths]:
             specs.append(OutputSpec(name, (TOKENS, *shape[1:])))
+        elif has_frames and len({(len(shape), *shape[1:]) for shape in seen}) == 1:
+            specs.append(OutputSpec(name, (FRAMES, *shape[1:])))
     return (*specs,)
 
 

@@ -77,8 +77,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         lambda: choose_task(model, card, allow_import),
     )
     _require_geometry(task, model_input, transform)
-    if any(output.is_of_tokens for output in task.outputs) and model_input.text is None:
-        raise JobError(f"model.outputs: tokens are of texts; the rows are {model_input.name}")
+    _require_axes(task, model_input)
     if card.origin == "torchvision" and card.notes[1:] and not job.transform.model_fields_set:
         log.warning("%s", "; ".join(card.notes))
     if task.generation is not None and task.generation.schema:
@@ -144,6 +143,14 @@ def _require_geometry(task: TaskSpec, model_input: Input, transform: TransformSp
             f"transform.factory: task {task.kind!r} undoes the transform, and what a factory does "
             "to an image is unknown; take a transform.resize"
         )
+
+
+def _require_axes(task: TaskSpec, model_input: Input) -> None:
+    """Refuse outputs of tokens or frames if rows have none."""
+    if any(output.is_of_tokens for output in task.outputs) and model_input.text is None:
+        raise JobError(f"model.outputs: tokens are of texts; the rows are {model_input.name}")
+    if any(output.is_of_frames for output in task.outputs) and model_input.takes != "audio":
+        raise JobError(f"model.outputs: frames are of clips; the rows are {model_input.name}")
 
 
 def _require_writable(generation: Generation, card: ResolvedModel, model_input: Input) -> None:

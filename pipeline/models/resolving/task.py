@@ -20,7 +20,7 @@ from pipeline.models.directories.text.tokens import load_tokenizer
 from pipeline.models.generate.grammar import require_grammars
 from pipeline.models.generate.schema import SchemaError, canonical
 from pipeline.models.generate.spec import Generation, Rules
-from pipeline.models.outputs import TOKENS, OutputSpec
+from pipeline.models.outputs import FRAMES, TOKENS, OutputSpec
 from pipeline.models.resolving.named_model import ResolvedModel
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import Head, TaskSpec
@@ -41,6 +41,7 @@ _OF_HEADS: Mapping[str, Mapping[str, Any]] = {
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?|__[a-z]{2,3}__")
 """Tokens of languages: `deu_Latn`, `de_DE`, `__de__`."""
 _SHOWN_LANGUAGES = 4
+_AXES: Mapping[Any, int] = {"tokens": TOKENS, "frames": FRAMES}
 
 
 def task_name(model: Model, card: ResolvedModel) -> str:
@@ -283,6 +284,6 @@ def _is_normalised(facts: DirectoryFacts) -> bool:
 
 
 def _output(output: Output) -> OutputSpec:
-    if "tokens" in output.shape[1:]:
-        raise JobError(f"model.outputs: {output.name}: only the first axis may be tokens")
-    return OutputSpec(output.name, tuple(TOKENS if n == "tokens" else n for n in output.shape))
+    if any(isinstance(size, str) for size in output.shape[1:]):
+        raise JobError(f"model.outputs: {output.name}: only the first axis may be tokens or frames")
+    return OutputSpec(output.name, tuple(_AXES.get(size, size) for size in output.shape))

@@ -23,8 +23,8 @@ from pipeline.models.outputs import (
     OutputError,
     OutputSpec,
     nested,
-    nested_of_tokens,
     nested_type,
+    places_of,
     require,
 )
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
+
+_COUNT = "_frames"
+"""End of the name of a result that has the number of frames of another one."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,10 @@ class Raw(Task):
         return [pa.field(output.name, nested_type(output.shape)) for output in self.spec.outputs]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
+        import torch
+
         named = self._by_name(outputs)
-        return {
+        results = {
             output.name: require(
                 named[output.name],
                 (num_rows, *_shape(output, named[output.name])),
@@ -70,6 +75,17 @@ class Raw(Task):
             ).float()
             for output in self.spec.outputs
         }
+        # The clips of a batch have one length.
+        counts = {
+            name + _COUNT: torch.full((num_rows,), values.shape[1], device=values.device)
+            for name, values in results.items()
+            if name in self._of_frames
+        }
+        return results | counts
+
+    @property
+    def _of_frames(self) -> list[str]:
+        return [output.name for output in self.spec.outputs if output.is_of_frames]
 
     def is_of_tokens(self, name: str) -> bool:
         return any(output.is_of_tokens for output in self.spec.outputs if output.name == name)
@@ -77,18 +93,20 @@ class Raw(Task):
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         if self.spec.postprocess is not None:
             return postprocessed(self.spec.postprocess, self._step, arrays, ok, rows)
-        return {
-            output.name: nested_of_tokens(
-                arrays[output.name], ok, rows.column(NUM_TOKENS).fill_null(0).to_numpy()
-            )
-            if output.is_of_tokens
-            else nested(arrays[output.name], ok)
-            for output in self.spec.outputs
-        }
+        made = {}
+        for output in self.spec.outputs:
+            name, values = output.name, arrays[output.name]
+            if output.is_of_tokens:
+                made[name] = places_of(values, ok, rows.column(NUM_TOKENS).fill_null(0).to_numpy())
+            elif output.is_of_frames:
+                made[name] = places_of(values, ok, arrays[name + _COUNT])
+            else:
+                made[name] = nested(values, ok)
+        return made
 
     def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
-        """Compare all numbers; behind the last token of a row are zeros."""
-        names = [name for name in reference if self.is_of_tokens(name)]
+        """Compare all numbers; behind the last token or frame of a row are zeros."""
+        names = [name for name in reference if self.is_of_tokens(name) or name in self._of_frames]
         for name in names:
             sides = reference[name], candidate[name]
             length = max(values.shape[1] for values in sides)
@@ -132,7 +150,7 @@ def _padded(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
 
 def _shape(output: OutputSpec, actual: Any) -> tuple[int, ...]:
     """Return the shape that an output is to have for a row of this batch."""
-    if output.is_of_tokens and getattr(actual, "ndim", 0) > 1:
+    if (output.is_of_tokens or output.is_of_frames) and getattr(actual, "ndim", 0) > 1:
         return (actual.shape[1], *output.shape[1:])
     return output.shape
 

@@ -73,6 +73,9 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, set[str]]] = {
         image_model("GLPNForDepthEstimation", **ENCODER), IMAGE, {"predicted_depth"}
     ),
     "voices": (make_speakers, AUDIO, {"embeddings", "logits"}),
+    "frames of clips": (
+        lambda folder: make_speakers(folder, "ForAudioFrameClassification"), AUDIO, {"logits"}
+    ),
     "a question": (of_texts("DPRQuestionEncoder", **DPR), TEXT, {"pooler_output"}),
     "an answer in a text": (
         of_texts("BertForQuestionAnswering", vocab_size=120, max_position_embeddings=64, **SIZES),
@@ -147,6 +150,7 @@ def test_outputs_are_those_of_the_library(case: str, tmp_path: Path):
     actual = predicted(spec, rows)
     for ours, theirs in zip(actual, library_outputs(path, spec, rows), strict=True):
         for name in names:
+            assert len(ours[name]) == len(theirs[name])
             np.testing.assert_allclose(ours[name], theirs[name], atol=2e-5, rtol=2e-5)
 
 
@@ -174,11 +178,13 @@ def test_places_of_tokens_are_declared_as_such(tmp_path: Path):
     rows = prepared_of(spec, TEXT)
     lengths = [len(row["last_hidden_state"]) for row in predicted(spec, rows)]
     assert lengths == rows.column("num_tokens").to_pylist()
-    with pytest.raises(JobError, match="only the first axis may be tokens"):
+    with pytest.raises(JobError, match="only the first axis may be tokens or frames"):
         spec_of(path, TEXT, task="raw", outputs=(Output(shape=(32, "tokens")),))
     images = make_segmenter(tmp_path / "s")
     with pytest.raises(JobError, match="tokens are of texts; the rows are image"):
         spec_of(images, IMAGE, task="raw", outputs=(Output(name="logits", shape=("tokens", 7)),))
+    with pytest.raises(JobError, match="frames are of clips; the rows are image"):
+        spec_of(images, IMAGE, task="raw", outputs=(Output(name="logits", shape=("frames", 7)),))
 
 
 def test_a_class_of_two_inputs_names_the_way_out(tmp_path: Path):
@@ -232,6 +238,20 @@ def test_answers_are_the_spans_of_the_library(
         assert row["answer"] == context[start.start : end.end]
         assert (row["start"], row["end"]) == (start.start, end.end)
         assert row["score"] == pytest.approx(float(score[0]), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_voices_of_frames_are_those_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    make_speakers(tmp_path, "ForAudioFrameClassification")
+    raw, step = Model(path=str(tmp_path), task="raw"), "of_library:Voices"
+    plain = resolve_model(job_over("audio", raw))
+    job = job_over("audio", raw.model_copy(update={"postprocess": step}))
+    rows = prepared_of(plain, AUDIO)
+    actual = predicted(resolve_model(job, ["of_library"]), rows)
+    for row, theirs in zip(actual, library_outputs(tmp_path, plain, rows), strict=True):
+        scores = torch.sigmoid(torch.from_numpy(theirs["logits"]))
+        assert row["voices"] == [torch.nonzero(frame > 0.5).flatten().tolist() for frame in scores]
 
 
 def recipe(name: str, outputs: dict[str, np.ndarray]) -> dict[str, Any]:

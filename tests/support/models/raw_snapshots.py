@@ -36,13 +36,13 @@ def image_model(name: str, **values: Any) -> Callable[[Path], Path]:
     return make
 
 
-def make_speakers(folder: Path) -> Path:
+def make_speakers(folder: Path, head: str = "ForXVector") -> Path:
     """Write a small directory of WavLM for the voices of speakers."""
     write_json(folder / "preprocessor_config.json", {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1,
         "sampling_rate": 16_000, "do_normalize": True})  # fmt: skip
     config = transformers.WavLMConfig(**PEOPLE)
-    write_model(folder, transformers.WavLMForXVector, config)
+    write_model(folder, getattr(transformers, f"WavLM{head}"), config)
     return folder
 
 
