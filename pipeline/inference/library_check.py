@@ -213,7 +213,8 @@ def _section(spec: ModelSpec) -> Mapping[str, Any]:
     if spec.task.kind == "regress" and spec.facts and (labels := spec.facts.labels or ())[1:]:
         return {"targets": tuple(f"value_{number}" for number in range(len(labels)))}
     if spec.task.generation is None:
-        return _MODEL.get(spec.task.kind, {})
+        prompts = _MODEL["zero_shot"] if spec.task.prompts else {}
+        return {**_MODEL.get(spec.task.kind, {}), **prompts}
     most = min(_NEW_TOKENS, spec.task.generation.max_new_tokens)
     facts = spec.facts.generation if spec.facts else None
     prompt = {"prompt": facts.image_mark} if facts and facts.image_mark else {}

@@ -159,7 +159,8 @@ class Model(Section):
     token with the highest score."""
     prompts: TextsByName = ()
     """Task `zero_shot`: one text per label, or a mapping of label to text. For an NLI model the
-    text is the hypothesis, such as `This example is about sport.`"""
+    text is the hypothesis, such as `This example is about sport.` Task `detect`, for models that
+    find what texts name (OWL-ViT, OWLv2, Grounding DINO): the same."""
     choices: TextsByName = ()
     """Task `choices`: the answers, or a mapping of label to answer. The score of an answer is the
     softmax of the mean log-likelihood of its tokens after the prompt."""

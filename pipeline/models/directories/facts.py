@@ -22,6 +22,8 @@ RAW = "raw"
 """Head of a class of which all outputs are read as they are."""
 SPARSE = "sparse"
 """Head of a masked language model whose logits become weights of tokens, as SPLADE's do."""
+PROMPTED = "prompted"
+"""Head of a detector that finds what texts name."""
 FLOATS = ("float32", "float16", "float64")
 Axis = int | str | None
 """Length of an axis of a tensor; the name of a dynamic one; None: dynamic without a name."""
@@ -129,8 +131,8 @@ class LibraryClass:
     built: str
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `CTC`, `RAW`, `SPARSE`, `TOWERS`
-    or one of `WRITERS`."""
+    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `CTC`, `PROMPTED`, `RAW`,
+    `SPARSE`, `TOWERS` or one of `WRITERS`."""
     absent: tuple[str, ...] = ()
     """Tensors that no file has, and no prediction reads."""
 
@@ -214,7 +216,7 @@ class DirectoryFacts:
     images: ImageContract = field(default_factory=ImageContract)
     text: TextFacts | None = None
     prompt_text: TextFacts | None = None
-    """How prompts of zero_shot become tensors, if the rows are not texts."""
+    """How prompts of labels become tensors, if the rows are not texts."""
     audio: AudioSettings | None = None
     pooling: Pooling | None = None
     activation: str = "identity"

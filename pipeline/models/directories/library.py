@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.facts import CTC
+from pipeline.models.directories.facts import CTC, PROMPTED
 from pipeline.models.directories.files import CONFIG, cleaned, preview
 from pipeline.models.directories.tensors import (
     TensorHeader,
@@ -65,6 +65,7 @@ _HEADS = {
     "audio": "AUDIO_CLASSIFICATION",
     CTC: "CTC",
     "detection": "OBJECT_DETECTION",
+    PROMPTED: "ZERO_SHOT_OBJECT_DETECTION",
     CAUSAL: "CAUSAL_LM",
     SEQ2SEQ: "SEQ_TO_SEQ_CAUSAL_LM",
 }

@@ -15,7 +15,6 @@ from PIL import Image
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import (
-    DETECTIONS,
     EMBEDDING,
     END,
     ENTITIES,
@@ -35,18 +34,18 @@ from pipeline.core.schema import (
 )
 from pipeline.models.directories import probes
 from pipeline.models.directories.facts import (
+    PROMPTED,
     TOWERS,
     DirectoryFacts,
     LibraryClass,
     TimmModel,
 )
-from pipeline.models.directories.image.image_transform import image_processor
+from pipeline.models.directories.image.detector_predictions import of_detector
 from pipeline.models.directories.image.timm_models import is_read_by_timm
 from pipeline.models.directories.text.tokens import load_tokenizer, special_tokens
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.tasks.detect import CORNERS
 from pipeline.preprocessing.audio.decode_clip import decode_clip, resampled
 from pipeline.preprocessing.images.geometry import made_px
 from pipeline.preprocessing.images.image_input import ImageInput
@@ -230,8 +229,8 @@ def _of_images(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict | N
     if task.kind == "zero_shot":
         return _of_image_prompts(path / facts.module.at, task)
     model = _model(path, facts.module)
-    if facts.module.head == "detection":
-        return _of_detector(path / facts.module.at, model, task)
+    if facts.module.head in ("detection", PROMPTED):
+        return of_detector(path / facts.module.at, model, task)
     if facts.module.head == TOWERS:
         return lambda row: _vector(model.get_image_features(pixel_values=row[0]))
     if facts.pooling is None:
@@ -276,24 +275,6 @@ def _of_image_prompts(path: Path, task: TaskSpec) -> Predict:
         given = run.preprocess(Image.new("RGB", (64, 64)), [*labels], "{}")
         entries = run.postprocess(run.forward({**given, "pixel_values": row[0]}))
         return _labelled(task, ((labels[entry["label"]], entry["score"]) for entry in entries))
-
-    return predict
-
-
-def _of_detector(path: Path, model: Any, task: TaskSpec) -> Predict:
-    processor, names = image_processor(path), model.config.id2label
-
-    def predict(row: Sequence[Any]) -> Row:
-        pixels, *size_px = row
-        [detected] = processor.post_process_object_detection(
-            model(pixel_values=pixels), threshold=task.min_score, target_sizes=[tuple(size_px)]
-        )
-        entries = []
-        for place in detected["scores"].argsort(descending=True).tolist():
-            label, score = int(detected["labels"][place]), float(detected["scores"][place])
-            corners = dict(zip(CORNERS, detected["boxes"][place].tolist(), strict=True))
-            entries.append({LABEL: names[label], LABEL_ID: label, SCORE: score, **corners})
-        return {DETECTIONS: entries}
 
     return predict
 

@@ -20,7 +20,14 @@ import numpy as np
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import first_names
-from pipeline.models.directories.facts import CLIPS, RAW, SPARSE, DirectoryFacts, LibraryClass
+from pipeline.models.directories.facts import (
+    CLIPS,
+    PROMPTED,
+    RAW,
+    SPARSE,
+    DirectoryFacts,
+    LibraryClass,
+)
 from pipeline.models.directories.files import (
     CONFIG,
     QUANTISED,
@@ -64,6 +71,7 @@ _DATA = re.compile(
 """Parameters of `forward` that are data of a row, or places in it."""
 _IN_TEXT = re.compile(r'"(image|audio)_token_(id|index)"')
 """Keys of models that put images or clips in the place of tokens: a text without them is whole."""
+_OF_SEVERAL = (*WRITERS, PROMPTED)
 _MOST_NUMBERS = 1 << 29
 """Limit of weights that are loaded to run a class once."""
 _WAY_OUT = "model.factory, with source.inputs, gives a module several inputs"
@@ -234,8 +242,8 @@ def require_one_input(cls: Any, config: Any, head: str) -> None:
         if name not in (main, "self")
         and (parameter.default is parameter.empty or (_DATA.fullmatch(name) and not is_whole_text))
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        # It writes to one input, or its towers take one each.
-        and not ((head in WRITERS or (has_towers and head != RAW)) and name in _MAIN)
+        # It writes to one input, its prompts are the other one, or its towers take one each.
+        and not ((head in _OF_SEVERAL or (has_towers and head != RAW)) and name in _MAIN)
     }
     if head == SPEECH and main not in CLIPS:
         wanted |= {"clips among the tokens of a prompt"}
@@ -272,8 +280,8 @@ def require_run(
     """
     if hasattr(module, "get_text_features") or hasattr(module, "get_audio_features"):
         return Run(False, None)  # each tower runs by itself
-    if head in WRITERS and is_whole:
-        return Run(False, None)  # its texts are compared with the library's
+    if head in _OF_SEVERAL and is_whole:
+        return Run(False, None)  # its texts or boxes are compared with the library's
     cls, main = type(module), module.main_input_name
     ways, outputs = _ways(module), run_once(module)
     # Torch raises a RuntimeError for operations that need numbers.

@@ -19,6 +19,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.facts import (
+    PROMPTED,
     RAW,
     SPARSE,
     TOWERS,
@@ -167,6 +168,8 @@ def _of_transformers(
     )
 
     chosen = choose(path, head=head, is_quantised=is_quantised)
+    if chosen.head == PROMPTED:
+        return image_facts(path, chosen)
     if chosen.head == RAW:
         from pipeline.models.directories.raw_facts import raw_facts
 
@@ -402,6 +405,8 @@ def _class_module(
         return _tower(path, facts, task, model)
     if named.head == "detection":
         return DetectorModule(model)
+    if named.head == PROMPTED:
+        return _prompted(path, facts, task, model)
     if named.head in WRITERS:
         return model
     if facts.text is None:
@@ -433,6 +438,19 @@ def _tower(
     ids = token_ids(path, text, task.prompts)
     encoder = EncoderZeroShot(_text_tower(model, facts, text), ids, text.pad_id)  # only once
     return ImageZeroShot(model, encoder.prompts)
+
+
+def _prompted(path: Path, facts: DirectoryFacts, task: TaskSpec, model: Any) -> torch.nn.Module:
+    from pipeline.models.directories.image.image_modules import JointDetector, PromptedDetector
+    from pipeline.models.directories.text.zero_shot import EncoderZeroShot, token_ids
+
+    text = facts.prompt_text
+    assert text is not None, "it takes prompts"
+    ids = token_ids(path, text, task.prompts)
+    if not hasattr(model, "class_predictor"):
+        return JointDetector(model, ids)
+    encoder = EncoderZeroShot(_text_tower(model.base_model, facts, text), ids, text.pad_id)
+    return PromptedDetector(model, encoder.prompts)
 
 
 def _text_tower(model: torch.nn.Module, facts: DirectoryFacts, text: TextFacts) -> torch.nn.Module:

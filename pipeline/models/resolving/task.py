@@ -68,7 +68,9 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
     }  # fmt: skip
     with extension_errors(TASKS, name):
         labels = task.job_labels(model)
-    if task.needs_labels:
+    if is_detector or name == "detect":
+        _require_prompts(model, card)
+    if task.needs_labels and not labels:
         names = card.labels if model.labels is None else _read_labels(model, model.labels)
         if not names:
             served = facts.tasks if facts is not None else ()
@@ -130,6 +132,17 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
         transcription=facts.transcription if facts else None,
     )
     return replace(spec, **of_head)
+
+
+def _require_prompts(model: Model, card: ResolvedModel) -> None:
+    """Refuse prompts of a detector that takes none, and a detector without its prompts."""
+    takes = card.facts is not None and card.facts.prompt_text is not None
+    if takes and not model.prompts:
+        raise JobError(
+            f"model.prompts: {card.name} finds what texts name: give a text for each label"
+        )
+    if model.prompts and not takes:
+        raise JobError(f"model.prompts: {card.name} finds labels of its own; leave it out")
 
 
 def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:

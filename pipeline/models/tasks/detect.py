@@ -6,7 +6,7 @@ letterbox are undone, and boxes are clipped to the image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,6 +33,7 @@ from pipeline.models.tasks.raw import load_step
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.job.model import Model
 
 BOXES = "boxes"
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -52,13 +53,25 @@ class Detect(Task):
 
     spec: TaskSpec
     job_fields: ClassVar[tuple[str, ...]] = (
-        *("labels", "min_score", "max_detections", "nms_iou"),
+        *("labels", "prompts", "min_score", "max_detections", "nms_iou"),
         *("postprocess", "postprocess_args"),
     )
     needs_labels: ClassVar[bool] = True
     needs_geometry: ClassVar[bool] = True
     serves: ClassVar[tuple[str, ...]] = ("detection",)
     takes_all_outputs: ClassVar[bool] = True
+
+    @classmethod
+    def problems(cls, model: Model) -> Iterator[str]:
+        labels = cls.job_labels(model)
+        if labels and model.labels is not None:
+            yield "labels has no effect with prompts: map each label to its prompt"
+        if len({*labels}) < len(labels):
+            yield "prompts: has a label more than once"
+
+    @classmethod
+    def job_labels(cls, model: Model) -> tuple[str, ...]:
+        return (*model.prompts,)
 
     def fields(self) -> list[pa.Field]:
         if self.spec.postprocess is not None:

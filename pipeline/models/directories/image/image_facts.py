@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.facts import TOWERS, DirectoryFacts, ImageContract, Pooling
+from pipeline.models.directories.facts import (
+    PROMPTED,
+    TOWERS,
+    DirectoryFacts,
+    ImageContract,
+    Pooling,
+)
 from pipeline.models.directories.files import CONFIG, TOKENIZER
 from pipeline.models.directories.image.image_transform import image_processor, read_transform
 from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
@@ -40,7 +46,7 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    labels, dim, pooling, images = None, None, None, images_of(chosen)
+    labels, dim, pooling, prompt_text, images = None, None, None, None, images_of(chosen)
     transform, problem, note = read_transform(folder, chosen.at, images.num_channels)
     tasks: tuple[str, ...]
     if chosen.head == "none":
@@ -48,6 +54,9 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         pooling = Pooling((first := next(iter(lengths)),), (*lengths,))
         dim, tasks = lengths[first], ("embed",)
         what = f"pooling {first}; {dim} numbers per image"
+    elif chosen.head == PROMPTED:
+        prompt_text = text_of(folder, chosen.at, chosen.module)
+        tasks, what = ("detect",), "finds what prompts name"
     else:
         labels = labels_of(chosen.config, chosen.values)
         if chosen.head == "image":
@@ -64,6 +73,7 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         transform=transform,
         transform_problem=problem,
         images=images,
+        prompt_text=prompt_text,
         pooling=pooling,
         notes=(f"{CONFIG}: {chosen.named.__name__}, {what}", note),
     )

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from pipeline.models.detection.boxes import corners
 
 
 class ImageModule(nn.Module):
@@ -169,6 +172,61 @@ class DetectorModule(nn.Module):
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         outputs = self.model(pixel_values=pixels)
         return {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}
+
+
+class PromptedDetector(nn.Module):
+    """Logits (B, Q, K) and boxes (B, Q, 4) of images for K prompts, as OWL-ViT's."""
+
+    prompts: torch.Tensor
+    """float (K, D), of length 1."""
+
+    def __init__(self, model: Any, prompts: torch.Tensor) -> None:
+        """Make the module.
+
+        Args:
+            model: A detector of the library that compares parts of an image with texts.
+            prompts: float (K, D), the vectors of the prompts, of length 1.
+        """
+        super().__init__()
+        self.model = model
+        self.register_buffer("prompts", prompts.detach())
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps, _ = self.model.image_embedder(pixel_values=pixels)
+        vectors = maps.flatten(1, 2)
+        logits, _ = self.model.class_predictor(vectors, self.prompts.expand(len(pixels), -1, -1))
+        return {"logits": logits, "pred_boxes": self.model.box_predictor(vectors, maps)}
+
+
+class JointDetector(nn.Module):
+    """Boxes in pixels of the input, their scores and label ids, as of Grounding DINO.
+
+    Images and texts see each other in its layers, so each prompt takes a pass, as in the library's
+    pipeline.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+        """Make the module.
+
+        Args:
+            model: A detector of the library that gives a logit for each token of a text.
+            prompts: The token ids of K prompts.
+        """
+        super().__init__()
+        self.model = model
+        self.lengths = [len(ids) for ids in prompts]
+        self.register_buffer("ids", torch.tensor([number for ids in prompts for number in ids]))
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        size, sides = len(pixels), pixels.shape[:1:-1] * 2
+        boxes, scores, label_ids = [], [], []
+        for label_id, ids in enumerate(self.get_buffer("ids").split(self.lengths)):
+            outputs = self.model(pixel_values=pixels, input_ids=ids.expand(size, -1))
+            boxes.append(corners(outputs.pred_boxes) * outputs.pred_boxes.new_tensor(sides))
+            scores.append(outputs.logits.float().sigmoid().amax(dim=2))
+            label_ids.append(torch.full_like(scores[-1], label_id))
+        joined = (torch.cat(parts, dim=1) for parts in (boxes, scores, label_ids))
+        return dict(zip(("boxes", "scores", "label_ids"), joined, strict=True))
 
 
 class TimmVectors(nn.Module):
