@@ -41,7 +41,7 @@ _OF_HEADS: Mapping[str, Mapping[str, Any]] = {
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?|__[a-z]{2,3}__")
 """Tokens of languages: `deu_Latn`, `de_DE`, `__de__`."""
 _SHOWN_LANGUAGES = 4
-_AXES: Mapping[Any, int] = {"tokens": TOKENS, "frames": FRAMES}
+_AXES = {"tokens": TOKENS, "frames": FRAMES}
 
 
 def task_name(model: Model, card: ResolvedModel) -> str:
@@ -299,4 +299,5 @@ def _is_normalised(facts: DirectoryFacts) -> bool:
 def _output(output: Output) -> OutputSpec:
     if any(isinstance(size, str) for size in output.shape[1:]):
         raise JobError(f"model.outputs: {output.name}: only the first axis may be tokens or frames")
-    return OutputSpec(output.name, tuple(_AXES.get(size, size) for size in output.shape))
+    sizes = (size if isinstance(size, int) else _AXES[size] for size in output.shape)
+    return OutputSpec(output.name, tuple(sizes))

@@ -254,6 +254,22 @@ def test_voices_of_frames_are_those_of_the_library(tmp_path: Path, monkeypatch: 
         assert row["voices"] == [torch.nonzero(frame > 0.5).flatten().tolist() for frame in scores]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_features_of_a_layer_are_the_hidden_states_of_the_library(tmp_path: Path):
+    path = make_snapshot(tmp_path / "m", "vit")
+    library = transformers.AutoModel.from_pretrained(path).eval()
+    [layer, *_] = [name for name, part in library.named_modules() if "Layer" in type(part).__name__]
+    features = Output(name="features", shape=(library.embeddings.position_embeddings.shape[1], 32))
+    spec = spec_of(path, IMAGE, task="raw", layer=f"model.{layer}", outputs=(features,))
+    rows = prepared_of(spec, IMAGE)
+    normalise = spec.input.normaliser(torch.float32)
+    [pixels] = normalise(torch.from_numpy(np.array(spec.input.arrays(rows)["image"])))
+    with torch.inference_mode():
+        states = library(pixel_values=pixels, output_hidden_states=True).hidden_states[1]
+    actual = [row["features"] for row in predicted(spec, rows)]
+    np.testing.assert_allclose(actual, states.numpy(), atol=2e-5, rtol=2e-5)
+
+
 def recipe(name: str, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     file = EXAMPLES / "of_library.py"
     from_file = importlib.util.spec_from_file_location("of_library", file)

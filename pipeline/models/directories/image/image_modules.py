@@ -220,7 +220,7 @@ class JointDetector(nn.Module):
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         size, sides = len(pixels), pixels.shape[:1:-1] * 2
         boxes, scores, label_ids = [], [], []
-        for label_id, ids in enumerate(self.get_buffer("ids").split(self.lengths)):
+        for label_id, ids in enumerate(torch.split(self.get_buffer("ids"), self.lengths)):
             outputs = self.model(pixel_values=pixels, input_ids=ids.expand(size, -1))
             boxes.append(corners(outputs.pred_boxes) * outputs.pred_boxes.new_tensor(sides))
             scores.append(outputs.logits.float().sigmoid().amax(dim=2))
