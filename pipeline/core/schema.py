@@ -20,6 +20,7 @@ SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
 EMBEDDING, VALUE = "embedding", "value"
 LABELS, ENTITIES, DETECTIONS = "labels", "entities", "detections"
+WINDOWS, MAX_TOP_K, MAX_LABELS = "windows", "max_top_k", "max_labels"
 WEIGHTS, TOKEN_ID, WEIGHT = "weights", "token_id", "weight"
 START, END, ENTITY_TEXT = "start", "end", "text"
 OUTPUT_TEXT, FINISH_REASON, MEAN_LOGPROB = "text", "finish_reason", "mean_logprob"
@@ -132,8 +133,12 @@ _ENTRY = (
 )
 CLASSIFY_FIELDS = (*_ENTRY, pa.field(TOP_K, pa.list_(pa.struct(_ENTRY))))
 """Columns of task `classify`."""
+MAX_TOP_K_FIELD = pa.field(MAX_TOP_K, pa.list_(pa.struct(_ENTRY)))
+"""Column of task `classify` beside these, of the maxima over the windows of a text."""
 LABELS_FIELD = pa.field(LABELS, pa.list_(pa.struct(_ENTRY)))
 """Column of task `multilabel`."""
+MAX_LABELS_FIELD = pa.field(MAX_LABELS, pa.list_(pa.struct(_ENTRY)))
+"""Its column of the maxima over the windows of a text."""
 ENTITIES_FIELD = pa.field(
     ENTITIES,
     pa.list_(

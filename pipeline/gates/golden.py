@@ -18,7 +18,7 @@ from pipeline.core.errors import GateRefused
 from pipeline.core.figures import Comparison, Counters, SliceFigures
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID
 from pipeline.gates.results import GateResult
-from pipeline.inference.result_table import scatter_batch
+from pipeline.inference.result_table import columns_of, scatter_batch
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
@@ -86,11 +86,17 @@ class GoldenRows:
     def differences(self, spec: ModelSpec, reduce: Reduce) -> list[str]:
         """Return a line for every row that differs: id, expected and predicted values."""
         rows = self.rows if self.preprocess is None else self.preprocess({}, self.rows)
-        inputs = spec.input.arrays(rows)
         failed = dict(enumerate(_failures(rows)))
         good = [row for row, failure in failed.items() if failure is None]
-        predicted, raised = _predict(take_rows(inputs, good), reduce)
-        failed |= {good[row]: failure for row, failure in raised.items()}
+        chosen = rows.take(pa.array(good, pa.int64()))
+        windows = spec.input.windows(chosen)
+        owners = np.arange(len(good)) if windows is None else windows.owners
+        inputs = spec.input.arrays(chosen if windows is None else windows.rows)
+        predicted, raised = _predict(inputs, reduce)
+        failed |= {good[owners[place]]: failure for place, failure in raised.items()}
+        done = [good[row] for place, row in enumerate(owners.tolist()) if place not in raised]
+        places = [place for place, row in enumerate(done) if failed[row] is None]
+        predicted = {name: values[places] for name, values in predicted.items()}
         kept = [row for row in good if failed[row] is None]
         lines = {row: f"failed: {failure}" for row, failure in failed.items() if failure}
         if kept:
@@ -103,7 +109,9 @@ class GoldenRows:
     ) -> list[str]:
         """Return a difference per kept row; '' if it agrees."""
         places, task = pa.array(kept), make_task(spec.task)
-        table = pa.table(task.columns(predicted, np.ones(len(kept), bool), rows.take(places)))
+        chosen, ok = rows.take(places), np.ones(len(kept), bool)
+        windows = spec.input.windows(chosen)
+        table = pa.table(columns_of(task, predicted, ok, chosen, windows))
         limits = replace(self.limits, max_score_diff=self._score_diff(spec))
         return task.differences(self.expected.take(places), table, limits)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline.core.user_code import ContractError, extension_errors
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, Mask, Task
+from pipeline.preprocessing.texts.windows import Windows
 
 Values = npt.NDArray[Any]
 
@@ -65,6 +66,7 @@ def to_table(
     is_done: Mask,
     failures: Sequence[Failure | None],
     published: Sequence[pa.Field] = (),
+    windows: Windows | None = None,
 ) -> pa.Table:
     """Return the rows with the columns of `staged_schema`, in the same order.
 
@@ -79,6 +81,7 @@ def to_table(
         failures: (N,); None for a row with a prediction.
         published: Further columns to copy (`Input.published_fields`); null if rows were not
             prepared.
+        windows: The W windows of the rows, if `results` are theirs, (W, ...).
 
     Raises:
         RuntimeError: A row has neither outputs nor a failure.
@@ -90,7 +93,7 @@ def to_table(
             f"prediction nor a failure, the first of them {rows.column(ROW_ID)[int(lost[0])]}"
         )
     with extension_errors(TASKS, task.spec.kind):
-        return _to_table(task, pass_through, rows, results, failures, published)
+        return _to_table(task, pass_through, rows, results, failures, published, windows)
 
 
 def _to_table(
@@ -100,6 +103,7 @@ def _to_table(
     results: Arrays,
     failures: Sequence[Failure | None],
     published: Sequence[pa.Field],
+    windows: Windows | None,
 ) -> pa.Table:
     ok = without_failure(failures)
     fields = task.fields()
@@ -111,7 +115,7 @@ def _to_table(
         for field in published
     }
     columns |= (
-        task.columns(results, ok, rows)
+        columns_of(task, results, ok, rows, windows)
         if results
         else {field.name: pa.nulls(rows.num_rows, field.type) for field in fields}
     )
@@ -120,6 +124,15 @@ def _to_table(
         raise ContractError(f"columns() gives no {', '.join(missing)}, which fields() declares")
     schema = staged_schema(list(pass_through), [*fields, *published])
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
+
+
+def columns_of(
+    task: Task, results: Arrays, ok: Mask, rows: pa.Table, windows: Windows | None
+) -> Mapping[str, pa.Array]:
+    """Return the task's columns of rows, of their own results or of those of their windows."""
+    if windows is None:
+        return task.columns(results, ok, rows)
+    return task.columns_of_windows(results, ok, rows, windows)
 
 
 def unpredicted(config: PredictorConfig, rows: pa.Table) -> pa.Table:

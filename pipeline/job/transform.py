@@ -104,6 +104,15 @@ class Transform(Section):
         return self
 
 
+class Windows(Section):
+    """How a long text is cut."""
+
+    tokens: PositiveInt
+    """The most tokens of a window, with the special tokens that the tokenizer adds to each."""
+    overlap: Annotated[int, Field(ge=0)] = 0
+    """Tokens of the text that a window shares with the next."""
+
+
 class Text(Section):
     """How texts become tokens. Fields that are not set come from the model directory."""
 
@@ -115,6 +124,9 @@ class Text(Section):
     `""` disables it."""
     tokenizer: str | None = None
     """URI of a `tokenizer.json`. Default: that of the model directory."""
+    windows: Windows | None = None
+    """Cuts longer texts into windows, instead of truncating them; the row stays one row. Tasks
+    `embed`, `classify`, `multilabel` and `tokens`; see [windows](windows.md)."""
 
 
 class Audio(Section):

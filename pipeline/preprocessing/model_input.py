@@ -23,6 +23,7 @@ from pipeline.core.registry import INPUTS, get
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.preprocessing.texts.windows import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -259,6 +260,10 @@ class Input(ABC):
             The same rows with the columns of `fields` and `published_fields` instead of the
             source's.
         """
+
+    def windows(self, rows: pa.Table) -> Windows | None:
+        """Cut prepared rows into the windows that the model sees one by one; None: it sees rows."""
+        return None
 
     @abstractmethod
     def arrays(self, rows: pa.Table) -> Inputs:

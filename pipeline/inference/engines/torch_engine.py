@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.failures import failures_of, without_failure
+from pipeline.core.failures import Failure, failures_of, without_failure
 from pipeline.core.figures import (
     LAUNCH,
     PREDICT,
@@ -45,12 +45,13 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays, Mask
 from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
 from pipeline.preprocessing.model_input import Inputs, Rows, bytes_of
+from pipeline.preprocessing.texts.windows import Windows
 
 T = TypeVar("T")
 
 
 class Slice(NamedTuple):
-    """N rows to predict."""
+    """N rows to predict, or the windows of rows."""
 
     rows: pa.Table
     inputs: Inputs
@@ -97,23 +98,29 @@ class ModelEngine(Engine):
         with self._model.lock.shared():
             seen = self._config.spec.input
             with extension_errors(INPUTS, seen.name):
-                inputs = seen.arrays(rows)
-            todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
-            failures, row_ids = failures_of(rows), rows.column(ROW_ID)
+                windows = seen.windows(rows)
+                shown = rows if windows is None else windows.rows
+                inputs = seen.arrays(shown)
+            todo = np.flatnonzero(shown.column(ERROR).is_null().to_numpy())
+            failures, row_ids = failures_of(shown), shown.column(ROW_ID)
             faults = FaultFinder(
                 self._model, row_ids, failures, self._first, ends_process=self._ends_process
             )
-            part = Slice(rows, inputs, todo, faults)
+            part = Slice(shown, inputs, todo, faults)
             results, is_done, transfer_s, predict_s = self._predicted(part, counters)
-            count_in, num_bytes = len(todo), bytes_of(inputs, todo)
-            failed = int((~without_failure(failures)[todo]).sum())
+            if windows is not None:
+                is_done, failures = _of_rows(windows, is_done, failures)
+            count_in, num_bytes = rows.column(ERROR).null_count, bytes_of(inputs, todo)
+            failed = count_in - int(without_failure(failures).sum())
             moved = StageCounters(count_in, count_in, 0, num_bytes, num_bytes, transfer_s)
             add(counters, TRANSFER, moved)
             made = StageCounters(count_in, count_in - failed, failed, num_bytes, 0, predict_s)
             add(counters, PREDICT, made)
             task, published = self._model.task, seen.published_fields()
             pass_through = self._config.pass_through
-            return to_table(task, pass_through, rows, results, is_done, failures, published)
+            return to_table(
+                task, pass_through, rows, results, is_done, failures, published, windows
+            )
 
     @property
     def awaits_reference_check(self) -> bool:
@@ -154,6 +161,18 @@ class ModelEngine(Engine):
         except BaseException:
             self._is_check_awaited = True
             raise
+
+
+def _of_rows(
+    windows: Windows, is_done: Mask, failures: Sequence[Failure | None]
+) -> tuple[Mask, list[Failure | None]]:
+    """Return which of the N rows are predicted, and the first failure of a window of each."""
+    failed: dict[int, Failure] = {}
+    for row, failure in zip(windows.owners.tolist(), failures, strict=True):
+        if failure is not None:
+            failed.setdefault(row, failure)
+    firsts = windows.firsts
+    return np.logical_and.reduceat(is_done, firsts), [failed.get(n) for n in range(len(firsts))]
 
 
 class TorchEngine(ModelEngine):

@@ -16,27 +16,36 @@ from pipeline.core.failures import TRANSFORM_FACTORY
 from pipeline.core.printable import num_of
 from pipeline.core.user_code import require_allowed, source_digest
 from pipeline.job.prompt_places import TEXT_NAME, parts_of
-from pipeline.job.transform import Text
+from pipeline.job.transform import Text, Windows
 from pipeline.models.directories.facts import ImageContract, TextFacts
 from pipeline.models.directories.text.chat_template import chat_prompt
 from pipeline.models.directories.text.tokens import hypotheses
 from pipeline.models.resolving.named_model import ResolvedModel
 from pipeline.models.resolving.task import prompt_texts, task_name
 from pipeline.models.tasks import task_class
+from pipeline.models.tasks.base import Task
 from pipeline.models.tasks.classify import PLACE
 from pipeline.preprocessing.images.geometry import least_made_px, most_made_px
 from pipeline.preprocessing.images.own_transform import check_factory
 from pipeline.preprocessing.images.transform import CHANNELS, ONLY_WITH, TransformSpec, sides
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
-from pipeline.preprocessing.texts.text_settings import TENSORS, Prompt, TextSettings
+from pipeline.preprocessing.texts.text_settings import (
+    TENSORS,
+    Prompt,
+    TextSettings,
+    WindowSettings,
+)
 from pipeline.preprocessing.texts.tokenizer import (
     pad_id_of,
     parse_tokenizer,
     read_tokenizer_bytes,
+    special_around,
     tokenizer_errors,
 )
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from pipeline.job.model import Model
     from pipeline.job.transform import Transform
 
@@ -99,9 +108,10 @@ def choose_text(
                 f"takes {facts.max_tokens} tokens, {least} or more of them before the output"
             )
     most = _max_tokens(name, wanted, facts, reserved, _PROMPT_TOKENS if prompt else None)
+    _require_cuttable(wanted, task, task_name(model, card), column, is_framed=bool(frame))
     if most < least:
         raise JobError(
-            f"text.max_tokens = {most}: leaves no room for a text beside "
+            f"{_limit_field(wanted)} = {most}: leaves no room for a text beside "
             f"{'the prompt' if prompt else 'special tokens'}; give {least} or more"
         )
     return TextSettings(
@@ -116,6 +126,7 @@ def choose_text(
         prompt=prompt or frame,
         new_tokens=new_tokens,
         cuts_start=bool(of_file and of_file.cuts_start and prompt is None),
+        windows=_windows(wanted.windows, tokenizer) if wanted.windows else None,
         overlay=overlay,
         storage_options=storage_options,
     )
@@ -136,17 +147,53 @@ def _require_usable(facts: TextFacts, model: Model, wanted: Text) -> None:
             )
 
 
+def _windows(wanted: Windows, tokenizer: Tokenizer) -> WindowSettings:
+    """Return how texts are cut, with the special tokens of the tokenizer around each window."""
+    before, after = map(len, special_around(tokenizer))
+    least = before + after + wanted.overlap + 1
+    if wanted.tokens < least:
+        raise JobError(
+            f"text.windows.tokens = {wanted.tokens}: leaves no room beside {before + after} "
+            f"special tokens and overlap = {wanted.overlap}; give {least} or more"
+        )
+    return WindowSettings(wanted.overlap, before, after)
+
+
+def _require_cuttable(
+    wanted: Text, task: type[Task], task_name: str, column: str | None, *, is_framed: bool
+) -> None:
+    """Refuse windows that have no meaning for the job."""
+    if wanted.windows is None:
+        return
+    if not task.takes_windows:
+        names = "embed, classify, multilabel or tokens"
+        raise JobError(
+            f"text.windows: task {task_name!r} takes none; leave it out, or take {names}"
+        )
+    if column is None:
+        raise JobError("text.windows: cuts texts of source.text_column, not of source.inputs")
+    if is_framed:
+        raise JobError("text.windows: cannot cut inside the model's chat template; leave it out")
+    if wanted.max_tokens is not None:
+        raise JobError("text.max_tokens: has no effect beside text.windows.tokens; leave it out")
+
+
+def _limit_field(wanted: Text) -> str:
+    return "text.windows.tokens" if wanted.windows else "text.max_tokens"
+
+
 def _max_tokens(
     name: str, wanted: Text, facts: TextFacts | None, reserved: int, usual: int | None
 ) -> int:
     free = facts.max_tokens - reserved if facts else None
-    most = wanted.max_tokens or (min(free, usual) if free and usual else free)
+    given = wanted.windows.tokens if wanted.windows else wanted.max_tokens
+    most = given or (min(free, usual) if free and usual else free)
     if most is None:
         raise JobError(
             f"text.max_tokens: {name} names no limit; give the largest number of tokens of a row"
         )
     if free is not None and most > free:
-        raise JobError(f"text.max_tokens = {most}: {name} takes {free} at most")
+        raise JobError(f"{_limit_field(wanted)} = {most}: {name} takes {free} at most")
     return most
 
 

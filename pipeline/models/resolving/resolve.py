@@ -76,6 +76,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         lambda: _choose_input(card, job, allow_import),
         lambda: choose_task(model, card, allow_import),
     )
+    task = replace(task, has_windows=job.text.windows is not None)
     _require_geometry(task, model_input, transform)
     _require_axes(task, model_input)
     if card.origin == "torchvision" and card.notes[1:] and not job.transform.model_fields_set:
@@ -234,6 +235,8 @@ def _choose_input(
         )
         require_image_fits(card.name, card.images, transform)
     column = job.source.text_column
+    if job.text.windows and job.source.text_pair_column is not None:
+        raise JobError("text.windows: cuts single texts; leave out source.text_pair_column")
     text = choose_text(card, job.model, job.text, column) if "text" in taken else None
     audio = None
     if "audio" in taken:

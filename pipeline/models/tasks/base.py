@@ -24,6 +24,7 @@ from pipeline.models.agreement import (
     compare_numbers,
 )
 from pipeline.models.outputs import OutputSpec
+from pipeline.preprocessing.texts.windows import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,8 @@ class TaskSpec:
     """Task `detect`: how the only output of the model has boxes."""
     scores: str = "logits"
     """Tasks that score labels: what the outputs are: see `tasks.scores`."""
+    has_windows: bool = False
+    """Whether long texts are cut into windows, of which the task makes one prediction."""
     transcription: Transcription | None = None
     """Task `transcribe`: how frames become texts."""
 
@@ -145,6 +148,8 @@ class Task(Protocol):
     """Whether the task takes all outputs of an .onnx file as they are, not the first one alone."""
     is_per_token: ClassVar[bool] = False
     """Whether axis 1 of the results is the tokens of a row, (N, L, ...); zeros behind the last."""
+    takes_windows: ClassVar[bool] = False
+    """Whether it makes one prediction of the windows of a text: `columns_of_windows`."""
     checks_reference: ClassVar[bool] = False
     """Whether the reference check compares eager fp32, too, with another way to the same rows."""
     has_golden: ClassVar[bool] = True
@@ -222,6 +227,17 @@ class Task(Protocol):
             arrays: The results, each (N, ...); values of rows that are not ok are arbitrary.
             ok: bool (N,); other rows are null.
             rows: The slice's N prepared rows, in order, with what the input's `prepare` leaves.
+        """
+        ...
+
+    def columns_of_windows(
+        self, arrays: Arrays, ok: Mask, rows: pa.Table, windows: Windows
+    ) -> dict[str, pa.Array]:
+        """Make the task's columns as `columns` does, of results of the windows of the rows.
+
+        Args:
+            arrays: The results, each (W, ...).
+            windows: The W windows of the N rows.
         """
         ...
 

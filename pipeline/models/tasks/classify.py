@@ -15,12 +15,21 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import CLASSIFY_FIELDS, LABEL, LABEL_ID, SCORE, TOP_K
+from pipeline.core.schema import (
+    CLASSIFY_FIELDS,
+    LABEL,
+    LABEL_ID,
+    MAX_TOP_K,
+    MAX_TOP_K_FIELD,
+    SCORE,
+    TOP_K,
+)
 from pipeline.job.prompt_places import parts_of
 from pipeline.models.agreement import Agreement, AgreementLimits, entry_differences, within
 from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
+from pipeline.preprocessing.texts.windows import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +51,12 @@ class Classify(Task):
     scores_of_logits: ClassVar[str] = scores.SOFTMAX
     needs_labels: ClassVar[bool] = True
     has_golden_folders: ClassVar[bool] = True
+    takes_windows: ClassVar[bool] = True
     labels_field: ClassVar[str] = "model.labels"
     """Field of the job that the labels come from."""
 
     def fields(self) -> list[pa.Field]:
-        return list(CLASSIFY_FIELDS)
+        return [*CLASSIFY_FIELDS, *([MAX_TOP_K_FIELD] if self.spec.has_windows else [])]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         import torch
@@ -54,7 +64,8 @@ class Classify(Task):
         shape, declared = (num_rows, len(self.spec.labels)), f"{self.labels_field} {{}}"
         values = require(outputs, shape, declared, "one output per label").float()
         label_scores, beside = scores.scores_of(values, self.spec.scores, self.scores_of_logits)
-        top = label_scores.topk(self.spec.top_k, dim=1)
+        # The mean of several windows needs all scores.
+        top = label_scores.topk(shape[1] if self.spec.has_windows else self.spec.top_k, dim=1)
         return {SCORE: top.values, LABEL_ID: top.indices.to(torch.int32), **beside}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
@@ -73,6 +84,23 @@ class Classify(Task):
             SCORE: pa.array(np.ascontiguousarray(scores[:, 0]), mask=~ok),
             TOP_K: pa.ListArray.from_arrays(pa.array(offsets), entries, mask=pa.array(~ok)),
         }
+
+    def columns_of_windows(
+        self, arrays: Arrays, ok: Mask, rows: pa.Table, windows: Windows
+    ) -> dict[str, pa.Array]:
+        """Return the columns of the mean scores, and the best labels by the maxima."""
+        label_scores = np.empty_like(arrays[SCORE])
+        np.put_along_axis(label_scores, arrays[LABEL_ID], arrays[SCORE], axis=1)
+        means, maxima = (
+            self.columns(self._best(values), ok, rows)
+            for values in (windows.means(label_scores), windows.maxima(label_scores))
+        )
+        return {**means, MAX_TOP_K: maxima[TOP_K]}
+
+    def _best(self, label_scores: Any) -> Arrays:
+        """Return the best labels of scores (N, K), as `reduce` does."""
+        ids = np.argsort(-label_scores, axis=1, kind="stable")[:, : self.spec.top_k]
+        return {SCORE: np.take_along_axis(label_scores, ids, axis=1), LABEL_ID: ids.astype("i4")}
 
     def num_outputs(self) -> int | None:
         return len(self.spec.labels)
@@ -166,6 +194,7 @@ class ZeroShot(Classify):
     """The best prompts with their probabilities."""
 
     job_fields: ClassVar[tuple[str, ...]] = ("prompts", "top_k", "scores")
+    takes_windows: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     labels_field: ClassVar[str] = "model.prompts"
     too_few: ClassVar[str] = (

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.schema import EMBEDDING
+from pipeline.core.arrays import as_array
+from pipeline.core.schema import EMBEDDING, END, START, WINDOWS
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_vectors
 from pipeline.models.outputs import require
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists
+from pipeline.preprocessing.texts.windows import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -30,11 +32,16 @@ class Embed(Task):
 
     spec: TaskSpec
     job_fields: ClassVar[tuple[str, ...]] = ("embedding_dim", "l2_norm", "embedding_type")
+    takes_windows: ClassVar[bool] = True
 
     def fields(self) -> list[pa.Field]:
         # The length is unknown until a row has been predicted: see runs/preparing.
         number = _TYPES[self.spec.embedding_type]
-        return [pa.field(EMBEDDING, pa.list_(number, self.spec.embedding_dim or -1))]
+        vector = pa.field(EMBEDDING, pa.list_(number, self.spec.embedding_dim or -1))
+        if not self.spec.has_windows:
+            return [vector]
+        places = [pa.field(START, pa.int64()), pa.field(END, pa.int64())]
+        return [vector, pa.field(WINDOWS, pa.list_(pa.struct([*places, vector])))]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         import torch
@@ -58,10 +65,51 @@ class Embed(Task):
         vectors = pa.FixedSizeListArray.from_arrays(flat, size, mask=pa.array(~ok))
         return {EMBEDDING: vectors.cast(self.fields()[0].type)}
 
+    def columns_of_windows(
+        self, arrays: Arrays, ok: Mask, rows: pa.Table, windows: Windows
+    ) -> dict[str, pa.Array]:
+        """Return the windows, and the mean of their vectors, which gets length 1."""
+        import torch
+
+        is_kept = ok[windows.owners]
+        vectors = arrays[EMBEDDING][is_kept]
+        parts = self.columns({EMBEDDING: vectors}, np.ones(len(vectors), bool), rows)[EMBEDDING]
+        spans = [pa.array(side) for side in windows.spans[is_kept].T]
+        fields = [*self.fields()[1].type.value_type]
+        entries = pa.StructArray.from_arrays([*spans, parts], fields=fields)
+        means = _normalised(torch.from_numpy(windows.means(arrays[EMBEDDING]))).numpy()
+        return {
+            **self.columns({EMBEDDING: means}, ok, rows),
+            WINDOWS: as_lists(entries, windows.owners[is_kept], ok),
+        }
+
     def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
         return compare_vectors(reference[EMBEDDING], candidate[EMBEDDING], limits.min_cosine)
 
+    def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
+        """Compare the vectors; of windows of the same texts the places are the same."""
+        vectors = known.drop_columns([WINDOWS]) if WINDOWS in known.column_names else known
+        differences = super().differences(vectors, actual, limits)
+        if WINDOWS not in known.column_names:
+            return differences
+        sides = [as_array(table.column(WINDOWS)) for table in (known, actual)]
+        counts = [side.value_lengths().to_pylist() for side in sides]
+        for row, (before, now) in enumerate(zip(*counts, strict=True)):
+            if before != now:
+                differences[row] = f"expected {before} windows, found {now}"
+        if counts[0] == counts[1] and sum(counts[0]):
+            one, other = (pa.table({EMBEDDING: s.flatten().field(EMBEDDING)}) for s in sides)
+            owners = np.arange(len(differences)).repeat(counts[0]).tolist()
+            for row, difference in zip(
+                owners, super().differences(one, other, limits), strict=True
+            ):
+                differences[row] = differences[row] or difference
+        return differences
+
     def measured_columns(self) -> tuple[str, ...]:
+        return (EMBEDDING,)
+
+    def golden_columns(self) -> tuple[str, ...]:
         return (EMBEDDING,)
 
     def parse_golden(self, golden: pa.Table) -> pa.Table:

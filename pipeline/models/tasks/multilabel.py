@@ -10,11 +10,20 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.printable import clean_message, first_names
-from pipeline.core.schema import LABEL, LABEL_ID, LABELS, LABELS_FIELD, SCORE
+from pipeline.core.schema import (
+    LABEL,
+    LABEL_ID,
+    LABELS,
+    LABELS_FIELD,
+    MAX_LABELS,
+    MAX_LABELS_FIELD,
+    SCORE,
+)
 from pipeline.models.agreement import Agreement, AgreementLimits, entry_differences, within
 from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists
+from pipeline.preprocessing.texts.windows import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +39,7 @@ class Multilabel(Task):
     job_fields: ClassVar[tuple[str, ...]] = ("labels", "min_score", "scores")
     scores_of_logits: ClassVar[str] = scores.SIGMOID
     needs_labels: ClassVar[bool] = True
+    takes_windows: ClassVar[bool] = True
 
     @classmethod
     def problems(cls, model: Model) -> Iterator[str]:
@@ -40,7 +50,7 @@ class Multilabel(Task):
             )
 
     def fields(self) -> list[pa.Field]:
-        return [LABELS_FIELD]
+        return [LABELS_FIELD, *([MAX_LABELS_FIELD] if self.spec.has_windows else [])]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         shape = (num_rows, len(self.spec.labels))
@@ -58,6 +68,14 @@ class Multilabel(Task):
         best = pa.array(np.ascontiguousarray(label_scores[places, ids]))
         entries = pa.StructArray.from_arrays([names, pa.array(ids), best], [LABEL, LABEL_ID, SCORE])
         return {LABELS: as_lists(entries, places, ok)}
+
+    def columns_of_windows(
+        self, arrays: Arrays, ok: Mask, rows: pa.Table, windows: Windows
+    ) -> dict[str, pa.Array]:
+        """Return the labels of the mean scores, and those of the maxima."""
+        means, maxima = windows.means(arrays[SCORE]), windows.maxima(arrays[SCORE])
+        highest = self.columns({SCORE: maxima}, ok, rows)
+        return {**self.columns({SCORE: means}, ok, rows), MAX_LABELS: highest[LABELS]}
 
     def num_outputs(self) -> int | None:
         return len(self.spec.labels)
@@ -89,6 +107,9 @@ class Multilabel(Task):
         return differences + entry_differences(before, now, least, limit)
 
     def measured_columns(self) -> tuple[str, ...]:
+        return (LABELS,)
+
+    def golden_columns(self) -> tuple[str, ...]:
         return (LABELS,)
 
     def parse_golden(self, golden: pa.Table) -> pa.Table:

@@ -33,6 +33,7 @@ from pipeline.core.schema import (
 from pipeline.models.agreement import Agreement, AgreementLimits, within
 from pipeline.models.outputs import OutputError, require
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists
+from pipeline.preprocessing.texts.windows import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,7 @@ class Tokens(Task):
     job_fields: ClassVar[tuple[str, ...]] = ("labels", "aggregation")
     needs_labels: ClassVar[bool] = True
     is_per_token: ClassVar[bool] = True
+    takes_windows: ClassVar[bool] = True
 
     def fields(self) -> list[pa.Field]:
         return [ENTITIES_FIELD]
@@ -68,7 +70,18 @@ class Tokens(Task):
         return {SCORE: best.values, LABEL_ID: best.indices.to(torch.int32)}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
-        entities = self._entities(arrays, ok, rows)
+        return self._columns(arrays, ok, rows, None)
+
+    def columns_of_windows(
+        self, arrays: Arrays, ok: Mask, rows: pa.Table, windows: Windows
+    ) -> dict[str, pa.Array]:
+        """Return the entities of all tokens of a text, each as one window sees it."""
+        return self._columns(arrays, ok, rows, windows)
+
+    def _columns(
+        self, arrays: Arrays, ok: Mask, rows: pa.Table, windows: Windows | None
+    ) -> dict[str, pa.Array]:
+        entities = self._entities(arrays, ok, rows, windows)
         texts = rows.column(TEXT).take(pa.array(entities.rows)).to_pylist()
         places = zip(texts, entities.starts.tolist(), entities.ends.tolist(), strict=True)
         entries = pa.StructArray.from_arrays(
@@ -83,10 +96,12 @@ class Tokens(Task):
         )
         return {ENTITIES: as_lists(entries, entities.rows, ok)}
 
-    def _entities(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> Entities:
+    def _entities(
+        self, arrays: Arrays, ok: Mask, rows: pa.Table, windows: Windows | None
+    ) -> Entities:
         words, places = as_array(rows.column(WORD_IDS)), as_array(rows.column(OFFSETS))
         lengths = np.asarray(words.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-        if lengths[ok].max(initial=0) > arrays[SCORE].shape[1]:
+        if windows is None and lengths[ok].max(initial=0) > arrays[SCORE].shape[1]:
             raise OutputError(
                 f"output is for {arrays[SCORE].shape[1]} tokens, and a row has "
                 f"{lengths[ok].max()}: logits, one per token and label"
@@ -97,6 +112,7 @@ class Tokens(Task):
         ends = places.flatten().to_numpy(zero_copy_only=False).reshape(-1, 2)
         real = (word_ids >= 0) & ok[numbers]
         at = numbers[real], positions[real]
+        at = at if windows is None else windows.places(*at)
         tokens = Tokenised(numbers[real], word_ids[real], *ends[real].T)
         label_ids = arrays[LABEL_ID][at] if LABEL_ID in arrays else None
         return entities_of(

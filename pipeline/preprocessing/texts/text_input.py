@@ -42,6 +42,7 @@ from pipeline.preprocessing.model_input import (
     Slot,
 )
 from pipeline.preprocessing.texts.text_settings import IDS, MASK, TYPES, TextSettings
+from pipeline.preprocessing.texts.windows import Windows, cut
 from pipeline.process.liveness import still_alive
 from pipeline.sources.columns.arrow_types import is_text
 
@@ -109,12 +110,12 @@ class TextInput(Input):
 
     def fields(self) -> list[pa.Field]:
         types = [pa.field(TOKEN_TYPES, pa.list_(pa.int8()))] if self.text.has_types else []
-        places = [pa.field(name, pa.list_(pa.int32())) for name in (OFFSETS, WORD_IDS)]
-        return [
-            pa.field(TOKEN_IDS, pa.list_(pa.int32())),
-            *types,
-            *(places if self.text.has_offsets else []),
-        ]
+        names = (
+            *((OFFSETS,) if self.text.has_offsets or self.text.windows else ()),
+            *((WORD_IDS,) if self.text.has_offsets else ()),
+        )
+        places = [pa.field(name, pa.list_(pa.int32())) for name in names]
+        return [pa.field(TOKEN_IDS, pa.list_(pa.int32())), *types, *places]
 
     def published_fields(self) -> list[pa.Field]:
         if self.text.new_tokens:
@@ -179,8 +180,9 @@ class TextInput(Input):
         columns = {TOKEN_IDS: pa.ListArray.from_arrays(ends, tokens.ids)}
         if self.text.has_types:
             columns[TOKEN_TYPES] = pa.ListArray.from_arrays(ends, tokens.types)
-        if self.text.has_offsets:
+        if self.text.has_offsets or self.text.windows:
             columns[OFFSETS] = pa.ListArray.from_arrays(2 * ends, tokens.offsets)
+        if self.text.has_offsets:
             columns[WORD_IDS] = pa.ListArray.from_arrays(ends, tokens.word_ids)
         columns[NUM_TOKENS] = pa.array(tokens.counts)
         columns[TRUNCATED] = pa.array(tokens.truncated)
@@ -205,6 +207,9 @@ class TextInput(Input):
     def _names(self) -> tuple[str, ...]:
         """The columns in transit of texts."""
         return tuple(dict.fromkeys((TEXT, TEXT_PAIR, *self._places)))
+
+    def windows(self, rows: pa.Table) -> Windows | None:
+        return cut(self.text, self.text.windows, rows) if self.text.windows else None
 
     def arrays(self, rows: pa.Table) -> Inputs:
         """Return `input_ids` (N, L), padded to the longest row, and `num_tokens` (N,), int32."""
@@ -239,9 +244,12 @@ class TextInput(Input):
         texts = pa.array(_TRIED)
         rows = pa.table(dict.fromkeys(self._names, texts))
         try:
-            arrays = self.arrays(self._tokenised(rows, np.arange(len(_TRIED))))
+            tried = self._tokenised(rows, np.arange(len(_TRIED)))
         except RowError:  # the rows of the source will tell
             return None
+        if windows := self.windows(tried):
+            tried = windows.rows.take(pa.array(windows.firsts))
+        arrays = self.arrays(tried)
         unpadded = replace(self, is_padded=False)
         return arrays, unpadded, replace(unpadded, is_single=True)
 

@@ -57,6 +57,17 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class WindowSettings:
+    """How a text longer than `TextSettings.max_tokens` is cut."""
+
+    overlap: int
+    """Tokens of the text that a window has in common with the next."""
+    before: int
+    """Special tokens before a text, and before each window."""
+    after: int
+
+
+@dataclass(frozen=True)
 class TextSettings:
     """How texts become tokens; becomes JSON, and can be pickled."""
 
@@ -83,6 +94,8 @@ class TextSettings:
     0: it writes none."""
     cuts_start: bool = False
     """Whether a longer row loses the start of its text instead of the end."""
+    windows: WindowSettings | None = None
+    """How a longer row is cut into windows of `max_tokens`; None: it is cut to this length."""
     overlay: str = ""
     """JSON of sections that replace those of tokenizer.json; '' for none."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -107,4 +120,5 @@ class TextSettings:
             **({"prompt": self.prompt.to_dict()} if self.prompt else {}),
             **({"new_tokens": self.new_tokens} if self.new_tokens else {}),
             **({"cuts_start": True} if self.cuts_start else {}),
+            **({"windows": asdict(self.windows)} if self.windows else {}),
         }

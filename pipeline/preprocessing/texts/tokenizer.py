@@ -73,12 +73,14 @@ def tokenise(
         RowError: It fails over one of the texts.
     """
     path, overlay = str(local_tokenizer(settings)), settings.overlay
-    tokenizer = _opened(path, overlay, settings.max_tokens, cuts_start=settings.cuts_start)
+    most = None if settings.windows else settings.max_tokens
+    tokenizer = _opened(path, overlay, most, cuts_start=settings.cuts_start)
     prefix = settings.prefix
     given = [prefix + text for text in texts] if prefix else list(texts)
     batch = given if pairs is None else list(zip(given, pairs, strict=True))
     # The fast form omits the offsets.
-    encode = tokenizer.encode_batch if settings.has_offsets else tokenizer.encode_batch_fast
+    has_offsets = settings.has_offsets or settings.windows is not None
+    encode = tokenizer.encode_batch if has_offsets else tokenizer.encode_batch_fast
     encodings = encoded(encode, batch)
     return Tokens(
         ids=joined([encoding.ids for encoding in encodings], np.int32),
@@ -89,7 +91,7 @@ def tokenise(
         truncated=np.fromiter(
             (bool(encoding.overflowing) for encoding in encodings), np.bool_, len(encodings)
         ),
-        offsets=_offsets(encodings, 0 if pairs else len(prefix)) if settings.has_offsets else NONE,
+        offsets=_offsets(encodings, 0 if pairs else len(prefix)) if has_offsets else NONE,
         word_ids=_words_of(path, settings, given, encodings, pairs)
         if settings.has_offsets
         else NONE,
@@ -160,12 +162,15 @@ def _rule(path: str, overlay: str) -> WordRule:
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(path: str, overlay: str, max_tokens: int, *, cuts_start: bool) -> Tokenizer:
-    """Return the tokenizer of this process, cut to `max_tokens` and without padding."""
+def _opened(path: str, overlay: str, max_tokens: int | None, *, cuts_start: bool) -> Tokenizer:
+    """Return the tokenizer of this process, cut to `max_tokens` if given, without padding."""
     tokenizer = open_tokenizer(path, overlay)
     with tokenizer_errors(f"text.tokenizer = {path}: cannot cut texts to {max_tokens} tokens"):
         side = "left" if cuts_start else "right"
-        tokenizer.enable_truncation(max_tokens, strategy="longest_first", direction=side)
+        if max_tokens is None:
+            tokenizer.no_truncation()
+        else:
+            tokenizer.enable_truncation(max_tokens, strategy="longest_first", direction=side)
         tokenizer.no_padding()
     return tokenizer
 

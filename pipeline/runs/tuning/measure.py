@@ -63,9 +63,11 @@ _PROBLEM_MAX_CHARS = 200
 
 
 def preprocess_rows(reader: Reader, rows: pa.Table, seen: Input) -> Inputs:
-    """Prepare sampled rows, each array (N, ...), without rows that fail."""
+    """Prepare sampled rows or their windows, each array (N, ...), without rows that fail."""
     limits = Limits(reader.source.max_image_bytes, reader.source.max_image_px)
     rows = seen.prepare(rows, {}, limits)
+    windows = seen.windows(rows)
+    rows = rows if windows is None else windows.rows
     inputs = seen.arrays(rows)
     if not rows.column(ERROR).is_valid().to_numpy().any():
         return inputs
