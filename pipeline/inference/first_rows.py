@@ -51,7 +51,6 @@ class SystematicFailureDetector:
         self._is_over = False
         self._failed: Cause | None = None
         self._first: RaisedFailure | None = None
-        self._row_ids: set[str] = set()
 
     def share(self, folder: Path) -> None:
         """Share the end of the watch among the actors of this node, by a file in `folder`."""
@@ -91,9 +90,7 @@ class SystematicFailureDetector:
     def failed(self, row_id: str, failure: Failure) -> None:
         """Note that a row failed, alone in its batch."""
         with _lock:
-            # Windows of one text fail one by one, and count as one row.
-            if not self._is_over and row_id not in self._row_ids:
-                self._row_ids.add(row_id)
+            if not self._is_over:
                 self._count(cause_of(failure, row_id), failure)
 
     def _count(self, cause: Cause, failure: Failure) -> None:

@@ -62,6 +62,7 @@ class FaultFinder:
         """
         self._model, self.row_ids, self.failures = model, row_ids, failures
         self.first, self._ends_process = first, ends_process
+        self._failed_ids = set[str]()
 
     def split(
         self, batch: Rows, failure: Failure, predict: Callable[[Rows], None], attempt: Attempt
@@ -86,8 +87,11 @@ class FaultFinder:
             failure = later
         if len(batch) == 1:
             row = int(batch[0])
-            if self.first is not None:
-                self.first.failed(str(self.row_ids[row]), failure)
+            row_id = str(self.row_ids[row])
+            # Windows of one text fail one by one, and count as one row.
+            if self.first is not None and row_id not in self._failed_ids:
+                self.first.failed(row_id, failure)
+            self._failed_ids.add(row_id)
             self.failures[row] = failure
             return
         half = len(batch) // 2

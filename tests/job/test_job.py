@@ -587,4 +587,5 @@ def test_the_json_schema_describes_every_field_and_refuses_unknown_ones():
     referenced = {entry["$ref"].rsplit("/", 1)[1] for entry in schema["properties"].values()}
     nested = {"Output", "SourceInput", "Volume", "Constant", "Drift", "Golden"}
     nested |= {"Card", "FeatureColumn", "Message", "Generate", "TableOptions", "IcebergCatalog"}
+    nested |= {"Windows"}
     assert referenced | nested == set(schema["$defs"])

@@ -178,7 +178,7 @@ CHOICES = [
     ("task: zero_shot, prompts: []", "needs prompts, at least two"),
     ("task: zero_shot, prompts: [a]", "needs prompts, at least two"),
     ("task: zero_shot, prompts: [a, b, a]", "prompts: 'a' is there more than once"),
-    ("task: regress, prompts: [a, b]", "prompts has no effect with task 'regress', only 'zero_"),
+    ("task: regress, prompts: [a, b]", "prompts has no effect with task 'regress', only 'detect'"),
 ]
 SINK = [
     *(
