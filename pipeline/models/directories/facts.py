@@ -29,6 +29,8 @@ Axis = int | str | None
 """Length of an axis of a tensor; the name of a dynamic one; None: dynamic without a name."""
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """Modes of pooling of sentence-transformers: how the vectors of tokens become one."""
+STATIC = "StaticEmbedding"
+"""Head, and class in sentence-transformers, of a model that is a vector for each token."""
 CTC = "ctc"
 """Head of a model that gives a token for each frame of a clip."""
 CLIPS = ("input_values", "input_features")
@@ -58,7 +60,8 @@ class TextFacts:
     overlay: str = ""
     """JSON of sections by which the library replaces those of the tokenizer file; '': none."""
     prompt: Prompt | None = None
-    """The chat template around each text; there is no prefix then."""
+    """The chat template around each text, without a prefix then; an empty one if texts have no
+    special tokens."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class LibraryClass:
     """The class that is built."""
     head: str
     """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `CTC`, `PROMPTED`, `RAW`,
-    `SPARSE`, `TOWERS` or one of `WRITERS`."""
+    `SPARSE`, `STATIC`, `TOWERS` or one of `WRITERS`."""
     absent: tuple[str, ...] = ()
     """Tensors that no file has, and no prediction reads."""
 

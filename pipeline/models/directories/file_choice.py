@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.node_cache import cached_folder, key_of
+from pipeline.models.directories.facts import STATIC
 from pipeline.models.directories.files import (
     ADAPTER,
     BOTH,
@@ -74,15 +75,17 @@ def choose_files(store: Store) -> list[StoredFile]:
     else:
         modules = [("Transformer", "")]
     files |= _look_up(store, _of_modules(modules))
-    at = modules[0][1]
-    if at + CONFIG not in files or not {at + SINGLE, at + INDEX} & files.keys():
+    first, at = modules[0]
+    is_static = first == STATIC and at + SINGLE in files
+    has_weights = bool({at + SINGLE, at + INDEX} & files.keys())
+    if not is_static and (at + CONFIG not in files or not has_weights):
         raise explain(store, at, has_config=at + CONFIG in files)
     if at + ADAPTER in files:
         raise JobError(
             f"model.path = {store.url(at)}: {ADAPTER} is of an adapter (LoRA) beside the weights, "
             f"which would not be applied: {MERGE}; or take the file away if the weights have it"
         )
-    config = parse_object(_read(store, at + CONFIG, files), at + CONFIG)
+    config = {} if is_static else parse_object(_read(store, at + CONFIG, files), at + CONFIG)
     is_for_images = is_timm(config) or bool({at + PROCESSOR, at + BOTH} & files.keys())
     if not is_for_images and not {TOKENIZER, at + TOKENIZER} & files.keys():
         raise explain(store, at, has_config=True, has_weights=True)
@@ -115,7 +118,7 @@ def files_beside(store: Store) -> list[StoredFile]:
 
 def _of_modules(modules: Iterable[tuple[str, str]]) -> Iterator[str]:
     for module_type, at in modules:
-        names = OF_MODEL if module_type == "Transformer" else OF_MODULE
+        names = OF_MODEL if module_type in ("Transformer", STATIC) else OF_MODULE
         yield from (at + name for name in names)
 
 

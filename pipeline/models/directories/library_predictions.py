@@ -380,6 +380,7 @@ def _encode(path: Path) -> Predict:
 
     model = SentenceTransformer(str(path), device="cpu", local_files_only=True,
                                 model_kwargs={"dtype": torch.float32})  # fmt: skip
+    model.float()  # static vectors keep the type of the file
     return lambda row: {EMBEDDING: model.encode(row[0]).tolist()}
 
 

@@ -22,6 +22,7 @@ from pipeline.models.directories.facts import (
     PROMPTED,
     RAW,
     SPARSE,
+    STATIC,
     TOWERS,
     DirectoryFacts,
     LibraryClass,
@@ -54,7 +55,7 @@ from pipeline.process.confined import ConfinedError, confined
 if TYPE_CHECKING:
     import torch
 
-_VERSION = 38
+_VERSION = 39
 """Version of the facts that are kept; raise it if the same directory gives other facts."""
 KEPT_WITH = (
     *("transformers", "tokenizers", "sentence_transformers", "timm", "onnx", "onnxruntime"),
@@ -398,7 +399,12 @@ def _class_module(
     )
     from pipeline.models.directories.text.pooling import Logits, Pooled, Splade, TextModule
 
-    model = _library_module(path, named)
+    if named.head == STATIC:
+        from pipeline.models.directories.text.static_embedding import StaticEmbedding
+
+        model: torch.nn.Module = StaticEmbedding(path / named.at)
+    else:
+        model = _library_module(path, named)
     if named.head == RAW:
         return RawModule(model)
     if named.head == TOWERS:

@@ -140,7 +140,7 @@ def _require_usable(facts: TextFacts, model: Model, wanted: Text) -> None:
             "take token_type_ids out of model_input_names of tokenizer_config.json"
         )
     for field, given in (("prefix", wanted.prefix), ("tokenizer", wanted.tokenizer)):
-        if given and facts.prompt is not None:
+        if given and facts.prompt is not None and facts.prompt.text:
             raise JobError(
                 f"text.{field}: has no effect beside the chat template that {model.path} writes "
                 "texts by; leave it out"

@@ -68,8 +68,8 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")
     if has_pairs and card.facts and card.facts.text and card.facts.text.prompt:
         raise JobError(
-            f"source.text_pair_column: {card.name} writes single texts by its chat template; leave "
-            "it out"
+            f"source.text_pair_column: {card.name} takes single texts, as those of a chat template "
+            "and static embeddings are; leave it out"
         )
     weights_uri, (model_input, transform), task = _all_of(
         lambda: _weights_uri(card, model),

@@ -175,6 +175,8 @@ def tokenise_prompts(settings: TextSettings, *columns: Sequence[str]) -> Tokens:
         columns: The texts of each place, (N,). A longer row is cut at the end of the last one.
     """
     tokenizer = prompt_tokenizer(settings)
+    if settings.prefix:
+        columns = ([settings.prefix + text for text in columns[0]], *columns[1:])
     whole = tokenizer.prompts(*columns)
     if settings.new_tokens:
         _require_room(whole, settings)

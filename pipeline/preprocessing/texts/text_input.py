@@ -280,7 +280,7 @@ class TextInput(Input):
     def gather(self, inputs: Inputs, rows: Rows, buffers: Inputs) -> Mapping[str, tuple[int, ...]]:
         """Copy rows into the buffers, padded to the longest of these rows."""
         counts = inputs[NUM_TOKENS][rows]
-        longest = int(counts.max(initial=1))
+        longest = int(counts.max(initial=0))
         shape = (len(rows), self._width(longest))
         batch = {
             name: buffer[: math.prod(shape)].reshape(shape) for name, buffer in buffers.items()

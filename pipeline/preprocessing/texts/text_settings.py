@@ -29,6 +29,11 @@ class Prompt:
     columns: tuple[str, ...] = ()
     """Their names in order, '' for the text of a row; () for that alone."""
 
+    @property
+    def text(self) -> str:
+        """Return all that it writes around the texts of a row."""
+        return "".join((self.before, *self.middles, self.after))
+
     def around(self, *texts: str) -> str:
         """Return the prompt with the texts of a row."""
         before, text, after = self.before, "".join(self.segments(texts)), self.after
@@ -88,7 +93,7 @@ class TextSettings:
     has_offsets: bool = False
     """Whether the offsets of tokens in the text are kept, for entities."""
     prompt: Prompt | None = None
-    """The prompt around each text; a longer row is cut at the end of its text."""
+    """The prompt around each text and its prefix; a longer row is cut at the end of its text."""
     new_tokens: int = 0
     """The most tokens that the model writes for a row; a prompt without room for them is refused.
     0: it writes none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 from packaging.version import Version
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.facts import MODES, Layer, Pooling, TextFacts
+from pipeline.models.directories.facts import MODES, STATIC, Layer, Pooling, TextFacts
 from pipeline.models.directories.files import (
     CONFIG,
     LENGTHS,
     MODULES,
     PROMPTS,
+    TOKENIZER,
     checked,
     preview,
     read_json,
@@ -39,8 +41,13 @@ from pipeline.models.directories.model_class import (
     fitted,
     score_activation,
 )
-from pipeline.models.directories.tensors import read_headers
-from pipeline.models.directories.text.tokens import LibraryTokens, library_errors, text_facts
+from pipeline.models.directories.tensors import read_headers, require_numbers
+from pipeline.models.directories.text.tokens import (
+    LibraryTokens,
+    library_errors,
+    load_tokenizer,
+    text_facts,
+)
 from pipeline.preprocessing.texts.text_settings import IDS, Prompt
 
 SPLADE = "SpladePooling"
@@ -50,6 +57,9 @@ _OLDEST = "6.0"
 """Releases before it run code of a directory."""
 _MARK = "PlaceOfTheText"
 _LONG = "a " * 20_000
+_MOST_STATIC = 8_192
+"""Tokens of a text whose vectors are looked up; the library names no limit, and a batch needs
+memory for one such text."""
 _ARGUMENTS = ("config_args", "config_kwargs", "model_args", "model_kwargs")
 _HARMLESS = {"dtype", "torch_dtype"}
 _OUTPUT = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -60,13 +70,14 @@ def parse_modules(content: Any) -> list[tuple[str, str]]:
 
     Raises:
         JobError: A class is not one of the library, a path leaves the directory, or texts are not
-            read by one Transformer.
+            read by one Transformer or StaticEmbedding.
     """
     content = checked(content, "modules", MODULES, list[dict[str, Any]], min_length=1)
     modules = [_module(entry) for entry in content]
     names = [name for name, _ in modules]
-    if names[0] != "Transformer" or names.count("Transformer") != 1:
-        raise _not_read(MODULES, f"has {', '.join(names)}; expected one Transformer, first")
+    if [name for name in names if name in ("Transformer", STATIC)] != names[:1]:
+        expected = f"expected one Transformer, first, or {STATIC}"
+        raise _not_read(MODULES, f"has {', '.join(names)}; {expected}")
     return modules
 
 
@@ -105,26 +116,48 @@ class Opened:
         if Version(version(_PACKAGE)) < Version(_OLDEST):
             raise JobError(f"model.path: {self.library} is installed, expected {_OLDEST} or newer")
         self.modules = parse_modules(read_json(folder, MODULES))
-        self.at = self.modules[0][1]
+        first, self.at = self.modules[0]
+        self.is_static = first == STATIC
         self.is_cross_encoder = (
             read_object(folder, PROMPTS, optional=True).get("model_type") == "CrossEncoder"
         )
-        self._require_safe(folder)
+        if self.is_static:
+            self._require_static(folder, has_weights=has_weights)
+        else:
+            self._require_safe(folder)
         import sentence_transformers
 
         cls = "CrossEncoder" if self.is_cross_encoder else "SentenceTransformer"
+        building: AbstractContextManager[list[ModelClass]] = contextlib.nullcontext([])
+        if not self.is_static:
+            building = _without_weights(folder, self.at, has_weights=has_weights)
         with (
             library_errors(self.library, "makes no model of this directory"),
-            _without_weights(folder, self.at, has_weights=has_weights) as built,
+            building as self._built,
         ):
             model = getattr(sentence_transformers, cls)(
                 str(folder), device="cpu", local_files_only=True
             )
-        self.model, self.chosen = model, built[0]
+        self.model = model
         self.transformer = model[0]
         name = model.default_prompt_name
         self.prompt: str = model.prompts[name] if name is not None else ""
         self._require_known()
+
+    @property
+    def chosen(self) -> ModelClass:
+        """Return the class of the Transformer."""
+        return self._built[0]
+
+    def _require_static(self, folder: Path, *, has_weights: bool) -> None:
+        """Refuse what is not run of static vectors, before the library reads them."""
+        if self.is_cross_encoder or not has_weights:
+            beside = "in a cross-encoder" if self.is_cross_encoder else "beside an .onnx file"
+            raise _not_read(MODULES, f"has {STATIC} {beside}")
+        require_numbers(read_headers(folder / self.at))
+        tokenizer = load_tokenizer(folder / self.at / TOKENIZER)
+        if (tokenizer.truncation or {}).get("direction") == "left":
+            raise _not_read(self.at + TOKENIZER, "truncation has direction left")
 
     def _require_safe(self, folder: Path) -> None:
         """Refuse functions that the library would call, and settings that change its class."""
@@ -145,7 +178,13 @@ class Opened:
                     raise _not_read(where, f"{key} has {', '.join(other)}, expected in {CONFIG}")
 
     def _require_known(self) -> None:
-        """Refuse a Transformer with other outputs than vectors of tokens or scores."""
+        """Refuse other outputs than vectors of tokens or scores, and tokens without a vector."""
+        if self.is_static:
+            highest = max(self.transformer.tokenizer.get_vocab().values(), default=0)
+            if highest >= self.transformer.num_embeddings:
+                num = self.transformer.num_embeddings
+                raise _not_read(self.at + TOKENIZER, f"has token {highest}, of {num} vectors")
+            return
         modes = self.transformer.modality_config
         if self.is_cross_encoder:
             if self.has_messages:
@@ -163,11 +202,13 @@ class Opened:
 
     def text(self, folder: Path) -> TextFacts:
         """Read how texts become tensors; raises as `text_facts`."""
-        has_pairs = self.is_cross_encoder
-        return text_facts(folder, self.at, self.chosen.module, self.tokens(), has_pairs=has_pairs)
+        has_pairs, module = self.is_cross_encoder, None if self.is_static else self.chosen.module
+        return text_facts(folder, self.at, module, self.tokens(), has_pairs=has_pairs)
 
     def tokens(self) -> LibraryTokens:
         """Return the library's way from a text, with its prompt, to token ids."""
+        if self.is_static:
+            return self._static_tokens()
         written = json.dumps(self.transformer.processing_kwargs)
         frame = self._frame() if self.has_messages else None
         return LibraryTokens(
@@ -178,6 +219,25 @@ class Opened:
             len(self._tokens_of((_LONG,))[IDS]) if "max_length" in written else None,
             "" if frame else self.prompt,
             frame,
+        )
+
+    def _static_tokens(self) -> LibraryTokens:
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = self.transformer.tokenizer
+        limit = (tokenizer.truncation or {}).get("max_length", _MOST_STATIC)
+
+        def tokens_of(row: Sequence[str], most: int) -> dict[str, list[int]]:
+            given = self.model.preprocess([*row], prompt=self.prompt)
+            return {IDS: given[IDS].tolist()[:most]}
+
+        return LibraryTokens(
+            self.library,
+            PreTrainedTokenizerFast(tokenizer_object=tokenizer),
+            tokens_of,
+            min(limit, _MOST_STATIC),
+            self.prompt,
+            Prompt("", "", adds_special=False, is_open=True),
         )
 
     def _tokens_of(self, row: Sequence[str], most: int | None = None) -> dict[str, list[int]]:
@@ -241,7 +301,7 @@ class Opened:
         """
         before: list[Layer] = []
         behind: list[Layer] = []
-        pool: Any = None
+        pool: Any = self.transformer if self.is_static else None
         for (name, at), module in zip(self.modules[1:], [*self.model][1:], strict=True):
             if name == "Pooling" and pool is None:
                 pool = module
@@ -250,9 +310,11 @@ class Opened:
                 (before if pool is None else behind).append(layer)
         if pool is None:
             raise _not_read(MODULES, "has no Pooling")
-        modes = pool.pooling_mode
         if self.model.truncate_dim is not None:
             behind.append(Layer("truncate", 0, self.embedding_dim))
+        if self.is_static:
+            return Pooling(("mean",), ("mean",), layers=tuple(behind))
+        modes = pool.pooling_mode
         return Pooling(
             (modes,) if isinstance(modes, str) else tuple(modes),
             MODES,

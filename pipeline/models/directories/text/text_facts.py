@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.facts import MODES, SPARSE, DirectoryFacts, Pooling, TextFacts
+from pipeline.models.directories.facts import (
+    MODES,
+    SPARSE,
+    STATIC,
+    DirectoryFacts,
+    LibraryClass,
+    Pooling,
+    TextFacts,
+)
 from pipeline.models.directories.files import (
     CONFIG,
     LENGTHS,
@@ -49,11 +57,23 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
     if SPLADE in (name for name, _ in parse_modules(read_json(folder, MODULES))):
         return sparse_facts(folder)
     opened = Opened(folder)
-    chosen = opened.chosen
     text = opened.text(folder)
     if opened.is_cross_encoder:
-        return _head_facts(replace(chosen, head="sequence"), text, opened.activation)
+        return _head_facts(replace(opened.chosen, head="sequence"), text, opened.activation)
     pooling = opened.pooling()
+    if opened.is_static:
+        return DirectoryFacts(
+            format_name="sentence_transformers",
+            architecture=STATIC,
+            input="text",
+            tasks=("embed", "zero_shot"),
+            module=LibraryClass(opened.at, STATIC, STATIC),
+            embedding_dim=opened.embedding_dim,
+            text=text,
+            pooling=pooling,
+            notes=(pooling_note(pooling, opened.embedding_dim), *text_notes(text)),
+        )
+    chosen = opened.chosen
     return chosen.directory(
         "text",
         ("embed", "zero_shot"),
@@ -169,7 +189,7 @@ def text_of(
 def text_notes(text: TextFacts) -> tuple[str, ...]:
     """Return the lines of `pipeline plan` on texts."""
     cut = "; longer ones lose their start" if text.cuts_start else ""
-    frame = "; the chat template stands around each" if text.prompt else ""
+    frame = "; the chat template stands around each" if text.prompt and text.prompt.text else ""
     prompt = [f"{PROMPTS}: before each text {preview(text.prefix)}"] if text.prefix else []
     return (f"{text.tokenizer}: texts of at most {text.max_tokens} tokens{cut}{frame}", *prompt)
 
