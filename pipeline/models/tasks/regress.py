@@ -63,6 +63,9 @@ class Score(Regress):
     job_fields: ClassVar[tuple[str, ...]] = ()
     column: ClassVar[str] = SCORE
     declared: ClassVar[tuple[str, str]] = ("", "one score per row")
+    instead: ClassVar[Mapping[str, str]] = {
+        "choices": "with the whole prompt as model.prompt and its two answers as model.choices",
+    }
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         import torch

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.inputs.delta_tables import DeltaTable
@@ -22,7 +21,6 @@ from support.models.language_models import (
     CHAT,
     CHOICES,
     NEW_TOKENS,
-    library_model,
     library_outputs,
     make_language_model,
     make_writer,
@@ -247,27 +245,52 @@ RERANKER = (
     "<|im_start|>user\n<Query>: {title}\n<Document>: {body}<|im_end|>\n"
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 )
+OF_PAIRS = "{{ bos_token }}" + RERANKER.replace("{title}", "{{ messages[0].content }}").replace(
+    "{body}", "{{ messages[1].content }}"
+).replace("\n", "{{ '\\n' }}")
+"""A chat template that writes the same of a pair."""
 
 
-def test_two_choices_score_as_a_reranker_of_a_causal_model(model: Path, tmp_path: Path):
+def reranker(folder: Path, false: str | None = "n") -> Path:
+    """Return a directory of a causal model that scores pairs, as sentence-transformers saves it."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
     from sentence_transformers.cross_encoder.modules import LogitScore
-    from transformers import AutoTokenizer
 
-    rows = [ROWS[0], {**ROWS[0], "title": "where is the dog"}, ROWS[4]]
+    base = make_language_model(folder / "base", "llama", chat=OF_PAIRS)
+    transformer = Transformer(str(base), transformer_task="text-generation")
+    id_of = transformer.tokenizer.get_vocab().get
+    score = LogitScore(id_of("y"), id_of(false))
+    CrossEncoder(modules=[transformer, score], device="cpu").save_pretrained(str(folder / "saved"))
+    return folder / "saved"
+
+
+def test_two_choices_score_as_a_published_reranker_of_a_causal_model(tmp_path: Path):
+    from sentence_transformers import CrossEncoder
+
+    path, body = reranker(tmp_path), ROWS[0]["body"]
+    rows = [ROWS[0], {**ROWS[0], "title": "where is the dog", "body": f"{body}. {body}"}, ROWS[4]]
     write_parquet(tmp_path, rows)
-    job = job_over(tmp_path, model, prompt=RERANKER, choices=["y", "n"])
+    job = job_over(tmp_path, path, prompt=RERANKER, choices=["y", "n"])
     spec = resolve_model(job).fitted(list_inputs(job.source, max_extent_rows=100).fields)
-    actual = predicted(spec, prepared(job))
-    tokenizer, library = AutoTokenizer.from_pretrained(model), library_model(model)
-    [true], [false] = (tokenizer(name, add_special_tokens=False).input_ids for name in "yn")
-    for ours, row in zip(actual, rows, strict=True):
-        ids = tokenizer(filled(RERANKER, row), return_tensors="pt").input_ids
-        with torch.inference_mode():
-            features = {"causal_logits": library(input_ids=ids).logits}
-        expected = LogitScore(true, false)(features)["scores"].sigmoid().item()
-        scores = {entry["label"]: entry["score"] for entry in ours["top_k"]}
-        assert scores["y"] == pytest.approx(expected, abs=1e-5)
-        assert scores["y"] != pytest.approx(0.5, abs=1e-4)
+    actual = [
+        {entry["label"]: entry["score"] for entry in row["top_k"]}["y"]
+        for row in predicted(spec, prepared(job))
+    ]
+    library = CrossEncoder(str(path), device="cpu")
+    expected = library.predict([(row["title"], row["body"]) for row in rows]).tolist()
+    assert actual == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 4) for score in [*actual, 0.5]}) == 1 + len(rows)
+
+
+def test_a_published_reranker_names_the_way_out_of_other_tasks(tmp_path: Path):
+    path = reranker(tmp_path / "two")
+    write_parquet(tmp_path, ROWS)
+    source = {"uri": str(tmp_path), "format": "parquet", "text_column": "body"}
+    with pytest.raises(JobError, match=r"serves choices; take task 'choices', with the whole pr"):
+        resolve_model(job_of({"path": str(path), "task": "score"}, source))
+    with pytest.raises(JobError, match="with true_token_id and false_token_id"):
+        resolve_model(job_over(tmp_path, reranker(tmp_path / "one", None), prompt=RERANKER))
 
 
 def test_the_last_column_is_cut_and_others_cost_the_row(model: Path, tmp_path: Path):

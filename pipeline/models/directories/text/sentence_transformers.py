@@ -52,6 +52,8 @@ from pipeline.preprocessing.texts.text_settings import IDS, Prompt
 
 SPLADE = "SpladePooling"
 """The module that makes sparse vectors of logits."""
+LOGIT_SCORE = "LogitScore"
+"""The module that makes a score of the logits of one or two tokens."""
 _PACKAGE = "sentence-transformers"
 _OLDEST = "6.0"
 """Releases before it run code of a directory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,12 @@ from pipeline.models.directories.model_class import (
     width_of,
 )
 from pipeline.models.directories.text.generation_config import generation_facts
-from pipeline.models.directories.text.sentence_transformers import SPLADE, Opened, parse_modules
+from pipeline.models.directories.text.sentence_transformers import (
+    LOGIT_SCORE,
+    SPLADE,
+    Opened,
+    parse_modules,
+)
 from pipeline.models.directories.text.tokens import library_tokens, text_facts
 from pipeline.models.generate.cached_model import can_share
 from pipeline.models.generate.spec import CAUSAL, SEQ2SEQ
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     import torch
 
 _MAXIMUM = {"pooling_strategy": "max", "activation_function": "relu"}.items()
+_TOKENS = ("true_token_id", "false_token_id")
 _ALONE = "rows cannot share the states of its layers: they run one by one"
 
 
@@ -54,8 +61,11 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    if SPLADE in (name for name, _ in parse_modules(read_json(folder, MODULES))):
+    names, places = zip(*parse_modules(read_json(folder, MODULES)), strict=True)
+    if SPLADE in names:
         return sparse_facts(folder)
+    if LOGIT_SCORE in names:
+        return _reranker_facts(folder, names, places)
     opened = Opened(folder)
     text = opened.text(folder)
     if opened.is_cross_encoder:
@@ -109,11 +119,7 @@ def sparse_facts(folder: Path, chosen: ModelClass | None = None) -> DirectoryFac
             )
     chosen = chosen or choose(folder, at, head=SPARSE)
     text = text_of(folder, at, chosen.module)
-    for name in LENGTHS if modules else ():
-        given = read_value(
-            read_object(folder, at + name, optional=True), "max_seq_length", name, int
-        )
-        text = replace(text, max_tokens=min(text.max_tokens, given or text.max_tokens))
+    text = _limited(folder, at, text) if modules else text
     return chosen.directory(
         "text",
         (SPARSE,),
@@ -124,6 +130,37 @@ def sparse_facts(folder: Path, chosen: ModelClass | None = None) -> DirectoryFac
             *text_notes(text),
         ),
     )
+
+
+def _limited(folder: Path, at: str, text: TextFacts) -> TextFacts:
+    """Return the facts of texts within the length that a Transformer of the library has."""
+    for name in LENGTHS:
+        given = read_value(
+            read_object(folder, at + name, optional=True), "max_seq_length", name, int
+        )
+        text = replace(text, max_tokens=min(text.max_tokens, given or text.max_tokens))
+    return text
+
+
+def _reranker_facts(folder: Path, names: Sequence[str], places: Sequence[str]) -> DirectoryFacts:
+    """Read the facts of a causal language model whose score is the logit of one token less another.
+
+    Its softmax over two answers is the sigmoid of that score, so it serves `choices` alone.
+
+    Raises:
+        JobError: The directory is refused.
+    """
+    settings = read_object(folder, places[1] + CONFIG) if names[1:] == (LOGIT_SCORE,) else {}
+    chosen = choose(folder, places[0])
+    if chosen.head != CAUSAL or None in map(settings.get, _TOKENS):
+        raise JobError(
+            f"model.path: {MODULES}: {LOGIT_SCORE} must be the only module behind a Transformer "
+            f"that continues a text, with {' and '.join(_TOKENS)}; {FACTORY_ADVICE}"
+        )
+    facts = language_facts(folder, chosen)
+    text = _limited(folder, places[0], facts.text) if facts.text else None
+    note = f"{MODULES}: {LOGIT_SCORE}: the score of true_token_id, as one of two choices"
+    return replace(facts, tasks=("choices",), text=text, notes=(*facts.notes[:-1], note))
 
 
 def encoder_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
