@@ -173,7 +173,10 @@ def _require_cuttable(
     if column is None:
         raise JobError("text.windows: cuts texts of source.text_column, not of source.inputs")
     if is_framed:
-        raise JobError("text.windows: cannot cut inside the model's chat template; leave it out")
+        raise JobError(
+            "text.windows: cuts neither inside the model's chat template nor for static "
+            "embeddings; leave it out"
+        )
     if wanted.max_tokens is not None:
         raise JobError("text.max_tokens: has no effect beside text.windows.tokens; leave it out")
 

@@ -183,3 +183,9 @@ def test_pairs_are_refused(tmp_path: Path):
     source = {**SOURCES["text"], "text_pair_column": "other"}
     with pytest.raises(JobError, match="takes single texts"):
         resolve_model(job_of({"path": str(PLAIN(tmp_path))}, source))
+
+
+def test_windows_are_refused(tmp_path: Path):
+    text = {"windows": {"tokens": 8, "overlap": 2}}
+    with pytest.raises(JobError, match="nor for static embeddings; leave it out"):
+        resolve_model(job_of({"path": str(PLAIN(tmp_path))}, SOURCES["text"], text=text))
