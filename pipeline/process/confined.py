@@ -37,6 +37,7 @@ _SET = {
     "OMP_WAIT_POLICY": "passive",  # threads of small models would spend their time waiting
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_OFFLINE": "1",
+    "USE_HUB_KERNELS": "NO",
 }
 _LOOK_S = 1.0
 _SHOWN_CHARS = 300
