@@ -207,3 +207,12 @@ def test_prompts_are_not_served_without_the_scale_that_they_are_compared_by(tmp_
     write_model(path, transformers.AlignModel, transformers.AlignConfig(
         text_config=SMALL, vision_config=thin, projection_dim=24))  # fmt: skip
     assert read_facts(path, "image").tasks == ("embed",)
+
+
+def test_a_model_takes_no_kernels_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are code from the network; transformers takes them by itself from 5.25 on."""
+    monkeypatch.delenv("USE_HUB_KERNELS", raising=False)
+    path = make_snapshot(tmp_path / "m", "bert")
+    module = build_module(path, read_facts(path), TaskSpec("embed"))
+    [model] = [p for p in module.modules() if type(p) is transformers.BertModel]
+    assert not getattr(model, "use_kernels", False)
