@@ -313,7 +313,7 @@ def _from_pretrained(
         **{"local_files_only": True, "trust_remote_code": False, "use_safetensors": True},
         **{"output_loading_info": True, "ignore_mismatched_sizes": True},
         "attn_implementation": _attention(cls, config),
-        "use_kernels": False,  # transformers 5.25 takes them, which are code, from the hub otherwise
+        "use_kernels": False,  # transformers 5.25 downloads them, which are code, by default
     }
     if cls.can_generate():  # rules of writing are read elsewhere
         options["generation_config"] = GenerationConfig.from_model_config(config)
