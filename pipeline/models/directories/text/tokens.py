@@ -236,7 +236,8 @@ def _overlay(file: Tokenizer, tokenizer: Any, place: str) -> str:
     texts = file.to_str(), library.to_str()
     if texts[0] == texts[1]:
         return ""
-    ours, theirs = map(json.loads, texts)
+    # Two readers of JSON differ in the last digit of some scores of pieces.
+    ours, theirs = (json.loads(text, parse_float=_rounded) for text in texts)
     changed = {key: value for key, value in theirs.items() if ours.get(key) != value}
     model = ours["model"]
     fields = {k: v for k, v in changed.pop("model", {}).items() if model.get(k, v) != v}
@@ -248,6 +249,10 @@ def _overlay(file: Tokenizer, tokenizer: Any, place: str) -> str:
         )
     changed |= {"model": fields} if fields else {}
     return json.dumps(changed, sort_keys=True) if changed else ""
+
+
+def _rounded(number: str) -> float:
+    return round(float(number), 12)
 
 
 def max_positions(module: torch.nn.Module) -> int | None:

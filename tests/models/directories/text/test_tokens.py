@@ -208,6 +208,17 @@ def test_the_probe_alone_refuses_the_file_without_what_the_library_changes(name,
         require_tokens(made, settings_of(path, replace(text, overlay="")))
 
 
+def test_scores_that_differ_in_their_last_digit_are_the_same_vocabulary(tmp_path: Path):
+    path = xlm_roberta(tmp_path / "model")
+    model = json.loads((path / "tokenizer.json").read_text())["model"]
+    score = -1.7731650854030239
+    model["vocab"] = [[piece, score] for piece, _ in model["vocab"]]
+    in_file(model=model)(path)
+    read = json.loads(Tokenizer.from_file(str(path / "tokenizer.json")).to_str())["model"]
+    assert read["vocab"][0][1] != score
+    assert read_facts(path).text is not None
+
+
 def test_another_vocabulary_than_the_librarys_is_refused_with_a_way_out(tmp_path):
     path, module = bert(tmp_path / "model"), choose(gpt2(tmp_path / "other")).module
     made = library_tokens(tmp_path / "other", "")
