@@ -51,6 +51,9 @@ class Reason(StrEnum):
     DUPLICATE_ID = "duplicate_id"
 
 
+FAILURE_COLUMNS = (ERROR, ERROR_STAGE, MESSAGE, SHA256, NUM_BYTES)
+"""The five error columns of rows in transit."""
+
 TRANSFORM_FACTORY = "transform.factory"
 """The field that names a user's own transform; rows that fail in it have it in their message."""
 
@@ -119,9 +122,7 @@ def failures_of(table: pa.Table) -> list[Failure | None]:
     """Read the error columns of a table back into a failure (or None) per row."""
     if table.column(ERROR).null_count == table.num_rows:
         return [None] * table.num_rows
-    columns = [
-        table.column(name).to_pylist() for name in (ERROR, ERROR_STAGE, MESSAGE, SHA256, NUM_BYTES)
-    ]
+    columns = [table.column(name).to_pylist() for name in FAILURE_COLUMNS]
     return [
         Failure(Reason(error), stage or "", message or "", sha256, num_bytes) if error else None
         for error, stage, message, sha256, num_bytes in zip(*columns, strict=True)

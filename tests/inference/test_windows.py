@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from support.models import onnx_files
 from support.models.snapshots import make_snapshot
 from transformers import (
     AutoModel,
@@ -28,6 +30,8 @@ from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 
 TOKENS, OVERLAP = 16, 5
+MANY = 60_000
+"""Words of a text with more than 100,000 tokens."""
 TEXT = (
     "the cat sat on a mat, and the dog did not; \U0001f600 \u0645\u0631\u062d\u0628\u0627 "
     "x\0y caf\u00e9 12 Zo\u00eb"
@@ -68,7 +72,8 @@ def spec_of(
     return resolve_model(job)
 
 
-def predicted(spec: ModelSpec, texts: list[str]) -> list[dict[str, Any]]:
+def outcomes(spec: ModelSpec, texts: list[str], batch_tokens: int = 64) -> list[dict[str, Any]]:
+    """Predict texts, with one more column of them that is passed through."""
     count = len(texts)
     ids = [f"r{n}" for n in range(count)]
     rows = pa.table(
@@ -76,16 +81,24 @@ def predicted(spec: ModelSpec, texts: list[str]) -> list[dict[str, Any]]:
             "row_id": ids,
             "uri": ids,
             "_text": pa.array(texts, pa.large_string()),
+            "note": pa.array(texts, pa.large_string()),
             **failure_columns([None] * count),
         }
     )
     prepared = spec.input.prepare(rows, {}, Limits(1 << 30, 1))
-    config = PredictorConfig(spec, 8, 0, 1, pa.schema([]), batch_tokens=64)
+    copied = pa.schema([("note", pa.large_string())])
+    config = PredictorConfig(spec, 8, 0, 1, copied, batch_tokens=batch_tokens)
     made = open_engine(config).predict(prepared, {})
-    assert made.column("error").null_count == count, made.column("message")
     assert not any(made.column("truncated").to_pylist())
     assert made.column("row_id").to_pylist() == ids
+    assert made.column("note").to_pylist() == texts
     return made.to_pylist()
+
+
+def predicted(spec: ModelSpec, texts: list[str], batch_tokens: int = 64) -> list[dict[str, Any]]:
+    made = outcomes(spec, texts, batch_tokens)
+    assert not any(row["error"] for row in made), made
+    return made
 
 
 def windows_of(tokenizer: Any, text: str, tokens: int = TOKENS) -> list[dict[str, Any]]:
@@ -111,7 +124,34 @@ def windows_of(tokenizer: Any, text: str, tokens: int = TOKENS) -> list[dict[str
     ]
 
 
+def logits_of(model: Any, windows: list[dict[str, Any]]) -> list[np.ndarray]:
+    """The logits of each window; those of one length are batches."""
+    made: dict[int, np.ndarray] = {}
+    lengths = [window["tensors"]["input_ids"].shape[1] for window in windows]
+    for length in set(lengths):
+        alike = [number for number, other in enumerate(lengths) if other == length]
+        for part in (alike[n : n + 256] for n in range(0, len(alike), 256)):
+            names = windows[part[0]]["tensors"]
+            batch = {name: torch.cat([windows[n]["tensors"][name] for n in part]) for name in names}
+            with torch.no_grad():
+                made |= zip(part, model(**batch).logits.numpy(), strict=True)
+    return [made[number] for number in range(len(windows))]
+
+
 FAMILIES = ("bert", "roberta")
+ENTITIES = dict(enumerate(("O", "B-PER", "I-PER", "B-LOC", "I-LOC")))
+
+
+def labelling(folder: Path, family: str) -> Path:
+    """Write a model that gives each label to some tokens, with scores that differ."""
+    make_snapshot(folder, family, "token", id2label=ENTITIES, num_labels=len(ENTITIES))
+    model = AutoModelForTokenClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        model.classifier.weight *= 50
+        given = AutoTokenizer.from_pretrained(folder)(words(20), return_tensors="pt")
+        model.classifier.bias -= model(**given).logits[0].mean(dim=0)
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -146,14 +186,12 @@ def test_classifies_by_mean_and_maximum_of_windows(tmp_path: Path, family: str, 
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    texts = texts_of(tokenizer)
+    texts = [*texts_of(tokenizer), words(MANY if family == "bert" else 400)]
     more = {"min_score": 0.3} if is_multi else {"top_k": 3}
-    for text, row in zip(texts, predicted(spec_of(folder, task, **more), texts), strict=True):
-        scores = []
-        for window in windows_of(tokenizer, text):
-            with torch.no_grad():
-                logits = model(**window["tensors"]).logits[0]
-            scores.append((logits.sigmoid() if is_multi else logits.softmax(0)).numpy())
+    made = predicted(spec_of(folder, task, **more), texts, batch_tokens=4096)
+    for text, row in zip(texts, made, strict=True):
+        logits = torch.from_numpy(np.stack(logits_of(model, windows_of(tokenizer, text))))
+        scores = (logits.sigmoid() if is_multi else logits.softmax(1)).double().numpy()
         columns = ("labels", "max_labels") if is_multi else ("top_k", "max_top_k")
         for column, fold in zip(columns, (np.mean, np.max), strict=True):
             expected = {labels[n]: score for n, score in enumerate(fold(scores, axis=0))}
@@ -165,27 +203,26 @@ def test_classifies_by_mean_and_maximum_of_windows(tmp_path: Path, family: str, 
             assert [*listed] == wanted
         if not is_multi:
             assert (row["label"], row["score"]) == (*row["top_k"][0].values(),)[::2]
+    assert made[-1]["num_tokens"] > (100_000 if family == "bert" else 600)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("aggregation", ["simple", "first", "average", "max"])
 def test_merges_entities_over_cuts(tmp_path: Path, family: str, aggregation: str) -> None:
-    labels = dict(enumerate(("O", "B-PER", "I-PER", "B-LOC", "I-LOC")))
-    folder = make_snapshot(tmp_path / "m", family, "token", id2label=labels, num_labels=5)
+    folder = labelling(tmp_path / "m", family)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForTokenClassification.from_pretrained(folder).eval()
     library = TokenClassificationPipeline(model=model, tokenizer=tokenizer)
-    texts = texts_of(tokenizer)
-    made = predicted(spec_of(folder, "tokens", aggregation=aggregation), texts)
+    is_longest = (family, aggregation) == ("bert", "simple")
+    texts = [*texts_of(tokenizer), words(MANY if is_longest else 400)]
+    made = predicted(spec_of(folder, "tokens", aggregation=aggregation), texts, batch_tokens=4096)
     for text, row in zip(texts, made, strict=True):
         # The logits of each token of the text, of the window to whose middle it is nearest.
         ids = tokenizer(text, return_special_tokens_mask=True, return_offsets_mapping=True)
         num_content = len(ids["input_ids"]) - 2
         best: dict[int, tuple[float, np.ndarray]] = {}
         room = TOKENS - 2
-        for number, window in enumerate(windows_of(tokenizer, text)):
-            with torch.no_grad():
-                logits = model(**window["tensors"]).logits[0].numpy()
+        for number, logits in enumerate(logits_of(model, windows_of(tokenizer, text))):
             first = number * (room - OVERLAP)
             for place in range(len(logits) - 2):
                 # A last window that is shorter has its middle where that of a full one would be.
@@ -194,7 +231,7 @@ def test_merges_entities_over_cuts(tmp_path: Path, family: str, aggregation: str
                 if held is None or distance < held[0]:
                     best[first + place] = distance, logits[1 + place]
         assert len(best) == num_content
-        row_logits = np.zeros((num_content + 2, len(labels)), np.float32)
+        row_logits = np.zeros((num_content + 2, len(ENTITIES)), np.float32)
         for place, (_, logits) in best.items():
             row_logits[1 + place] = logits
         entities = library.postprocess(
@@ -217,6 +254,8 @@ def test_merges_entities_over_cuts(tmp_path: Path, family: str, aggregation: str
         scores = [e["score"] for e in entities]
         np.testing.assert_allclose([e["score"] for e in row["entities"]], scores, atol=1e-5)
         assert all(text[e["start"] : e["end"]] == e["text"] for e in row["entities"])
+    assert made[-1]["num_tokens"] > (100_000 if is_longest else 600)
+    assert {entity["label"] for entity in made[-1]["entities"]} == {"PER", "LOC"}
 
 
 def test_a_hundred_thousand_tokens_are_windows_of_many_batches(tmp_path: Path) -> None:
@@ -236,6 +275,53 @@ def test_a_hundred_thousand_tokens_are_windows_of_many_batches(tmp_path: Path) -
     with torch.no_grad():
         vector = model(**last).last_hidden_state[0].mean(0).numpy()
     np.testing.assert_allclose(row["windows"][-1]["embedding"], vector, atol=2e-5)
+
+
+def test_windows_have_nothing_of_a_row_but_its_id_failure_and_tokens(tmp_path: Path) -> None:
+    folder = make_snapshot(tmp_path / "m", "bert", "token", num_labels=3, max_seq_length=32)
+    seen = spec_of(folder, "tokens").input
+    ids, failures = ["a", "b"], failure_columns([None, None])
+    texts = pa.array([words(300), "a"], pa.large_string())
+    rows = pa.table({"row_id": ids, "_text": texts, "note": texts, **failures})
+    windows = seen.windows(seen.prepare(rows, {}, Limits(1 << 30, 1)))
+    assert windows is not None
+    assert windows.rows.num_rows == len(windows.owners) > 50
+    tokens = {"_token_ids", "_token_types", "num_tokens"}
+    assert {*windows.rows.column_names} <= {"row_id", *failures, *tokens}
+
+
+@pytest.mark.parametrize("task", ["embed", "tokens"])
+def test_a_window_that_fails_fails_its_row_alone(tmp_path: Path, task: str) -> None:
+    """A token whose vector is not finite is in the last window of one row."""
+    head = {"head": "token", "num_labels": 3} if task == "tokens" else {"pooling": "mean"}
+    folder = make_snapshot(tmp_path / "m", "bert", **head)
+    [token] = AutoTokenizer.from_pretrained(folder)("mat", add_special_tokens=False)["input_ids"]
+    weights = load_file(folder / "model.safetensors")
+    [name] = [name for name in weights if name.endswith("word_embeddings.weight")]
+    weights[name][token] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    long = " ".join(["the cat sat on"] * 40)
+    made = outcomes(spec_of(folder, task), [long, f"{long} mat", "the cat", "mat", f"{long} a"])
+    assert [row["error"] for row in made] == [None, "non_finite", None, "non_finite", None]
+
+
+def test_windows_of_an_onnx_file_are_those_of_its_directory(tmp_path: Path) -> None:
+    folder = labelling(tmp_path / "m", "bert")
+    onnx_files.save(
+        onnx_files.kept(onnx_files.exported_texts(folder), {"words": "logits"}),
+        folder / "model.onnx",
+    )
+    texts = ["", "a", words(20), words(300)]
+    of_file = predicted(spec_of(folder / "model.onnx", "tokens"), texts)
+    of_folder = predicted(spec_of(folder, "tokens"), texts)
+    assert len(of_file[-1]["entities"]) > 20
+    for one, other in zip(of_file, of_folder, strict=True):
+        spans, others = (
+            [(e["start"], e["end"], e["label"]) for e in row["entities"]] for row in (one, other)
+        )
+        assert spans == others
+        scores, wanted = ([e["score"] for e in row["entities"]] for row in (one, other))
+        np.testing.assert_allclose(scores, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +294,24 @@ def written(folder: Path) -> RunCase:
     return _of_texts(folder, texts, odd, model, "text", pa.string(), WRITTEN, require)
 
 
+def windows(folder: Path) -> RunCase:
+    """A directory of BERT that classifies texts of one to hundreds of windows."""
+    odd = {None: "null_input", b"cat " * 30_000: "too_large"}
+
+    def require(rows: list[Row]) -> None:
+        assert max(row["num_tokens"] for row in rows) > 2_000
+        assert not any(row["truncated"] for row in rows)
+        assert any(row["top_k"] != row["max_top_k"] for row in rows)
+
+    make_snapshot(folder / "model", "bert", "sequence", num_labels=3)
+    texts = [f"{text} {n} " * (1 + n * n % 97) for n in range(12) for text in TEXTS]
+    model = {"task": "classify", "batch_tokens": 512}
+    case = _of_texts(folder, [*(text.encode() for text in texts), *odd], odd, model, "max_top_k",
+                     LIST, frozenset({"score"}), require)  # fmt: skip
+    sections = {**case.sections, "text": {"windows": {"tokens": 32, "overlap": 8}}}
+    return replace(case, sections=sections)
+
+
 def records(folder: Path) -> RunCase:
     """A language model that writes a record of a schema for each, whatever the texts say."""
     odd = {None: "null_input", b"cat " * 5_000: "input_too_long"}
@@ -394,6 +412,7 @@ CASES: Mapping[str, Callable[[Path], RunCase]] = {
     "choices": choices,
     "of_columns": of_columns,
     "written": written,
+    "windows": windows,
     "records": records,
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
-from pipeline.core.schema import NUM_TOKENS, OFFSETS, TOKEN_IDS, TOKEN_TYPES, WORD_IDS
+from pipeline.core.failures import FAILURE_COLUMNS
+from pipeline.core.schema import NUM_TOKENS, OFFSETS, ROW_ID, TOKEN_IDS, TOKEN_TYPES
 from pipeline.preprocessing.texts.text_settings import TextSettings, WindowSettings
 
 _Numbers = npt.NDArray[np.int64]
@@ -24,7 +25,7 @@ class Windows(NamedTuple):
     """The W windows of N rows, row after row; a row has at least one."""
 
     rows: pa.Table
-    """W prepared rows; a window of a row with an error has it, too."""
+    """W prepared rows: id, failure and tokens; a window of a row with an error has it, too."""
     owners: _Numbers
     """(W,): the row of each window, ascending."""
     spans: _Numbers
@@ -84,8 +85,8 @@ def cut(text: TextSettings, cutting: WindowSettings, rows: pa.Table) -> Windows:
     is_text = (place >= before) & (place < before + lengths[window])
     skipped = np.where(is_text, starts[window], (counts[owners] - sizes)[window])
     tokens = row_starts[window] + place + np.where(place < before, 0, skipped)
-    consumed = (TOKEN_IDS, TOKEN_TYPES, NUM_TOKENS, OFFSETS, WORD_IDS)
-    kept = [name for name in rows.column_names if name not in consumed]
+    # A window has nothing else of its row: the text of a long row times its windows fills memory.
+    kept = [name for name in (ROW_ID, *FAILURE_COLUMNS) if name in rows.column_names]
     columns = {name: rows.column(name).take(pa.array(owners)) for name in kept}
     until = pa.array(np.concatenate([[0], sizes.cumsum()]), pa.int32())
     for name in (TOKEN_IDS, TOKEN_TYPES):
