@@ -82,8 +82,9 @@ class Tokens(Task):
         self, arrays: Arrays, ok: Mask, rows: pa.Table, windows: Windows | None
     ) -> dict[str, pa.Array]:
         entities = self._entities(arrays, ok, rows, windows)
-        texts = rows.column(TEXT).take(pa.array(entities.rows)).to_pylist()
-        places = zip(texts, entities.starts.tolist(), entities.ends.tolist(), strict=True)
+        texts = rows.column(TEXT).to_pylist()
+        of_rows = (texts[row] for row in entities.rows.tolist())
+        places = zip(of_rows, entities.starts.tolist(), entities.ends.tolist(), strict=True)
         entries = pa.StructArray.from_arrays(
             [
                 pa.array(entities.starts),
