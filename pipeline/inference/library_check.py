@@ -118,7 +118,10 @@ _INPUTS: Mapping[str, _Held] = {
         TEXT,
         "text",
         text_probes,
-        ("classify", "multilabel", "regress", "score", "tokens", "embed", "sparse", "zero_shot"),
+        (
+            *("classify", "multilabel", "regress", "score", "tokens", "zero_shot"),
+            *("embed", "sparse", "multi_vector"),
+        ),
     ),
 }
 """Registered name of an input -> how its models are compared."""

@@ -24,6 +24,8 @@ SPARSE = "sparse"
 """Head of a masked language model whose logits become weights of tokens, as SPLADE's do."""
 PROMPTED = "prompted"
 """Head of a detector that finds what texts name."""
+MULTI_VECTOR = "multi_vector"
+"""Head of an encoder of which a vector of each token is kept, as ColBERT's are."""
 FLOATS = ("float32", "float16", "float64")
 Axis = int | str | None
 """Length of an axis of a tensor; the name of a dynamic one; None: dynamic without a name."""
@@ -123,6 +125,8 @@ class Pooling:
     """Applied to the vectors of tokens."""
     layers: tuple[Layer, ...] = ()
     """Applied to the vector of the text."""
+    skipped_ids: tuple[int, ...] = ()
+    """Tokens whose vectors task `multi_vector` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,8 @@ class LibraryClass:
     built: str
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `CTC`, `PROMPTED`, `RAW`,
-    `SPARSE`, `STATIC`, `TOWERS` or one of `WRITERS`."""
+    """`sequence`, `token`, `image`, `audio`, `detection`, `none`, `CTC`, `MULTI_VECTOR`,
+    `PROMPTED`, `RAW`, `SPARSE`, `STATIC`, `TOWERS` or one of `WRITERS`."""
     absent: tuple[str, ...] = ()
     """Tensors that no file has, and no prediction reads."""
 

@@ -33,6 +33,8 @@ GENERATION = "generation_config.json"
 """Rules of models that write."""
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 """Modules and prompts of sentence-transformers."""
+STANFORD, METADATA = "HF_ColBERT", "artifact.metadata"
+"""Architecture and settings of a ColBERT as Stanford's library saves it, without MODULES."""
 LENGTHS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -47,7 +49,7 @@ OF_MODEL = (
     *("chat_template.jinja", "chat_template.json", GENERATION),
 )
 """Files of a model of transformers or timm."""
-NAMES = (MODULES, PROMPTS, *OF_MODEL)
+NAMES = (MODULES, PROMPTS, METADATA, *OF_MODEL)
 """Names that are looked up in a directory; `pipeline pull` copies these."""
 ONNX_SUFFIX, ONNX_FOLDER = ".onnx", "onnx"
 """A file that is a whole model, and the folder of a directory where exporters put it."""

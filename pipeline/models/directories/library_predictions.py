@@ -16,6 +16,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import (
     EMBEDDING,
+    EMBEDDINGS,
     END,
     ENTITIES,
     ENTITY_TEXT,
@@ -284,6 +285,8 @@ def _of_texts(path: Path, facts: DirectoryFacts, task: TaskSpec) -> Predict | No
         return _scores(path)
     if task.kind == "sparse":
         return _weights(path)
+    if task.kind == "multi_vector":
+        return _token_vectors(path)
     if task.kind == "embed":
         if facts.format_name == "sentence_transformers":
             return _encode(path)
@@ -372,6 +375,15 @@ def _weights(path: Path) -> Predict | None:
         return {WEIGHTS: [{TOKEN_ID: number, WEIGHT: weight} for number, weight in entries]}
 
     return predict
+
+
+def _token_vectors(path: Path) -> Predict:
+    import torch
+    from sentence_transformers import MultiVectorEncoder
+
+    model = MultiVectorEncoder(str(path), device="cpu", local_files_only=True,
+                               model_kwargs={"dtype": torch.float32})  # fmt: skip
+    return lambda row: {EMBEDDINGS: model.encode_document(row[0]).tolist()}
 
 
 def _encode(path: Path) -> Predict:

@@ -19,6 +19,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.facts import (
+    MULTI_VECTOR,
     PROMPTED,
     RAW,
     SPARSE,
@@ -34,6 +35,7 @@ from pipeline.models.directories.file_choice import onnx_file_of
 from pipeline.models.directories.files import (
     CONFIG,
     MODULES,
+    STANFORD,
     is_timm,
     make_view,
     quantised_by,
@@ -55,7 +57,7 @@ from pipeline.process.confined import ConfinedError, confined
 if TYPE_CHECKING:
     import torch
 
-_VERSION = 39
+_VERSION = 40
 """Version of the facts that are kept; raise it if the same directory gives other facts."""
 KEPT_WITH = (
     *("transformers", "tokenizers", "sentence_transformers", "timm", "onnx", "onnxruntime"),
@@ -141,7 +143,9 @@ def _read(path: Path, wanted: str | None, *, head: str) -> DirectoryFacts:
         return read_onnx_facts(file.resolve(), path)
     if not path.is_dir():
         raise JobError(f"model.path: {path.name} is a file, expected the directory of a model")
-    if (path / MODULES).is_file() and head != RAW:
+    values = read_object(path, CONFIG, optional=True)
+    has_modules = (path / MODULES).is_file() or values.get("architectures") == [STANFORD]
+    if has_modules and head != RAW:
         from pipeline.models.directories.text.text_facts import sentence_transformers_facts
 
         return sentence_transformers_facts(path)
@@ -397,7 +401,13 @@ def _class_module(
         ImageModule,
         RawModule,
     )
-    from pipeline.models.directories.text.pooling import Logits, Pooled, Splade, TextModule
+    from pipeline.models.directories.text.pooling import (
+        Logits,
+        Pooled,
+        Splade,
+        TextModule,
+        TokenVectors,
+    )
 
     if named.head == STATIC:
         from pipeline.models.directories.text.static_embedding import StaticEmbedding
@@ -419,6 +429,9 @@ def _class_module(
         return ImageModule(model, facts.pooling.modes[0] if facts.pooling else "logits")
     if named.head == SPARSE:
         return TextModule(model, Splade())
+    if named.head == MULTI_VECTOR:
+        assert facts.pooling is not None, "it has the layers over the vectors"
+        return TokenVectors(model, path, facts.pooling)
     return TextModule(model, Pooled(path, facts.pooling) if facts.pooling else Logits())
 
 

@@ -18,6 +18,7 @@ REGISTRY = {
     "multilabel": "pipeline.models.tasks.multilabel:Multilabel",
     "embed": "pipeline.models.tasks.embed:Embed",
     "sparse": "pipeline.models.tasks.sparse:Sparse",
+    "multi_vector": "pipeline.models.tasks.multi_vector:MultiVector",
     "regress": "pipeline.models.tasks.regress:Regress",
     "score": "pipeline.models.tasks.regress:Score",
     "detect": "pipeline.models.tasks.detect:Detect",

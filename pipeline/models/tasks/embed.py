@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 EMBED = "embed"
-_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+"""`model.embedding_type` -> the type of the numbers of a vector."""
 _LEAST_LENGTH = 1e-12
 """Shorter vectors are divided by this, as in torch."""
 
@@ -36,7 +37,7 @@ class Embed(Task):
 
     def fields(self) -> list[pa.Field]:
         # The length is unknown until a row has been predicted: see runs/preparing.
-        number = _TYPES[self.spec.embedding_type]
+        number = VECTOR_TYPES[self.spec.embedding_type]
         vector = pa.field(EMBEDDING, pa.list_(number, self.spec.embedding_dim or -1))
         if not self.spec.has_windows:
             return [vector]

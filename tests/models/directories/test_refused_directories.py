@@ -137,7 +137,7 @@ CONFIGS: Mapping[str, list[tuple[dict[str, Any], str]]] = {
         ({"architectures": ["os"]}, "architectures names 'os', which is no model of type bert"),
         ({"architectures": ["BertForQuestionAnswering"]}, "do not fit BertForQuestionAnswering"),
         ({"architectures": ["BertForMultipleChoice"]}, "do not fit BertForMultipleChoice"),
-        ({"architectures": ["HF_ColBERT"]}, "'HF_ColBERT', which is no model of type bert"),
+        ({"architectures": ["HF_ColBERT"]}, "HF_ColBERT needs tensor linear.weight"),
         ({"architectures": ["Own"], "auto_map": {"AutoModel": "own.Own"}}, "is never run"),
         ({"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}, "of a directory is never run"),
         ({"quantization_config": {"quant_method": "fp8"}}, "has quantization_config: quantised"),

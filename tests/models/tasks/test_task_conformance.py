@@ -88,12 +88,19 @@ def frames_of(drawn: torch.Tensor) -> torch.Tensor:
     return 9 * torch.stack([drawn, drawn.flip(1)], dim=1)
 
 
+def vectors_of(drawn: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return two vectors per row; (B, 4)."""
+    vectors = drawn.reshape(-1, 2, 2)
+    return {"embeddings": vectors, "kept": torch.ones_like(vectors[..., 0]) > 0}
+
+
 FRAMES = Transcription(("", *"abc"), "", None, " ", lowers=False, cleans=False)
 CASES = {
     "classify": Case(TaskSpec("classify", labels=("a", "b", "c", "d"), top_k=2), DRAWN),
     "multilabel": Case(TaskSpec("multilabel", labels=("a", "b", "c", "d")), DRAWN - 0.3),
     "embed": Case(TaskSpec("embed", embedding_dim=4), DRAWN),
     "sparse": Case(TaskSpec("sparse"), DRAWN),
+    "multi_vector": Case(TaskSpec("multi_vector", embedding_dim=2), DRAWN, outputs_of=vectors_of),
     "regress": Case(TaskSpec("regress", targets=("w", "x", "y", "z")), DRAWN),
     "tokens": Case(TaskSpec("tokens", labels=("X", "Y")), DRAWN.reshape(3, 2, 2), TEXTS),
     "zero_shot": Case(

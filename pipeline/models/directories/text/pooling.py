@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.core.schema import EMBEDDINGS
 from pipeline.models.directories.facts import Layer, Pooling
 from pipeline.models.directories.tensors import read_headers, read_tensors
+from pipeline.models.tasks.multi_vector import KEPT
 from pipeline.models.weights.state_dict import load_state
 
 _LEAST = 1e-9
@@ -55,6 +57,38 @@ class Splade(nn.Module):
         # The function grows with the logit, so that the largest comes first: (B, V), not (B, L, V).
         logits = outputs.logits.masked_fill(attention_mask[:, :, None] == 0, 0.0)
         return torch.log1p(torch.relu(logits.amax(dim=1)))
+
+
+class TokenVectors(TextModule):
+    """The vector of each token, and which of them are kept."""
+
+    def __init__(self, model: nn.Module, path: Path, pooling: Pooling) -> None:
+        """Read the weights of the layers over the vectors.
+
+        Raises:
+            JobError: The weights of a layer do not fit.
+        """
+        super().__init__(model, _Hidden())
+        self.layers = _layers(path, pooling.token_layers)
+        self.skipped: torch.Tensor
+        skipped = torch.tensor(pooling.skipped_ids, dtype=torch.int64)
+        self.register_buffer("skipped", skipped, persistent=False)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return `embeddings`, float (B, L, D), and `kept`, bool (B, L)."""
+        vectors = super().forward(input_ids, attention_mask, token_type_ids)
+        kept = (attention_mask != 0) & ~torch.isin(input_ids, self.skipped)
+        return {EMBEDDINGS: self.layers(vectors), KEPT: kept}
+
+
+class _Hidden(nn.Module):
+    def forward(self, outputs: Any, attention_mask: torch.Tensor) -> torch.Tensor:
+        return outputs.last_hidden_state  # type: ignore[no-any-return]
 
 
 class Pooled(nn.Module):
@@ -170,5 +204,7 @@ def _layer(path: Path, layer: Layer) -> nn.Module:
     module = (Dense if layer.name == "dense" else LayerNorm)(layer)
     folder = path / layer.at
     tensors = read_tensors(folder, read_headers(folder))
+    if not layer.at:  # Stanford's ColBERT has it beside the weights of the encoder
+        tensors = {name: tensors[name] for name in module.state_dict() if name in tensors}
     load_state(module, tensors, None, f"model.path: {layer.at}model.safetensors", layer.name)
     return module

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.models.directories.files import (
     LENGTHS,
     MODULES,
     PROMPTS,
+    STANFORD,
     TOKENIZER,
     checked,
     preview,
@@ -48,7 +50,7 @@ from pipeline.models.directories.text.tokens import (
     load_tokenizer,
     text_facts,
 )
-from pipeline.preprocessing.texts.text_settings import IDS, Prompt
+from pipeline.preprocessing.texts.text_settings import IDS, MASK, Prompt
 
 SPLADE = "SpladePooling"
 """The module that makes sparse vectors of logits."""
@@ -57,6 +59,13 @@ LOGIT_SCORE = "LogitScore"
 _PACKAGE = "sentence-transformers"
 _OLDEST = "6.0"
 """Releases before it run code of a directory."""
+_PLAIN, _CROSS, _MULTI = "SentenceTransformer", "CrossEncoder", "MultiVectorEncoder"
+_CLASSES = {_CROSS: _CROSS, _MULTI: _MULTI, "ColBERT": _MULTI}
+"""`model_type` of a directory, also as PyLate writes it -> class of the library, if not _PLAIN."""
+_OF_DOCUMENTS = ("document", "passage", "corpus")
+"""Prompts of texts that are searched, the first that there is."""
+_LINEAR = "linear.weight"
+_DENSE_OF_PYLATE = "pylate.models.Dense.Dense"
 _MARK = "PlaceOfTheText"
 _LONG = "a " * 20_000
 _MOST_STATIC = 8_192
@@ -65,6 +74,17 @@ memory for one such text."""
 _ARGUMENTS = ("config_args", "config_kwargs", "model_args", "model_kwargs")
 _HARMLESS = {"dtype", "torch_dtype"}
 _OUTPUT = {"method": "forward", "method_output_name": "last_hidden_state"}
+
+
+def modules_of(folder: Path) -> list[tuple[str, str]]:
+    """Return the modules that a directory names, or those of Stanford's ColBERT.
+
+    Raises:
+        JobError: As `parse_modules`.
+    """
+    if not (folder / MODULES).is_file():
+        return [("Transformer", ""), ("Dense", "")]
+    return parse_modules(read_json(folder, MODULES))
 
 
 def parse_modules(content: Any) -> list[tuple[str, str]]:
@@ -85,6 +105,7 @@ def parse_modules(content: Any) -> list[tuple[str, str]]:
 
 def _module(entry: Mapping[str, Any]) -> tuple[str, str]:
     name, path = entry.get("type"), entry.get("path")
+    name = "sentence_transformers.Dense" if name == _DENSE_OF_PYLATE else name
     if not isinstance(name, str) or not name.startswith("sentence_transformers."):
         raise JobError(
             f"model.path: {MODULES} names the class {preview(name)}, which is not supported; "
@@ -117,19 +138,20 @@ class Opened:
         self.library = f"{_PACKAGE} {version(_PACKAGE)}"
         if Version(version(_PACKAGE)) < Version(_OLDEST):
             raise JobError(f"model.path: {self.library} is installed, expected {_OLDEST} or newer")
-        self.modules = parse_modules(read_json(folder, MODULES))
+        self.modules = modules_of(folder)
         first, self.at = self.modules[0]
         self.is_static = first == STATIC
-        self.is_cross_encoder = (
-            read_object(folder, PROMPTS, optional=True).get("model_type") == "CrossEncoder"
-        )
+        model_type = read_object(folder, PROMPTS, optional=True).get("model_type")
+        usual = _PLAIN if (folder / MODULES).is_file() else _MULTI
+        self.cls = _CLASSES.get(str(model_type), usual)
         if self.is_static:
             self._require_static(folder, has_weights=has_weights)
         else:
             self._require_safe(folder)
+        if usual == _MULTI and _LINEAR not in read_headers(folder):
+            raise JobError(f"model.path: {CONFIG}: {STANFORD} needs tensor {_LINEAR}, and has none")
         import sentence_transformers
 
-        cls = "CrossEncoder" if self.is_cross_encoder else "SentenceTransformer"
         building: AbstractContextManager[list[ModelClass]] = contextlib.nullcontext([])
         if not self.is_static:
             building = _without_weights(folder, self.at, has_weights=has_weights)
@@ -137,14 +159,26 @@ class Opened:
             library_errors(self.library, "makes no model of this directory"),
             building as self._built,
         ):
-            model = getattr(sentence_transformers, cls)(
+            model = getattr(sentence_transformers, self.cls)(
                 str(folder), device="cpu", local_files_only=True
             )
         self.model = model
         self.transformer = model[0]
         name = model.default_prompt_name
+        if self.has_token_vectors:
+            name = next((name for name in _OF_DOCUMENTS if name in model.prompts), name)
         self.prompt: str = model.prompts[name] if name is not None else ""
         self._require_known()
+
+    @property
+    def is_cross_encoder(self) -> bool:
+        """Tell whether rows are scored."""
+        return self.cls == _CROSS
+
+    @property
+    def has_token_vectors(self) -> bool:
+        """Tell whether a row is the vectors of its tokens."""
+        return self.cls == _MULTI
 
     @property
     def chosen(self) -> ModelClass:
@@ -153,8 +187,8 @@ class Opened:
 
     def _require_static(self, folder: Path, *, has_weights: bool) -> None:
         """Refuse what is not run of static vectors, before the library reads them."""
-        if self.is_cross_encoder or not has_weights:
-            beside = "in a cross-encoder" if self.is_cross_encoder else "beside an .onnx file"
+        if self.cls != _PLAIN or not has_weights:
+            beside = "beside an .onnx file" if self.cls == _PLAIN else f"in a {self.cls}"
             raise _not_read(MODULES, f"has {STATIC} {beside}")
         require_numbers(read_headers(folder / self.at))
         tokenizer = load_tokenizer(folder / self.at / TOKENIZER)
@@ -212,13 +246,14 @@ class Opened:
         if self.is_static:
             return self._static_tokens()
         written = json.dumps(self.transformer.processing_kwargs)
+        is_limited = "max_length" in written or self.has_token_vectors
         frame = self._frame() if self.has_messages else None
         return LibraryTokens(
             self.library,
             self.transformer.tokenizer,
             self._tokens_of,
             # The length of a long text shows a limit beside that of the tokenizer.
-            len(self._tokens_of((_LONG,))[IDS]) if "max_length" in written else None,
+            len(self._tokens_of((_LONG,))[IDS]) if is_limited else None,
             "" if frame else self.prompt,
             frame,
         )
@@ -245,7 +280,11 @@ class Opened:
     def _tokens_of(self, row: Sequence[str], most: int | None = None) -> dict[str, list[int]]:
         if most is not None:
             self.transformer.max_seq_length = most
-        given = self.model.preprocess([row[0] if len(row) == 1 else tuple(row)], prompt=self.prompt)
+        task: dict[str, Any] = {"task": "document"} if self.has_token_vectors else {}
+        if task and most is not None:
+            task["max_length"] = most
+        text = row[0] if len(row) == 1 else tuple(row)
+        given = self.model.preprocess([text], prompt=self.prompt, **task)
         return {name: value[0].tolist() for name, value in given.items() if hasattr(value, "ndim")}
 
     @property
@@ -294,6 +333,38 @@ class Opened:
     def embedding_dim(self) -> int:
         """Return the length of a vector."""
         return int(self.model.get_embedding_dimension())
+
+    def token_vectors(self) -> Pooling:
+        """Return the modules behind the Transformer of a model of token vectors as facts.
+
+        Raises:
+            JobError: There is one that is not run.
+        """
+        layers: list[Layer] = []
+        skipped: set[int] = set()
+        places = [at for _, at in self.modules[1:]]
+        # The library adds modules to a directory of PyLate.
+        module: Any
+        for at, module in zip_longest(places, [*self.model][1:], fillvalue=""):
+            name = type(module).__name__
+            if name == "MultiVectorMask":
+                if module.keep_only_token_ids:
+                    raise _not_read(f"{at}{CONFIG}", "keep_only_token_ids is for images")
+                skipped |= self._masked(module)
+            elif name != "Dropout":
+                layers.append(_layer(name, at, module, "token"))
+        if self.model.truncate_dim is not None:
+            size = self.embedding_dim
+            layers += [Layer("truncate", 0, size), Layer("normalize", 0, 0)]
+        return Pooling((), (), token_layers=tuple(layers), skipped_ids=tuple(sorted(skipped)))
+
+    def _masked(self, mask: Any) -> set[int]:
+        """Return the tokens of the vocabulary that a mask leaves out of a document."""
+        import torch
+
+        ids = torch.arange(len(self.transformer.tokenizer))[None]
+        given = {IDS: ids, MASK: torch.ones_like(ids)}
+        return {*ids[~mask(given, task="document")[MASK].bool()].tolist()}
 
     def pooling(self) -> Pooling:
         """Return the modules behind the Transformer as facts.
@@ -386,7 +457,7 @@ def _without_weights(folder: Path, at: str, *, has_weights: bool) -> Iterator[li
         PreTrainedModel.from_pretrained = original
         named_class(cls.__name__, config)
         names = values.get("architectures")
-        named = named_class(str(names[0]), config) if names else cls
+        named = cls if names in (None, [], [STANFORD]) else named_class(str(names[0]), config)
         config.use_cache = False
         head = "sequence" if head_of(cls, config) == "sequence" else "none"
         module = _hollow(cls, config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import (
     MODES,
+    MULTI_VECTOR,
     SPARSE,
     STATIC,
     DirectoryFacts,
@@ -23,7 +24,6 @@ from pipeline.models.directories.files import (
     MODULES,
     PROMPTS,
     preview,
-    read_json,
     read_object,
     read_value,
 )
@@ -41,7 +41,7 @@ from pipeline.models.directories.text.sentence_transformers import (
     LOGIT_SCORE,
     SPLADE,
     Opened,
-    parse_modules,
+    modules_of,
 )
 from pipeline.models.directories.text.tokens import library_tokens, text_facts
 from pipeline.models.generate.cached_model import can_share
@@ -61,7 +61,7 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    names, places = zip(*parse_modules(read_json(folder, MODULES)), strict=True)
+    names, places = zip(*modules_of(folder), strict=True)
     if SPLADE in names:
         return sparse_facts(folder)
     if LOGIT_SCORE in names:
@@ -70,6 +70,8 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
     text = opened.text(folder)
     if opened.is_cross_encoder:
         return _head_facts(replace(opened.chosen, head="sequence"), text, opened.activation)
+    if opened.has_token_vectors:
+        return _token_vector_facts(opened, text)
     pooling = opened.pooling()
     if opened.is_static:
         return DirectoryFacts(
@@ -99,6 +101,26 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
     )
 
 
+def _token_vector_facts(opened: Opened, text: TextFacts) -> DirectoryFacts:
+    pooling, dim = opened.token_vectors(), opened.embedding_dim
+    chosen = replace(opened.chosen, head=MULTI_VECTOR)
+    steps = ", ".join(layer.name for layer in pooling.token_layers)
+    skipped = f"; {len(pooling.skipped_ids)} tokens have none" if pooling.skipped_ids else ""
+    return chosen.directory(
+        "text",
+        (MULTI_VECTOR,),
+        format_name="sentence_transformers",
+        embedding_dim=dim,
+        text=text,
+        pooling=pooling,
+        notes=(
+            f"{opened.at}{CONFIG}: {chosen.named.__name__}, encoder of tokens",
+            f"{MODULES}: {steps} of tokens; {dim} numbers per token{skipped}",
+            *text_notes(text),
+        ),
+    )
+
+
 def sparse_facts(folder: Path, chosen: ModelClass | None = None) -> DirectoryFacts:
     """Read the facts of a masked language model whose logits become sparse vectors.
 
@@ -108,7 +130,7 @@ def sparse_facts(folder: Path, chosen: ModelClass | None = None) -> DirectoryFac
     Raises:
         JobError: The directory is refused.
     """
-    modules = [] if chosen else parse_modules(read_json(folder, MODULES))
+    modules = [] if chosen else modules_of(folder)
     at = modules[0][1] if modules else ""
     if modules:
         settings = read_object(folder, modules[1][1] + CONFIG) if len(modules) == 2 else {}

@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "too few vectors": (without_vectors, r"has token \d+, of \d+ vectors"),
     "starts cut": (saved(max_length=7, direction="left"), "truncation has direction left"),
     "pooled": (saved(lambda modules: modules.Pooling(16)), "Pooling of .* behind Pooling"),
-    "of a cross-encoder": (changed(PLAIN, model_type="CrossEncoder"), "in a cross-encoder"),
+    "of a cross-encoder": (changed(PLAIN, model_type="CrossEncoder"), "in a CrossEncoder"),
 }
 
 
