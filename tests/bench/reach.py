@@ -198,6 +198,19 @@ def _attempted(folder: Path, task: str, cls: Any, attempt: Mapping[str, Any]) ->
         write_class(folder, cls, table.input, attempt, writes=writes)
     except Exception as error:  # noqa: BLE001  # whatever the library raises
         return Verdict(task, name, NOT_BUILT, _error_line(error))
+    return _held(folder, task, cls)
+
+
+def held_by_class(folder: Path, task: str) -> Verdict:
+    """Compare a directory with the class that it names."""
+    import transformers
+
+    [name] = json.loads((folder / "config.json").read_text())["architectures"]
+    return _held(folder, task, getattr(transformers, name))
+
+
+def _held(folder: Path, task: str, cls: Any) -> Verdict:
+    table, name = TABLES[task], cls.__name__
     try:
         spec = spec_of(folder, task, table)
         prepared = spec.input.prepare(rows_of(table.input), {}, Limits(1 << 30, 1 << 30))
