@@ -8,18 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from support.models.audio_snapshots import make_listener, make_transcriber
 from support.models.detector_snapshots import as_published, make_detector
 from support.models.feature_writers import LOOK, make_feature_writer
 from support.models.onnx_files import save, yolo_model
 from support.models.prompted_snapshots import make_prompted
-from support.models.raw_snapshots import make_segmenter, make_speakers
-from support.models.snapshots import make_snapshot, make_timm, write_json
+from support.models.raw_snapshots import (
+    BACKBONE,
+    PX,
+    SIZES,
+    image_model,
+    make_segmenter,
+    make_speakers,
+)
+from support.models.snapshots import make_snapshot, make_timm, write_image_processor, write_json
 from support.models.timed_writers import make_timed_writer
-from usual_texts import WEIGHTS, WRITES, Step, Usual, config, in_dtype, of_class, settings
+from usual_texts import WRITES, Step, Usual, config, in_dtype, of_class, settings
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+SQUARE = {"size": {"height": 32, "width": 32}}
+CROPPED = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32},
+           "do_center_crop": True}  # fmt: skip
+ZERO_SHOT: Mapping[str, Any] = {"task": "zero_shot", "prompts": ("a dog", "rain")}
+LOOKS: Mapping[str, Any] = {"task": "generate", "prompt": LOOK}
+PLAIN: Mapping[str, Any] = {"task": "generate"}
 
 
 def image(*steps: Step, raw: str = "", file: str = "", **model: Any) -> Usual:
@@ -49,21 +63,26 @@ def processed(kind: str, **values: Any) -> Step:
                     )  # fmt: skip
 
 
-def named(name: str, model_type: str, **values: Any) -> Step:
-    """Return what writes a directory whose class is told by its configuration alone."""
-
-    def write(folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json",
-                   {"architectures": [name], "model_type": model_type, **values})  # fmt: skip
-        save_file({"a": torch.zeros(1)}, folder / WEIGHTS, {"format": "pt"})
-
-    return write
+def extractor(folder: Path) -> None:
+    """Write the settings of Whisper's feature extractor."""
+    write_json(folder / "preprocessor_config.json", {
+        "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 16,
+        "sampling_rate": 16_000})  # fmt: skip
 
 
-def seen(name: str, *steps: Step, raw: str = "", **model: Any) -> Usual:
-    """Return a class of transformers that takes an image."""
-    return image(of_class(name, "image"), *steps, raw=raw, **model)
+def looker(name: str) -> Usual:
+    """Return a class of transformers that writes to an image and a prompt."""
+    return image(of_class(name, writes=True), write_image_processor, **LOOKS)
+
+
+def seen(name: str, *steps: Step, **values: Any) -> Usual:
+    """Return a class of transformers that takes an image, of values of its configuration if any."""
+    return image(image_model(name, **values) if values else of_class(name, "image"), *steps)
+
+
+def shown(name: str, raw: str = "", **values: Any) -> Usual:
+    """Return a class whose outputs are columns, of values of its configuration."""
+    return image(image_model(name, **values), task="raw", raw=raw)
 
 
 def yolo(folder: Path) -> None:
@@ -77,13 +96,6 @@ def detector(family: str, *steps: Step) -> Usual:
     return image(partial(make_detector, family=family), *steps, task="detect")
 
 
-SQUARE = {"size": {"height": 32, "width": 32}}
-CROPPED = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32},
-           "do_center_crop": True}  # fmt: skip
-ZERO_SHOT: Mapping[str, Any] = {"task": "zero_shot", "prompts": ("a dog", "rain")}
-LOOKS: Mapping[str, Any] = {"task": "generate", "prompt": LOOK}
-PLAIN: Mapping[str, Any] = {"task": "generate"}
-
 IMAGES: Mapping[str, Usual] = {
     "google/vit-base-patch16-224": seen("ViTForImageClassification", pixels("ViT", size=32)),
     "nsfw_image_detection": seen(
@@ -94,11 +106,13 @@ IMAGES: Mapping[str, Usual] = {
     "dinov3-vits16": seen(
         "DINOv3ViTModel", processed("DINOv3ViT", **SQUARE, image_processor_type="DINOv3ViTImageProcessorFast")),  # noqa: E501
     "convnext-tiny-224": seen(
-        "ConvNextForImageClassification", pixels("ConvNext", size=32, crop_pct=0.875, resample=3)),
+        "ConvNextForImageClassification", pixels("ConvNext", size=32, crop_pct=0.875, resample=3),
+        hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=3),
     "resnet-50": seen(
         "ResNetForImageClassification", pixels("ConvNext", size=32, crop_pct=0.875, resample=3)),
     "swin-tiny-patch4-window7-224": seen(
-        "SwinForImageClassification", pixels("ViT", size=32, resample=3)),
+        "SwinForImageClassification", pixels("ViT", size=32, resample=3), image_size=32,
+        embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=3),
     "beit-base-patch16-224": seen(
         "BeitForImageClassification", pixels("Beit", size=32, crop_size=32, do_center_crop=False)),
     "deit-base-distilled-patch16-224": seen(
@@ -106,7 +120,8 @@ IMAGES: Mapping[str, Usual] = {
         pixels("DeiT", size=36, crop_size=32, do_center_crop=True, resample=3)),
     "efficientnet-b0": seen(
         "EfficientNetForImageClassification",
-        processed("EfficientNet", **SQUARE, do_center_crop=False, include_top=True, resample=0)),
+        processed("EfficientNet", **SQUARE, do_center_crop=False, include_top=True, resample=0),
+        width_coefficient=0.25, depth_coefficient=0.1, hidden_dim=320, image_size=32),
     "mobilenet_v2_1.0_224": seen(
         "MobileNetV2ForImageClassification", processed("MobileNetV2", **CROPPED, resample=2)),
     "mobilevit-small": seen(
@@ -115,7 +130,9 @@ IMAGES: Mapping[str, Usual] = {
                  do_center_crop=True, do_flip_channels=True, do_resize=True, resample=2,
                  crop_size=32, size=36)),
     "levit-128S": seen(
-        "LevitForImageClassification", pixels("Levit", size=32, do_center_crop=True, resample=3)),
+        "LevitForImageClassification", pixels("Levit", size=224, do_center_crop=True, resample=3),
+        hidden_sizes=[16, 24, 32], num_attention_heads=[2, 2, 2], depths=[1, 1, 1],
+        key_dim=[4, 4, 4]),
     "timm/resnet50": image(partial(make_timm, name="resnet10t", num_classes=3)),
     "timm/vit_small_patch16_224": image(
         partial(make_timm, name="vit_tiny_patch16_224", num_classes=0, img_size=32)),
@@ -123,28 +140,47 @@ IMAGES: Mapping[str, Usual] = {
     "clip-vit-base-patch32, vectors": image(partial(make_snapshot, family="clip"), task="embed"),
     "CLIP-ViT-H-14-laion2B": image(
         partial(make_snapshot, family="clip"), in_dtype(torch.float16), **ZERO_SHOT),
-    "siglip-base-patch16-224": image(partial(make_snapshot, family="siglip"), **ZERO_SHOT),
+    "siglip-base-patch16-224": image(
+        partial(make_snapshot, family="siglip", max_tokens=64), **ZERO_SHOT),
     "siglip2-base-patch16-224": image(
-        partial(make_snapshot, family="siglip"), config(text_config=None), task="embed"),
-    "depth-anything-v2-small": seen("DepthAnythingForDepthEstimation", task="raw", raw="depths"),
-    "dpt-large": seen("DPTForDepthEstimation", task="raw", raw="depths"),
+        partial(make_snapshot, family="siglip"), task="embed"),
+    "depth-anything-v2-small": shown(
+        "DepthAnythingForDepthEstimation", "depths", patch_size=8, neck_hidden_sizes=[8, 8],
+        reassemble_hidden_size=32, reassemble_factors=[1, 1], fusion_hidden_size=8,
+        head_hidden_size=8, backbone_config={
+            "model_type": "dinov2", **SIZES, "image_size": PX, "patch_size": 8,
+            "out_indices": [1, 2], "reshape_hidden_states": False}),
+    "dpt-large": shown(
+        "DPTForDepthEstimation", "depths", **{**SIZES, "num_hidden_layers": 4}, image_size=PX,
+        patch_size=8, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8),
     "segformer-b0-finetuned-ade-512-512": image(make_segmenter, task="raw", raw="segments"),
-    "mask2former-swin-tiny-coco-instance": seen(
-        "Mask2FormerForUniversalSegmentation", task="raw", raw="instances"),
-    "clipseg-rd64-refined": seen("CLIPSegForImageSegmentation", task="raw"),
-    "sam-vit-base": seen("SamModel", task="raw"),
-    "superpoint": seen("SuperPointForKeypointDetection", task="raw", raw="points"),
-    "vitpose-base-simple": seen("VitPoseForPoseEstimation", task="raw"),
-    "videomae-base-finetuned-kinetics": seen("VideoMAEForVideoClassification"),
+    "mask2former-swin-tiny-coco-instance": shown(
+        "Mask2FormerForUniversalSegmentation", "instances", backbone_config={
+            "model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "window_size": 4,
+            "num_heads": [1, 1, 2, 2], "out_indices": [1, 2, 3, 4]},
+        feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=8, encoder_layers=1,
+        decoder_layers=2, num_attention_heads=2, dim_feedforward=16,
+        encoder_feedforward_dim=16),
+    "clipseg-rd64-refined": image(
+        of_class("CLIPSegForImageSegmentation", "image"), task="raw"),
+    "sam-vit-base": image(of_class("SamModel", "image"), task="raw"),
+    "superpoint": image(of_class("SuperPointForKeypointDetection", "image"), task="raw"),
+    "vitpose-base-simple": shown(
+        "VitPoseForPoseEstimation", backbone_config=BACKBONE, num_labels=5,
+        use_simple_decoder=True),
+    "videomae-base-finetuned-kinetics": image(
+        of_class("VideoMAEForVideoClassification", "image"), task="raw"),
 }  # fmt: skip
 
 DETECTORS: Mapping[str, Usual] = {
     "detr-resnet-50": image(
-        partial(make_detector, family="detr"), partial(as_published, name="resnet10t"),
+        partial(make_detector, family="detr", backbone="resnet10t"),
+        partial(as_published, name="resnet10t"),
         pixels("Detr", size=96, max_size=160, format="coco_detection"), task="detect"),
     "table-transformer-detection": detector("table-transformer"),
     "conditional-detr-resnet-50": detector("conditional_detr"),
-    "deformable-detr": detector("deformable_detr"),
+    "deformable-detr": detector(
+        "deformable_detr", processed("DeformableDetr", size={"height": 128, "width": 128})),
     "yolos-tiny": image(
         partial(make_detector, family="yolos"),
         pixels("Yolos", size=96, max_size=160, format="coco_detection"), task="detect"),
@@ -168,13 +204,11 @@ LOOKERS: Mapping[str, Usual] = {
     "llava-1.5-7b-hf": image(partial(make_feature_writer, family="llava"), **LOOKS),
     "idefics3-8b": image(partial(make_feature_writer, family="idefics3"), **LOOKS),
     "SmolVLM-256M-Instruct": image(partial(make_feature_writer, family="smolvlm"), **LOOKS),
-    "Qwen2.5-VL-3B-Instruct": image(
-        named("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"), **LOOKS),
-    "paligemma-3b-mix-224": image(
-        named("PaliGemmaForConditionalGeneration", "paligemma"), **LOOKS),
-    "Florence-2-base": image(named("Florence2ForConditionalGeneration", "florence2"), **LOOKS),
-    "InternVL3-1B-hf": image(named("InternVLForConditionalGeneration", "internvl"), **LOOKS),
-    "gemma-3-4b-it": image(named("Gemma3ForConditionalGeneration", "gemma3"), **LOOKS),
+    "Qwen2.5-VL-3B-Instruct": looker("Qwen2_5_VLForConditionalGeneration"),
+    "paligemma-3b-mix-224": looker("PaliGemmaForConditionalGeneration"),
+    "Florence-2-base": looker("Florence2ForConditionalGeneration"),
+    "InternVL3-1B-hf": looker("InternVLForConditionalGeneration"),
+    "gemma-3-4b-it": looker("Gemma3ForConditionalGeneration"),
 }  # fmt: skip
 
 SOUND: Mapping[str, Usual] = {
@@ -194,8 +228,8 @@ SOUND: Mapping[str, Usual] = {
     "ast-finetuned-audioset-10-10-0.4593": sound(partial(make_listener, family="ast")),
     "whisper-tiny, classifier": sound(partial(make_listener, family="whisper")),
     "larger_clap_general": sound(partial(make_listener, family="clap"), task="embed"),
-    "musicgen-small": sound(named("MusicgenForConditionalGeneration", "musicgen")),
-    "bark-small": Usual("text", (named("BarkModel", "bark"),), WRITES),
+    "musicgen-small": sound(of_class("MusicgenForConditionalGeneration", writes=True)),
+    "bark-small": Usual("text", (of_class("BarkModel", writes=True),), WRITES),
     "Qwen2-Audio-7B-Instruct": sound(
-        named("Qwen2AudioForConditionalGeneration", "qwen2_audio"), **PLAIN),
+        of_class("Qwen2AudioForConditionalGeneration", writes=True), extractor, **PLAIN),
 }  # fmt: skip

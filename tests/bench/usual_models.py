@@ -27,6 +27,7 @@ from typing import NamedTuple
 import machine  # noqa: F401  # says where what tests share lies
 import pyarrow as pa
 import torch
+import transformers
 from reach import DIFFERS, EQUAL, NOT_BUILT, REFUSED, held_by_class
 from support.runs.jobs import SOURCES, job_of
 from usual_media import DETECTORS, IMAGES, LOOKERS, SOUND
@@ -34,6 +35,7 @@ from usual_texts import CLASSIFIERS, ENCODERS, WRITERS, Usual
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
+from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.inference.engines import open_engine
 from pipeline.inference.library_check import hold_to_library
 from pipeline.models.resolving.resolve import resolve_model
@@ -50,7 +52,6 @@ GROUPS: Mapping[str, Mapping[str, Usual]] = {
     "writers to images": LOOKERS,
     "sound": SOUND,
 }
-NEEDS_PAIR = ("score",)
 
 
 class Verdict(NamedTuple):
@@ -70,11 +71,13 @@ def held(usual: Usual, folder: Path) -> tuple[str, str, str]:
             step(folder)
     except Exception as error:  # noqa: BLE001  # whatever the library raises
         return NOT_BUILT, "", _line(error)
-    source = dict(SOURCES[usual.input])
-    if usual.model.get("task") in NEEDS_PAIR:
-        source["text_pair_column"] = "other"
+    source, columns = dict(SOURCES[usual.input]), {}
+    if usual.model.get("task") == "score":
+        source["text_pair_column"] = TEXT_PAIR
+        columns = dict.fromkeys((TEXT, TEXT_PAIR), pa.large_string())
     try:
         spec = resolve_model(job_of({"path": str(folder / usual.file), **usual.model}, source))
+        spec = spec.fitted(pa.schema(columns))
         task = spec.task.kind
         if usual.raw:
             verdict = held_by_class(folder, usual.raw)
@@ -85,7 +88,7 @@ def held(usual: Usual, folder: Path) -> tuple[str, str, str]:
     except PipelineError as error:
         is_other = "predicts something else" in str(error)
         return DIFFERS if is_other else REFUSED, "", _line(error)
-    return RUNS, task, "no library does this task with it"
+    return RUNS, task, "the library check takes no such task"
 
 
 def _line(error: Exception) -> str:
@@ -156,6 +159,8 @@ def main() -> int:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     verdicts: list[Verdict] = []
     for group, models in GROUPS.items():
         for name, usual in models.items():

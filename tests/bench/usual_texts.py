@@ -152,6 +152,11 @@ def static(folder: Path) -> None:
 def potion(folder: Path) -> None:
     """Write what model2vec writes."""
     size = write_tokenizer(folder, "bert")
+    write_json(folder / "modules.json", [
+        {"idx": 0, "name": "0", "path": ".",
+         "type": "sentence_transformers.models.StaticEmbedding"},
+        {"idx": 1, "name": "1", "path": "1_Normalize",
+         "type": "sentence_transformers.models.Normalize"}])  # fmt: skip
     save_file({"embeddings": torch.randn(size, 16)}, folder / WEIGHTS)
     write_json(folder / "config.json", {"model_type": "model2vec", "normalize": True,
                "architectures": ["StaticModel"], "hidden_dim": 16, "apply_pca": 16,
@@ -318,7 +323,8 @@ CLASSIFIERS: Mapping[str, Usual] = {
     "jina-reranker-v2-base-multilingual": text(
         classifier("xlm-roberta", "LABEL_0"), own_code("XLMRobertaFlash"), **RANKS),
     "Qwen3-Reranker-0.6B": text(
-        writer("qwen2"), task="choices", choices=("yes", "no"), prompt="{text}"),
+        writer("qwen2"), task="choices", choices=("yes", "no"),
+        prompt="Is it relevant? {text}"),
     "distilbert-base-uncased-finetuned-sst-2-english": text(
         classifier("distilbert", "NEGATIVE", "POSITIVE")),
     "twitter-roberta-base-sentiment-latest": text(classifier("roberta", *SENTIMENTS), as_bin),
@@ -340,7 +346,9 @@ CLASSIFIERS: Mapping[str, Usual] = {
     "piiranha-v1": text(classifier("deberta-v2", *ENTITIES, head="token")),
     "roberta-base-squad2": text(
         of_class("RobertaForQuestionAnswering"), raw="answers", task="raw"),
-    "tapas-base-finetuned-wtq": text(of_class("TapasForQuestionAnswering"), task="raw"),
+    "tapas-base-finetuned-wtq": text(
+        of_class("TapasForQuestionAnswering"), settings(
+            "tokenizer_config.json", tokenizer_class="TapasTokenizer"), task="raw"),
     "layoutlmv3-base": text(of_class("LayoutLMv3ForTokenClassification")),
 }  # fmt: skip
 
@@ -371,7 +379,8 @@ WRITERS: Mapping[str, Usual] = {
     "pythia-70m": text(writer("gpt_neox"), **WRITES),
     "bloom-560m": text(writer("bloom"), renamed("transformer.", ""), **WRITES),
     "opt-125m": text(writer("opt"), renamed("model.decoder", "decoder"), **WRITES),
-    "DeepSeek-V3": text(of_class("DeepseekV3ForCausalLM", writes=True), **WRITES),
+    "DeepSeek-V3": text(
+        of_class("DeepseekV3ForCausalLM", writes=True, num_key_value_heads=4), **WRITES),
     "flan-t5-base": text(writer("t5"), **WRITES),
     "bart-large-cnn": text(writer("bart"), **WRITES),
     "pegasus-xsum": text(writer("pegasus"), **WRITES),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from support.models.detector_snapshots import make_detector
 from support.models.language_models import (
     CHAT,
     FAMILIES,
@@ -32,7 +33,7 @@ from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TEXT, TEXT_PAIR
-from pipeline.inference.library_check import compare_confined
+from pipeline.inference.library_check import compare_confined, hold_to_library
 from pipeline.models.directories.facts import MODES, DirectoryFacts
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
@@ -331,3 +332,23 @@ def test_a_directory_without_a_fact_is_refused_by_its_probe(name: str, tmp_path:
     spec = spec_of(make(tmp_path / "model"), **model)
     with pytest.raises(JobError, match=words):
         compared(take_out(spec))
+
+
+@pytest.mark.parametrize(
+    ("make", "input_name", "model"),
+    [
+        (lambda folder: make_detector(folder, "rt_detr"), "image", {"task": "detect"}),
+        (
+            lambda folder: make_snapshot(folder, "roberta", "sequence", **NLI),
+            "text",
+            {"task": "zero_shot", "prompts": ["a", "the long way home by the river"]},
+        ),
+    ],
+    ids=["boxes of a library that keeps one per query", "prompts of two lengths"],
+)
+def test_what_the_library_cuts_otherwise_is_no_difference(
+    make: Callable[[Path], Path], input_name: str, model: dict[str, Any], tmp_path: Path
+):
+    path = make(tmp_path / "m")
+    spec = resolve_model(job_of({"path": str(path), **model}, SOURCES[input_name]))
+    assert hold_to_library(spec).startswith("transformers ")

@@ -79,6 +79,9 @@ def text_probes(path: Path, spec: ModelSpec) -> dict[str, Sequence[str]]:
         first, second = zip(*probes.pairs(special, most), strict=True)
         return {TEXT: first, TEXT_PAIR: second}
     texts = probes.texts(special, most)
+    if spec.task.kind == "zero_shot" and spec.facts and spec.facts.labels is not None:
+        # The library cuts a long text for each prompt; here all prompts see the same text.
+        texts = texts[:-1]
     return {TEXT: texts if spec.task.generation is None else [texts[n] for n in _CONTINUED]}
 
 

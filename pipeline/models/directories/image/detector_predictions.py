@@ -49,6 +49,7 @@ def of_detector(
                 corners = {side: min(max(0, px), most[side])
                            for side, px in zip(CORNERS, box, strict=True)}  # fmt: skip
                 entries.append({LABEL: name, LABEL_ID: place, SCORE: score, **corners})
-        return {DETECTIONS: sorted(entries, key=lambda entry: -entry[SCORE])}
+        best_first = sorted(entries, key=lambda entry: -entry[SCORE])
+        return {DETECTIONS: best_first[: task.max_detections]}
 
     return predict

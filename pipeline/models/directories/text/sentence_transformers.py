@@ -99,6 +99,11 @@ def parse_modules(content: Any) -> list[tuple[str, str]]:
     names = [name for name, _ in modules]
     if [name for name in names if name in ("Transformer", STATIC)] != names[:1]:
         expected = f"expected one Transformer, first, or {STATIC}"
+        if names == ["CLIPModel"]:
+            raise JobError(
+                f"model.path: {MODULES} has CLIPModel, which transformers alone reads: name its "
+                f"folder in model.path, {modules[0][1] or './'}"
+            )
         raise _not_read(MODULES, f"has {', '.join(names)}; {expected}")
     return modules
 

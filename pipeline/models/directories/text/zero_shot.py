@@ -62,7 +62,11 @@ class EncoderZeroShot(nn.Module):
 
 
 class EntailmentZeroShot(nn.Module):
-    """The logit of entailment of each prompt, one pass of the model per prompt."""
+    """The logit of entailment of each prompt, one pass of the model per prompt.
+
+    A long text has the same tokens for all prompts, those that fit with the longest of them; the
+    pipeline of transformers keeps more of it for a shorter prompt.
+    """
 
     ids: torch.Tensor
     """int64 (K, P): the tokens that follow a text, padded."""
