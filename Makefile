@@ -18,7 +18,7 @@ PROCESSES ?= 3
 MUTANTS ?= pipeline.*
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text reach reference soak chaos engines schedulers mutants clean test-ray test-plain test-vllm
+.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text reach usual reference soak chaos engines schedulers mutants clean test-ray test-plain test-vllm
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -81,6 +81,9 @@ gpu-hour: venv ## Run the tests that need a GPU, then measure one model (an hour
 
 bench-text: venv build/peers/.installed build/minilm/modules.json ## Measure rows/s of MiniLM on passages beside peers
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py minilm --out build/bench-text.json
+
+usual: venv ## Hold the models that people have, by name, to their libraries (minutes)
+	$(BIN)/python tests/bench/usual_models.py --page build/usual.md
 
 reach: venv ## Compare every accepted class of transformers with the library itself (hours)
 	$(BIN)/python tests/bench/reach.py --out build/reach.json

@@ -38,9 +38,9 @@ class Transform(Section):
     ) = None
     """Resampling filter: torchvision's, with antialiasing; `lanczos` is Pillow's. `nearest-exact`
     is what Pillow calls nearest; `bilinear-plain` has no antialiasing, as OpenCV's linear."""
-    channels: Literal["rgb", "gray"] | None = None
-    """Colour channels of the model input. Default: what the model specifies, otherwise `rgb`.
-    `gray`: one channel, as in Pillow's mode `L`."""
+    channels: Literal["rgb", "bgr", "gray"] | None = None
+    """Colour channels of the model input, in their order. Default: what the model specifies,
+    otherwise `rgb`. `gray`: one channel, as in Pillow's mode `L`."""
     factory: str | None = None
     """`package.module:callable` that returns your own transform, torchvision v2 included; its
     prefix must be allowed. The transform takes a decoded image, a uint8 tensor (3, height, width),

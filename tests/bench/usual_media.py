@@ -152,7 +152,8 @@ IMAGES: Mapping[str, Usual] = {
             "out_indices": [1, 2], "reshape_hidden_states": False}),
     "dpt-large": shown(
         "DPTForDepthEstimation", "depths", **{**SIZES, "num_hidden_layers": 4}, image_size=PX,
-        patch_size=8, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8),
+        patch_size=8, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8),
     "segformer-b0-finetuned-ade-512-512": image(make_segmenter, task="raw", raw="segments"),
     "mask2former-swin-tiny-coco-instance": shown(
         "Mask2FormerForUniversalSegmentation", "instances", backbone_config={

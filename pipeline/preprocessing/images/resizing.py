@@ -57,6 +57,8 @@ def resize_and_crop(
         place = placement(spec, width_px, height_px)
         if spec.channels == "gray":
             image = to_gray(image)
+        elif spec.channels == "bgr":
+            image = image.flip(0)
         return _put(_resize(image, (place.height_px, place.width_px), spec), place, spec)
     except (MemoryError, RuntimeError) as error:
         # torch has no error class for lack of CPU memory, and fails at degenerate sizes.

@@ -15,7 +15,7 @@ from pipeline.core.failures import RowError
 RESIZES = ("shortest", "stretch", "pad", "none")
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bilinear-plain", "bicubic", "lanczos")
 CROP_STARTS = ("round", "floor")
-CHANNELS: Mapping[str, int] = {"rgb": 3, "gray": 1}
+CHANNELS: Mapping[str, int] = {"rgb": 3, "bgr": 3, "gray": 1}
 """Name of the channels -> their number."""
 
 ONLY_WITH: Mapping[str, tuple[str, ...]] = {
@@ -75,7 +75,8 @@ class TransformSpec:
     pad_value: int | tuple[int, ...] = 0
     """Value of the padding with `pad` and `none`: 0 to 255, for all channels or per channel."""
     channels: str = "rgb"
-    """`rgb`, or `gray`: one channel, converted before the resize as Pillow's mode L."""
+    """`rgb`; `bgr`: the same, blue first; `gray`: one channel, converted before the resize as
+    Pillow's mode L."""
     crop_start: str = "round"
     """Rounding of the crop's start if an odd number of pixels is left: `round`, half to even, as
     torchvision, or `floor`, as transformers. Jobs do not set it."""

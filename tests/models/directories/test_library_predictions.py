@@ -121,7 +121,7 @@ def test_a_directory_is_held_in_a_process_of_its_own_unless_the_job_makes_the_pi
 ):
     path = make_snapshot(tmp_path / "m", "vit", "image", id2label=NAMES)
     assert hold_to_library(resolved(path, {})).endswith(" on 4 images")
-    change_json(path / "preprocessor_config.json", image_processor_type="MobileViTImageProcessor")
+    change_json(path / "preprocessor_config.json", image_processor_type="PerceiverImageProcessor")
     assert not hold_to_library(given(path, {"mean": [0.5] * 3, "std": [0.5] * 3}))
     gray = make_snapshot(tmp_path / "gray", "vit", "image", id2label=NAMES, num_channels=1)
     assert not hold_to_library(given(gray, {"channels": "gray", "mean": [0.5], "std": [0.5]}))

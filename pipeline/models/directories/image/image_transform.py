@@ -58,8 +58,8 @@ class _Made(NamedTuple):
     mean: tuple[float, ...]
     """The mean of each channel, in [0, 1]."""
     std: tuple[float, ...]
-    is_swapped: bool
-    """Whether red and blue change places."""
+    order: str
+    """`rgb`, or `bgr`: red and blue change places."""
 
 
 def read_transform(folder: Path, at: str = "", num_channels: int | None = None) -> Reading:
@@ -190,7 +190,8 @@ def _made(processor: Any, mode: str) -> _Made:
             mean = (-black / (white - black)).round(_DIGITS)
     is_swapped = mode == "RGB" and _are_near(red, [*black[:2], *white[2:]])
     is_swapped = is_swapped and not _are_near(red, [*white[:1], *black[1:]])
-    return _Made(images, pixels, tuple(mean.tolist()), tuple(std.tolist()), is_swapped)
+    order = "bgr" if is_swapped else "rgb"
+    return _Made(images, pixels, tuple(mean.tolist()), tuple(std.tolist()), order)
 
 
 def _inside(pixels: Pixels) -> npt.NDArray[np.float64]:
@@ -232,7 +233,7 @@ def _candidates(processor: Any, made: _Made) -> Iterator[dict[str, Any]]:
             "interpolation": interpolation if is_resized else None,
             "mean": made.mean,
             "std": made.std,
-            "channels": "gray" if len(made.mean) == 1 else "rgb",
+            "channels": "gray" if len(made.mean) == 1 else made.order,
             "crop_start": "floor" if is_cropped or not is_resized else "round",
             **sizes,
         }
@@ -274,8 +275,6 @@ def _filter(processor: Any) -> str | None:
 
 def _unusual(made: _Made) -> str:
     """Describe a step that no transform has; '' if there is none."""
-    if made.is_swapped:
-        return "it swaps red and blue, which a transform.factory can do"
     if made.pixels[0].ndim > _NUM_AXES:
         return "it makes several images of one; to show the model the whole image as one"
     return ""
@@ -292,9 +291,10 @@ def _advice(processor: Any, made: _Made) -> str:
     how = f"resize_px: {side}" if is_shortest else "resize: stretch"
     interpolation = _filter(processor) or "bilinear"
     mean, std = ([round(value, _DIGITS) for value in values] for values in (made.mean, made.std))
+    order = "" if made.order == "rgb" else f"channels: {made.order}, "
     return (
         f"give the fields of transform: size_px: {side}, {how}, interpolation: {interpolation}, "
-        f"mean: {mean}, std: {std}"
+        f"{order}mean: {mean}, std: {std}"
     )
 
 
@@ -317,7 +317,7 @@ def in_words(spec: TransformSpec) -> str:
         steps += f", padded to {size}"
     elif spec.resize_px is not None or spec.resize == "none":
         steps += f", centre crop of {size}"
-    return f"{steps}, gray" if spec.channels == "gray" else steps
+    return steps if spec.channels == "rgb" else f"{steps}, {spec.channels}"
 
 
 def _px(size: int | tuple[int, int] | None) -> str:

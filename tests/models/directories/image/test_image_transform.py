@@ -66,6 +66,7 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "convnext": ("ConvNext", {"size": {"shortest_edge": 32}, "crop_pct": 0.8, **_NO_CROP}),
     "convnext, large": ("ConvNext", {"size": {"shortest_edge": 384}, **_NO_CROP}),
     "efficientnet": ("EfficientNet", stretched(include_top=True, rescale_offset=True)),
+    "mobilevit": ("MobileViT", {"do_flip_channel_order": True}),
     "d_fine": ("RTDetr", stretched(64, 48, resample=2, do_normalize=False, do_convert_rgb=None)),
     **{
         f"{family}, edges": (family, {"size": edges, "resample": 2, **_NO_CROP})
@@ -136,8 +137,7 @@ LEFT: Mapping[str, list[tuple[dict[str, Any], str]]] = {
     "SmolVLM": [(LONGEST, f"{WHOLE}33, resize: stretch, interpolation: bicubic, mean: [0.5, 0.4")],
     "Idefics3": [({**LONGEST, "do_image_splitting": False}, f"{WHOLE}33, resize: stretch")],
     "Perceiver": [({}, "makes no images with it")],
-    "MobileViT": [({}, "it swaps red and blue, which a transform.factory can do")],
-    "PPLCNet": [({}, "it swaps red and blue")],
+    "PPLCNet": [({}, "probe .* channels: bgr, mean: [0.3, 0.4, 0.5]")],
     "Siglip2": [({}, "pixel_values has shape .* expected an image")],
     "ImageGPT": [({}, "Clusters must be provided")],
     "ViT": [
