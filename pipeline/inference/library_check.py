@@ -75,7 +75,8 @@ _COLUMN_TYPES = {
 _BATCH_TOKENS = 2_048
 """Longer texts are in batches of their own; the others pad each other."""
 _MODEL: Mapping[str, Mapping[str, Any]] = {
-    "detect": {"min_score": 0.05, "max_detections": 10},  # some libraries keep one per query
+    # The library's own limit differs by family, such as the number of queries.
+    "detect": {"min_score": 0.05, "max_detections": 10},
     "multilabel": {"min_score": 0.0},
     "zero_shot": {"prompts": ("a dog", "rain in the city", "films")},
 }

@@ -2,8 +2,10 @@
 
     python tests/bench/usual_models.py [--only bge whisper] [--out build/usual.json] [--page p.md]
 
-Each name gets a directory with random weights, of one or two layers: the class, the names of
-tensors, the types, the files of settings and the quirks as its page of the hub has them. It is
+Each name gets a directory with random weights, of a few layers: the class, and the names of
+tensors, types, files of settings and quirks that its directory is known for. They are written from
+memory, as no hub is reached: what else a real directory has is not seen. Like names share a maker.
+It is
 resolved as a job resolves it, and held to its library by the check of every run, or, of task raw,
 by the comparison of `reach.py`. `equal`; `runs`: the task has no such check; `refused`: by a
 message of the package; `not built`: the library does not make it so small; `differs`. Exit 1 if one
@@ -127,15 +129,20 @@ def apart(group: str, name: str, usual: Usual) -> Verdict:
 
 def page(verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts as a page of Markdown."""
-    packages = ("torch", "transformers", "sentence-transformers", "timm")
+    names = ("torch", "transformers", "sentence-transformers", "timm")
+    packages = [f"{name} {version(name).partition('+')[0]}" for name in names]
     counts = Counter(verdict.verdict for verdict in verdicts)
     lines = [
         "# The usual models, by name",
         "",
         "`python tests/bench/usual_models.py --page <this page>`",
         "",
-        f"With {', '.join(f'{name} {version(name)}' for name in packages)}: small directories "
-        "with random weights, written as each is published, and held to their libraries.",
+        f"With {', '.join(packages)}. Small directories with random weights are written from "
+        "memory as each model is published, and held to their libraries; no file of a hub was "
+        "read. Some names share a maker, such as the BERT encoders with mean pooling.",
+        "",
+        "`equal` is of the small directory. `refused` is what it meets: image-text models lack the "
+        "files of their own processors here, so their lines say nothing of real directories.",
         "",
         ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts))
         + f", of {len(verdicts)}.",

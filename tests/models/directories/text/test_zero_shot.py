@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models.snapshots import change_json, make_snapshot
+import transformers
+from support.models.snapshots import TEXTS, change_json, make_snapshot
 from support.runs.jobs import SOURCES, job_of
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
@@ -38,6 +39,37 @@ def test_a_text_of_all_tokens_but_those_reserved_fits_beside_every_prompt(tmp_pa
         resolve_model(job_of(job, source, text={"max_tokens": 64}))
     alone = resolve_model(job_of({"path": str(path)}, source))
     assert alone.input.max_tokens == 64
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2"])
+def test_a_long_text_is_scored_by_the_tokens_that_fit_with_every_prompt(
+    family: str, tmp_path: Path
+):
+    path = make_snapshot(tmp_path / "m", family, "sequence", **LABELS)
+    job = {"path": str(path), "task": "zero_shot", "prompts": PROMPTS}
+    spec = resolve_model(job_of(job, SOURCES["text"]))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
+    long = " ".join(TEXTS * 20)
+    text = tokenizer(long, truncation=True, max_length=spec.input.max_tokens)["input_ids"]
+    assert len(text) == spec.input.max_tokens
+    expected = []
+    for prompt in PROMPTS:
+        pair = tokenizer("the", prompt, return_tensors="pt")
+        start = len(tokenizer("the")["input_ids"])
+        given = {name: values[:, start:] for name, values in pair.items()}
+        given["input_ids"] = torch.tensor([[*text, *given["input_ids"][0].tolist()]])
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+        if "token_type_ids" in given:
+            given["token_type_ids"] = torch.nn.functional.pad(
+                given["token_type_ids"], (len(text), 0)
+            )
+        with torch.inference_mode():
+            expected.append(theirs(**given).logits[0, 2])
+    ids = torch.tensor([text])
+    with torch.inference_mode():
+        actual = load_module(spec)(input_ids=ids, attention_mask=torch.ones_like(ids))
+    torch.testing.assert_close(actual[0], torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_what_cannot_be_asked_is_said_in_one_line():
