@@ -5,9 +5,8 @@
 Each name gets a directory with random weights, of a few layers: the class, and the names of
 tensors, types, files of settings and quirks that its directory is known for. They are written from
 memory, as no hub is reached: what else a real directory has is not seen. Like names share a maker.
-It is
-resolved as a job resolves it, and held to its library by the check of every run, or, of task raw,
-by the comparison of `reach.py`. `equal`; `runs`: the task has no such check; `refused`: by a
+It is resolved as a job resolves it, and held to its library by the check of every run, or, of task
+raw, by the comparison of `reach.py`. `equal`; `runs`: the task has no such check; `refused`: by a
 message of the package; `not built`: the library does not make it so small; `differs`. Exit 1 if one
 differs. `--page` writes a page of all.
 """
