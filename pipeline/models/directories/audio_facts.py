@@ -27,10 +27,13 @@ from pipeline.models.directories.files import (
     preview,
     processor_settings,
 )
-from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
+from pipeline.models.directories.library import (
+    FACTORY_ADVICE,
+    TOKENIZER_ADVICE,
+    library_errors,
+)
 from pipeline.models.directories.model_class import ModelClass, labels_of, tasks_of
 from pipeline.models.directories.text.media_prompts import speech_facts
-from pipeline.models.directories.text.tokens import library_errors
 from pipeline.models.generate.build import clean
 from pipeline.models.generate.spec import SPEECH, Transcription
 from pipeline.preprocessing.audio.audio_input import extracted
@@ -113,7 +116,8 @@ def transcription_facts(folder: Path, num_outputs: int) -> Transcription:
     from transformers import AutoTokenizer
 
     library = f"transformers {version('transformers')}"
-    with library_errors(library, f"makes no tokenizer of {VOCABULARY} and {TOKENIZER_CONFIG}"):
+    files = f"{VOCABULARY} and {TOKENIZER_CONFIG}"
+    with library_errors(f"makes no tokenizer of {files}", TOKENIZER_ADVICE):
         made: Any = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -152,14 +156,11 @@ def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str
     if not values:
         raise JobError(f"model.path: {PROCESSOR} with a feature extractor is missing")
     clips = probes.clips()
-    try:
-        with quiet():
-            made: Any = AutoFeatureExtractor.from_pretrained(
-                folder / chosen.at, local_files_only=True, trust_remote_code=False
-            )
-            shapes = [_features(made, clip).shape for clip in clips]
-    except Exception as error:  # the library checks values in many ways
-        raise refused(error, f"makes no features with {where}") from error
+    with library_errors(f"makes no features with {where}"):
+        made: Any = AutoFeatureExtractor.from_pretrained(
+            folder / chosen.at, local_files_only=True, trust_remote_code=False
+        )
+        shapes = [_features(made, clip).shape for clip in clips]
     rate, name = made.sampling_rate, type(made).__name__
     if rate not in _RATES_HZ:
         raise JobError(f"model.path: {where}: sampling_rate is {preview(rate)} Hz")
@@ -217,15 +218,13 @@ def _outputs(chosen: ModelClass, audio: AudioSettings) -> Mapping[str, tuple[int
 
     shape = audio.shape or (len(probes.clips()[0]),)
     model = chosen.module
-    try:
-        with quiet(), torch.device("meta"), torch.inference_mode():
-            features = torch.empty(1, *shape)
-            if hasattr(model, _TOWER):
-                given = model.get_audio_features(input_features=features)
-            else:
-                name = model.main_input_name
-                model = model.get_encoder() if chosen.head == SPEECH else model
-                given = model(**{name: features})
-    except Exception as error:  # any error of the library
-        raise refused(error, f"runs no {chosen.built.__name__} on these features") from error
+    what = f"runs no {chosen.built.__name__} on these features"
+    with library_errors(what), torch.device("meta"), torch.inference_mode():
+        features = torch.empty(1, *shape)
+        if hasattr(model, _TOWER):
+            given = model.get_audio_features(input_features=features)
+        else:
+            name = model.main_input_name
+            model = model.get_encoder() if chosen.head == SPEECH else model
+            given = model(**{name: features})
     return {name: tuple(value.shape) for name, value in given.items() if hasattr(value, "shape")}

@@ -55,6 +55,7 @@ _QUANTISED_PARTS = (
 )
 """Names of tensors that stand for a weight."""
 FACTORY_ADVICE = "model.factory runs any module, with task raw, outputs and a postprocess"
+TOKENIZER_ADVICE = "take the files of a tokenizer as the model's library saves it"
 _NO_CODE = "code of a directory is never run"
 _HEADS = {
     CAPTION: "IMAGE_TEXT_TO_TEXT",
@@ -111,17 +112,13 @@ def config_of(values: Mapping[str, Any]) -> Any:
             f"transformers {version('transformers')} does not know{of}; {_NO_CODE}: install a "
             f"release that knows it, or return the model from model.factory"
         )
-    try:
-        with tempfile.TemporaryDirectory() as folder, quiet():
-            (Path(folder) / CONFIG).write_text(json.dumps(values))
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+    what = f"makes no configuration of {model_type} of config.json"
+    with library_errors(what), tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / CONFIG).write_text(json.dumps(values))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
             for key in _PLAIN.keys() & vars(part or object).keys():
                 setattr(part, key, _PLAIN[key])
-    except Exception as error:  # the library checks values in many ways
-        raise refused(error, f"makes no configuration of {model_type} of config.json") from error
     return config
 
 
@@ -205,11 +202,34 @@ def _classes(head: str, config: Any) -> tuple[Any, ...]:
     return classes if isinstance(classes, tuple) else (classes,)
 
 
-def refused(error: Exception, what: str, way_out: str = "") -> JobError:
-    """Turn an error of the library into one line."""
+def refused(
+    error: Exception, what: str, way_out: str = FACTORY_ADVICE, library: str = ""
+) -> JobError:
+    """Turn an error of a library, by default of transformers, into one line."""
     reason = clean_message(f"{type(error).__name__}: {error}", 200)
-    more = f"; {way_out}" if way_out else ""
-    return JobError(f"model.path: transformers {version('transformers')} {what}: {reason}{more}")
+    library = library or f"transformers {version('transformers')}"
+    return JobError(f"model.path: {library} {what}: {reason}; {way_out}")
+
+
+@contextlib.contextmanager
+def library_errors(what: str, way_out: str = FACTORY_ADVICE, library: str = "") -> Iterator[None]:
+    """Turn what a library raises in the body into one line, as libraries raise many errors.
+
+    Args:
+        what: Goes on with what it fails at.
+        way_out: What the user can do.
+        library: Its name and version; '': transformers.
+
+    Raises:
+        JobError: It raised something.
+    """
+    try:
+        with quiet():
+            yield
+    except JobError:
+        raise
+    except Exception as error:
+        raise refused(error, what, way_out, library) from error
 
 
 @contextlib.contextmanager
@@ -255,11 +275,8 @@ def check_fit(
     """
     import torch
 
-    with quiet(), torch.device("meta"):
-        try:
-            module = cls(config)
-        except Exception as error:
-            raise refused(error, f"builds no {cls.__name__} of this config.json") from error
+    with library_errors(f"builds no {cls.__name__} of this config.json"), torch.device("meta"):
+        module = cls(config)
     require_size(module, headers, CONFIG)
     numbers = {name: header for name, header in headers.items() if header.is_number}
     if is_quantised:
@@ -317,11 +334,8 @@ def _from_pretrained(
     }
     if cls.can_generate():  # rules of writing are read elsewhere
         options["generation_config"] = GenerationConfig.from_model_config(config)
-    with quiet():
-        try:
-            module, report = cls.from_pretrained(folder, **options)
-        except Exception as error:
-            raise refused(error, f"loads no {cls.__name__} from these tensors") from error
+    with library_errors(f"loads no {cls.__name__} from these tensors"):
+        module, report = cls.from_pretrained(folder, **options)
     return module, report
 
 

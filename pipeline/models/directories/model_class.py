@@ -292,7 +292,7 @@ def require_run(
         is_known = not isinstance(outputs, RuntimeError) and "size" not in str(outputs)
         if is_known and is_whole and main not in CLIPS and head not in WRITERS:
             what = f"cannot run {cls.__name__} on {main} alone"
-            raise refused(outputs, what, FACTORY_ADVICE) from outputs
+            raise refused(outputs, what) from outputs
         return Run(False, None)
     if head not in WRITERS and head != RAW:
         _require_outputs(cls, head, outputs)

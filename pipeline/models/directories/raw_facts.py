@@ -15,7 +15,7 @@ from pipeline.models.directories.facts import RAW, DirectoryFacts
 from pipeline.models.directories.files import CONFIG
 from pipeline.models.directories.image.image_facts import images_of
 from pipeline.models.directories.image.image_transform import read_transform
-from pipeline.models.directories.library import FACTORY_ADVICE, load, refused
+from pipeline.models.directories.library import load, refused
 from pipeline.models.directories.model_class import ModelClass, run_once
 from pipeline.models.directories.text.text_facts import text_notes, text_of
 from pipeline.models.outputs import FRAMES, TOKENS, OutputSpec, in_words
@@ -81,7 +81,7 @@ def _run(folder: Path, chosen: ModelClass, shape: tuple[int, ...]) -> Any:
         outputs = run_once(module, _inputs(chosen, shape))
     if isinstance(outputs, Exception):
         what = f"cannot run {chosen.built.__name__} on {chosen.built.main_input_name} alone"
-        raise refused(outputs, what, FACTORY_ADVICE) from outputs
+        raise refused(outputs, what) from outputs
     return outputs
 
 

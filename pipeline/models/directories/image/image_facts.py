@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import (
     PROMPTED,
     TOWERS,
@@ -23,7 +22,7 @@ from pipeline.models.directories.facts import (
 )
 from pipeline.models.directories.files import CONFIG, TOKENIZER
 from pipeline.models.directories.image.image_transform import image_processor, read_transform
-from pipeline.models.directories.library import FACTORY_ADVICE, quiet, refused
+from pipeline.models.directories.library import FACTORY_ADVICE, library_errors
 from pipeline.models.directories.model_class import ModelClass, labels_of, tasks_of
 from pipeline.models.directories.text.media_prompts import image_generation_facts
 from pipeline.models.directories.text.text_facts import text_notes, text_of
@@ -204,13 +203,12 @@ def _shape(
     if transform is not None and transform.has_one_size:
         sides = transform.height_px, transform.width_px
     pixels = (_NUM_ROWS, images_of(chosen).num_channels or 3, *sides)
-    with quiet(), torch.device("meta"), torch.inference_mode():
+    what = f"does not run {chosen.built.__name__}"
+    with library_errors(what), torch.device("meta"), torch.inference_mode():
         try:
             return tuple(wrap(chosen.module.eval())(torch.ones(pixels)).shape)
         except AttributeError:  # no such output, or None
             return ()
-        except Exception as error:
-            raise refused(error, f"does not run {chosen.built.__name__}") from error
 
 
 def _has_class_token(chosen: ModelClass) -> bool:
@@ -242,14 +240,9 @@ def reading_of(folder: Path, name: str, num_labels: int) -> str:
         JobError: The library reads them in another way than task `detect`.
     """
     library = f"transformers {version('transformers')}"
-    try:
+    what = f"makes no image processor, whose post-processing says what outputs of {name} mean"
+    with library_errors(what):
         processor = image_processor(folder)
-    except Exception as error:
-        reason = clean_message(f"{type(error).__name__}: {error}", 200)
-        raise JobError(
-            f"model.path: {library} makes no image processor, whose post-processing says what the "
-            f"outputs of {name} mean: {reason}"
-        ) from error
     for more, words in enumerate(_READINGS):
         if _is_read_alike(processor, num_labels, num_labels + more):
             return words

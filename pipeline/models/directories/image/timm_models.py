@@ -28,7 +28,7 @@ from pipeline.models.directories.image.image_transform import (
     in_words,
     pictures,
 )
-from pipeline.models.directories.library import check_numbers, require_library
+from pipeline.models.directories.library import check_numbers, refused, require_library
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
 from pipeline.models.weights.state_dict import load_state
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -160,10 +160,8 @@ def _create(folder: Path, name: str) -> Any:
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=False)
     except Exception as error:
-        reason = clean_message(f"{type(error).__name__}: {error}", 200)
-        raise JobError(
-            f"model.path: timm {version('timm')} builds no {name} of {CONFIG}: {reason}"
-        ) from error
+        library = f"timm {version('timm')}"
+        raise refused(error, f"builds no {name} of {CONFIG}", library=library) from error
 
 
 def _transform(data: Mapping[str, Any]) -> tuple[TransformSpec | None, str]:

@@ -13,7 +13,7 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories import probes
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.files import TOKENIZER
-from pipeline.models.directories.library import quiet, refused
+from pipeline.models.directories.library import library_errors, quiet
 from pipeline.models.directories.model_class import ModelClass
 from pipeline.models.directories.text.generation_config import (
     Reader,
@@ -126,17 +126,14 @@ def _image_prompt_facts(folder: Path, reader: Reader, chosen: ModelClass) -> Gen
     from transformers import AutoProcessor
 
     ids, shapes, tensors = [], set(), set[str]()
-    try:
-        with quiet():
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            mark = str(processor.image_token)
-            for image in probes.images():
-                made = with_image(processor, mark, image)
-                ids.append(made["input_ids"][0].tolist())
-                shapes.add(tuple(made["pixel_values"].shape))
-                tensors |= {*made}
-    except Exception as error:  # the library fails over files in many ways
-        raise refused(error, f"{_READS} {chosen.named.__name__}") from error
+    with library_errors(f"{_READS} {chosen.named.__name__}", _WAY_OUT):
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        mark = str(processor.image_token)
+        for image in probes.images():
+            made = with_image(processor, mark, image)
+            ids.append(made["input_ids"][0].tolist())
+            shapes.add(tuple(made["pixel_values"].shape))
+            tensors |= {*made}
     if beside := ", ".join(sorted(tensors - _TENSORS)):
         raise JobError(
             f"model.path: {chosen.named.__name__} reads images and texts, and its library gives it "

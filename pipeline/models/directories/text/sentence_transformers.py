@@ -34,6 +34,7 @@ from pipeline.models.directories.library import (
     check_numbers,
     config_of,
     head_of,
+    library_errors,
     named_class,
     require_library,
 )
@@ -46,7 +47,6 @@ from pipeline.models.directories.model_class import (
 from pipeline.models.directories.tensors import read_headers, require_numbers
 from pipeline.models.directories.text.tokens import (
     LibraryTokens,
-    library_errors,
     load_tokenizer,
     text_facts,
 )
@@ -161,7 +161,7 @@ class Opened:
         if not self.is_static:
             building = _without_weights(folder, self.at, has_weights=has_weights)
         with (
-            library_errors(self.library, "makes no model of this directory"),
+            library_errors("makes no model of this directory", library=self.library),
             building as self._built,
         ):
             model = getattr(sentence_transformers, self.cls)(
@@ -319,7 +319,7 @@ class Opened:
         options = dict(self.transformer.processing_kwargs.get("chat_template", {}))
         for name in ("max_length", "restore_suffix", "truncation"):
             options.pop(name, None)
-        with library_errors(self.library, "fails over the chat template"):
+        with library_errors("fails over the chat template", library=self.library):
             return str(
                 self.transformer.processor.apply_chat_template(
                     messages[0], tokenize=False, **options

@@ -5,7 +5,6 @@ The driver imports this file: it needs no torch.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import json
@@ -18,11 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
 from pipeline.models.directories import probes
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.files import TOKENIZER, TOKENIZER_CONFIG, check_size
-from pipeline.models.directories.library import quiet
+from pipeline.models.directories.library import TOKENIZER_ADVICE, library_errors
 from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer, tokens_of
 from pipeline.preprocessing.texts.text_settings import (
@@ -59,9 +57,8 @@ def library_tokens(folder: Path, at: str) -> LibraryTokens:
     from transformers import AutoTokenizer
 
     library = f"transformers {version('transformers')}"
-    with library_errors(
-        library, f"makes no tokenizer of {at}{TOKENIZER} and {at}{TOKENIZER_CONFIG}"
-    ):
+    files = f"{at}{TOKENIZER} and {at}{TOKENIZER_CONFIG}"
+    with library_errors(f"makes no tokenizer of {files}", TOKENIZER_ADVICE):
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder / at), local_files_only=True, trust_remote_code=False
         )
@@ -71,26 +68,6 @@ def library_tokens(folder: Path, at: str) -> LibraryTokens:
         return tokens
 
     return LibraryTokens(library, tokenizer, tokens_of)
-
-
-@contextlib.contextmanager
-def library_errors(library: str, what: str) -> Iterator[None]:
-    """Turn what a library raises in the body into one line.
-
-    Args:
-        what: Goes on with what it fails at.
-
-    Raises:
-        JobError: It raised something.
-    """
-    try:
-        with quiet():
-            yield
-    except JobError:
-        raise
-    except Exception as error:
-        reason = clean_message(f"{type(error).__name__}: {error}", 200)
-        raise JobError(f"model.path: {library} {what}: {reason}") from error
 
 
 def load_tokenizer(path: Path, overlay: str = "") -> Tokenizer:
