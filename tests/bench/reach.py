@@ -7,10 +7,11 @@ Each class gets a directory with random weights, of one or two layers, a tokeniz
 beside it. Rows go through the package in batches of four, and through the library one at a time, of
 what the package prepared, with `use_cache=False`; both without Ray. Vectors of the library are
 pooled in the way that the package says it takes. `equal`: scores and numbers differ by at most
-1e-4, texts not at all. `refused`: by a message of the package. `not built`: the library makes no
-such model of a small configuration, or cannot run it. Exit 1 if a class differs. Results of tasks
-that are not run are kept in `--out`; with `--more` those of all classes that it has. Prints a line
-per class, and numbers of each task last.
+1e-4, texts not at all. `equal raw`: the task of the table refuses the class, and with task raw its
+outputs are equal. `refused`: by a message of the package. `not built`: the library makes no such
+model of a small configuration, or cannot run it. Exit 1 if a class differs. Results of tasks that
+are not run are kept in `--out`; with `--more` those of all classes that it has. Prints a line per
+class, and last the numbers of each task and the share that runs, of the classes that were built.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from pipeline.preprocessing.model_input import Limits, take_rows
 SAME = AgreementLimits(1e-4, 1 - 1e-8, 1e-4, allows_ties=True)
 NEW_TOKENS = 6
 MOST_S, MOST_CPU_S, MOST_BYTES = 1_800, 30, 12 << 30
-EQUAL, DIFFERS, REFUSED, NOT_BUILT = "equal", "differs", "refused", "not built"
+EQUAL, RAW, DIFFERS, REFUSED, NOT_BUILT = "equal", "equal raw", "differs", "refused", "not built"
 
 
 class Verdict(NamedTuple):
@@ -61,14 +62,14 @@ class Verdict(NamedTuple):
     name: str
     verdict: str
     why: str = ""
-    """Of vectors that are equal, the pooling."""
+    """Of vectors that are equal, the pooling; of `equal raw`, why the task refuses the class."""
 
 
 def spec_of(folder: Path, task: str, table: Table) -> ModelSpec:
     """Return the model of a job."""
-    task_name = TASKS.get(task, task)
-    more = {"generate": Generate(max_new_tokens=NEW_TOKENS)} if task_name == "generate" else {}
-    model = Model(path=str(folder), task=task_name, **table.fields, **more)
+    more = {"generate": Generate(max_new_tokens=NEW_TOKENS)} if task == "generate" else {}
+    fields = {} if task == "raw" else table.fields
+    model = Model(path=str(folder), task=task, **fields, **more)
     return resolve_model(job_over(table.input, model))
 
 
@@ -175,14 +176,20 @@ def _chosen(folder: Path, prompt: Sequence[int], spec: ModelSpec) -> npt.NDArray
 
 def compared(folder: Path, task: str, cls: Any) -> Verdict:
     """Return what becomes of a class."""
-    verdicts: list[Verdict] = []
+    verdicts: dict[Path, Verdict] = {}
     for number, attempt in enumerate(ATTEMPTS[TABLES[task].input]):
         (at := folder / str(number)).mkdir()
-        verdict = _attempted(at, task, cls, attempt)
-        verdicts.append(verdict)
-        if verdict.verdict in (EQUAL, DIFFERS) or _is_of_class(verdict):
+        verdicts[at] = verdict = _attempted(at, task, cls, attempt)
+        if verdict.verdict in (EQUAL, DIFFERS):
             return verdict
-    return next((verdict for verdict in verdicts if verdict.verdict == REFUSED), verdicts[0])
+        if _is_of_class(verdict):
+            break
+    refused = {at: verdict for at, verdict in verdicts.items() if verdict.verdict == REFUSED}
+    for at, verdict in refused.items() if TASKS.get(task, task) != "raw" else ():
+        raw = _held(at, task, cls, "raw")
+        if raw.verdict in (EQUAL, DIFFERS):
+            return raw._replace(verdict=RAW, why=verdict.why) if raw.verdict == EQUAL else raw
+    return next(iter(refused.values() or verdicts.values()))
 
 
 def _is_of_class(verdict: Verdict) -> bool:
@@ -198,7 +205,7 @@ def _attempted(folder: Path, task: str, cls: Any, attempt: Mapping[str, Any]) ->
         write_class(folder, cls, table.input, attempt, writes=writes)
     except Exception as error:  # noqa: BLE001  # whatever the library raises
         return Verdict(task, name, NOT_BUILT, _error_line(error))
-    return _held(folder, task, cls)
+    return _held(folder, task, cls, TASKS.get(task, task))
 
 
 def held_by_class(folder: Path, task: str) -> Verdict:
@@ -206,13 +213,13 @@ def held_by_class(folder: Path, task: str) -> Verdict:
     import transformers
 
     [name] = json.loads((folder / "config.json").read_text())["architectures"]
-    return _held(folder, task, getattr(transformers, name))
+    return _held(folder, task, getattr(transformers, name), TASKS.get(task, task))
 
 
-def _held(folder: Path, task: str, cls: Any) -> Verdict:
+def _held(folder: Path, task: str, cls: Any, task_name: str) -> Verdict:
     table, name = TABLES[task], cls.__name__
     try:
-        spec = spec_of(folder, task, table)
+        spec = spec_of(folder, task_name, table)
         prepared = spec.input.prepare(rows_of(table.input), {}, Limits(1 << 30, 1 << 30))
         engine = open_engine(PredictorConfig(spec, 4, 0.0, 1, pa.schema([]), batch_tokens=512))
         rows = engine.predict(prepared, {}).to_pylist()
@@ -341,6 +348,9 @@ def main() -> int:
                 args.out.write_text(json.dumps(verdicts))
     for (task, verdict), num in sorted(Counter((v.task, v.verdict) for v in verdicts).items()):
         print(task, verdict, num, sep="\t")
+    built = [verdict for verdict in verdicts if verdict.verdict != NOT_BUILT]
+    runs = sum(verdict.verdict in (EQUAL, RAW) for verdict in built)
+    print("runs", f"{runs} of {len(built)}", f"{100 * runs / max(1, len(built)):.1f}%", sep="\t")
     return int(any(verdict.verdict == DIFFERS for verdict in verdicts))
 
 
