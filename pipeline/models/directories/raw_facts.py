@@ -6,6 +6,7 @@ outputs have the names of the class's own; their shapes are seen where it runs w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ def raw_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         audio, note = read_extractor(folder, chosen)
         fields, notes = {"audio": audio}, (note,)
         lengths = [(int(audio.sample_rate_hz * length_s),) for length_s in _SECONDS]
-        shapes = [audio.shape] if audio.shape else lengths
+        shapes = [audio.shape] * 2 if audio.shape else lengths
     elif chosen.takes_text:
         name = "text"
         text = text_of(folder, chosen.at, chosen.module, has_pairs=True)
@@ -55,9 +56,9 @@ def raw_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         fields = {"transform": transform, "transform_problem": problem, "images": images}
         notes = (note,)
         if transform is not None and transform.has_one_size:
-            shapes = [(images.num_channels or 3, transform.height_px, transform.width_px)]
+            shapes = [(images.num_channels or 3, transform.height_px, transform.width_px)] * 2
     outputs = _outputs_of(
-        [_run(folder, chosen, shape) for shape in shapes],
+        [_run(folder, chosen, shape, is_flat=not number) for number, shape in enumerate(shapes)],
         _TOKENS if chosen.takes_text else (),
         has_frames=chosen.takes_audio,
     )
@@ -70,28 +71,35 @@ def raw_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     )
 
 
-def _run(folder: Path, chosen: ModelClass, shape: tuple[int, ...]) -> Any:
+def _run(folder: Path, chosen: ModelClass, shape: tuple[int, ...], *, is_flat: bool) -> Any:
     """Run a class without numbers, or with them if it cannot; raises as `raw_facts`."""
     import torch
 
     with torch.device("meta"):
-        outputs = run_once(chosen.module, _inputs(chosen, shape))
+        outputs = run_once(chosen.module, _inputs(chosen, shape, is_flat=is_flat))
     if isinstance(outputs, Exception):
         module = load(chosen.built, chosen.config, folder / chosen.at, chosen.absent)
-        outputs = run_once(module, _inputs(chosen, shape))
+        outputs = run_once(module, _inputs(chosen, shape, is_flat=is_flat))
     if isinstance(outputs, Exception):
         what = f"cannot run {chosen.built.__name__} on {chosen.built.main_input_name} alone"
         raise refused(outputs, what) from outputs
     return outputs
 
 
-def _inputs(chosen: ModelClass, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+def _inputs(
+    chosen: ModelClass, shape: tuple[int, ...], *, is_flat: bool
+) -> dict[str, torch.Tensor]:
+    """Return rows of a shape: images and clips of one value, or waves, as shapes may depend on it.
+
+    SuperPoint gives as many keypoints as an image has.
+    """
     import torch
 
     if chosen.takes_text:
         ids = torch.zeros(_ROWS, *shape, dtype=torch.int64)
         return {IDS: ids, MASK: torch.ones_like(ids)}
-    return {chosen.built.main_input_name: torch.zeros(_ROWS, *shape)}
+    values = torch.arange(_ROWS * math.prod(shape)).reshape(_ROWS, *shape).sin()
+    return {chosen.built.main_input_name: values.mul(not is_flat)}
 
 
 def _outputs_of(

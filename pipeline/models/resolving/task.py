@@ -99,7 +99,7 @@ def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) 
         if not outputs:
             raise JobError(
                 f"model.outputs: {card.name} says none of one shape for all rows; give each a name "
-                "and a shape"
+                "and a shape, or make them of one shape in a module of model.factory"
             )
     code = ""
     if model.postprocess is not None:

@@ -163,10 +163,23 @@ def test_a_class_that_is_no_task_names_the_task_and_its_outputs(tmp_path: Path):
         spec_of(path, IMAGE)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_outputs_whose_shape_depends_on_the_row_are_refused(tmp_path: Path):
-    path = image_model("SegformerForSemanticSegmentation", **ENCODER)(tmp_path)
+def _any_size(folder: Path) -> Path:
+    path = image_model("SegformerForSemanticSegmentation", **ENCODER)(folder)
     change_json(path / "preprocessor_config.json", size={"shortest_edge": 64})
+    return path
+
+
+@pytest.mark.parametrize("make", [
+    pytest.param(_any_size, id="of images of any size"),
+    pytest.param(image_model("SuperPointForKeypointDetection", encoder_hidden_sizes=[8] * 4,
+                             decoder_hidden_size=8, descriptor_decoder_dim=8),
+                 id="as many as keypoints"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_outputs_whose_shape_depends_on_the_row_are_refused(
+    make: Callable[[Path], Path], tmp_path: Path
+):
+    path = make(tmp_path)
     with pytest.raises(JobError, match="says none of one shape for all rows; give each a name"):
         spec_of(path, IMAGE, task="raw")
 
