@@ -7,11 +7,13 @@ Each class gets a directory with random weights, of one or two layers, a tokeniz
 beside it. Rows go through the package in batches of four, and through the library one at a time, of
 what the package prepared, with `use_cache=False`; both without Ray. Vectors of the library are
 pooled in the way that the package says it takes. `equal`: scores and numbers differ by at most
-1e-4, texts not at all. `equal raw`: the task of the table refuses the class, and with task raw its
+1e-4, or (task raw) are at most twice as far from those of float64 as the library's of float32;
+texts do not differ. `equal raw`: the task of the table refuses the class, and with task raw its
 outputs are equal. `refused`: by a message of the package. `not built`: the library makes no such
-model of a small configuration, or cannot run it. Exit 1 if a class differs. Results of tasks that
-are not run are kept in `--out`; with `--more` those of all classes that it has. Prints a line per
-class, and last the numbers of each task and the share that runs, of the classes that were built.
+model of a small configuration, or cannot run it on one text or image alone. Exit 1 if a class
+differs. Results of tasks that are not run are kept in `--out`; with `--more` those of all classes
+that it has. Prints a line per class, and last the numbers of each task and the share that runs, of
+the classes that were built.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from pipeline.core.printable import clean_message
 from pipeline.inference.engines import open_engine
 from pipeline.job.model import Generate, Model
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.directories.model_class import run_once
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.snapshot import local
 from pipeline.models.resolving.resolve import resolve_model
@@ -51,6 +54,8 @@ from pipeline.preprocessing.model_input import Limits, take_rows
 
 SAME = AgreementLimits(1e-4, 1 - 1e-8, 1e-4, allows_ties=True)
 NEW_TOKENS = 6
+ALONE = ("input_ids", "pixel_values")
+"""Main inputs of which two rows are made."""
 MOST_S, MOST_CPU_S, MOST_BYTES = 1_800, 30, 12 << 30
 EQUAL, RAW, DIFFERS, REFUSED, NOT_BUILT = "equal", "equal raw", "differs", "refused", "not built"
 
@@ -73,11 +78,13 @@ def spec_of(folder: Path, task: str, table: Table) -> ModelSpec:
     return resolve_model(job_over(table.input, model))
 
 
-def of_library(spec: ModelSpec, cls: Any, folder: Path, prepared: pa.Table) -> list[Any]:
+def of_library(
+    spec: ModelSpec, cls: Any, folder: Path, prepared: pa.Table, dtype: torch.dtype = torch.float32
+) -> list[Any]:
     """Return what the library makes of each row alone: results of the task, texts, or scores."""
     task, inputs = make_task(spec.task), spec.input.arrays(prepared)
     counts = spec.input.lengths(inputs, np.arange(prepared.num_rows))
-    model, normalise = cls.from_pretrained(folder).eval(), spec.input.normaliser(torch.float32)
+    model, normalise = cls.from_pretrained(folder).to(dtype).eval(), spec.input.normaliser(dtype)
     results = []
     for row in range(prepared.num_rows):
         if counts is not None:
@@ -189,7 +196,24 @@ def compared(folder: Path, task: str, cls: Any) -> Verdict:
         raw = _held(at, task, cls, "raw")
         if raw.verdict in (EQUAL, DIFFERS):
             return raw._replace(verdict=RAW, why=verdict.why) if raw.verdict == EQUAL else raw
-    return next(iter(refused.values() or verdicts.values()))
+        if raw.verdict == REFUSED and raw.why != verdict.why:
+            refused[at] = verdict._replace(why=f"{verdict.why}; with task raw: {raw.why}")
+    for at, verdict in refused.items():
+        if not (why := _fails_alone(at, cls)):
+            return verdict
+        verdicts[at] = Verdict(task, cls.__name__, NOT_BUILT, why)
+    return next(iter(verdicts.values()))
+
+
+def _fails_alone(folder: Path, cls: Any) -> str:
+    """Return the error of the library on two rows of the main input; '' if it has none."""
+    if cls.main_input_name not in ALONE or hasattr(cls, "get_image_features"):
+        return ""
+    try:
+        outputs = run_once(cls.from_pretrained(folder))
+    except Exception as error:  # noqa: BLE001  # whatever the library raises
+        outputs = error
+    return _error_line(outputs) if isinstance(outputs, Exception) else ""
 
 
 def _is_of_class(verdict: Verdict) -> bool:
@@ -235,6 +259,9 @@ def _held(folder: Path, task: str, cls: Any, task_name: str) -> Verdict:
     if failed is not None:
         return Verdict(task, name, REFUSED, f"{failed['error']}: {failed['message']}")
     worst = _difference(spec, expected, rows, engine, prepared)
+    if worst and spec.task.kind == "raw":
+        precise = of_library(spec, cls, folder, prepared, torch.float64)
+        worst = _beyond_noise(spec, precise, expected, engine, prepared) and worst
     if worst:
         return Verdict(task, name, DIFFERS, worst)
     pooling = pooling_of(spec) if spec.task.kind == "embed" else ""
@@ -264,6 +291,20 @@ def _difference(
     ]
     bad = [pair for pair in pairs if not pair.agrees.all()]
     return f"{len(bad)} of {len(pairs)} rows, such as {bad[0].worst:.4g}" if bad else ""
+
+
+def _beyond_noise(
+    spec: ModelSpec, precise: Sequence[Any], usual: Sequence[Any], engine: Any, prepared: pa.Table
+) -> bool:
+    """Tell whether a row is further from float64 than twice the worst of the library's float32."""
+    task, reduced = make_task(spec.task), engine.reduce(spec.input.arrays(prepared))
+    ours = [take_rows(reduced, [row]) for row in range(len(precise))]
+    of_ours, of_usual = (
+        [task.compare(result, row, SAME) for result, row in zip(precise, rows, strict=True)]
+        for rows in (ours, usual)
+    )
+    most = 2 * max(pair.worst for pair in of_usual)
+    return any(not pair.agrees.all() and not pair.worst <= most for pair in of_ours)
 
 
 def _error_line(error: Exception) -> str:

@@ -17,7 +17,14 @@ import torch
 from support.models.audio_snapshots import make_listener
 from support.models.detector_snapshots import DETECTORS, make_detector
 from support.models.language_models import write_language_tokenizer
-from support.models.snapshots import write_image_processor, write_json, write_tokenizer
+from support.models.raw_snapshots import BACKBONE, PX, image_model
+from support.models.raw_snapshots import SIZES as BLOCKS
+from support.models.snapshots import (
+    change_json,
+    write_image_processor,
+    write_json,
+    write_tokenizer,
+)
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import AUDIO, IMAGE, TEXT
@@ -33,6 +40,8 @@ INPUTS_OF = {
 _LISTENERS = {"ASTForAudioClassification": "ast", "WhisperForAudioClassification": "whisper"}
 _DETECTORS = {f"{family.prefix}ForObjectDetection": name for name, family in DETECTORS.items()}
 """Class -> its family among the small directories of the tests, as its sizes depend on others."""
+_SIDES = {"deformable_detr": 128}
+"""Family -> side of images, in px, whose smallest features have several places."""
 _NAMES = {
     1: "attn_layer_offset topk_group",
     2: "num_hidden_layers num_layers n_layer n_layers layers encoder_layers decoder_layers "
@@ -77,10 +86,84 @@ ATTEMPTS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         _TALL,
         {**_TALL, "patch_size": _DEFAULT},
         {**_TALL, "patch_size": 4, "window_size": 2},
+        dict.fromkeys(SIZES, _DEFAULT),
     ),
     "audio": ({},),
 }
 """Input -> sizes of each attempt, beside `SIZES`."""
+_DEEP = {**BLOCKS, "num_hidden_layers": 4, "image_size": PX, "patch_size": 8}
+_NECK = {"neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}
+_STAGES = {"depths": [1, 1, 1, 1], "out_indices": [1, 2, 3, 4]}
+_DPT = {**_DEEP, **_NECK, "backbone_out_indices": [0, 1, 2, 3]}
+_ANYTHING = {
+    **{"patch_size": 8, "neck_hidden_sizes": [8, 8], "reassemble_hidden_size": 32},
+    **{"reassemble_factors": [1, 1], "fusion_hidden_size": 8, "head_hidden_size": 8},
+    "backbone_config": {
+        **{"model_type": "dinov2", **BLOCKS, "image_size": PX, "patch_size": 8},
+        **{"out_indices": [1, 2], "reshape_hidden_states": False},
+    },
+}
+_WINDOWS = {
+    **{"image_size": PX, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]},
+    **{"window_size": 4, "encoder_stride": 8},
+}
+_EOMT = {
+    **{**BLOCKS, "image_size": PX, "patch_size": 8, "num_queries": 8, "num_blocks": 1},
+    **{"num_upscale_blocks": 1, "num_labels": NUM_LABELS},
+}
+OF_CLASS: Mapping[str, Mapping[str, Any]] = {
+    "BeitForSemanticSegmentation": {
+        **{**_DEEP, "out_indices": [1, 2, 3, 4], "pool_scales": [1, 2], "num_labels": NUM_LABELS},
+    },
+    "Data2VecVisionForSemanticSegmentation": {
+        **{**_DEEP, "num_hidden_layers": 12, "patch_size": 16, "num_labels": NUM_LABELS},
+    },
+    "DPTForDepthEstimation": _DPT,
+    "DPTForSemanticSegmentation": {**_DPT, "num_labels": NUM_LABELS},
+    "DepthAnythingForDepthEstimation": _ANYTHING,
+    "PromptDepthAnythingForDepthEstimation": _ANYTHING,
+    "ZoeDepthForDepthEstimation": {
+        "backbone_config": {
+            **{"model_type": "beit", **_DEEP, "out_indices": [1, 2, 3, 4]},
+            "reshape_hidden_states": False,
+        },
+        **{**_NECK, "bottleneck_features": 8, "num_relative_features": 8, "bin_embedding_dim": 8},
+        **{"num_attractors": [4, 2, 2, 1], "patch_transformer_hidden_size": 16},
+        **{"patch_transformer_intermediate_size": 16, "patch_transformer_num_attention_heads": 2},
+        **{"patch_transformer_num_hidden_layers": 1, "reassemble_factors": [4, 2, 1, 0.5]},
+    },
+    "UperNetForSemanticSegmentation": {
+        "backbone_config": {
+            **{"model_type": "convnext", "hidden_sizes": [8, 8, 16, 16], "num_stages": 4},
+            **_STAGES,
+        },
+        **{"hidden_size": 16, "auxiliary_in_channels": 16, "auxiliary_channels": 8},
+        **{"pool_scales": [1, 2], "num_labels": NUM_LABELS},
+    },
+    "Mask2FormerForUniversalSegmentation": {
+        "backbone_config": {
+            **{"model_type": "swin", "embed_dim": 8, "window_size": 4, "num_heads": [1, 1, 2, 2]},
+            **_STAGES,
+        },
+        **{"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_queries": 8},
+        **{"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2},
+        **{"dim_feedforward": 16, "encoder_feedforward_dim": 16},
+    },
+    "EomtForUniversalSegmentation": _EOMT,
+    "EomtDinov3ForUniversalSegmentation": _EOMT,
+    "SwinForMaskedImageModeling": _WINDOWS,
+    "Swinv2ForMaskedImageModeling": _WINDOWS,
+    "FocalNetForMaskedImageModeling": {
+        **{"image_size": PX, "patch_size": 4, "embed_dim": 8, "hidden_sizes": [8, 16]},
+        **{"depths": [1, 1], "focal_levels": [1, 1], "focal_windows": [3, 3], "encoder_stride": 8},
+    },
+    "VitPoseForPoseEstimation": {
+        **{"backbone_config": BACKBONE, "num_labels": 5, "use_simple_decoder": True},
+    },
+}
+"""Classes whose sizes depend on one another -> values of their configuration."""
+_MOST_NUMBERS = 100_000_000
+"""Of a model of the sizes that its class has by default."""
 _FILLED = ("head_dim", "num_key_value_heads", "num_experts_per_tok", "default_language")
 """Set even where the class leaves them open."""
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
@@ -120,6 +203,11 @@ TABLES = {
             "instances": ("UNIVERSAL_SEGMENTATION", "image"),
             "depths": ("DEPTH_ESTIMATION", "image"),
             "points": ("KEYPOINT_DETECTION", "image"),
+            "poses": ("POSE_ESTIMATION", "image"),
+            "masks": ("INSTANCE_SEGMENTATION", "image"),
+            "normals": ("NORMAL_ESTIMATION", "image"),
+            "upscaled": ("IMAGE_TO_IMAGE", "image"),
+            "lines": ("TEXT_RECOGNITION", "image"),
             "patches": ("MASKED_IMAGE_MODELING", "image"),
             "voices": ("AUDIO_XVECTOR", "audio"),
             "frames": ("AUDIO_FRAME_CLASSIFICATION", "audio"),
@@ -128,7 +216,8 @@ TABLES = {
     },
 }
 _RAW = ("answers", "follows", "several", "words", "segments", "instances", "depths", "points",
-        "patches", "voices", "frames", "speech")  # fmt: skip
+        "poses", "masks", "normals", "upscaled", "lines", "patches", "voices", "frames",
+        "speech")  # fmt: skip
 TASKS = dict.fromkeys(_RAW, "raw") | {
     "translate": "generate",
     "images": "classify",
@@ -208,13 +297,19 @@ def write_class(
         make_listener(folder, _LISTENERS[name])
         return
     if name in _DETECTORS:
-        make_detector(folder, _DETECTORS[name])
+        make_detector(folder, family := _DETECTORS[name])
+        if side := _SIDES.get(family):
+            size = {"height": side, "width": side}
+            change_json(folder / "preprocessor_config.json", size=size)
+        return
+    if name in OF_CLASS:
+        image_model(name, **OF_CLASS[name])(folder)
         return
     num_tokens = 64
     if input_name == "text":
         num_tokens = write_language_tokenizer(folder) if writes else write_tokenizer(folder, "bert")
     elif input_name == "image":
-        side = attempt.get("image_size", SIZES["image_size"])
+        side = attempt.get("image_size", SIZES["image_size"]) or _side_of(cls)
         crop = {"height": side, "width": side}
         write_image_processor(folder, size={"shortest_edge": side + 4}, crop_size=crop)
     else:
@@ -222,12 +317,23 @@ def write_class(
             "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1,
             "sampling_rate": RATE_HZ, "do_normalize": True})  # fmt: skip
     torch.manual_seed(0)
-    model = cls(small_config(cls, num_tokens, attempt)).eval()
+    config = small_config(cls, num_tokens, attempt)
+    with torch.device("meta"):
+        num_numbers = sum(parameter.numel() for parameter in cls(config).parameters())
+    if num_numbers > _MOST_NUMBERS:
+        raise ValueError(f"a model of {num_numbers:,} numbers")
+    model = cls(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.2)
     model.save_pretrained(folder)
+
+
+def _side_of(cls: Any) -> int:
+    """Return the side of the images that a class takes by default."""
+    side = getattr(cls.config_class(), "image_size", None) or 224
+    return side if isinstance(side, int) else side[0]
 
 
 def rows_of(name: str) -> pa.Table:

@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reach_models import OF_CLASS
 from support.models.audio_snapshots import make_listener, make_transcriber
 from support.models.detector_snapshots import as_published, make_detector
 from support.models.feature_writers import LOOK, make_feature_writer
 from support.models.onnx_files import save, yolo_model
 from support.models.prompted_snapshots import make_prompted
-from support.models.raw_snapshots import (
-    BACKBONE,
-    PX,
-    SIZES,
-    image_model,
-    make_segmenter,
-    make_speakers,
-)
+from support.models.raw_snapshots import image_model, make_segmenter, make_speakers
 from support.models.snapshots import make_snapshot, make_timm, write_image_processor, write_json
 from support.models.timed_writers import make_timed_writer
 from usual_texts import WRITES, Step, Usual, config, in_dtype, of_class, settings
@@ -80,9 +74,9 @@ def seen(name: str, *steps: Step, **values: Any) -> Usual:
     return image(image_model(name, **values) if values else of_class(name, "image"), *steps)
 
 
-def shown(name: str, raw: str = "", **values: Any) -> Usual:
-    """Return a class whose outputs are columns, of values of its configuration."""
-    return image(image_model(name, **values), task="raw", raw=raw)
+def shown(name: str, raw: str = "") -> Usual:
+    """Return a class whose outputs are columns, in the sizes of `make reach`."""
+    return image(image_model(name, **OF_CLASS[name]), task="raw", raw=raw)
 
 
 def yolo(folder: Path) -> None:
@@ -144,31 +138,16 @@ IMAGES: Mapping[str, Usual] = {
         partial(make_snapshot, family="siglip", max_tokens=64), **ZERO_SHOT),
     "siglip2-base-patch16-224": image(
         partial(make_snapshot, family="siglip"), task="embed"),
-    "depth-anything-v2-small": shown(
-        "DepthAnythingForDepthEstimation", "depths", patch_size=8, neck_hidden_sizes=[8, 8],
-        reassemble_hidden_size=32, reassemble_factors=[1, 1], fusion_hidden_size=8,
-        head_hidden_size=8, backbone_config={
-            "model_type": "dinov2", **SIZES, "image_size": PX, "patch_size": 8,
-            "out_indices": [1, 2], "reshape_hidden_states": False}),
-    "dpt-large": shown(
-        "DPTForDepthEstimation", "depths", **{**SIZES, "num_hidden_layers": 4}, image_size=PX,
-        patch_size=8, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8),
+    "depth-anything-v2-small": shown("DepthAnythingForDepthEstimation", "depths"),
+    "dpt-large": shown("DPTForDepthEstimation", "depths"),
     "segformer-b0-finetuned-ade-512-512": image(make_segmenter, task="raw", raw="segments"),
     "mask2former-swin-tiny-coco-instance": shown(
-        "Mask2FormerForUniversalSegmentation", "instances", backbone_config={
-            "model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "window_size": 4,
-            "num_heads": [1, 1, 2, 2], "out_indices": [1, 2, 3, 4]},
-        feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=8, encoder_layers=1,
-        decoder_layers=2, num_attention_heads=2, dim_feedforward=16,
-        encoder_feedforward_dim=16),
+        "Mask2FormerForUniversalSegmentation", "instances"),
     "clipseg-rd64-refined": image(
         of_class("CLIPSegForImageSegmentation", "image"), task="raw"),
     "sam-vit-base": image(of_class("SamModel", "image"), task="raw"),
     "superpoint": image(of_class("SuperPointForKeypointDetection", "image"), task="raw"),
-    "vitpose-base-simple": shown(
-        "VitPoseForPoseEstimation", backbone_config=BACKBONE, num_labels=5,
-        use_simple_decoder=True),
+    "vitpose-base-simple": shown("VitPoseForPoseEstimation"),
     "videomae-base-finetuned-kinetics": image(
         of_class("VideoMAEForVideoClassification", "image"), task="raw"),
 }  # fmt: skip
